@@ -1,0 +1,56 @@
+# A map of the package, from what a service sees to what lies beneath:
+#
+#   _allocator  _cache  _buffer            the public objects
+#   _flags  _errors  _stats  _state        their words: urgency, errors, counters, marks
+#   _magazine  _depot  _slab  _views       free objects at hand, slabs behind them, who can see them
+#   _waiters  _emergency                   who waits, and the way out of waiting
+#   _growth  _worker  _budget  _reclaim    getting slabs and giving them back
+#   _engine  _supply  _bell                the tasks that do it
+#   backends/  faults/  testing/           where memory comes from; making it fail; checking that it works
+#   cli/  bench/                           the commands
+#
+# Imports point downwards only.
+"""An async slab allocator: pooled buffers for asyncio and trio services."""
+
+from ._allocator import Allocator as Allocator
+from ._allocator import open_allocator as open_allocator
+from ._buffer import Buffer as Buffer
+from ._cache import Cache as Cache
+from ._cache import Lease as Lease
+from ._errors import BackendError as BackendError
+from ._errors import BufferFreedError as BufferFreedError
+from ._errors import CacheClosedError as CacheClosedError
+from ._errors import ConfigError as ConfigError
+from ._errors import ConstructorError as ConstructorError
+from ._errors import ImpossibleTransition as ImpossibleTransition
+from ._errors import SlabError as SlabError
+from ._errors import WrongCacheError as WrongCacheError
+from ._flags import GFP as GFP
+from ._flags import KM as KM
+from ._flags import CacheFlags as CacheFlags
+from ._stats import AllocatorStats as AllocatorStats
+from ._stats import CacheStats as CacheStats
+
+__all__ = [
+    "GFP",
+    "KM",
+    "Allocator",
+    "AllocatorStats",
+    "BackendError",
+    "Buffer",
+    "BufferFreedError",
+    "Cache",
+    "CacheClosedError",
+    "CacheFlags",
+    "CacheStats",
+    "ConfigError",
+    "ConstructorError",
+    "ImpossibleTransition",
+    "Lease",
+    "SlabError",
+    "WrongCacheError",
+    "open_allocator",
+]
+for _name in __all__:  # tracebacks and help() show the public name
+    globals()[_name].__module__ = __name__
+del _name

@@ -1,0 +1,200 @@
+"""Allocator: what a service opens, and makes its caches with."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar, overload
+
+import anyio
+
+from ._cache import Cache
+from ._config import AllocatorConfig, cache_config
+from ._engine import Engine
+from ._errors import CacheClosedError, ConfigError
+from ._flags import CacheFlags
+from ._stats import HEADER, AllocatorStats, row
+from .backends import Heap, Mmap
+from .backends._protocol import Backend
+
+T = TypeVar("T")
+
+
+class Allocator:
+    """The caches of one service. Made by `open_allocator`, never by hand."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def caches(self) -> tuple[Cache[Any], ...]:
+        """The open caches, in the order of creation."""
+        return tuple(self._engine.caches.values())
+
+    @overload
+    def create_cache(
+        self,
+        name: str,
+        size: int,
+        *,
+        align: int = ...,
+        objects_per_slab: int | None = ...,
+        max_slab_size: int = ...,
+        magazine_size: int | None = ...,
+        ctor: None = ...,
+        dtor: None = ...,
+        max_objects: int | None = ...,
+        max_emergency: int | None = ...,
+        watermark: int = ...,
+        flags: CacheFlags = ...,
+    ) -> Cache[memoryview]: ...
+
+    @overload
+    def create_cache(
+        self,
+        name: str,
+        size: int,
+        *,
+        align: int = ...,
+        objects_per_slab: int | None = ...,
+        max_slab_size: int = ...,
+        magazine_size: int | None = ...,
+        ctor: Callable[[memoryview], T],
+        dtor: Callable[[T], None] | None = ...,
+        max_objects: int | None = ...,
+        max_emergency: int | None = ...,
+        watermark: int = ...,
+        flags: CacheFlags = ...,
+    ) -> Cache[T]: ...
+
+    def create_cache(
+        self,
+        name: str,
+        size: int,
+        *,
+        align: int = 64,
+        objects_per_slab: int | None = None,
+        max_slab_size: int = 32 * 2**20,
+        magazine_size: int | None = None,
+        ctor: Callable[[memoryview], Any] | None = None,
+        dtor: Callable[[Any], None] | None = None,
+        max_objects: int | None = None,
+        max_emergency: int | None = None,
+        watermark: int = 0,
+        flags: CacheFlags = CacheFlags(0),  # noqa: B008  (an immutable flag)
+    ) -> Cache[Any]:
+        """Make a cache for objects of ``size`` bytes. Does not suspend; event loop's thread only.
+
+        :param name: shown in tables and warnings; one cache of a name at a time
+        :param align: a power of two, 8 to the page size
+        :param objects_per_slab: 8 by default, fewer where a slab would pass ``max_slab_size``. More make
+            growth rarer and longer.
+        :param max_slab_size: bytes
+        :param magazine_size: free objects kept at hand, 2..256; by default from the object's size, as SPL does
+        :param ctor: builds the object of a slot when its slab is made, not at each allocation (Bonwick
+            1994). Gets the memory; called on the event loop, once an object: keep it short.
+        :param dtor: undoes ``ctor``, before the slab is given back
+        :param max_objects: in slabs, which come whole. At the limit callers wait for a free.
+        :param max_emergency: emergency objects outstanding; None is no bound
+        :param watermark: growth starts in the background when fewer objects are free
+        :param flags: `CacheFlags.NOEMERGENCY`
+        :raises ConfigError: for anything that is not allowed; nothing is created then
+        :raises CacheClosedError: if the allocator is closed
+        """
+        if self._engine.closed:
+            raise CacheClosedError("the allocator is closed")
+        config = cache_config(
+            limit=self._engine.config.limit,
+            name=name,
+            size=size,
+            align=align,
+            objects_per_slab=objects_per_slab,
+            max_slab_size=max_slab_size,
+            magazine_size=magazine_size,
+            ctor=ctor,
+            dtor=dtor,
+            max_objects=max_objects,
+            max_emergency=max_emergency,
+            watermark=watermark,
+            flags=flags,
+        )
+        if name in self._engine.caches:
+            raise ConfigError("name", name, "allowed is a name that no other cache of this allocator has")
+        cache: Cache[Any] = Cache(self._engine, config)
+        self._engine.caches[name] = cache
+        return cache
+
+    async def reap(self) -> int:
+        """`Cache.reap` for every cache; answers the bytes given back. Suspends; may be cancelled."""
+        return sum([await cache.reap() for cache in self.caches])
+
+    def stats(self) -> AllocatorStats:
+        """A snapshot of all counters. Any thread."""
+        return AllocatorStats(
+            slab_bytes=self._engine.budget.used,
+            limit=self._engine.config.limit,
+            kicked=self._engine.worker.kicked,
+            caches=tuple(cache.stats() for cache in self.caches),
+        )
+
+    def table(self) -> str:
+        """The text of /proc/spl/kmem/slab. Any thread."""
+        return HEADER + "".join(row(cache.stats()) for cache in self.caches)
+
+
+@asynccontextmanager
+async def open_allocator(
+    *,
+    slabs: Backend | None = None,
+    emergency: Backend | None = None,
+    grow_timeout: float = 0.1,
+    limit: int | None = None,
+    expire: float | None = 15.0,
+    growth_workers: int = 1,
+    kick_after: float | None = 5.0,
+    init_on_alloc: bool = False,
+    init_on_free: bool = False,
+    checkpoints: bool = False,
+) -> AsyncIterator[Allocator]:
+    """Open an allocator for the time of an ``async with`` block.
+
+    Its tasks live in the block. What is raised inside comes out as it is, not in an exception group.
+    Leaving suspends for as long as memory takes to go back, half a second at most: what is stuck then is
+    abandoned, with a ResourceWarning.
+
+    :param slabs: where slabs come from; `aslab.backends.Mmap` by default
+    :param emergency: where single emergency objects come from; `aslab.backends.Heap` by default
+    :param grow_timeout: seconds that a caller waits for growth before the emergency path (SPL: HZ/10)
+    :param limit: most bytes of slabs over all caches; at the limit callers wait for a free
+    :param expire: seconds after which idle magazines drain and idle empty slabs go back; None is never
+    :param growth_workers: more than the single serialized worker only for experiments
+    :param kick_after: seconds after which a stuck grow is set aside, so that other caches grow; None is never
+    :param init_on_alloc: zero each object when it is allocated, in the caller's thread (about 0.1 ms a MiB)
+    :param init_on_free: zero each object when it is freed
+    :param checkpoints: every `Cache.alloc` is a full checkpoint, even on a hit (trio's rule)
+    :raises ConfigError: for anything that is not allowed
+    """
+    config = AllocatorConfig(
+        slabs=Mmap() if slabs is None else slabs,
+        emergency=Heap() if emergency is None else emergency,
+        grow_timeout=grow_timeout,
+        limit=limit,
+        expire=expire,
+        growth_workers=growth_workers,
+        kick_after=kick_after,
+        init_on_alloc=init_on_alloc,
+        init_on_free=init_on_free,
+        checkpoints=checkpoints,
+    )
+    raised: BaseException | None = None
+    async with anyio.create_task_group() as tasks:
+        engine = Engine(config, tasks)
+        try:
+            yield Allocator(engine)
+        except BaseException as exc:  # raised again below, outside of the task group
+            raised = exc
+        with anyio.CancelScope(shield=True):
+            await engine.close()
+        tasks.cancel_scope.cancel()
+    if raised is not None:
+        raise raised

@@ -1,0 +1,32 @@
+"""How much slab memory all caches together hold, and may hold."""
+
+from __future__ import annotations
+
+
+class Budget:
+    """Bytes of slabs. Event loop's thread only.
+
+    ``used`` is what slabs hold until their backend has taken them back. ``promised`` is what grows
+    under way have been allowed: it blocks others, but is not a limit reached, since a grow may be stuck.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        self.used = 0
+        self.promised = 0
+
+    def full(self, nbytes: int) -> bool:
+        """Whether only a slab given back could make room."""
+        return self.limit is not None and self.used + nbytes > self.limit
+
+    def promise(self, nbytes: int) -> bool:
+        """Set room aside for a grow; False if there is none at present."""
+        if self.limit is not None and self.used + self.promised + nbytes > self.limit:
+            return False
+        self.promised += nbytes
+        return True
+
+    def keep(self, nbytes: int) -> None:
+        """The grow brought its slab."""
+        self.promised -= nbytes
+        self.used += nbytes

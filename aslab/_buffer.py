@@ -1,0 +1,237 @@
+"""Buffer: the handle of one allocation.
+
+A slot is used again and again; a handle is used once. After `Buffer.free` the handle is dead for
+good, so whoever still holds it cannot reach the next owner. And memory that somebody can still write
+through, by a numpy array, a slice, a second memoryview, is not freed at all: `BufferError`.
+
+States of a handle, told by two attributes so that the hot path sets as little as it can:
+
+    _slot present, _view None       allocated, never looked at
+    _slot present, _view a view     allocated
+    _slot absent,  _view _FREED     freed
+    _slot absent,  _view not freed  being freed by some thread, right now
+
+Deleting ``_slot`` is the claim: the interpreter makes it atomic, so of two threads that free one
+buffer one gets an AttributeError.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
+
+from ._errors import BufferFreedError
+from ._views import is_shared
+from .backends._libc import zero
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from ._cache import Cache
+    from ._emergency import EmergencySlot
+    from ._slab import Slot
+
+T = TypeVar("T")
+
+_FREED = memoryview(b"")
+
+
+class Buffer(Generic[T]):
+    """One allocation. Made by `Cache.alloc` and its kin, never by hand.
+
+    Every method may be called from any thread, none suspends.
+    """
+
+    __slots__ = ("__weakref__", "_cache", "_slot", "_view")
+
+    _cache: Cache[T]
+    _slot: Slot[T]
+    _view: memoryview | None
+
+    emergency: bool = False
+    """True for an emergency object: one that did not come out of a slab."""
+
+    @property
+    def view(self) -> memoryview:
+        """The memory: writable, exactly ``size`` bytes, at a multiple of ``align``.
+
+        Made on first use; released by `free`, so that using it later raises ValueError.
+
+        :raises BufferFreedError: after `free`
+        """
+        view = self._view
+        if view is None:
+            slot = self._allocated()
+            view = self._view = memoryview(slot.exporter)
+            if not hasattr(self, "_slot"):  # another thread freed the buffer meanwhile
+                view.release()
+                self._view = _FREED
+                raise self._freed_error()
+        elif view is _FREED:
+            raise self._freed_error()
+        return view
+
+    @property
+    def obj(self) -> T:
+        """What the cache's ``ctor`` built in this slot; the view where there is no ``ctor``.
+
+        A constructed object belongs to its slot, and serves one owner after the other: do not keep it.
+
+        :raises BufferFreedError: after `free`
+        """
+        slot = self._allocated()
+        if self._cache.ctor is None:
+            return cast("T", self.view)
+        return cast("T", slot.obj)
+
+    @property
+    def address(self) -> int:
+        """Where the memory starts.
+
+        :raises BufferFreedError: after `free`
+        """
+        return self._allocated().address
+
+    @property
+    def cache(self) -> Cache[T]:
+        """The cache it was allocated from."""
+        return self._cache
+
+    def __len__(self) -> int:
+        return self._cache.size
+
+    def free(self) -> None:
+        """Give the memory back to the cache; to a waiting caller, if there is one.
+
+        :raises BufferFreedError: if it was freed before
+        :raises BufferError: if something still exports the memory (a numpy array, a slice of the view, a
+            pending ``recv_into``): the buffer stays allocated. Holding the view itself is no hindrance.
+        """
+        # The hot path: `_claim` and `Cache._take_back`, written out.
+        try:
+            slot = self._slot
+            del self._slot
+        except AttributeError:
+            raise self._freed_error() from None
+        if self._view is not None:
+            self._end_view(slot)
+        self._view = _FREED
+        cache = self._cache
+        magazine = cache._magazine
+        magazine.append(slot)
+        if cache._waiting or len(magazine) > magazine.capacity:
+            cache._settle()
+
+    def __enter__(self) -> Self:
+        self._allocated()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self._view is _FREED:
+            return
+        try:
+            self.free()
+        except BufferError:
+            # An exception on its way out often keeps a slice alive in its frames. It must not be
+            # hidden behind ours, and the memory comes back when the slice goes.
+            if exc is None:
+                raise
+            self._let_go()
+
+    def __repr__(self) -> str:
+        state = "freed" if self._view is _FREED else f"at {self._slot.address:#x}"
+        kind = ", emergency" if self.emergency else ""
+        return f"<Buffer of {self._cache.name!r}, {len(self)} bytes, {state}{kind}>"
+
+    if sys.version_info >= (3, 12):
+
+        def __buffer__(self, flags: int, /) -> memoryview:
+            return self.view
+
+    def __del__(self) -> None:
+        try:
+            if self._view is _FREED:
+                return
+            self._let_go()
+            name = self._cache.name
+        except AttributeError:  # never allocated, or freed by another thread just now
+            return
+        warnings.warn(
+            f"cache {name!r}: a Buffer was garbage-collected without free()", ResourceWarning, 2, source=self
+        )
+
+    def _allocated(self) -> Slot[T]:
+        try:
+            return self._slot
+        except AttributeError:
+            raise self._freed_error() from None
+
+    def _freed_error(self) -> BufferFreedError:
+        cache = getattr(self, "_cache", None)
+        return BufferFreedError(f"this buffer of cache {cache.name!r} was freed" if cache else "not allocated")
+
+    def _claim(self) -> Slot[T]:
+        """End the handle and its view; the slot is the caller's then."""
+        slot = self._allocated()
+        try:
+            del self._slot
+        except AttributeError:
+            raise self._freed_error() from None
+        if self._view is not None:
+            self._end_view(slot)
+        self._view = _FREED
+        return slot
+
+    def _end_view(self, slot: Slot[T]) -> None:
+        """Release the view; if it is exported, give the handle its slot back and raise BufferError."""
+        view = self._view
+        if view is None or view is _FREED:
+            return
+        try:
+            if is_shared(view):
+                raise BufferError("a slice or another memoryview of it is alive")
+            view.release()
+        except BufferError as exc:
+            self._slot = slot
+            raise BufferError(
+                f"cache {self._cache.name!r}: the buffer is still in use and stays allocated: {exc}"
+            ) from None
+
+    def _let_go(self) -> None:
+        """Give the memory back as soon as nobody exports it. Safe in a finaliser: takes no lock."""
+        try:
+            slot = self._claim()
+        except BufferError:
+            slot = self._slot
+            del self._slot
+            self._view = _FREED
+            slot.park(self._cache._unpark)
+        else:
+            self._cache._come_back(slot)
+
+
+class ScrubbedBuffer(Buffer[T]):
+    """A buffer of a cache with ``init_on_free``."""
+
+    __slots__ = ()
+
+    def free(self) -> None:
+        """As `Buffer.free`, and overwrites the memory with zeros, in the caller's thread."""
+        slot = self._claim()
+        zero(slot.address, self._cache.size)
+        self._cache._take_back(slot)
+
+
+class EmergencyBuffer(Buffer[T]):
+    """An emergency object: its memory is its own, and goes back to the emergency backend."""
+
+    __slots__ = ()
+    emergency = True
+
+    def free(self) -> None:
+        """As `Buffer.free`; found by its address in the hash, in constant time."""
+        self._cache._free_emergency(cast("EmergencySlot[T]", self._claim()))

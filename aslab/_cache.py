@@ -1,0 +1,505 @@
+"""Cache: allocating and freeing objects of one size.
+
+The order of the file is the way of an allocation: the hot path; what can be had without waiting;
+waiting in line, and the ways out of it; the way back; looking and closing. How a cache grows is in
+_growth.py, how it gives back in _reclaim.py.
+
+Threads: ``alloc_nowait``, frees and the garbage collector's returns come from any thread. Waiters
+and marks belong to the event loop's thread alone; the others ring the allocator's bell for it.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+import anyio
+import anyio.lowlevel
+
+from ._buffer import Buffer, EmergencyBuffer, ScrubbedBuffer
+from ._config import CacheConfig, seconds, whole_number
+from ._depot import Depot
+from ._emergency import Emergency, EmergencySlot
+from ._errors import CacheClosedError, ConfigError, WrongCacheError
+from ._flags import KM
+from ._growth import PAUSE_FIRST, PAUSE_MOST, Growth
+from ._magazine import Magazine
+from ._reclaim import Reclaim
+from ._slab import Slot
+from ._state import Mark, Marks
+from ._stats import CacheStats
+from ._waiters import Line, Waiter
+from .backends._libc import zero
+
+if TYPE_CHECKING:
+    from ._engine import Engine
+
+T = TypeVar("T")
+
+_SLEEP, _NOSLEEP, _PUSHPAGE = KM.SLEEP, KM.NOSLEEP, KM.PUSHPAGE
+KVMEM = 1 << 7
+"""SPL's flag bit for a cache whose slabs are virtually contiguous; all of aslab's are."""
+
+
+class Cache(Generic[T]):
+    """Objects of one size. Made by `Allocator.create_cache`.
+
+    ``T`` is what ``ctor`` builds; memoryview without one.
+    """
+
+    def __init__(self, engine: Engine, config: CacheConfig[T]) -> None:
+        self._engine = engine
+        self._config = config
+        self._marks = Marks()
+        self._magazine: Magazine[T] = Magazine(config.magazine_size)
+        self._depot: Depot[T] = Depot(self._magazine)
+        self._line: Line[T] = Line()
+        self._refused: Line[T] = Line()  # those of the line who found max_emergency reached
+        self._waiting = 0  # len(self._line), for the hot path and other threads
+        self._in_handover = 0  # objects given to waiters that have not resumed yet
+        self._emergency = Emergency(config, engine.config.emergency, engine.supply, self._depot.lock)
+        self._growth = Growth(config, self._marks, self._depot, self._line, engine.worker, self._attend)
+        self._reclaim = Reclaim(config, self._marks, self._depot, engine, self._attend)
+        self._hits = 0
+        self._misses = 0
+        self._waits = 0
+        self._timeouts = 0
+        scrub = engine.config.init_on_free
+        self._kind: type[Buffer[Any]] = ScrubbedBuffer if scrub else Buffer
+        # What an allocation must always do besides popping from the magazine; and whether it must do
+        # anything besides now, which is all that the hot path looks at.
+        asked = engine.config.checkpoints or engine.config.init_on_alloc or scrub
+        self._always_slow = asked or config.watermark > 0
+        self._slow = self._always_slow
+        self._growth.ask()
+
+    @property
+    def name(self) -> str:
+        """The name it was created under."""
+        return self._config.name
+
+    @property
+    def size(self) -> int:
+        """Bytes of one object."""
+        return self._config.shape.size
+
+    @property
+    def ctor(self) -> Callable[[memoryview], T] | None:
+        """What builds the object of a slot."""
+        return self._config.ctor
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        return (
+            f"<Cache {self.name!r}, {self.size} bytes: {stats.obj_held} held, {self._depot.free} free, "
+            f"{stats.waiters} waiting, marks {self._marks}>"
+        )
+
+    # -- the hot path
+
+    async def alloc(self, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> Buffer[T]:
+        """Allocate one object.
+
+        With SLEEP and PUSHPAGE it never fails for want of memory: it waits for a free, for growth or,
+        when growth is late, for an emergency object. NOSLEEP is `alloc_nowait`.
+
+        On a hit it does not suspend (unless the allocator has ``checkpoints``). Every wait may be
+        cancelled; an object that was on its way goes to the next waiter. Event loop's thread only.
+
+        :param timeout: the caller's own patience, in seconds
+        :raises TimeoutError: if ``timeout`` has passed
+        :raises CacheClosedError: if the cache is closed, or is while waiting
+        :raises BackendError: if a backend broke its contract
+        :raises ConstructorError: if the cache's ``ctor`` raised
+        """
+        if self._slow or flags is not _SLEEP or timeout is not None:
+            return await self._alloc_slowly(flags, timeout)
+        try:
+            slot = self._magazine.pop()
+        except IndexError:
+            return await self._alloc_slowly(flags, timeout)
+        self._hits += 1
+        buf: Buffer[T] = Buffer()
+        buf._cache = self
+        buf._view = None
+        buf._slot = slot
+        return buf
+
+    def alloc_nowait(self, flags: KM = KM.NOSLEEP) -> Buffer[T]:
+        """Allocate one object at once: magazine, slabs, then one emergency attempt that may not wait.
+
+        Callers that wait in `alloc` come first. A miss asks for growth in the background. Never
+        suspends; any thread (but not a finaliser).
+
+        :param flags: NOSLEEP or PUSHPAGE
+        :raises anyio.WouldBlock: if there is none
+        :raises CacheClosedError: if the cache is closed
+        """
+        if self._slow or flags is not _NOSLEEP:
+            return self._alloc_now(flags)
+        try:
+            slot = self._magazine.pop()
+        except IndexError:
+            return self._alloc_now(flags)
+        self._hits += 1
+        buf: Buffer[T] = Buffer()
+        buf._cache = self
+        buf._view = None
+        buf._slot = slot
+        return buf
+
+    def lease(self, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> Lease[T]:
+        """``async with cache.lease() as buf:`` is `alloc` and `Buffer.free` around a block."""
+        return Lease(self, flags, timeout)
+
+    def free(self, buf: Buffer[T]) -> None:
+        """As `Buffer.free`, and checks that the buffer is of this cache. Any thread.
+
+        :raises WrongCacheError: if it is not; it stays allocated
+        """
+        if buf.cache is not self:
+            raise WrongCacheError(f"a buffer of cache {buf.cache.name!r} was given to cache {self.name!r}")
+        buf.free()
+
+    # -- what can be had without waiting
+
+    async def _alloc_slowly(self, flags: KM, timeout: float | None) -> Buffer[T]:
+        self._check(flags, _SLEEP, _PUSHPAGE, _NOSLEEP)
+        if timeout is not None:
+            seconds("timeout", timeout, zero=True)
+        if self._engine.config.checkpoints:
+            await anyio.lowlevel.checkpoint()
+        if flags is _NOSLEEP:
+            return self._alloc_now(flags)
+        slot = self._at_hand()
+        if slot is None:
+            self._waits += 1
+            if timeout is None:
+                slot = await self._wait(flags)
+            else:
+                with anyio.fail_after(timeout):
+                    slot = await self._wait(flags)
+        return self._hand_out(slot)
+
+    def _alloc_now(self, flags: KM) -> Buffer[T]:
+        self._check(flags, _NOSLEEP, _PUSHPAGE)
+        slot = self._at_hand()
+        if slot is None:
+            self._engine.attend(self._growth.ask)
+            if self._growth.at_limit or not self._emergency.permit():
+                raise anyio.WouldBlock
+            try:
+                slot = self._emergency.make_nowait()
+            except MemoryError:
+                raise anyio.WouldBlock from None
+        return self._hand_out(slot)
+
+    def _check(self, flags: KM, *allowed: KM) -> None:
+        if not any(flags is one for one in allowed):
+            raise ConfigError("flags", flags, f"allowed here are {', '.join(map(str, allowed))}")
+        if Mark.DESTROY in self._marks:
+            raise CacheClosedError(f"cache {self.name!r} is closed")
+
+    def _at_hand(self) -> Slot[T] | None:
+        """A free object, unless somebody waits for it already."""
+        if not self._waiting:
+            try:
+                slot = self._magazine.pop()
+            except IndexError:
+                pass
+            else:
+                self._hits += 1
+                return slot
+        self._misses += 1
+        return None if self._waiting else self._depot.take()
+
+    def _hand_out(self, slot: Slot[T]) -> Buffer[T]:
+        if self._engine.config.init_on_alloc:
+            zero(slot.address, self.size)
+        if self._config.watermark:
+            self._engine.attend(self._growth.ask)
+        kind: type[Buffer[T]] = EmergencyBuffer if slot.slab is None else self._kind
+        buf = kind()
+        buf._cache = self
+        buf._view = None
+        buf._slot = slot
+        return buf
+
+    # -- waiting in line
+
+    async def _wait(self, flags: KM) -> Slot[T]:
+        """Join the line; leave it with an object, whichever way one comes first."""
+        waiter: Waiter[T] = Waiter(flags, self._engine.next_ticket())
+        self._join(waiter)
+        try:
+            return await self._stand_in_line(waiter)
+        except BaseException:
+            if waiter.slot is not None:  # it was given an object, and cancelled before it knew
+                self._in_handover -= 1
+                self._take_back(waiter.slot)
+            raise
+        finally:
+            self._leave(waiter)
+            if waiter.may_try:
+                self._let_others_try()
+
+    async def _stand_in_line(self, waiter: Waiter[T]) -> Slot[T]:
+        patience: float | None = None  # when growth becomes late; None while only a free can help
+        late = False
+        retry_at, pause = -math.inf, PAUSE_FIRST
+        while True:
+            self._serve()
+            if waiter.error is not None:
+                raise type(waiter.error)(*waiter.error.args) from waiter.error.__cause__
+            if waiter.slot is not None:
+                self._in_handover -= 1
+                slot, waiter.slot = waiter.slot, None
+                return slot
+            self._growth.ask()
+            if self._growth.at_limit:
+                patience, late = None, False
+                await waiter.wait(math.inf)
+                continue
+            now = anyio.current_time()
+            if patience is None:
+                patience = now + self._engine.config.grow_timeout
+            if now >= patience and not late:
+                late = True
+                self._timeouts += 1
+                self._growth.late()
+            if (late or Mark.DEADLOCKED in self._marks) and now >= retry_at and self._may_try(waiter):
+                made = await self._try_emergency(waiter)
+                if made is not None:
+                    return made
+                retry_at = anyio.current_time() + pause
+                pause = min(2 * pause, PAUSE_MOST)
+                continue
+            until = retry_at if retry_at > now else math.inf
+            await waiter.wait(until if late else min(until, patience))
+
+    def _may_try(self, waiter: Waiter[T]) -> bool:
+        """Take a permit for an emergency object; refused, it is told when there is room."""
+        waiter.may_try = False
+        permitted = self._emergency.permit()
+        if not permitted:
+            self._refused.join(waiter)
+        return permitted
+
+    async def _try_emergency(self, waiter: Waiter[T]) -> Slot[T] | None:
+        """One attempt, out of the line; back to the old place if it fails."""
+        self._leave(waiter)
+        try:
+            return await self._emergency.make()
+        except MemoryError:
+            self._join(waiter)
+            return None
+        finally:
+            self._let_others_try()
+
+    def _let_others_try(self) -> None:
+        """Wake as many of the refused as max_emergency has room for."""
+        room = self._emergency.room
+        while room >= 1:
+            waiter = self._refused.pop()
+            if waiter is None:
+                break
+            waiter.may_try = True
+            waiter.wake()
+            room -= 1
+
+    def _join(self, waiter: Waiter[T]) -> None:
+        self._line.join(waiter)
+        self._note_line()
+
+    def _leave(self, waiter: Waiter[T]) -> None:
+        self._line.leave(waiter)
+        self._refused.leave(waiter)
+        self._note_line()
+
+    def _note_line(self) -> None:
+        self._waiting = len(self._line)
+        self._slow = self._waiting > 0 or self._always_slow
+
+    def _serve(self) -> None:
+        """Hand free objects to waiters, in order, until one or the other runs out."""
+        while self._waiting:
+            slot = self._depot.take()
+            if slot is None:
+                return
+            waiter = self._line.pop()
+            self._note_line()
+            if waiter is None:
+                self._magazine.append(slot)
+                return
+            waiter.slot = slot
+            self._in_handover += 1
+            waiter.wake()
+
+    # -- the way back
+
+    def _take_back(self, slot: Slot[T]) -> None:
+        """A free, from any thread. (`Buffer.free` writes this out.)"""
+        magazine = self._magazine
+        magazine.append(slot)
+        if self._waiting or len(magazine) > magazine.capacity:
+            self._settle()
+
+    def _settle(self) -> None:
+        """After a free that finds waiters or a full magazine. Takes no lock that is taken."""
+        if not self._depot.flush(self._engine.tick):
+            self._engine.bell.ring()
+        elif self._waiting:
+            self._engine.attend(self._serve)
+        elif Mark.DESTROY in self._marks:
+            self._reclaim.empty_out()
+
+    def _come_back(self, slot: Slot[T]) -> None:
+        """What the garbage collector returns, at any moment, in any thread."""
+        if slot.slab is None:
+            self._free_emergency(cast("EmergencySlot[T]", slot))
+            return
+        if self._engine.config.init_on_free:
+            zero(slot.address, self.size)
+        self._magazine.append(slot)
+        if Mark.DESTROY in self._marks:
+            self._settle()
+        elif self._waiting or len(self._magazine) > self._magazine.capacity:
+            self._engine.bell.ring()
+
+    def _unpark(self, slot: Slot[T]) -> None:
+        """The last view of a buffer that was let go of has died."""
+        if slot.slab is not None:
+            slot.unpark(slot.slab.region, slot.address - slot.slab.region.address, self.size)
+        self._come_back(slot)
+
+    def _free_emergency(self, slot: EmergencySlot[T]) -> None:
+        self._emergency.free(slot)
+        if self._waiting:
+            self._engine.bell.ring()
+
+    def _attend(self) -> None:
+        """Look after everything: objects came, or the bell was rung for what another thread did."""
+        self._depot.flush(self._engine.tick)
+        if Mark.DESTROY in self._marks:
+            self._reclaim.empty_out()
+            return
+        self._serve()
+        self._let_others_try()
+        self._growth.ask()
+
+    # -- filling, reaping, ageing, closing
+
+    async def prefill(self, n: int) -> None:
+        """Grow until ``n`` objects are free. Suspends until they are; may be cancelled, and keeps what came.
+
+        :raises ConfigError: if ``max_objects`` or the allocator's ``limit`` can never allow as many
+        :raises BackendError: if the backend broke its contract
+        """
+        whole_number("n", n, 0)
+        self._check(_SLEEP, _SLEEP)
+        shape = self._config.shape
+        slabs = -(-n // shape.objects)
+        most, limit = self._config.max_objects, self._engine.config.limit
+        if most is not None and slabs * shape.objects > most:
+            raise ConfigError("n", n, f"allowed are whole slabs within max_objects, {most}")
+        if limit is not None and slabs * shape.slab_size > limit:
+            raise ConfigError("n", n, f"allowed are whole slabs within the limit, {limit} bytes")
+        await self._growth.fill(n)
+
+    async def reap(self) -> int:
+        """Drain the magazine and give every empty slab back. Suspends until they are back.
+
+        Answers the bytes given back. If cancelled, what was begun goes on.
+        """
+        return await self._reclaim.reap()
+
+    async def aclose(self) -> None:
+        """Close: waiters get `CacheClosedError`, free memory goes back. Suspends until it is back.
+
+        Buffers still held give one ResourceWarning; their memory stays valid until they are freed.
+        Closing twice does nothing.
+        """
+        if Mark.DESTROY not in self._marks:
+            await self._shut().wait()
+
+    def _shut(self) -> anyio.Event:
+        self._marks.fire("close")
+        self._always_slow = True
+        closed = CacheClosedError(f"cache {self.name!r} was closed")
+        for waiter in self._line:
+            waiter.error = closed
+            waiter.wake()
+        self._growth.close(closed)
+        self._note_line()
+        self._magazine.capacity = -1  # so that each later free comes by `_settle`
+        del self._engine.caches[self.name]
+        emptied = self._reclaim.empty_out()
+        held = self.stats().obj_held
+        if held:
+            warnings.warn(
+                f"cache {self.name!r} was closed with {held} buffers still held", ResourceWarning, 4, source=self
+            )
+        return emptied
+
+    def _age(self) -> None:
+        used = (self._hits, self._misses, self._depot.slabs.slots_out, len(self._magazine))
+        self._reclaim.age(used, self._config.watermark)
+
+    def stats(self) -> CacheStats:
+        """A snapshot of the counters. Any thread."""
+        slabs = self._depot.slabs
+        cached, handover, emergency = len(self._magazine), self._in_handover, len(self._emergency)
+        return CacheStats(
+            name=self.name,
+            flags=self._marks.state.value | self._config.flags.value | KVMEM,
+            size=self.size,
+            slab_size=self._config.shape.slab_size,
+            slab_total=len(slabs),
+            slab_alloc=slabs.slabs_used,
+            slab_max=slabs.slabs_used_max,
+            slab_fail=self._growth.failures,
+            slab_create=slabs.created,
+            slab_destroy=slabs.destroyed,
+            obj_total=slabs.slots_total + emergency,
+            obj_alloc=slabs.slots_out,
+            obj_max=slabs.slots_out_max,
+            obj_deadlock=self._growth.deadlocks,
+            obj_emergency=emergency,
+            obj_emergency_max=self._emergency.highest,
+            obj_held=slabs.slots_out - cached - handover + emergency,
+            obj_cached=cached,
+            obj_handover=handover,
+            waiters=self._waiting,
+            hits=self._hits,
+            misses=self._misses,
+            waits=self._waits,
+            timeouts=self._timeouts,
+            growing=Mark.GROWING in self._marks,
+            deadlocked=Mark.DEADLOCKED in self._marks,
+        )
+
+
+class Lease(Generic[T]):
+    """What `Cache.lease` answers: allocates on entry, frees on exit."""
+
+    __slots__ = ("_buffer", "_cache", "_flags", "_timeout")
+
+    def __init__(self, cache: Cache[T], flags: KM, timeout: float | None) -> None:
+        self._cache = cache
+        self._flags = flags
+        self._timeout = timeout
+        self._buffer: Buffer[T] | None = None
+
+    async def __aenter__(self) -> Buffer[T]:
+        self._buffer = await self._cache.alloc(self._flags, timeout=self._timeout)
+        return self._buffer
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            buffer.__exit__(exc_type, exc, tb)

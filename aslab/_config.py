@@ -1,0 +1,162 @@
+"""What may be configured, and the checks: one clear `ConfigError` before anything is changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from ._errors import ConfigError
+from ._flags import CacheFlags
+from ._magazine import LARGEST, SMALLEST, default_size
+from ._slab import Shape
+from .backends._libc import PAGE_SIZE
+from .backends._protocol import Backend
+
+T = TypeVar("T")
+
+OBJECTS_PER_SLAB = 8
+
+
+def whole_number(field: str, given: object, least: int, most: int | None = None) -> None:
+    """Refuse what is not an int in ``least..most``."""
+    bound = f"at least {least}" if most is None else f"{least}..{most}"
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise ConfigError(field, given, f"allowed is a whole number, {bound}")
+    if given < least or (most is not None and given > most):
+        raise ConfigError(field, given, f"allowed is {bound}")
+
+
+def seconds(field: str, given: object, *, zero: bool = False) -> None:
+    """Refuse what is not a finite time; zero only where it makes sense."""
+    number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    if not number or not math.isfinite(given) or given < 0 or (given == 0 and not zero):  # type: ignore[arg-type,operator]
+        raise ConfigError(field, given, f"allowed are seconds {'from 0 on' if zero else 'above 0'}")
+
+
+def optional_function(field: str, given: object) -> None:
+    """Refuse what cannot be called and is not None."""
+    if given is not None and not callable(given):
+        raise ConfigError(field, given, "allowed is a function, or None")
+
+
+def boolean(field: str, given: object) -> None:
+    """Refuse what is not True or False."""
+    if not isinstance(given, bool):
+        raise ConfigError(field, given, "allowed are True and False")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocatorConfig:
+    """The arguments of `open_allocator`, checked."""
+
+    slabs: Backend
+    emergency: Backend
+    grow_timeout: float
+    limit: int | None
+    expire: float | None
+    growth_workers: int
+    kick_after: float | None
+    init_on_alloc: bool
+    init_on_free: bool
+    checkpoints: bool
+
+    def __post_init__(self) -> None:
+        for field in ("slabs", "emergency"):
+            backend = getattr(self, field)
+            if isinstance(backend, type) or not isinstance(backend, Backend):
+                raise ConfigError(field, backend, "allowed is a backend: acquire, acquire_nowait, release")
+        seconds("grow_timeout", self.grow_timeout, zero=True)
+        if self.limit is not None:
+            whole_number("limit", self.limit, 1)
+        for field in ("expire", "kick_after"):
+            if getattr(self, field) is not None:
+                seconds(field, getattr(self, field))
+        whole_number("growth_workers", self.growth_workers, 1)
+        for field in ("init_on_alloc", "init_on_free", "checkpoints"):
+            boolean(field, getattr(self, field))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig(Generic[T]):
+    """The arguments of `Allocator.create_cache`, checked, with the defaults filled in."""
+
+    name: str
+    shape: Shape
+    magazine_size: int
+    ctor: Callable[[memoryview], T] | None
+    dtor: Callable[[T], None] | None
+    max_objects: int | None
+    max_emergency: int | None
+    watermark: int
+    flags: CacheFlags
+
+
+def cache_config(
+    *,
+    limit: int | None,
+    name: str,
+    size: int,
+    align: int,
+    objects_per_slab: int | None,
+    max_slab_size: int,
+    magazine_size: int | None,
+    ctor: Callable[[memoryview], T] | None,
+    dtor: Callable[[T], None] | None,
+    max_objects: int | None,
+    max_emergency: int | None,
+    watermark: int,
+    flags: CacheFlags,
+) -> CacheConfig[T]:
+    """Check everything, then work out the shape of a slab."""
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise ConfigError("name", name, "allowed is a printable name that is not empty")
+    whole_number("max_slab_size", max_slab_size, PAGE_SIZE)
+    whole_number("align", align, 8, PAGE_SIZE)
+    if align & (align - 1):
+        raise ConfigError("align", align, f"allowed is a power of two, 8..{PAGE_SIZE}")
+    whole_number("size", size, 1)
+    single = Shape(size, align, 1)
+    if single.slab_size > max_slab_size:
+        raise ConfigError("size", size, f"allowed is 1..{max_slab_size} bytes: one object must fit max_slab_size")
+    if max_objects is not None:
+        whole_number("max_objects", max_objects, 1)
+    if objects_per_slab is None:
+        objects = min(OBJECTS_PER_SLAB, max_objects or OBJECTS_PER_SLAB, max_slab_size // single.stride)
+    else:
+        whole_number("objects_per_slab", objects_per_slab, 1)
+        objects = objects_per_slab
+    shape = Shape(size, align, objects)
+    if shape.slab_size > max_slab_size:
+        raise ConfigError(
+            "objects_per_slab", objects, f"allowed is 1..{max_slab_size // shape.stride}: a slab must fit max_slab_size"
+        )
+    if max_objects is not None and max_objects < objects:
+        raise ConfigError("max_objects", max_objects, f"allowed is at least one slab, {objects} objects")
+    if limit is not None and shape.slab_size > limit:
+        raise ConfigError(
+            "limit", limit, f"allowed is at least one slab of cache {name!r}, {shape.slab_size} bytes"
+        )
+    if magazine_size is not None:
+        whole_number("magazine_size", magazine_size, SMALLEST, LARGEST)
+    optional_function("ctor", ctor)
+    optional_function("dtor", dtor)
+    if dtor is not None and ctor is None:
+        raise ConfigError("dtor", dtor, "allowed only with a ctor: there is nothing to destroy")
+    if max_emergency is not None:
+        whole_number("max_emergency", max_emergency, 0)
+    whole_number("watermark", watermark, 0, max_objects)
+    if not isinstance(flags, CacheFlags):
+        raise ConfigError("flags", flags, "allowed are members of CacheFlags")
+    return CacheConfig(
+        name=name,
+        shape=shape,
+        magazine_size=magazine_size or default_size(size),
+        ctor=ctor,
+        dtor=dtor,
+        max_objects=max_objects,
+        max_emergency=max_emergency,
+        watermark=watermark,
+        flags=flags,
+    )

@@ -1,0 +1,85 @@
+"""What lies behind the magazine: slabs, and the one lock.
+
+    alloc   magazine ── empty ──► half a magazine from the partial slabs
+    free    magazine ── full ───► its oldest half back to the slabs
+
+All of it is synchronous and may run in any thread. The lock is held for a few list operations at a
+time and never across an await. A free never waits for it: a finaliser, run by the garbage collector
+inside such an operation, may free a buffer in the very thread that holds it.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Generic, TypeVar
+
+from ._magazine import Magazine
+from ._slab import Slab, SlabLists, Slot
+
+T = TypeVar("T")
+
+
+class Depot(Generic[T]):
+    """The slabs of one cache and their way into its magazine."""
+
+    def __init__(self, magazine: Magazine[T]) -> None:
+        self.lock = threading.Lock()
+        self.slabs: SlabLists[T] = SlabLists()
+        self._magazine = magazine
+
+    def take(self) -> Slot[T] | None:
+        """A slot: the newest of the magazine, else from the slabs, refilling the magazine by a batch."""
+        magazine = self._magazine
+        with self.lock:
+            if magazine:
+                try:
+                    return magazine.pop()
+                except IndexError:  # another thread was quicker
+                    pass
+            slot = self.slabs.take()
+            if slot is not None:
+                for _ in range(magazine.batch - 1):
+                    extra = self.slabs.take()
+                    if extra is None:
+                        break
+                    magazine.append(extra)
+            return slot
+
+    def flush(self, age: int) -> bool:
+        """Put a batch of the oldest back while the magazine is over its capacity; False if the lock is taken."""
+        if not self.lock.acquire(blocking=False):
+            return False
+        try:
+            magazine = self._magazine
+            while len(magazine) > max(0, magazine.capacity):
+                self._put_back(magazine.batch, age)
+        finally:
+            self.lock.release()
+        return True
+
+    def drain(self, age: int) -> None:
+        """Put all that is in the magazine back into the slabs."""
+        with self.lock:
+            self._put_back(len(self._magazine), age)
+
+    def add(self, slab: Slab[T]) -> None:
+        """Take in a new slab."""
+        with self.lock:
+            self.slabs.add(slab)
+
+    def remove_empty(self, keep: int = 0, until: int | None = None) -> list[Slab[T]]:
+        """Take out slabs that can go; see `SlabLists.remove_empty`. The magazine counts among the kept."""
+        with self.lock:
+            return self.slabs.remove_empty(max(0, keep - len(self._magazine)), until)
+
+    @property
+    def free(self) -> int:
+        """Objects that can be had without growing."""
+        return self.slabs.free + len(self._magazine)
+
+    def _put_back(self, count: int, age: int) -> None:
+        for _ in range(count):
+            slot = self._magazine.take_oldest()
+            if slot is None:
+                break
+            self.slabs.put(slot, age)

@@ -1,0 +1,129 @@
+"""Emergency objects: single objects from another backend, for when slabs do not come.
+
+They live in a hash by address, so that freeing one costs the same whether 10 are outstanding or
+100,000 (the 2012 change of SPL walked a list, today's SPL a tree), and a free of any other object
+does not look here at all: the handle knows what it is.
+
+In the counters they are part of the objects' total, never of the slabs' (SPL's rule).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Generic, TypeVar
+
+from ._config import CacheConfig
+from ._errors import ConstructorError
+from ._flags import GFP, CacheFlags
+from ._slab import Slot
+from ._supply import Supply
+from .backends._protocol import Backend, Region
+
+T = TypeVar("T")
+
+
+class EmergencySlot(Slot[T]):
+    """The place of one emergency object: a region of its own."""
+
+    __slots__ = ("region",)
+
+    region: Region
+
+    def __init__(self, region: Region, size: int) -> None:
+        super().__init__(None, region.memory[:size], region.address)
+        self.region = region
+
+
+class Emergency(Generic[T]):
+    """The outstanding emergency objects of a cache. Any thread."""
+
+    def __init__(
+        self, config: CacheConfig[T], backend: Backend, supply: Supply, lock: threading.Lock
+    ) -> None:
+        self._config = config
+        self._backend = backend
+        self._supply = supply
+        self._lock = lock
+        self._objects: dict[int, EmergencySlot[T]] = {}
+        self._in_making = 0
+        self.highest = 0
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    @property
+    def room(self) -> float:
+        """How many more max_emergency allows now; infinite without one."""
+        most = self._config.max_emergency
+        if CacheFlags.NOEMERGENCY in self._config.flags:
+            return 0
+        return math.inf if most is None else most - len(self._objects) - self._in_making
+
+    def permit(self) -> bool:
+        """Ask to make one more; `make` or `make_nowait` must follow."""
+        with self._lock:
+            if self.room < 1:
+                return False
+            self._in_making += 1
+            return True
+
+    async def make(self) -> EmergencySlot[T]:
+        """Make one. GFP_NOIO, whatever the caller said: it must not wait for writeback.
+
+        :raises MemoryError: if the backend has none
+        """
+        region = None
+        try:
+            shape = self._config.shape
+            region = await self._supply.acquire(self._backend, shape.size, shape.align, GFP.NOIO)
+        finally:
+            if region is None:
+                self._in_making_less()
+        return self._add(region)
+
+    def make_nowait(self) -> EmergencySlot[T]:
+        """Make one without waiting.
+
+        :raises MemoryError: if the backend has none
+        :raises anyio.WouldBlock: if it would have to wait
+        """
+        region = None
+        try:
+            shape = self._config.shape
+            region = self._supply.acquire_nowait(self._backend, shape.size, shape.align, GFP.NOWAIT)
+        finally:
+            if region is None:
+                self._in_making_less()
+        return self._add(region)
+
+    def free(self, slot: EmergencySlot[T]) -> None:
+        """Destroy and release one. Safe in a finaliser: one dictionary operation, no lock."""
+        del self._objects[slot.address]
+        if self._config.ctor is not None:
+            slot.destroy(self._config.dtor)
+        region = slot.region
+        slot.memory = memoryview(b"")
+        del slot.exporter
+        self._supply.release(self._backend, region)
+
+    def _add(self, region: Region) -> EmergencySlot[T]:
+        slot: EmergencySlot[T] = EmergencySlot(region, self._config.shape.size)
+        ctor = self._config.ctor
+        if ctor is not None:
+            try:
+                slot.construct(ctor)
+            except Exception as exc:
+                self._in_making_less()
+                del slot
+                self._supply.release(self._backend, region)
+                raise ConstructorError(f"cache {self._config.name!r}: ctor raised {exc!r}") from exc
+        with self._lock:
+            self._in_making -= 1
+            self._objects[slot.address] = slot
+            self.highest = max(self.highest, len(self._objects))
+        return slot
+
+    def _in_making_less(self) -> None:
+        with self._lock:
+            self._in_making -= 1

@@ -1,0 +1,114 @@
+"""Engine: what all caches of an allocator share, and the tasks that serve them.
+
+    bell     what other threads and finalisers leave to the event loop
+    supply   regions from backends, and back
+    budget   the limit
+    worker   growth
+    ageing   what nobody uses goes back
+
+All tasks live in the task group of `open_allocator`; there is no global state.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ._bell import Bell
+from ._budget import Budget
+from ._config import AllocatorConfig
+from ._reclaim import AGEING_STEPS
+from ._supply import Supply
+from ._worker import Worker
+from .backends._protocol import Region
+
+if TYPE_CHECKING:
+    from ._cache import Cache
+
+CLOSING_GRACE = 0.5
+"""Seconds that closing gives to grows and releases under way."""
+
+
+class Engine:
+    """The machinery behind one `Allocator`."""
+
+    def __init__(self, config: AllocatorConfig, tasks: TaskGroup) -> None:
+        self.config = config
+        self.bell = Bell()
+        self.supply = Supply(self.bell)
+        self.budget = Budget(config.limit)
+        self.worker = Worker(tasks, self.supply, config.slabs, self.budget, config.kick_after)
+        self.caches: dict[str, Cache[Any]] = {}
+        self.tick = 0
+        """Counts the looks of the ageing task."""
+        self.closed = False
+        self._thread = threading.get_ident()
+        self._tickets = itertools.count()
+        tasks.start_soon(self._run_bell)
+        tasks.start_soon(self.supply.run)
+        for _ in range(config.growth_workers):
+            tasks.start_soon(self.worker.run)
+        if config.expire is not None:
+            tasks.start_soon(self._run_ageing, config.expire / AGEING_STEPS)
+
+    def next_ticket(self) -> int:
+        """Tickets number the waiters in the order in which they came."""
+        return next(self._tickets)
+
+    def attend(self, call: Callable[[], object]) -> None:
+        """Call on the event loop's thread: now if this is it; else the bell makes every cache look."""
+        if threading.get_ident() == self._thread:
+            call()
+        else:
+            self.bell.ring()
+
+    def release_slab(self, region: Region, done: Callable[[], object]) -> None:
+        """Queue a slab's region for release; ``done`` is called on the event loop's thread. Any thread."""
+        self.supply.release(self.config.slabs, region, done)
+
+    def room_made(self, nbytes: int) -> None:
+        """That many bytes are back at the backend: others may grow."""
+        self.budget.used -= nbytes
+        for cache in self.caches.values():
+            cache._growth.ask()
+        self.worker.look_again()
+
+    async def close(self) -> None:
+        """Close the caches, and give what is under way a moment to end; says what did not."""
+        self.closed = True
+        for cache in tuple(self.caches.values()):
+            cache._shut()
+        with anyio.move_on_after(CLOSING_GRACE):
+            await self.supply.idle()
+            await self.worker.idle()
+        for growth, since in self.worker.under_way.items():
+            warnings.warn(
+                f"closing with a grow of cache {growth.config.name!r} stuck since "
+                f"{anyio.current_time() - since:.1f} s: it is abandoned, its region released if it ever comes",
+                ResourceWarning,
+                2,
+            )
+        late = self.supply.close()
+        if late:
+            warnings.warn(f"closing with {late} regions still to be released", ResourceWarning, 2)
+
+    async def _run_bell(self) -> None:
+        with self.bell:
+            while True:
+                await self.bell.wait()
+                self.supply.attend()
+                for cache in tuple(self.caches.values()):
+                    cache._attend()
+
+    async def _run_ageing(self, interval: float) -> None:
+        while True:
+            await anyio.sleep(interval)
+            self.tick += 1
+            for cache in tuple(self.caches.values()):
+                cache._age()

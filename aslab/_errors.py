@@ -1,0 +1,50 @@
+"""Every error of aslab, under one base; each says whose fault it is."""
+
+from __future__ import annotations
+
+import anyio
+
+
+class SlabError(Exception):
+    """Base of all errors that aslab raises."""
+
+
+class ConfigError(SlabError, ValueError):
+    """The caller passed something that is not allowed; nothing was changed.
+
+    The message names the field, what was given, and what is allowed.
+    """
+
+    def __init__(self, field: str, given: object, allowed: str) -> None:
+        super().__init__(f"{field}: {given!r} is not allowed; {allowed}")
+        self.field = field
+        self.given = given
+        self.allowed = allowed
+
+
+class BufferFreedError(SlabError, ValueError):
+    """The caller used a `Buffer` after freeing it, or freed it twice. Nobody else is harmed."""
+
+
+class WrongCacheError(SlabError, ValueError):
+    """The caller gave a buffer to a cache that it was not allocated from; it stays allocated."""
+
+
+class CacheClosedError(SlabError, anyio.ClosedResourceError):
+    """The caller used a cache that is closed, or it was closed while the caller waited."""
+
+
+class BackendError(SlabError):
+    """A backend broke its contract: too little memory, a wrong type, or an unexpected exception.
+
+    Want of memory is not this: a backend says that with `MemoryError`, and growth is tried again.
+    The backend's own exception, if there was one, is the ``__cause__``.
+    """
+
+
+class ConstructorError(SlabError):
+    """The ``ctor`` of a cache raised; its exception is the ``__cause__``. What it had built was destroyed."""
+
+
+class ImpossibleTransition(SlabError, RuntimeError):
+    """A cache was told an event that its state does not allow: a bug in aslab, please report it."""

@@ -1,0 +1,58 @@
+"""The words a caller speaks: how urgent an allocation is, and what its memory may cost.
+
+``KM`` is what a caller of a cache says, ``GFP`` what a cache says to a backend. The split is the
+kernel's own: kmem's KM_* flags (illumos, OpenZFS SPL) are translated into Linux' GFP_* flags when
+a slab or an emergency object has to be got.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class KM(enum.Enum):
+    """How urgent an allocation is (kmem's KM_* flags)."""
+
+    SLEEP = "sleep"
+    """Wait for as long as it takes; never fails for want of memory."""
+    NOSLEEP = "nosleep"
+    """Never wait: an object at once, or `anyio.WouldBlock`."""
+    PUSHPAGE = "pushpage"
+    """As SLEEP, but served first: for callers whose progress frees memory for the others."""
+
+
+class GFP(enum.Flag):
+    """What a backend may do to find memory (Linux' GFP flags, by their meaning).
+
+    Each bit is a permission; fewer bits make a request that is safer and fails sooner.
+    """
+
+    NOWAIT = 0
+    """Nothing that waits."""
+    RECLAIM = enum.auto()
+    """May wait, and reclaim clean memory."""
+    IO = enum.auto()
+    """May start I/O."""
+    FS = enum.auto()
+    """May call into filesystems."""
+    MEMALLOC = enum.auto()
+    """May use the last reserve."""
+    NOIO = RECLAIM
+    NOFS = RECLAIM | IO
+    KERNEL = RECLAIM | IO | FS
+
+
+class CacheFlags(enum.Flag):
+    """Choices for a whole cache; the bit numbers are SPL's."""
+
+    NOEMERGENCY = 1 << 9
+    """Never make emergency objects: callers wait for growth or for a free."""
+
+
+def gfp_for(flags: KM) -> GFP:
+    """What growth on behalf of such a caller may do.
+
+    A PUSHPAGE caller is itself part of writing memory back, so growth for it must not wait for
+    that, and may use the reserve (SPL translates the flags so).
+    """
+    return GFP.NOIO | GFP.MEMALLOC if flags is KM.PUSHPAGE else GFP.KERNEL

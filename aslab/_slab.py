@@ -1,0 +1,213 @@
+"""Slabs: one region each, carved into slots, and the lists that a cache keeps them in.
+
+    region   ├── slot 0 ──┼── slot 1 ──┼── ... ──┼── slot n-1 ──┤ rest of the last page
+    address  a            a + stride             a + (n-1)·stride
+
+``stride`` is the object size rounded up to the alignment; the region is rounded up to whole pages.
+Bookkeeping is kept outside of the region, so a power-of-two object wastes nothing (SPL puts a header
+into the slab and pays for it there).
+
+Plain synchronous code: a cache calls it under its lock.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar, cast
+from weakref import ReferenceType
+
+from ._views import PickleBuffer
+from .backends._libc import PAGE_SIZE
+from .backends._protocol import Region
+
+T = TypeVar("T")
+log = logging.getLogger("aslab")
+
+
+class Shape(NamedTuple):
+    """How big things are, in bytes."""
+
+    size: int
+    align: int
+    objects: int
+
+    @property
+    def stride(self) -> int:
+        """From one object to the next."""
+        return -(-self.size // self.align) * self.align
+
+    @property
+    def slab_size(self) -> int:
+        """One slab, in whole pages."""
+        return -(-self.stride * self.objects // PAGE_SIZE) * PAGE_SIZE
+
+
+class Slot(Generic[T]):
+    """The place of one object. Only `Buffer` handles, which come and go, reach a caller."""
+
+    __slots__ = ("address", "exporter", "memory", "obj", "parked", "slab")
+
+    address: int
+    memory: memoryview
+    exporter: PickleBuffer
+    """Makes a view with a managed buffer of its own for each lease (see _views.py)."""
+    obj: T | None
+    """What the cache's constructor built here; kept from one owner to the next (Bonwick 1994)."""
+    slab: Slab[T] | None
+    """None for an emergency object."""
+    parked: ReferenceType[memoryview] | None
+    """Set while the handle is gone but somebody still exports the memory."""
+
+    def __init__(self, slab: Slab[T] | None, memory: memoryview, address: int) -> None:
+        self.slab = slab
+        self.address = address
+        self.memory = memory
+        self.exporter = PickleBuffer(memory)
+        self.obj = None
+        self.parked = None
+
+    def construct(self, ctor: Callable[[memoryview], T]) -> None:
+        """Build the object, on a view of its own, which no lease's views are counted with."""
+        self.obj = ctor(memoryview(PickleBuffer(self.memory[:])))
+
+    def destroy(self, dtor: Callable[[T], None] | None) -> None:
+        """Undo `construct`."""
+        obj, self.obj = cast("T", self.obj), None
+        if dtor is not None:
+            try:
+                dtor(obj)
+            except Exception:  # the memory has to go back all the same
+                log.exception("dtor failed on %r", obj)
+
+    def park(self, give_back: Callable[[Slot[T]], None]) -> None:
+        """Call ``give_back(self)`` when the last view of the present lease dies.
+
+        Every view of the lease keeps ``memory`` alive through its managed buffer, so dropping our own
+        references makes its death the signal. `unpark` makes new ones.
+        """
+        memory, self.memory = self.memory, memoryview(b"")
+        self.exporter = PickleBuffer(self.memory)
+        self.parked = ReferenceType(memory, lambda _: give_back(self))
+
+    def unpark(self, region: Region, offset: int, size: int) -> None:
+        """Make the slot usable again."""
+        self.parked = None
+        self.memory = region.memory[offset : offset + size]
+        self.exporter = PickleBuffer(self.memory)
+
+
+class Slab(Generic[T]):
+    """A region and its slots, some free, the others out."""
+
+    __slots__ = ("age", "built", "free", "region", "slots")
+
+    def __init__(self, region: Region, shape: Shape) -> None:
+        self.region = region
+        self.age = 0
+        """The ageing tick at which it became empty."""
+        self.built = 0
+        """How many slots, from the first, hold a constructed object."""
+        self.slots: list[Slot[T]] = []
+        for offset in range(0, shape.stride * shape.objects, shape.stride):
+            memory = region.memory[offset : offset + shape.size]
+            self.slots.append(Slot(self, memory, region.address + offset))
+        self.free: list[Slot[T]] = self.slots[::-1]
+
+    @property
+    def in_use(self) -> int:
+        """Slots that are out."""
+        return len(self.slots) - len(self.free)
+
+    def dismantle(self, dtor: Callable[[T], None] | None) -> Region:
+        """Destroy what was constructed and let go of the memory. Every slot must be free."""
+        slots, self.slots, self.free = self.slots, [], []
+        for slot in slots[: self.built]:
+            slot.destroy(dtor)
+        for slot in slots:
+            slot.slab = None
+        return self.region
+
+
+class SlabLists(Generic[T]):
+    """The partial and the complete slabs of a cache, and the counters that belong to them.
+
+    Order of the partial list, as SPL keeps it: fuller slabs first, empty ones last. A new slab goes to
+    the tail; a complete slab that is freed into goes to the head; one that becomes empty to the tail.
+    So allocation packs, and what can be given back gathers at the tail.
+    """
+
+    def __init__(self) -> None:
+        self.partial: OrderedDict[Slab[T], None] = OrderedDict()
+        self.complete: set[Slab[T]] = set()
+        self.slots_total = 0
+        self.slots_out = 0
+        self.slots_out_max = 0
+        self.slabs_used = 0
+        self.slabs_used_max = 0
+        self.created = 0
+        self.destroyed = 0
+
+    def __len__(self) -> int:
+        return len(self.partial) + len(self.complete)
+
+    @property
+    def free(self) -> int:
+        """Free slots in all slabs."""
+        return self.slots_total - self.slots_out
+
+    def add(self, slab: Slab[T]) -> None:
+        """Take in a new, empty slab, at the tail."""
+        self.partial[slab] = None
+        self.slots_total += len(slab.slots)
+        self.created += 1
+
+    def take(self) -> Slot[T] | None:
+        """One slot from the first partial slab, or None."""
+        slab = next(iter(self.partial), None)
+        if slab is None:
+            return None
+        if not slab.in_use:
+            self.slabs_used += 1
+            self.slabs_used_max = max(self.slabs_used_max, self.slabs_used)
+        slot = slab.free.pop()
+        if not slab.free:
+            del self.partial[slab]
+            self.complete.add(slab)
+        self.slots_out += 1
+        self.slots_out_max = max(self.slots_out_max, self.slots_out)
+        return slot
+
+    def put(self, slot: Slot[T], age: int) -> None:
+        """Take a slot back."""
+        slab = slot.slab
+        if slab is None:
+            raise AssertionError("a slot of a dismantled slab came back")
+        if not slab.free:
+            self.complete.remove(slab)
+            self.partial[slab] = None
+            self.partial.move_to_end(slab, last=False)
+        slab.free.append(slot)
+        self.slots_out -= 1
+        if not slab.in_use:
+            self.slabs_used -= 1
+            slab.age = age
+            self.partial.move_to_end(slab)
+
+    def remove_empty(self, keep: int = 0, until: int | None = None) -> list[Slab[T]]:
+        """Take empty slabs off the tail, stopping at the first in use.
+
+        ``keep`` free slots stay; with ``until``, slabs that became empty after that tick stay too.
+        """
+        removed: list[Slab[T]] = []
+        while self.partial:
+            slab = next(reversed(self.partial))
+            too_young = until is not None and slab.age > until
+            if slab.in_use or too_young or self.free - len(slab.slots) < keep:
+                break
+            del self.partial[slab]
+            self.slots_total -= len(slab.slots)
+            self.destroyed += 1
+            removed.append(slab)
+        return removed

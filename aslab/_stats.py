@@ -1,0 +1,114 @@
+"""Snapshots of the counters, and the text of /proc/spl/kmem/slab."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheStats:
+    """The counters of one cache at one moment. The slab and object names have SPL's meaning.
+
+    ``obj_alloc == obj_held - obj_emergency + obj_cached + obj_handover`` at every moment.
+    """
+
+    name: str
+    """The cache's name."""
+    flags: int
+    """Its marks and flags, with SPL's bit numbers."""
+    size: int
+    """Bytes of one object."""
+    slab_size: int
+    """Bytes of one slab, in whole pages."""
+    slab_total: int
+    """Slabs there are."""
+    slab_alloc: int
+    """Slabs with at least one object out."""
+    slab_max: int
+    """The most ``slab_alloc`` has been."""
+    slab_fail: int
+    """Grows that ended without a slab."""
+    slab_create: int
+    """Slabs ever made."""
+    slab_destroy: int
+    """Slabs ever given back."""
+    obj_total: int
+    """Objects in all slabs, plus emergency objects."""
+    obj_alloc: int
+    """Objects out of their slabs, those in the magazine included, emergency objects not."""
+    obj_max: int
+    """The most ``obj_alloc`` has been."""
+    obj_deadlock: int
+    """Times that DEADLOCKED was set: one for each episode, however many callers waited."""
+    obj_emergency: int
+    """Emergency objects outstanding."""
+    obj_emergency_max: int
+    """The most of them there have been."""
+    obj_held: int
+    """Objects that callers hold, emergency objects included."""
+    obj_cached: int
+    """Free objects in the magazine."""
+    obj_handover: int
+    """Objects given to waiters that have not resumed yet."""
+    waiters: int
+    """Callers that wait in line now."""
+    hits: int
+    """Allocations that the magazine served."""
+    misses: int
+    """Allocations that found it empty."""
+    waits: int
+    """Allocations that had to wait."""
+    timeouts: int
+    """Waits that outlasted grow_timeout."""
+    growing: bool
+    """A slab has been asked for and has not come yet."""
+    deadlocked: bool
+    """It is late: callers take emergency objects without waiting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocatorStats:
+    """Totals over all caches at one moment."""
+
+    slab_bytes: int
+    """Bytes of all slabs, until their backend has them back."""
+    limit: int | None
+    """The most ``slab_bytes`` may become."""
+    kicked: int
+    """Grows that were set aside because they were stuck."""
+    caches: tuple[CacheStats, ...]
+    """Each cache, in the order of creation."""
+
+    @property
+    def obj_held(self) -> int:
+        """Objects that callers hold, over all caches."""
+        return sum(cache.obj_held for cache in self.caches)
+
+    @property
+    def obj_emergency(self) -> int:
+        """Emergency objects outstanding, over all caches."""
+        return sum(cache.obj_emergency for cache in self.caches)
+
+    @property
+    def waiters(self) -> int:
+        """Callers that wait, over all caches."""
+        return sum(cache.waiters for cache in self.caches)
+
+
+HEADER = (
+    "--------------------- cache -------------------------------------------------------  "
+    "----- slab ------  ---- object -----  --- emergency ---\n"
+    "name                                    flags      size     alloc slabsize  objsize  "
+    "total alloc   max  total alloc   max  dlock alloc   max\n"
+)
+
+
+def row(stats: CacheStats) -> str:
+    """One line of the table, in SPL's widths."""
+    return (
+        f"{stats.name:<36}  0x{stats.flags:05x} {stats.slab_size * stats.slab_total:9d} "
+        f"{stats.size * stats.obj_alloc:9d} {stats.slab_size:8d} {stats.size:8d}  "
+        f"{stats.slab_total:5d} {stats.slab_alloc:5d} {stats.slab_max:5d}  "
+        f"{stats.obj_total:5d} {stats.obj_alloc:5d} {stats.obj_max:5d}  "
+        f"{stats.obj_deadlock:5d} {stats.obj_emergency:5d} {stats.obj_emergency_max:5d}\n"
+    )

@@ -1,0 +1,43 @@
+"""Who else can still reach this memory?
+
+A `memoryview` cannot be asked directly: a slice of it, or a second memoryview of it, does not count
+as an export of the first, and outlives its release. All views that were derived from one another
+do share one object of CPython's, the managed buffer, which the garbage collector names as the
+only referent of a view. Its reference count therefore tells how many views there are.
+
+For this to speak of one lease alone, each lease needs a managed buffer of its own. A memoryview of
+a memoryview would share; a `pickle.PickleBuffer` passes buffer requests on and makes a new one:
+
+    region.memory ── slice of the slot ── PickleBuffer ─┬─ managed buffer of lease 1 ── view, slices
+                                                        └─ managed buffer of lease 2 ── view, slices
+
+Cost on CPython 3.11: 0.1 µs to make a view, 0.1 µs to check it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from gc import get_referents
+from pickle import PickleBuffer  # noqa: S403  (the buffer wrapper alone, nothing is unpickled)
+from sys import getrefcount
+
+
+def _count(view: memoryview) -> int:
+    (managed,) = get_referents(view)
+    return getrefcount(managed)
+
+
+_ALONE = _count(memoryview(bytearray(1)))
+
+
+def is_shared(view: memoryview) -> bool:
+    """Whether another memoryview of the same managed buffer is alive (a slice, a copy, an array's base)."""
+    return _count(view) > _ALONE
+
+
+def address_of(view: memoryview) -> int:
+    """The address of the first byte of a writable, contiguous view."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(view)) if view.nbytes else 0
+
+
+__all__ = ["PickleBuffer", "address_of", "is_shared"]

@@ -1,0 +1,103 @@
+"""Who waits, in which order, and for what they are woken.
+
+PUSHPAGE before SLEEP, and within each the oldest first. A waiter that leaves to try an emergency
+object comes back to its old place, so the line is a heap by (urgency, ticket), not a queue. Leaving
+only blanks the entry: joining and leaving cost O(log n), whatever the number of waiters.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+import anyio
+
+from ._flags import KM
+from ._slab import Slot
+
+T = TypeVar("T")
+
+
+class Waiter(Generic[T]):
+    """One caller that waits. Lives on the event loop's thread alone."""
+
+    __slots__ = ("_event", "error", "flags", "may_try", "slot", "ticket", "timed")
+
+    def __init__(self, flags: KM, ticket: int) -> None:
+        self.flags = flags
+        self.ticket = ticket
+        self.slot: Slot[T] | None = None
+        """The object handed over; it is this waiter's to use or to give back."""
+        self.error: Exception | None = None
+        """Why waiting longer makes no sense."""
+        self.may_try = False
+        """It was woken because an emergency object may be made now."""
+        self.timed = False
+        """Its wait will end by itself."""
+        self._event: anyio.Event | None = None
+
+    async def wait(self, until: float) -> None:
+        """Suspend until woken, or until that time."""
+        self._event = anyio.Event()
+        self.timed = until < math.inf
+        if self.timed:
+            with anyio.CancelScope(deadline=until):
+                await self._event.wait()
+        else:
+            await self._event.wait()
+
+    def wake(self) -> None:
+        """Let it look again."""
+        if self._event is not None:
+            self._event.set()
+
+
+class Line(Generic[T]):
+    """The waiters of a cache, most urgent and oldest first."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, int, list[Waiter[T]]]] = []
+        self._places: dict[Waiter[T], list[Waiter[T]]] = {}
+        self._serial = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Waiter[T]]:
+        return iter(tuple(self._places))
+
+    def join(self, waiter: Waiter[T]) -> None:
+        """Take the place that urgency and age give. Joining twice changes nothing."""
+        if waiter in self._places:
+            return
+        place = self._places[waiter] = [waiter]
+        rank = 0 if waiter.flags is KM.PUSHPAGE else 1
+        heapq.heappush(self._heap, (rank, waiter.ticket, next(self._serial), place))
+
+    def leave(self, waiter: Waiter[T]) -> None:
+        """Give up the place, if it has one."""
+        place = self._places.pop(waiter, None)
+        if place is not None:
+            place.clear()
+            if len(self._heap) > 2 * len(self._places) + 64:
+                self._heap = [entry for entry in self._heap if entry[3]]
+                heapq.heapify(self._heap)
+
+    def first(self) -> Waiter[T] | None:
+        """Who is next, or None."""
+        while self._heap:
+            place = self._heap[0][3]
+            if place:
+                return place[0]
+            heapq.heappop(self._heap)
+        return None
+
+    def pop(self) -> Waiter[T] | None:
+        """Take out who is next, or None."""
+        waiter = self.first()
+        if waiter is not None:
+            self.leave(waiter)
+        return waiter

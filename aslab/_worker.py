@@ -1,0 +1,157 @@
+"""The single serialized worker that makes slabs.
+
+Caches put themselves into its queue; it takes one after the other, so that one call at a time is
+made for slab memory: in the kernel they would only meet at the lock of the address space (SPL moved
+growth to one work queue in 2012, for this and for the deadlock).
+
+One stuck call would then hold up every cache. So each runs in a task of its own, and after
+``kick_after`` the worker leaves it behind and takes the next; the cache it was for keeps its marks
+until it ends. (SPL came to have four threads, and a hand that gives a stuck task another.)
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
+
+from ._budget import Budget
+from ._errors import ConstructorError, SlabError
+from ._growth import Growth
+from ._slab import Slab
+from ._state import Mark
+from ._supply import Supply
+from .backends._protocol import Backend
+
+log = logging.getLogger("aslab")
+
+
+class Worker:
+    """Grows caches, one at a time."""
+
+    def __init__(
+        self, tasks: TaskGroup, supply: Supply, backend: Backend, budget: Budget, kick_after: float | None
+    ) -> None:
+        self.budget = budget
+        self.under_way: dict[Growth[Any], float] = {}
+        """The grows under way, and since when."""
+        self.kicked = 0
+        self._tasks = tasks
+        self._supply = supply
+        self._backend = backend
+        self._kick_after = math.inf if kick_after is None else kick_after
+        self._queue: deque[Growth[Any]] = deque()
+        self._more = anyio.Event()
+        self._idle = anyio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Suspend until no grow is under way."""
+        await self._idle.wait()
+
+    def put(self, growth: Growth[Any]) -> None:
+        """Queue a cache that has just been marked GROWING."""
+        self._queue.append(growth)
+        self._more.set()
+
+    def look_again(self) -> None:
+        """Room was made under the limit."""
+        self._more.set()
+
+    def later(self, delay: float, call: Callable[[], None]) -> None:
+        """Call a function after a pause."""
+
+        async def wait_and_call() -> None:
+            await anyio.sleep(delay)
+            call()
+
+        self._tasks.start_soon(wait_and_call)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            growth = self._next()
+            if growth is None:
+                if self._more.is_set():
+                    self._more = anyio.Event()
+                await self._more.wait()
+                continue
+            ended = anyio.Event()
+            self._tasks.start_soon(self._grow, growth, ended)
+            with anyio.move_on_after(self._kick_after):
+                await ended.wait()
+            if not ended.is_set():
+                self.kicked += 1
+                log.warning(
+                    "growth of cache %r is stuck since %g s; it is set aside, others go on",
+                    growth.config.name,
+                    self._kick_after,
+                )
+
+    def _next(self) -> Growth[Any] | None:
+        """The first in the queue that may grow now, with its room promised."""
+        for growth in tuple(self._queue):
+            nbytes = growth.config.shape.slab_size
+            if Mark.DESTROY in growth.marks or self.budget.full(nbytes):
+                self._queue.remove(growth)
+                growth.called_off()
+            elif self.budget.promise(nbytes):
+                self._queue.remove(growth)
+                return growth
+            # Else stuck grows alone are in the way. It stays, GROWING: nobody must take that for the limit.
+        return None
+
+    async def _grow(self, growth: Growth[Any], ended: anyio.Event) -> None:
+        nbytes = growth.config.shape.slab_size
+        self.under_way[growth] = anyio.current_time()
+        if self._idle.is_set():
+            self._idle = anyio.Event()
+        slab: Slab[Any] | None = None
+        try:
+            slab = await self._make_slab(growth)
+        except (MemoryError, SlabError) as exc:
+            error: Exception = exc
+        finally:
+            del self.under_way[growth]
+            if not self.under_way:
+                self._idle.set()
+            if slab is None:
+                self.budget.promised -= nbytes
+            else:
+                self.budget.keep(nbytes)
+            ended.set()
+            self._more.set()
+        if slab is None:
+            growth.failed(error)
+        else:
+            growth.brought(slab)
+
+    async def _make_slab(self, growth: Growth[Any]) -> Slab[Any]:
+        shape = growth.config.shape
+        region = await self._supply.acquire(self._backend, shape.slab_size, shape.align, growth.gfp)
+        slab: Slab[Any] = Slab(region, shape)
+        try:
+            await self._construct(slab, growth)
+        except BaseException:
+            self._supply.release(self._backend, slab.dismantle(growth.config.dtor))
+            raise
+        return slab
+
+    async def _construct(self, slab: Slab[Any], growth: Growth[Any]) -> None:
+        """Build the objects, with a chance for other tasks between any two."""
+        ctor = growth.config.ctor
+        if ctor is None:
+            return
+        for slot in slab.slots:
+            try:
+                slot.construct(ctor)
+            except Exception as exc:
+                raise ConstructorError(f"cache {growth.config.name!r}: ctor raised {exc!r}") from exc
+            slab.built += 1
+            await anyio.lowlevel.checkpoint()

@@ -1,0 +1,67 @@
+"""A backend of two functions: for memory that a library gives out, for tests, for teaching."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import cast
+
+import anyio
+
+from .._flags import GFP
+from ._protocol import Region
+from ._threads import run_blocking
+
+AcquireFunction = Callable[[int, int, GFP], object]
+ReleaseFunction = Callable[[object], object]
+
+
+class Callback:
+    """Memory from ``acquire(nbytes, align, gfp)``, given back with ``release(what acquire returned)``.
+
+    ``acquire`` answers any writable buffer (a bytearray, an mmap, a numpy array, a `Region`) or raises
+    `MemoryError`. Where the buffer does not start at a multiple of ``align``, the memory used starts at
+    the next one, so let it have ``nbytes + align`` bytes. Plain functions run in a thread;
+    ``async def`` functions are awaited on the event loop, and must clean up if they are cancelled.
+
+    `acquire_nowait` always answers `anyio.WouldBlock`: nobody knows how long the function takes.
+    """
+
+    def __init__(self, acquire: AcquireFunction, release: ReleaseFunction) -> None:
+        self._acquire = acquire
+        self._release = release
+
+    async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        """Call ``acquire``; what it raises comes out as it is."""
+        if inspect.iscoroutinefunction(self._acquire):
+            return _region(await cast("Awaitable[object]", self._acquire(nbytes, align, gfp)), align)
+        call = partial(self._acquire, nbytes, align, gfp)
+        return _region(await run_blocking(call, undo=self._give_back_in_thread), align)
+
+    def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        """Never.
+
+        :raises anyio.WouldBlock: always
+        """
+        raise anyio.WouldBlock
+
+    async def release(self, region: Region) -> None:
+        """Call ``release``; what it raises comes out as it is."""
+        given, region.token, region.memory = region.token, None, memoryview(b"")
+        if inspect.iscoroutinefunction(self._release):
+            await cast("Awaitable[object]", self._release(given))
+        else:
+            await run_blocking(partial(self._release, given), undo=lambda _: None)
+
+    def _give_back_in_thread(self, given: object) -> None:
+        if inspect.iscoroutinefunction(self._release):
+            anyio.run(self._release, given)
+        else:
+            self._release(given)
+
+
+def _region(given: object, align: int) -> Region:
+    if isinstance(given, Region):
+        return Region(given.memory, given.address, given)
+    return Region.over(given, align=align, token=given)

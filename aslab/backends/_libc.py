@@ -1,0 +1,61 @@
+"""The few C calls that the backends need, through ctypes, which releases the GIL for each of them."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+
+PAGE_SIZE = mmap.PAGESIZE
+MADV_POPULATE_WRITE = 23  # Linux 5.14
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.posix_memalign.argtypes = (ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_size_t)
+_libc.free.argtypes = (ctypes.c_void_p,)
+_libc.free.restype = None
+
+
+def madvise(address: int, nbytes: int, advice: int) -> None:
+    """Give advice on whole pages.
+
+    :raises OSError: with the kernel's errno
+    """
+    if _libc.madvise(address, nbytes, advice):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def zero(address: int, nbytes: int) -> None:
+    """Overwrite with zeros."""
+    ctypes.memset(address, 0, nbytes)
+
+
+def prefault(address: int, nbytes: int) -> None:
+    """Give every page its memory now, so that nobody meets a page fault later.
+
+    :raises MemoryError: if the kernel has none
+    """
+    try:
+        madvise(address, nbytes, MADV_POPULATE_WRITE)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise MemoryError(f"cannot populate {nbytes} bytes: {exc.strerror}") from exc
+        zero(address, nbytes)  # a kernel that does not know the advice
+
+
+def memalign(nbytes: int, align: int) -> int:
+    """The address of ``nbytes`` bytes from malloc, to be given to `free`.
+
+    :raises MemoryError: if malloc has none
+    """
+    pointer = ctypes.c_void_p()
+    code = _libc.posix_memalign(ctypes.byref(pointer), max(align, ctypes.sizeof(ctypes.c_void_p)), nbytes)
+    if code or pointer.value is None:
+        raise MemoryError(f"malloc has no {nbytes} bytes: {os.strerror(code)}")
+    return pointer.value
+
+
+def free(address: int) -> None:
+    """Give memory back to malloc."""
+    _libc.free(address)

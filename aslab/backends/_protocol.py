@@ -1,0 +1,61 @@
+"""What the allocator asks of memory: three methods, and the region they speak of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from .._flags import GFP
+from .._views import address_of
+
+
+@dataclass(slots=True, eq=False)
+class Region:
+    """A piece of writable memory on loan from a backend."""
+
+    memory: memoryview
+    """The bytes: writable, contiguous, format ``B``, at least as many as were asked for."""
+    address: int
+    """Where they start; a multiple of the alignment asked for."""
+    token: object = None
+    """Whatever the backend needs to release it. Nobody else looks at it."""
+
+    @classmethod
+    def over(cls, buffer: object, *, align: int = 1, token: object = None) -> Region:
+        """A region over any writable buffer, starting at its first address that ``align`` divides.
+
+        :raises TypeError: if ``buffer`` has no writable, contiguous buffer
+        """
+        view = memoryview(buffer)  # type: ignore[arg-type]
+        if view.readonly:
+            raise TypeError(f"a region needs a writable buffer, not a read-only {type(buffer).__name__}")
+        memory = view.cast("B")
+        memory = memory[-address_of(memory) % align :]
+        return cls(memory, address_of(memory), token)
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Where memory comes from. Any object with these three methods is one."""
+
+    async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        """Get ``nbytes`` bytes at a multiple of ``align`` (a power of two). May take long.
+
+        It runs on the event loop, so it must not block it: slow calls belong in a thread. It may be
+        cancelled, and must then leave nothing behind.
+
+        :raises MemoryError: if there is no memory now; growth will ask again, later
+        """
+        ...
+
+    def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        """As `acquire`, at once, from any thread, without blocking.
+
+        :raises MemoryError: if there is no memory now
+        :raises anyio.WouldBlock: if it cannot be known without waiting
+        """
+        ...
+
+    async def release(self, region: Region) -> None:
+        """Take back a region that this backend gave. May take long; must not block the event loop."""
+        ...

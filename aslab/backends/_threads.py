@@ -1,0 +1,63 @@
+"""Blocking calls, off the event loop, that can be walked away from.
+
+A thread stuck in a system call cannot be killed. So a cancelled caller leaves it behind, and
+whatever the call still brings is undone by the thread itself, when it gets there.
+
+The threads have a limiter of their own: a service whose every worker thread waits for a buffer
+must still be able to grow the pool.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import anyio
+from anyio import to_thread
+from anyio.lowlevel import RunVar
+
+T = TypeVar("T")
+
+MAX_THREADS = 64
+_limiter: RunVar[anyio.CapacityLimiter] = RunVar("aslab_threads")
+
+
+async def run_blocking(call: Callable[[], T], *, undo: Callable[[T], object]) -> T:
+    """Run ``call`` in a thread. If cancelled meanwhile, its result is given to ``undo``, in a thread too."""
+    try:
+        limiter = _limiter.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(MAX_THREADS)
+        _limiter.set(limiter)
+    job = _Job(call, undo)
+    try:
+        return await to_thread.run_sync(job.run, abandon_on_cancel=True, limiter=limiter)
+    except anyio.get_cancelled_exc_class():
+        job.abandon()
+        raise
+
+
+class _Job(Generic[T]):
+    def __init__(self, call: Callable[[], T], undo: Callable[[T], object]) -> None:
+        self._call = call
+        self._undo = undo
+        self._lock = threading.Lock()
+        self._abandoned = False
+        self._results: list[T] = []
+
+    def run(self) -> T:
+        result = self._call()
+        with self._lock:
+            self._results.append(result)
+            abandoned = self._abandoned
+        if abandoned:
+            self._undo(self._results.pop())
+        return result
+
+    def abandon(self) -> None:
+        with self._lock:
+            self._abandoned = True
+            finished = bool(self._results)
+        if finished:  # it had come, and the cancellation overtook it on the way to its caller
+            threading.Thread(target=self._undo, args=(self._results.pop(),), name="aslab undo").start()
