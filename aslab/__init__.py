@@ -3,7 +3,7 @@
 #   _allocator  _cache  _buffer            the public objects
 #   _flags  _errors  _stats  _state        their words: urgency, errors, counters, marks
 #   _magazine  _depot  _slab  _views       free objects at hand, slabs behind them, who can see them
-#   _waiters  _emergency                   who waits, and the way out of waiting
+#   _line  _waiting  _emergency            who waits, and the way out of waiting
 #   _growth  _worker  _budget  _reclaim    getting slabs and giving them back
 #   _engine  _supply  _bell                the tasks that do it
 #   backends/  faults/  testing/           where memory comes from; making it fail; checking that it works

@@ -1,8 +1,8 @@
 """Cache: allocating and freeing objects of one size.
 
-The order of the file is the way of an allocation: the hot path; what can be had without waiting;
-waiting in line, and the ways out of it; the way back; looking and closing. How a cache grows is in
-_growth.py, how it gives back in _reclaim.py.
+The order of the file is the way of an allocation: the hot path; what can be had without waiting; the
+way back; looking and closing. Waiting is in _waiting.py, growing in _growth.py, giving memory back
+in _reclaim.py.
 
 Threads: ``alloc_nowait``, frees and the garbage collector's returns come from any thread. Waiters
 and marks belong to the event loop's thread alone; the others ring the allocator's bell for it.
@@ -10,7 +10,6 @@ and marks belong to the event loop's thread alone; the others ring the allocator
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from types import TracebackType
@@ -25,13 +24,14 @@ from ._depot import Depot
 from ._emergency import Emergency, EmergencySlot
 from ._errors import CacheClosedError, ConfigError, WrongCacheError
 from ._flags import KM
-from ._growth import PAUSE_FIRST, PAUSE_MOST, Growth
+from ._growth import Growth
+from ._line import Line
 from ._magazine import Magazine
 from ._reclaim import Reclaim
 from ._slab import Slot
 from ._state import Mark, Marks
 from ._stats import CacheStats
-from ._waiters import Line, Waiter
+from ._waiting import WaitingRoom
 from .backends._libc import zero
 
 if TYPE_CHECKING:
@@ -56,17 +56,23 @@ class Cache(Generic[T]):
         self._marks = Marks()
         self._magazine: Magazine[T] = Magazine(config.magazine_size)
         self._depot: Depot[T] = Depot(self._magazine)
-        self._line: Line[T] = Line()
-        self._refused: Line[T] = Line()  # those of the line who found max_emergency reached
-        self._waiting = 0  # len(self._line), for the hot path and other threads
-        self._in_handover = 0  # objects given to waiters that have not resumed yet
         self._emergency = Emergency(config, engine.config.emergency, engine.supply, self._depot.lock)
-        self._growth = Growth(config, self._marks, self._depot, self._line, engine.worker, self._attend)
+        line: Line[T] = Line()
+        self._growth = Growth(config, self._marks, self._depot, line, engine.worker, self._attend)
         self._reclaim = Reclaim(config, self._marks, self._depot, engine, self._attend)
+        self._room = WaitingRoom(
+            line,
+            self._marks,
+            self._depot,
+            self._growth,
+            self._emergency,
+            grow_timeout=engine.config.grow_timeout,
+            on_change=self._note_waiting,
+            give_back=self._take_back,
+        )
+        self._waiting = 0  # callers in line, for the hot path and other threads
         self._hits = 0
         self._misses = 0
-        self._waits = 0
-        self._timeouts = 0
         scrub = engine.config.init_on_free
         self._kind: type[Buffer[Any]] = ScrubbedBuffer if scrub else Buffer
         # What an allocation must always do besides popping from the magazine; and whether it must do
@@ -176,12 +182,12 @@ class Cache(Generic[T]):
             return self._alloc_now(flags)
         slot = self._at_hand()
         if slot is None:
-            self._waits += 1
+            ticket = self._engine.next_ticket()
             if timeout is None:
-                slot = await self._wait(flags)
+                slot = await self._room.wait(flags, ticket)
             else:
                 with anyio.fail_after(timeout):
-                    slot = await self._wait(flags)
+                    slot = await self._room.wait(flags, ticket)
         return self._hand_out(slot)
 
     def _alloc_now(self, flags: KM) -> Buffer[T]:
@@ -228,116 +234,6 @@ class Cache(Generic[T]):
         buf._slot = slot
         return buf
 
-    # -- waiting in line
-
-    async def _wait(self, flags: KM) -> Slot[T]:
-        """Join the line; leave it with an object, whichever way one comes first."""
-        waiter: Waiter[T] = Waiter(flags, self._engine.next_ticket())
-        self._join(waiter)
-        try:
-            return await self._stand_in_line(waiter)
-        except BaseException:
-            if waiter.slot is not None:  # it was given an object, and cancelled before it knew
-                self._in_handover -= 1
-                self._take_back(waiter.slot)
-            raise
-        finally:
-            self._leave(waiter)
-            if waiter.may_try:
-                self._let_others_try()
-
-    async def _stand_in_line(self, waiter: Waiter[T]) -> Slot[T]:
-        patience: float | None = None  # when growth becomes late; None while only a free can help
-        late = False
-        retry_at, pause = -math.inf, PAUSE_FIRST
-        while True:
-            self._serve()
-            if waiter.error is not None:
-                raise type(waiter.error)(*waiter.error.args) from waiter.error.__cause__
-            if waiter.slot is not None:
-                self._in_handover -= 1
-                slot, waiter.slot = waiter.slot, None
-                return slot
-            self._growth.ask()
-            if self._growth.at_limit:
-                patience, late = None, False
-                await waiter.wait(math.inf)
-                continue
-            now = anyio.current_time()
-            if patience is None:
-                patience = now + self._engine.config.grow_timeout
-            if now >= patience and not late:
-                late = True
-                self._timeouts += 1
-                self._growth.late()
-            if (late or Mark.DEADLOCKED in self._marks) and now >= retry_at and self._may_try(waiter):
-                made = await self._try_emergency(waiter)
-                if made is not None:
-                    return made
-                retry_at = anyio.current_time() + pause
-                pause = min(2 * pause, PAUSE_MOST)
-                continue
-            until = retry_at if retry_at > now else math.inf
-            await waiter.wait(until if late else min(until, patience))
-
-    def _may_try(self, waiter: Waiter[T]) -> bool:
-        """Take a permit for an emergency object; refused, it is told when there is room."""
-        waiter.may_try = False
-        permitted = self._emergency.permit()
-        if not permitted:
-            self._refused.join(waiter)
-        return permitted
-
-    async def _try_emergency(self, waiter: Waiter[T]) -> Slot[T] | None:
-        """One attempt, out of the line; back to the old place if it fails."""
-        self._leave(waiter)
-        try:
-            return await self._emergency.make()
-        except MemoryError:
-            self._join(waiter)
-            return None
-        finally:
-            self._let_others_try()
-
-    def _let_others_try(self) -> None:
-        """Wake as many of the refused as max_emergency has room for."""
-        room = self._emergency.room
-        while room >= 1:
-            waiter = self._refused.pop()
-            if waiter is None:
-                break
-            waiter.may_try = True
-            waiter.wake()
-            room -= 1
-
-    def _join(self, waiter: Waiter[T]) -> None:
-        self._line.join(waiter)
-        self._note_line()
-
-    def _leave(self, waiter: Waiter[T]) -> None:
-        self._line.leave(waiter)
-        self._refused.leave(waiter)
-        self._note_line()
-
-    def _note_line(self) -> None:
-        self._waiting = len(self._line)
-        self._slow = self._waiting > 0 or self._always_slow
-
-    def _serve(self) -> None:
-        """Hand free objects to waiters, in order, until one or the other runs out."""
-        while self._waiting:
-            slot = self._depot.take()
-            if slot is None:
-                return
-            waiter = self._line.pop()
-            self._note_line()
-            if waiter is None:
-                self._magazine.append(slot)
-                return
-            waiter.slot = slot
-            self._in_handover += 1
-            waiter.wake()
-
     # -- the way back
 
     def _take_back(self, slot: Slot[T]) -> None:
@@ -352,7 +248,7 @@ class Cache(Generic[T]):
         if not self._depot.flush(self._engine.tick):
             self._engine.bell.ring()
         elif self._waiting:
-            self._engine.attend(self._serve)
+            self._engine.attend(self._room.serve)
         elif Mark.DESTROY in self._marks:
             self._reclaim.empty_out()
 
@@ -380,14 +276,18 @@ class Cache(Generic[T]):
         if self._waiting:
             self._engine.bell.ring()
 
+    def _note_waiting(self, waiting: int) -> None:
+        self._waiting = waiting
+        self._slow = waiting > 0 or self._always_slow
+
     def _attend(self) -> None:
         """Look after everything: objects came, or the bell was rung for what another thread did."""
         self._depot.flush(self._engine.tick)
         if Mark.DESTROY in self._marks:
             self._reclaim.empty_out()
             return
-        self._serve()
-        self._let_others_try()
+        self._room.serve()
+        self._room.let_others_try()
         self._growth.ask()
 
     # -- filling, reaping, ageing, closing
@@ -429,18 +329,19 @@ class Cache(Generic[T]):
         self._marks.fire("close")
         self._always_slow = True
         closed = CacheClosedError(f"cache {self.name!r} was closed")
-        for waiter in self._line:
-            waiter.error = closed
-            waiter.wake()
+        self._room.close(closed)
         self._growth.close(closed)
-        self._note_line()
+        self._slow = True
         self._magazine.capacity = -1  # so that each later free comes by `_settle`
         del self._engine.caches[self.name]
         emptied = self._reclaim.empty_out()
         held = self.stats().obj_held
         if held:
             warnings.warn(
-                f"cache {self.name!r} was closed with {held} buffers still held", ResourceWarning, 4, source=self
+                f"cache {self.name!r} was closed with {held} buffers still held",
+                ResourceWarning,
+                4,
+                source=self,
             )
         return emptied
 
@@ -451,7 +352,7 @@ class Cache(Generic[T]):
     def stats(self) -> CacheStats:
         """A snapshot of the counters. Any thread."""
         slabs = self._depot.slabs
-        cached, handover, emergency = len(self._magazine), self._in_handover, len(self._emergency)
+        cached, handover, emergency = len(self._magazine), self._room.in_handover, len(self._emergency)
         return CacheStats(
             name=self.name,
             flags=self._marks.state.value | self._config.flags.value | KVMEM,
@@ -475,8 +376,8 @@ class Cache(Generic[T]):
             waiters=self._waiting,
             hits=self._hits,
             misses=self._misses,
-            waits=self._waits,
-            timeouts=self._timeouts,
+            waits=self._room.waits,
+            timeouts=self._room.timeouts,
             growing=Mark.GROWING in self._marks,
             deadlocked=Mark.DEADLOCKED in self._marks,
         )

@@ -130,7 +130,9 @@ def cache_config(
     shape = Shape(size, align, objects)
     if shape.slab_size > max_slab_size:
         raise ConfigError(
-            "objects_per_slab", objects, f"allowed is 1..{max_slab_size // shape.stride}: a slab must fit max_slab_size"
+            "objects_per_slab",
+            objects,
+            f"allowed is 1..{max_slab_size // shape.stride}: a slab must fit max_slab_size",
         )
     if max_objects is not None and max_objects < objects:
         raise ConfigError("max_objects", max_objects, f"allowed is at least one slab, {objects} objects")

@@ -38,9 +38,7 @@ class EmergencySlot(Slot[T]):
 class Emergency(Generic[T]):
     """The outstanding emergency objects of a cache. Any thread."""
 
-    def __init__(
-        self, config: CacheConfig[T], backend: Backend, supply: Supply, lock: threading.Lock
-    ) -> None:
+    def __init__(self, config: CacheConfig[T], backend: Backend, supply: Supply, lock: threading.Lock) -> None:
         self._config = config
         self._backend = backend
         self._supply = supply

@@ -18,9 +18,9 @@ import anyio
 from ._config import CacheConfig
 from ._depot import Depot
 from ._flags import GFP, KM, gfp_for
+from ._line import Line
 from ._slab import Slab
 from ._state import Mark, Marks
-from ._waiters import Line
 
 if TYPE_CHECKING:
     from ._worker import Worker

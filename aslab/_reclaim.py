@@ -10,7 +10,6 @@ Event loop's thread only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import anyio

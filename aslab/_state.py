@@ -114,7 +114,10 @@ def reachable() -> dict[Mark, dict[str, Mark]]:
 
 def as_markdown() -> str:
     """Both tables of docs/states.md: the events, and every reachable state."""
-    lines = ["| event | needs | forbids | sets | clears | what happened |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| event | needs | forbids | sets | clears | what happened |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for event, rule in TABLE.items():
         marks = " | ".join(words(marks) for marks in rule[:4])
         lines.append(f"| `{event}` | {marks} | {rule.why} |")

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import ctypes
 from gc import get_referents
-from pickle import PickleBuffer  # noqa: S403  (the buffer wrapper alone, nothing is unpickled)
+from pickle import PickleBuffer
 from sys import getrefcount
 
 

@@ -1,0 +1,18 @@
+"""Faults, to see what a service does when memory is slow, stuck or refused.
+
+Each wraps a backend, real ones included, and is a backend itself, so they stack in any order:
+
+    slabs = Latency(Failslab(Mmap(), probability=20), Uniform(0.01, 0.05))
+
+The wrapped backend comes first and is the attribute ``backend``. Whatever is random has a seed.
+"""
+
+from ._deadlock import Deadlock as Deadlock
+from ._failslab import Failslab as Failslab
+from ._latency import Delay as Delay
+from ._latency import Exponential as Exponential
+from ._latency import Latency as Latency
+from ._latency import Uniform as Uniform
+from ._spec import parse_fault as parse_fault
+
+__all__ = ["Deadlock", "Delay", "Exponential", "Failslab", "Latency", "Uniform", "parse_fault"]

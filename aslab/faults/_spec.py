@@ -1,0 +1,72 @@
+"""Faults in one word, for command lines: ``latency:250ms``, ``deadlock:3s,at=2``, ``failslab:probability=20``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+
+from .._errors import ConfigError
+from ..backends import Backend, Heap
+from ._deadlock import Deadlock
+from ._failslab import Failslab
+from ._latency import Exponential, Latency, Uniform
+
+ALLOWED = (
+    "allowed are latency:250ms, latency:10ms-50ms, latency:mean=20ms, deadlock, deadlock:3s, deadlock:3s,at=2, "
+    "failslab:probability=20 (also interval, times, space, fail_nth, seed)"
+)
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
+_KNOBS = {"probability", "interval", "times", "space", "fail_nth", "seed"}
+
+
+def parse_fault(spec: str) -> Callable[[Backend], Backend]:
+    """A function that wraps a backend as ``spec`` says.
+
+    :raises ConfigError: if it cannot be understood
+    """
+    kind, _, rest = spec.partition(":")
+    words = [word for word in rest.split(",") if word]
+    options = dict(word.split("=", 1) for word in words if "=" in word)
+    plain = [word for word in words if "=" not in word]
+    try:
+        wrap = {"latency": _latency, "deadlock": _deadlock, "failslab": _failslab}[kind](plain, options)
+    except (KeyError, ValueError) as exc:
+        if isinstance(exc, ConfigError):
+            raise
+        raise ConfigError("inject", spec, ALLOWED) from None
+    if options or len(plain) > 1:
+        raise ConfigError("inject", spec, ALLOWED)
+    wrap(Heap())  # refuses bad values now, not when the first backend is wrapped
+    return wrap
+
+
+def parse_seconds(text: str) -> float:
+    """``3s``, ``250ms``, ``40us``, ``1m``, or a plain number of seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s|m)?", text)
+    if match is None:
+        raise ValueError(text)
+    return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def _latency(plain: list[str], options: dict[str, str]) -> Callable[[Backend], Backend]:
+    seed = int(options.pop("seed", "0"))
+    if "mean" in options:
+        return partial(Latency, acquire=Exponential(parse_seconds(options.pop("mean"))), seed=seed)
+    low, dash, high = plain[0].partition("-") if plain else ("", "", "")
+    if dash:
+        return partial(Latency, acquire=Uniform(parse_seconds(low), parse_seconds(high)), seed=seed)
+    return partial(Latency, acquire=parse_seconds(low))
+
+
+def _deadlock(plain: list[str], options: dict[str, str]) -> Callable[[Backend], Backend]:
+    duration = parse_seconds(plain[0]) if plain else None
+    return partial(Deadlock, at=int(options.pop("at", "1")), duration=duration)
+
+
+def _failslab(plain: list[str], options: dict[str, str]) -> Callable[[Backend], Backend]:
+    if plain or not options or not set(options) <= _KNOBS:
+        raise ValueError
+    knobs = {name: int(options.pop(name)) for name in tuple(options)}
+    knobs.setdefault("probability", 100)
+    return partial(Failslab, **knobs)

@@ -1,0 +1,6 @@
+"""For tests: of your own backends, and of the bookkeeping of a cache."""
+
+from ._conformance import check_backend as check_backend
+from ._consistency import check_consistency as check_consistency
+
+__all__ = ["check_backend", "check_consistency"]

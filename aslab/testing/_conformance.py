@@ -1,0 +1,140 @@
+"""Does a backend keep the contract? For aslab's own backends and wrappers, and for yours."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+import anyio
+import anyio.lowlevel
+
+from .._flags import GFP
+from ..backends import Backend, Region
+
+SIZES = (1, 64, 4096, 100_000, 2**20)
+ALIGNMENTS = (8, 64, 4096)
+TRIES = 1000
+
+
+async def check_backend(factory: Callable[[], Backend]) -> None:
+    """Check that the backends which ``factory`` makes keep the contract of `aslab.backends.Backend`.
+
+    Sizes and alignments; that address and memory are the same place; that regions are writable and
+    never overlap, made one after the other or at once; `acquire_nowait`; cancellation of `acquire`;
+    release in any order, and use afterwards. A backend may refuse with MemoryError, but not always.
+
+    Takes some MiB of memory. Run it on each event loop that the backend is for.
+
+    :raises AssertionError: with what is wrong
+    """
+    await _check_sizes(factory())
+    await _check_many(factory())
+    await _check_nowait(factory())
+    await _check_cancellation(factory())
+
+
+async def _check_sizes(backend: Backend) -> None:
+    _require(callable(getattr(backend, "acquire_nowait", None)), "a backend has acquire_nowait")
+    for nbytes in SIZES:
+        for align in ALIGNMENTS:
+            for gfp in (GFP.KERNEL, GFP.NOIO | GFP.MEMALLOC):
+                region = await _acquire(backend, nbytes, align, gfp)
+                _check_region(region, nbytes, align)
+                await backend.release(region)
+
+
+async def _check_many(backend: Backend) -> None:
+    regions: list[Region] = []
+
+    async def acquire_one() -> None:
+        regions.append(await _acquire(backend, 4096, 64, GFP.KERNEL))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(8):
+            tasks.start_soon(acquire_one)
+    for _ in range(8):
+        await acquire_one()
+    _check_apart(regions)
+    for region in regions[::2]:
+        await backend.release(region)
+    _check_contents(regions, range(1, len(regions), 2))
+    for region in regions[1::2]:
+        await backend.release(region)
+
+
+async def _check_nowait(backend: Backend) -> None:
+    for _ in range(8):
+        try:
+            region = backend.acquire_nowait(4096, 64, GFP.NOWAIT)
+        except (MemoryError, anyio.WouldBlock):
+            continue
+        _check_region(region, 4096, 64)
+        await backend.release(region)
+
+
+async def _check_cancellation(backend: Backend) -> None:
+    for checkpoints in range(4):
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_cancel_after, checkpoints, scope)
+                try:
+                    region = await backend.acquire(4096, 64, GFP.KERNEL)
+                except MemoryError:
+                    continue
+                with anyio.CancelScope(shield=True):
+                    await backend.release(region)
+    region = await _acquire(backend, 4096, 64, GFP.KERNEL)
+    _check_region(region, 4096, 64)
+    await backend.release(region)
+
+
+async def _cancel_after(checkpoints: int, scope: anyio.CancelScope) -> None:
+    for _ in range(checkpoints):
+        await anyio.lowlevel.checkpoint()
+    scope.cancel()
+
+
+async def _acquire(backend: Backend, nbytes: int, align: int, gfp: GFP) -> Region:
+    for _ in range(TRIES):
+        try:
+            return await backend.acquire(nbytes, align, gfp)
+        except MemoryError:
+            continue
+    raise AssertionError(f"{backend!r} has refused {nbytes} bytes {TRIES} times")
+
+
+def _check_region(region: object, nbytes: int, align: int) -> None:
+    _require(isinstance(region, Region), f"acquire answers a Region, not {region!r}")
+    assert isinstance(region, Region)  # noqa: S101  (for the type checker)
+    memory = region.memory
+    _require(isinstance(memory, memoryview), f"a region's memory is a memoryview, not {type(memory).__name__}")
+    _require(not memory.readonly, "a region's memory is writable")
+    _require(
+        memory.c_contiguous and memory.format == "B" and memory.ndim == 1,
+        "a region's memory is contiguous, flat, of format B",
+    )
+    _require(memory.nbytes >= nbytes, f"{nbytes} bytes were asked for, {memory.nbytes} came")
+    _require(region.address % align == 0, f"the address {region.address:#x} is a multiple of {align}")
+    memory[0], memory[nbytes - 1] = 171, 205
+    seen = ctypes.string_at(region.address, nbytes)
+    _require(seen[nbytes - 1] == 205 and (nbytes == 1 or seen[0] == 171), "address is where the memory is")
+
+
+def _check_apart(regions: list[Region]) -> None:
+    spans = sorted((region.address, region.address + 4096) for region in regions)
+    for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+        _require(end <= start, "regions do not overlap")
+    for number, region in enumerate(regions):
+        region.memory[:4096] = bytes([number]) * 4096
+    _check_contents(regions, range(len(regions)))
+
+
+def _check_contents(regions: list[Region], numbers: range) -> None:
+    for number in numbers:
+        same = bytes(regions[number].memory[:4096]) == bytes([number]) * 4096
+        _require(same, "a region keeps what is written to it while others come and go")
+
+
+def _require(truth: bool, rule: str) -> None:
+    if not truth:
+        raise AssertionError(f"broken: {rule}")

@@ -1,0 +1,44 @@
+"""The invariants of a cache, in one place: every list and counter, recounted the slow way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._cache import Cache
+from .._state import reachable
+
+
+def check_consistency(cache: Cache[Any]) -> None:
+    """Recount everything in a cache. Event loop's thread, between two suspensions, no other thread busy.
+
+    :raises AssertionError: naming what does not add up
+    """
+    depot, stats = cache._depot, cache.stats()
+    slabs = depot.slabs
+    every = [*slabs.partial, *slabs.complete]
+    slots = {slot for slab in every for slot in slab.slots}
+    free = [slot for slab in every for slot in slab.free]
+    cached = list(cache._magazine)
+
+    _same("slots in all slabs", len(slots), slabs.slots_total)
+    _same("slots out of their slabs", len(slots) - len(free), slabs.slots_out)
+    _same("slabs with a slot out", sum(1 for slab in every if slab.in_use), slabs.slabs_used)
+    _same("slabs made less given back", slabs.created - slabs.destroyed, len(every))
+    _same("free slots, each once", len(set(free) | set(cached)), len(free) + len(cached))
+    _same("complete slabs without a free slot", sum(1 for slab in slabs.complete if slab.free), 0)
+    _same("partial slabs with a free slot", sum(1 for slab in slabs.partial if not slab.free), 0)
+    _same("free slots of no slab", len((set(free) | set(cached)) - slots), 0)
+    accounted = stats.obj_held + len(free) + len(cached) + stats.obj_handover
+    _same("held + free + cached + in hand-over", accounted, stats.obj_total)
+    if stats.obj_held < 0:
+        raise AssertionError(f"cache {cache.name!r}: {stats.obj_held} objects held")
+    if cache._marks.state not in reachable():
+        raise AssertionError(f"cache {cache.name!r}: marks {cache._marks} cannot come about")
+    if stats.obj_cached > max(0, cache._magazine.capacity) and depot.lock.acquire(blocking=False):
+        depot.lock.release()
+        raise AssertionError(f"cache {cache.name!r}: magazine over its capacity")
+
+
+def _same(what: str, counted: int, kept: int) -> None:
+    if counted != kept:
+        raise AssertionError(f"{what}: counted {counted}, kept {kept}")
