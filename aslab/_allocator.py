@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, overload
@@ -194,7 +195,11 @@ async def open_allocator(
         except BaseException as exc:  # raised again below, outside of the task group
             raised = exc
         with anyio.CancelScope(shield=True):
-            await engine.close()
+            found = await engine.close()
         tasks.cancel_scope.cancel()
-    if raised is not None:
-        raise raised
+    try:
+        for warning in found:
+            warnings.warn(warning, ResourceWarning, stacklevel=3)
+    finally:
+        if raised is not None:
+            raise raised

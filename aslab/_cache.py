@@ -322,10 +322,17 @@ class Cache(Generic[T]):
         Buffers still held give one ResourceWarning; their memory stays valid until they are freed.
         Closing twice does nothing.
         """
-        if Mark.DESTROY not in self._marks:
-            await self._shut().wait()
+        if Mark.DESTROY in self._marks:
+            return
+        emptied, warning = self._shut()
+        try:
+            await emptied.wait()
+        finally:
+            if warning:
+                warnings.warn(warning, ResourceWarning, stacklevel=2)
 
-    def _shut(self) -> anyio.Event:
+    def _shut(self) -> tuple[anyio.Event, str]:
+        """Close. Answers an event for when free memory is back, and what there is to warn of."""
         self._marks.fire("close")
         self._always_slow = True
         closed = CacheClosedError(f"cache {self.name!r} was closed")
@@ -336,14 +343,7 @@ class Cache(Generic[T]):
         del self._engine.caches[self.name]
         emptied = self._reclaim.empty_out()
         held = self.stats().obj_held
-        if held:
-            warnings.warn(
-                f"cache {self.name!r} was closed with {held} buffers still held",
-                ResourceWarning,
-                4,
-                source=self,
-            )
-        return emptied
+        return emptied, f"cache {self.name!r} was closed with {held} buffers still held" if held else ""
 
     def _age(self) -> None:
         used = (self._hits, self._misses, self._depot.slabs.slots_out, len(self._magazine))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -79,24 +78,22 @@ class Engine:
             cache._growth.ask()
         self.worker.look_again()
 
-    async def close(self) -> None:
-        """Close the caches, and give what is under way a moment to end; says what did not."""
+    async def close(self) -> list[str]:
+        """Close the caches, and give what is under way a moment to end. Answers what there is to warn of."""
         self.closed = True
-        for cache in tuple(self.caches.values()):
-            cache._shut()
+        found = [warning for cache in tuple(self.caches.values()) if (warning := cache._shut()[1])]
         with anyio.move_on_after(CLOSING_GRACE):
-            await self.supply.idle()
             await self.worker.idle()
+            await self.supply.idle()
         for growth, since in self.worker.under_way.items():
-            warnings.warn(
-                f"closing with a grow of cache {growth.config.name!r} stuck since "
-                f"{anyio.current_time() - since:.1f} s: it is abandoned, its region released if it ever comes",
-                ResourceWarning,
-                2,
+            found.append(
+                f"the allocator was closed with a grow of cache {growth.config.name!r} stuck since "
+                f"{anyio.current_time() - since:.1f} s: abandoned, its region is released if it ever comes"
             )
         late = self.supply.close()
         if late:
-            warnings.warn(f"closing with {late} regions still to be released", ResourceWarning, 2)
+            found.append(f"the allocator was closed with {late} regions still to be released: a thread goes on")
+        return found
 
     async def _run_bell(self) -> None:
         with self.bell:

@@ -75,9 +75,11 @@ class Latency:
         """Sleep, then give back to the wrapped backend, even if cancelled meanwhile."""
         try:
             await anyio.sleep(self._release_delay())
-        finally:
+        except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
                 await self.backend.release(region)
+            raise
+        await self.backend.release(region)
 
 
 def _drawing(field: str, delay: Delay, seed: int) -> Callable[[], float]:
@@ -88,11 +90,11 @@ def _drawing(field: str, delay: Delay, seed: int) -> Callable[[], float]:
     if isinstance(delay, Exponential):
         mean = delay.mean
         return lambda: draw.expovariate(1 / mean) if mean else 0.0
-    if isinstance(delay, Sequence) and not isinstance(delay, str):
+    if isinstance(delay, Sequence):
         if not delay:
             raise ConfigError(field, delay, "allowed is a list of at least one delay")
         for one in delay:
-            seconds(field, one, zero=True)
+            seconds(field, one, zero=True)  # also what a string consists of is refused here
         return itertools.cycle(tuple(delay)).__next__
     seconds(field, delay, zero=True)
     fixed = float(delay)

@@ -69,4 +69,4 @@ def _failslab(plain: list[str], options: dict[str, str]) -> Callable[[Backend], 
         raise ValueError
     knobs = {name: int(options.pop(name)) for name in tuple(options)}
     knobs.setdefault("probability", 100)
-    return partial(Failslab, **knobs)
+    return lambda backend: Failslab(backend, **knobs)

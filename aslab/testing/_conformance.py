@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from itertools import pairwise
 
 import anyio
 import anyio.lowlevel
@@ -122,7 +123,7 @@ def _check_region(region: object, nbytes: int, align: int) -> None:
 
 def _check_apart(regions: list[Region]) -> None:
     spans = sorted((region.address, region.address + 4096) for region in regions)
-    for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+    for (_, end), (start, _) in pairwise(spans):
         _require(end <= start, "regions do not overlap")
     for number, region in enumerate(regions):
         region.memory[:4096] = bytes([number]) * 4096

@@ -1,0 +1,31 @@
+"""Event loops. A test takes `anyio_backend` (real time) or `virtual` (simulated) and names no loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio.testing
+import uvloop
+
+from .virtual_time import VirtualLoop
+
+LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "asyncio": ("asyncio", {}),
+    "asyncio+uvloop": ("asyncio", {"loop_factory": uvloop.new_event_loop}),
+    "trio": ("trio", {}),
+}
+
+
+@pytest.fixture(params=list(LOOPS))
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """The loops that a behaviour is tested on."""
+    return LOOPS[request.param]
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def virtual(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """The same loops with a simulated clock."""
+    if request.param == "trio":
+        return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}
+    return "asyncio", {"loop_factory": VirtualLoop}

@@ -1,0 +1,106 @@
+"""Backends and helpers for tests: memory that is real but comes at once, and can be held back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+import aslab
+from aslab import GFP
+from aslab.backends import Region
+from aslab.faults import Deadlock
+from aslab.testing import check_consistency
+
+SIZE = 4096
+
+
+class Instant:
+    """Memory from bytearrays, at once and without a thread: for simulated time. Keeps the books."""
+
+    def __init__(self) -> None:
+        self.outstanding: set[int] = set()
+        self.asked: list[tuple[int, GFP]] = []
+
+    async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        await anyio.lowlevel.checkpoint()
+        return self.acquire_nowait(nbytes, align, gfp)
+
+    def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        self.asked.append((nbytes, gfp))
+        region = Region.over(bytearray(nbytes + align), align=align)
+        self.outstanding.add(id(region))
+        region.token = region.memory
+        return region
+
+    async def release(self, region: Region) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.outstanding.remove(id(region))
+
+
+class Gate(Instant):
+    """Every acquire waits until the gate is open, or fails if it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened = anyio.Event()
+        self.waiting = 0
+        self.error: Exception | None = None
+
+    def open(self) -> None:
+        self.opened.set()
+
+    def shut(self) -> None:
+        self.opened = anyio.Event()
+
+    async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        self.waiting += 1
+        try:
+            await self.opened.wait()
+        finally:
+            self.waiting -= 1
+        if self.error is not None:
+            raise self.error
+        return await super().acquire(nbytes, align, gfp)
+
+    def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        if self.error is not None:
+            raise self.error
+        if not self.opened.is_set():
+            raise anyio.WouldBlock
+        return super().acquire_nowait(nbytes, align, gfp)
+
+
+@asynccontextmanager
+async def allocator(**options: Any) -> AsyncIterator[aslab.Allocator]:
+    """An allocator on instant memory; afterwards every region must be back."""
+    slabs = options.setdefault("slabs", Instant())
+    emergency = options.setdefault("emergency", Instant())
+    async with aslab.open_allocator(**options) as kmem:
+        yield kmem
+        for cache in kmem._engine.caches.values():
+            check_consistency(cache)
+        if isinstance(slabs, Gate):
+            slabs.open()
+        elif isinstance(slabs, Deadlock):
+            slabs.let_go()
+    for backend in (slabs, emergency):
+        while hasattr(backend, "backend"):
+            backend = backend.backend
+        if isinstance(backend, Instant):
+            assert not backend.outstanding, "regions that were never released"
+
+
+async def settle(rounds: int = 30) -> None:
+    """Let every task that can run, run."""
+    for _ in range(rounds):
+        await anyio.lowlevel.checkpoint()
+
+
+async def start(tasks: anyio.abc.TaskGroup, call: Callable[..., Awaitable[Any]], *args: Any) -> None:
+    """Start a task and let it run until it waits."""
+    tasks.start_soon(call, *args)
+    await settle()

@@ -1,0 +1,521 @@
+"""Waiting: for growth, for a free, for an emergency object; in which order, and for how long."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import anyio
+import pytest
+
+import aslab
+from aslab import GFP, KM, CacheFlags
+from aslab.faults import Deadlock, Failslab
+from aslab.testing import check_consistency
+
+from .support import SIZE, Gate, Instant, allocator, settle, start
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend(virtual):
+    return virtual
+
+
+async def test_first_object_waits_for_growth_and_the_rest_do_not():
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        bufs = [await cache.alloc() for _ in range(8)]
+        stats = cache.stats()
+        assert (stats.slab_total, stats.obj_held, stats.waits, stats.timeouts) == (1, 8, 1, 0)
+        for buf in bufs:
+            buf.free()
+
+
+async def test_free_hands_over_to_the_oldest_waiter():
+    async with allocator() as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, max_objects=1)
+        held = await cache.alloc()
+        order: list[int] = []
+
+        async def caller(number: int) -> None:
+            async with cache.lease():
+                order.append(number)
+
+        for number in range(5):
+            await start(tasks, caller, number)
+        assert cache.stats().waiters == 5
+        held.free()
+        assert cache.stats().obj_handover == 1
+        assert cache.stats().obj_cached == 0
+        await settle()
+        assert order == [0, 1, 2, 3, 4]
+
+
+async def test_pushpage_is_served_before_sleep_and_oldest_first_within_each():
+    async with allocator() as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, max_objects=1)
+        held = await cache.alloc()
+        order: list[str] = []
+
+        async def caller(name: str, flags: KM) -> None:
+            async with cache.lease(flags):
+                order.append(name)
+
+        for name, flags in [("s1", KM.SLEEP), ("p1", KM.PUSHPAGE), ("s2", KM.SLEEP), ("p2", KM.PUSHPAGE)]:
+            await start(tasks, caller, name, flags)
+        held.free()
+        await settle()
+        assert order == ["p1", "p2", "s1", "s2"]
+
+
+async def test_newcomer_does_not_overtake_who_was_given_the_object():
+    async with allocator() as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, max_objects=1)
+        held = await cache.alloc()
+        order: list[str] = []
+
+        async def caller(name: str) -> None:
+            async with cache.lease():
+                order.append(name)
+
+        await start(tasks, caller, "first")
+        held.free()
+        with pytest.raises(anyio.WouldBlock):
+            cache.alloc_nowait()
+        await caller("second")
+        assert order == ["first", "second"]
+
+
+async def test_end_of_growth_serves_as_many_as_there_are_objects_in_order():
+    gate = Gate()
+    async with allocator(slabs=gate, grow_timeout=math.nextafter(1e6, 0)) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=2)
+        served: list[int] = []
+        go_on = anyio.Event()
+
+        async def caller(number: int) -> None:
+            async with cache.lease():
+                served.append(number)
+                await go_on.wait()
+
+        for number in range(5):
+            await start(tasks, caller, number)
+        gate.open()
+        await settle()
+        # those served by one slab resume together, in whatever order the loop likes
+        assert [set(served[n : n + 2]) for n in (0, 2, 4)] == [{0, 1}, {2, 3}, {4}]
+        assert cache.stats().slab_total == 3
+        go_on.set()
+
+
+async def test_timeout_while_growing_takes_an_emergency_object_after_exactly_grow_timeout():
+    async with allocator(slabs=Gate(), grow_timeout=0.1, kick_after=None) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        begin = anyio.current_time()
+        buf = await cache.alloc()
+        assert anyio.current_time() - begin == pytest.approx(0.1)
+        stats = cache.stats()
+        assert buf.emergency
+        assert (stats.timeouts, stats.obj_deadlock, stats.obj_emergency) == (1, 1, 1)
+        assert stats.growing
+        assert stats.deadlocked
+        # SPL's counters: part of the total, not of what is out of the slabs
+        assert (stats.obj_total, stats.obj_alloc, stats.obj_max, stats.obj_held) == (1, 0, 0, 1)
+        buf.free()
+        assert cache.stats().obj_emergency == 0
+        assert cache.stats().obj_emergency_max == 1
+
+
+async def test_stuck_for_good_eight_tasks_go_on_and_dlock_is_one():
+    slabs = Deadlock(Instant())
+    async with allocator(slabs=slabs) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        progress = [0] * 8
+        waited: list[float] = []
+
+        async def caller(number: int) -> None:
+            while True:
+                begin = anyio.current_time()
+                async with cache.lease() as buf:
+                    waited.append(anyio.current_time() - begin)
+                    assert buf.emergency or slabs.stuck == 0
+                    progress[number] += 1
+                    await anyio.sleep(0.01)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(8):
+                tasks.start_soon(caller, number)
+            await anyio.sleep(60)
+            assert min(progress) > 5_000
+            stats = cache.stats()
+            assert stats.obj_deadlock == 1
+            assert stats.timeouts == 8
+            assert sorted(waited)[-8:] == [pytest.approx(0.1)] * 8
+            assert set(sorted(waited)[:-8]) == {0.0}
+            slabs.let_go()
+            await anyio.sleep(1)
+            stats = cache.stats()
+            assert not stats.growing
+            assert not stats.deadlocked
+            assert stats.obj_emergency == 0
+            async with cache.lease() as buf:
+                assert not buf.emergency
+            tasks.cancel_scope.cancel()
+
+
+async def test_grow_that_fails_after_a_timeout_leaves_no_mark():
+    gate = Gate()
+    async with allocator(slabs=gate, kick_after=None) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        buf = await cache.alloc()
+        assert cache.stats().deadlocked
+        await anyio.sleep(5)
+        gate.error = MemoryError()
+        gate.open()
+        await settle()
+        stats = cache.stats()
+        assert not stats.growing
+        assert not stats.deadlocked
+        assert stats.slab_fail == 1
+        gate.error = None
+        buf.free()
+        async with cache.lease() as buf:
+            assert not buf.emergency
+
+
+async def test_last_look_at_the_slabs_before_an_emergency_object():
+    """An object freed by another thread, whose bell has not been heard yet when the time is up."""
+    gate = Gate()
+    gate.open()
+    async with allocator(slabs=gate) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=1)
+        held = await cache.alloc()
+        gate.shut()
+        got: list[bool] = []
+
+        async def caller() -> None:
+            async with cache.lease() as buf:
+                got.append(buf.emergency)
+
+        await start(tasks, caller)
+        await anyio.sleep(0.05)
+        cache._magazine.append(held._claim())
+        await anyio.sleep(0.06)
+        assert got == [False]
+        assert cache.stats().obj_emergency_max == 0
+
+
+async def test_want_of_memory_is_retried_with_growing_pauses_and_ends_in_an_emergency_object():
+    slabs = Failslab(Instant(), probability=100)
+    async with allocator(slabs=slabs) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        begin = anyio.current_time()
+        buf = await cache.alloc()
+        assert buf.emergency
+        assert anyio.current_time() - begin == pytest.approx(0.1)
+        assert 3 <= cache.stats().slab_fail <= 5
+        assert cache.stats().obj_deadlock == 0
+        buf.free()
+
+
+async def test_want_of_memory_everywhere_never_fails_a_sleeper_and_never_spins():
+    slabs, emergency = Failslab(Instant(), probability=100), Failslab(Instant(), probability=100)
+    async with allocator(slabs=slabs, emergency=emergency) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE)
+        got: list[bool] = []
+
+        async def caller() -> None:
+            async with cache.lease() as buf:
+                got.append(buf.emergency)
+
+        tasks.start_soon(caller)
+        await anyio.sleep(60)
+        assert not got
+        assert slabs.failures < 80
+        assert emergency.failures < 80
+        slabs.probability = 0
+        await anyio.sleep(2)
+        assert got == [False]
+
+
+async def test_at_max_objects_callers_wait_without_emergency_objects():
+    async with allocator() as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, max_objects=2)
+        held = [await cache.alloc() for _ in range(2)]
+        done: list[bool] = []
+
+        async def caller() -> None:
+            async with cache.lease() as buf:
+                done.append(buf.emergency)
+
+        await start(tasks, caller)
+        await anyio.sleep(60)
+        assert not done
+        with pytest.raises(anyio.WouldBlock):
+            cache.alloc_nowait()
+        held.pop().free()
+        await settle()
+        assert done == [False]
+        held.pop().free()
+        assert cache.stats().obj_emergency_max == 0
+        assert cache.stats().timeouts == 0
+
+
+async def test_limit_is_backpressure_over_all_caches_and_room_elsewhere_ends_it():
+    async with allocator(limit=8 * SIZE) as kmem, anyio.create_task_group() as tasks:
+        one, two = kmem.create_cache("one", SIZE), kmem.create_cache("two", SIZE)
+        held = await one.alloc()
+        assert kmem.stats().slab_bytes == 8 * SIZE
+        done = anyio.Event()
+
+        async def caller() -> None:
+            async with two.lease() as buf:
+                assert not buf.emergency
+                done.set()
+
+        await start(tasks, caller)
+        await anyio.sleep(10)
+        assert not done.is_set()
+        held.free()
+        assert await one.reap() == 8 * SIZE
+        await settle()
+        assert done.is_set()
+
+
+async def test_waiter_at_the_limit_gets_its_timeout_when_growth_starts():
+    gate = Gate()
+    gate.open()
+    async with allocator(slabs=gate, limit=8 * SIZE, kick_after=None) as kmem, anyio.create_task_group() as tasks:
+        one, two = kmem.create_cache("one", SIZE), kmem.create_cache("two", SIZE)
+        held = await one.alloc()
+        got: list[float] = []
+
+        async def caller() -> None:
+            async with two.lease() as buf:
+                assert buf.emergency
+                got.append(anyio.current_time())
+
+        await start(tasks, caller)
+        await anyio.sleep(10)
+        gate.shut()
+        held.free()
+        await one.reap()
+        begin = anyio.current_time()
+        await anyio.sleep(1)
+        assert got == [pytest.approx(begin + 0.1)]
+
+
+async def test_limit_taken_by_a_stuck_grow_is_no_limit_reached():
+    """Progress never hangs on the limit: the other cache's callers take emergency objects."""
+    slabs = Deadlock(Instant())
+    async with allocator(slabs=slabs, limit=8 * SIZE) as kmem:
+        one, two = kmem.create_cache("one", SIZE), kmem.create_cache("two", SIZE)
+        for cache in (one, two):
+            with anyio.fail_after(0.2):
+                (await cache.alloc()).free()
+        await anyio.sleep(60)
+        with anyio.fail_after(0.01):
+            (await two.alloc()).free()
+        assert two.stats().growing
+        slabs.let_go()
+        await anyio.sleep(1)
+        assert not two.stats().growing
+        assert kmem.stats().slab_bytes == 8 * SIZE
+
+
+async def test_max_emergency_bounds_and_a_freed_one_lets_the_next_try():
+    async with allocator(slabs=Gate(), kick_after=None) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, max_emergency=2)
+        held = [await cache.alloc() for _ in range(2)]
+        order: list[int] = []
+
+        async def caller(number: int) -> None:
+            async with cache.lease() as buf:
+                assert buf.emergency
+                order.append(number)
+
+        for number in range(4):
+            await start(tasks, caller, number)
+        await anyio.sleep(100)
+        assert not order
+        assert cache.stats().obj_emergency == 2
+        with pytest.raises(anyio.WouldBlock):
+            cache.alloc_nowait()
+        begin = anyio.current_time()
+        held.pop().free()
+        await settle(60)
+        assert order == [0, 1, 2, 3]
+        assert anyio.current_time() == begin
+        held.pop().free()
+        assert cache.stats().obj_emergency_max == 2
+
+
+async def test_who_was_told_to_try_and_is_cancelled_passes_the_chance_on():
+    async with allocator(slabs=Gate(), kick_after=None) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, max_emergency=1)
+        held = await cache.alloc()
+        scope = anyio.CancelScope()
+        got = anyio.Event()
+
+        async def first() -> None:
+            with scope:
+                await cache.alloc()
+
+        async def second() -> None:
+            async with cache.lease():
+                got.set()
+
+        await start(tasks, first)
+        await start(tasks, second)
+        held.free()
+        while not cache._room._refused.first() is not None and not scope.cancel_called:
+            await anyio.lowlevel.checkpoint()
+        scope.cancel()
+        await settle(60)
+        assert got.is_set()
+
+
+async def test_noemergency_waits_for_growth_for_as_long_as_it_takes():
+    slabs = Deadlock(Instant())
+    async with allocator(slabs=slabs) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, flags=CacheFlags.NOEMERGENCY)
+        got: list[bool] = []
+
+        async def caller() -> None:
+            async with cache.lease() as buf:
+                got.append(buf.emergency)
+
+        await start(tasks, caller)
+        await anyio.sleep(1000)
+        assert not got
+        assert cache.stats().deadlocked
+        with pytest.raises(anyio.WouldBlock):
+            cache.alloc_nowait()
+        slabs.let_go()
+        await settle()
+        assert got == [False]
+
+
+async def test_emergency_requests_are_noio_and_growth_follows_the_most_urgent():
+    slabs, emergency = Gate(), Instant()
+    async with allocator(slabs=slabs, emergency=emergency, kick_after=None) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        for flags in (KM.PUSHPAGE, KM.SLEEP):
+            (await cache.alloc(flags)).free()
+        assert [gfp for _, gfp in emergency.asked] == [GFP.NOIO, GFP.NOIO]
+        slabs.open()
+        await settle()
+    grown: list[GFP] = []
+    for flags in (KM.SLEEP, KM.PUSHPAGE):
+        slabs = Instant()
+        async with allocator(slabs=slabs) as kmem:
+            (await kmem.create_cache("c", SIZE).alloc(flags)).free()
+        grown += [gfp for _, gfp in slabs.asked]
+    assert grown == [GFP.KERNEL, GFP.NOIO | GFP.MEMALLOC]
+
+
+async def test_growth_is_as_urgent_as_the_most_urgent_of_many_waiters():
+    slabs = Instant()
+    async with allocator(slabs=slabs) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE)
+
+        async def caller(flags: KM) -> None:
+            async with cache.lease(flags):
+                pass
+
+        tasks.start_soon(caller, KM.SLEEP)
+        tasks.start_soon(caller, KM.PUSHPAGE)
+        await settle()
+        assert slabs.asked[0][1] == GFP.NOIO | GFP.MEMALLOC
+
+
+async def test_callers_own_timeout_raises_and_loses_nothing():
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, max_objects=1)
+        held = await cache.alloc()
+        begin = anyio.current_time()
+        with pytest.raises(TimeoutError):
+            await cache.alloc(timeout=7)
+        assert anyio.current_time() - begin == pytest.approx(7)
+        assert cache.stats().waiters == 0
+        held.free()
+        (await cache.alloc(timeout=0)).free()
+
+
+async def test_ten_thousand_waiters_half_of_them_cancelled_none_lost_and_order_kept():
+    draw = random.Random(20121)
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, max_objects=4)
+        held = [await cache.alloc() for _ in range(4)]
+        order: list[int] = []
+        scopes = [anyio.CancelScope() for _ in range(10_000)]
+
+        arrivals = itertools.count()
+
+        async def caller() -> None:
+            number = next(arrivals)
+            with scopes[number]:
+                async with cache.lease():
+                    order.append(number)
+                    await anyio.sleep(0.001)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(10_000):
+                tasks.start_soon(caller)
+            await settle(3)
+            assert cache.stats().waiters == 10_000
+            victims = draw.sample(range(10_000), 5_000)
+            for number in victims[:2500]:
+                scopes[number].cancel()
+            for buf in held:
+                buf.free()
+            for number in victims[2500:]:
+                scopes[number].cancel()
+                if draw.random() < 0.01:
+                    await anyio.sleep(0.001)
+        assert set(range(10_000)) - set(victims) <= set(order)
+        # In order, but for those who resume in the same moment: four objects are at work.
+        assert all(abs(one - other) <= 8 for one, other in zip(_ranks(order), range(len(order)), strict=True))
+        stats = cache.stats()
+        assert (stats.waiters, stats.obj_held, stats.obj_handover) == (0, 0, 0)
+        check_consistency(cache)
+
+
+def _ranks(order: list[int]) -> list[int]:
+    rank = {number: place for place, number in enumerate(sorted(order))}
+    return [rank[number] for number in order]
+
+
+async def test_deadlocked_mark_is_per_cache_and_others_are_served_by_the_next_worker():
+    """A's grow is stuck for good. B and C: first objects within grow_timeout, slabs after kick_after."""
+
+    class StuckForBig(Instant):
+        async def acquire(self, nbytes, align, gfp):
+            if nbytes > 100 * SIZE:
+                await anyio.sleep_forever()
+            return await super().acquire(nbytes, align, gfp)
+
+    with pytest.warns(ResourceWarning, match="stuck"):
+        async with allocator(slabs=StuckForBig(), kick_after=5.0) as kmem:
+            a = kmem.create_cache("a", 100 * SIZE)
+            others = [kmem.create_cache(name, SIZE) for name in "bc"]
+            (await a.alloc()).free()
+            begin = anyio.current_time()
+            for cache in others:
+                with anyio.fail_after(0.1001):
+                    buf = await cache.alloc()
+                assert buf.emergency
+                buf.free()
+            await anyio.sleep(5.1 - (anyio.current_time() - begin))
+            for cache in others:
+                buf = await cache.alloc()
+                assert not buf.emergency
+                assert not cache.stats().growing
+                buf.free()
+            assert a.stats().growing
+            assert a.stats().deadlocked
+            assert kmem.stats().kicked == 1
+            assert isinstance(kmem, aslab.Allocator)
