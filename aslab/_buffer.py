@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from ._errors import BufferFreedError
-from ._views import is_shared
+from ._views import is_shared, lease_view
 from .backends._libc import zero
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Buffer(Generic[T]):
         view = self._view
         if view is None:
             slot = self._allocated()
-            view = self._view = memoryview(slot.exporter)
+            view = self._view = lease_view(slot.exporter)
             if not hasattr(self, "_slot"):  # another thread freed the buffer meanwhile
                 view.release()
                 self._view = _FREED

@@ -268,7 +268,7 @@ class Cache(Generic[T]):
     def _unpark(self, slot: Slot[T]) -> None:
         """The last view of a buffer that was let go of has died."""
         if slot.slab is not None:
-            slot.unpark(slot.slab.region, slot.address - slot.slab.region.address, self.size)
+            slot.unpark(slot.slab.region, self.size)
         self._come_back(slot)
 
     def _free_emergency(self, slot: EmergencySlot[T]) -> None:

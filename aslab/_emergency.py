@@ -31,7 +31,7 @@ class EmergencySlot(Slot[T]):
     region: Region
 
     def __init__(self, region: Region, size: int) -> None:
-        super().__init__(None, region.memory[:size], region.address)
+        super().__init__(None, region, 0, size)
         self.region = region
 
 
@@ -101,8 +101,8 @@ class Emergency(Generic[T]):
         if self._config.ctor is not None:
             slot.destroy(self._config.dtor)
         region = slot.region
-        slot.memory = memoryview(b"")
-        del slot.exporter
+        if slot.parked is None:
+            del slot.exporter
         self._supply.release(self._backend, region)
 
     def _add(self, region: Region) -> EmergencySlot[T]:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar, cast
 from weakref import ReferenceType
 
-from ._views import PickleBuffer
+from ._views import Exporter, exporter, lease_view
 from .backends._libc import PAGE_SIZE
 from .backends._protocol import Region
 
@@ -47,30 +47,29 @@ class Shape(NamedTuple):
 class Slot(Generic[T]):
     """The place of one object. Only `Buffer` handles, which come and go, reach a caller."""
 
-    __slots__ = ("address", "exporter", "memory", "obj", "parked", "slab")
+    __slots__ = ("address", "exporter", "obj", "parked", "slab")
 
     address: int
-    memory: memoryview
-    exporter: PickleBuffer
-    """Makes a view with a managed buffer of its own for each lease (see _views.py)."""
+    exporter: Exporter
+    """Makes the view of each lease (see _views.py). Absent while the slot is parked."""
     obj: T | None
     """What the cache's constructor built here; kept from one owner to the next (Bonwick 1994)."""
     slab: Slab[T] | None
     """None for an emergency object."""
-    parked: ReferenceType[memoryview] | None
+    parked: ReferenceType[Exporter] | None
     """Set while the handle is gone but somebody still exports the memory."""
 
-    def __init__(self, slab: Slab[T] | None, memory: memoryview, address: int) -> None:
+    def __init__(self, slab: Slab[T] | None, region: Region, offset: int, size: int) -> None:
         self.slab = slab
-        self.address = address
-        self.memory = memory
-        self.exporter = PickleBuffer(memory)
+        self.address = region.address + offset
+        self.exporter = exporter(region.memory, offset, size)
         self.obj = None
         self.parked = None
 
     def construct(self, ctor: Callable[[memoryview], T]) -> None:
-        """Build the object, on a view of its own, which no lease's views are counted with."""
-        self.obj = ctor(memoryview(PickleBuffer(self.memory[:])))
+        """Build the object, on a view that no lease's views are counted with."""
+        whole = lease_view(self.exporter)
+        self.obj = ctor(lease_view(exporter(whole, 0, whole.nbytes)))
 
     def destroy(self, dtor: Callable[[T], None] | None) -> None:
         """Undo `construct`."""
@@ -84,18 +83,16 @@ class Slot(Generic[T]):
     def park(self, give_back: Callable[[Slot[T]], None]) -> None:
         """Call ``give_back(self)`` when the last view of the present lease dies.
 
-        Every view of the lease keeps ``memory`` alive through its managed buffer, so dropping our own
-        references makes its death the signal. `unpark` makes new ones.
+        Each of them keeps the exporter alive through its managed buffer, so once we drop it, its death
+        is the signal. `unpark` makes a new one.
         """
-        memory, self.memory = self.memory, memoryview(b"")
-        self.exporter = PickleBuffer(self.memory)
-        self.parked = ReferenceType(memory, lambda _: give_back(self))
+        self.parked = ReferenceType(self.exporter, lambda _: give_back(self))
+        del self.exporter
 
-    def unpark(self, region: Region, offset: int, size: int) -> None:
+    def unpark(self, region: Region, size: int) -> None:
         """Make the slot usable again."""
         self.parked = None
-        self.memory = region.memory[offset : offset + size]
-        self.exporter = PickleBuffer(self.memory)
+        self.exporter = exporter(region.memory, self.address - region.address, size)
 
 
 class Slab(Generic[T]):
@@ -111,8 +108,7 @@ class Slab(Generic[T]):
         """How many slots, from the first, hold a constructed object."""
         self.slots: list[Slot[T]] = []
         for offset in range(0, shape.stride * shape.objects, shape.stride):
-            memory = region.memory[offset : offset + shape.size]
-            self.slots.append(Slot(self, memory, region.address + offset))
+            self.slots.append(Slot(self, region, offset, shape.size))
         self.free: list[Slot[T]] = self.slots[::-1]
 
     @property

@@ -6,20 +6,34 @@ do share one object of CPython's, the managed buffer, which the garbage collecto
 only referent of a view. Its reference count therefore tells how many views there are.
 
 For this to speak of one lease alone, each lease needs a managed buffer of its own. A memoryview of
-a memoryview would share; a `pickle.PickleBuffer` passes buffer requests on and makes a new one:
+a memoryview would share one; a memoryview of a ctypes array over the same bytes does not:
 
-    region.memory ── slice of the slot ── PickleBuffer ─┬─ managed buffer of lease 1 ── view, slices
-                                                        └─ managed buffer of lease 2 ── view, slices
+    region.memory ── ctypes array of the slot ─┬─ managed buffer of lease 1 ── view, slices
+                                               └─ managed buffer of lease 2 ── view, slices
 
-Cost on CPython 3.11: 0.1 µs to make a view, 0.1 µs to check it.
+(A `pickle.PickleBuffer` would do the same and cost less, but it exports a memoryview, and CPython up
+to 3.13 at least crashes when the garbage collector clears a memoryview that is being exported.)
+
+Cost on CPython 3.11: 0.2 µs to make a view, 0.1 µs to check it.
 """
 
 from __future__ import annotations
 
 import ctypes
 from gc import get_referents
-from pickle import PickleBuffer
 from sys import getrefcount
+
+Exporter = ctypes.Array[ctypes.c_ubyte]
+
+
+def exporter(memory: memoryview, offset: int, size: int) -> Exporter:
+    """Something over a part of ``memory`` that makes independent views."""
+    return (ctypes.c_ubyte * size).from_buffer(memory, offset)
+
+
+def lease_view(source: Exporter) -> memoryview:
+    """A writable view of bytes, with a managed buffer of its own."""
+    return memoryview(source).cast("B")
 
 
 def _count(view: memoryview) -> int:
@@ -39,5 +53,3 @@ def address_of(view: memoryview) -> int:
     """The address of the first byte of a writable, contiguous view."""
     return ctypes.addressof(ctypes.c_char.from_buffer(view)) if view.nbytes else 0
 
-
-__all__ = ["PickleBuffer", "address_of", "is_shared"]

@@ -82,6 +82,9 @@ class Worker:
                     self._more = anyio.Event()
                 await self._more.wait()
                 continue
+            self.under_way[growth] = anyio.current_time()
+            if self._idle.is_set():
+                self._idle = anyio.Event()
             ended = anyio.Event()
             self._tasks.start_soon(self._grow, growth, ended)
             with anyio.move_on_after(self._kick_after):
@@ -109,9 +112,6 @@ class Worker:
 
     async def _grow(self, growth: Growth[Any], ended: anyio.Event) -> None:
         nbytes = growth.config.shape.slab_size
-        self.under_way[growth] = anyio.current_time()
-        if self._idle.is_set():
-            self._idle = anyio.Event()
         slab: Slab[Any] | None = None
         try:
             slab = await self._make_slab(growth)

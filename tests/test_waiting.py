@@ -371,10 +371,38 @@ async def test_who_was_told_to_try_and_is_cancelled_passes_the_chance_on():
         await start(tasks, first)
         await start(tasks, second)
         held.free()
-        while not cache._room._refused.first() is not None and not scope.cancel_called:
+        while cache._room._refused.first() is not None and len(cache._room._refused) == 2:
             await anyio.lowlevel.checkpoint()
         scope.cancel()
         await settle(60)
+        assert got.is_set()
+
+
+async def test_attempt_that_is_cancelled_gives_its_permit_to_the_refused():
+    gate, emergency = Gate(), Gate()
+    options = {"slabs": gate, "emergency": emergency, "kick_after": None, "grow_timeout": 0.1}
+    async with allocator(**options) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, max_emergency=1)
+        scope = anyio.CancelScope()
+        got = anyio.Event()
+
+        async def first() -> None:
+            with scope:
+                await cache.alloc()
+
+        async def second() -> None:
+            async with cache.lease():
+                got.set()
+
+        await start(tasks, first)
+        await anyio.sleep(0.2)
+        assert emergency.waiting == 1
+        await start(tasks, second)
+        await anyio.sleep(1)
+        assert emergency.waiting == 1
+        scope.cancel()
+        emergency.open()
+        await settle()
         assert got.is_set()
 
 

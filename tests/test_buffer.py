@@ -1,0 +1,414 @@
+"""The handle: what it gives, and what it never lets happen."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+
+import aslab
+from aslab import Buffer, BufferFreedError, Cache, WrongCacheError
+from aslab.testing import check_consistency
+
+from .support import SIZE, Gate, allocator, settle, start
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_view_is_the_memory_writable_of_the_exact_size_and_aligned() -> None:
+    async with aslab.open_allocator() as kmem:
+        for size, align in [(1, 8), (100, 64), (5000, 4096), (1 << 20, 64)]:
+            cache = kmem.create_cache(f"{size}", size, align=align)
+            bufs = [await cache.alloc() for _ in range(3)]
+            for buf in bufs:
+                assert len(buf) == len(buf.view) == size
+                assert not buf.view.readonly
+                assert buf.address % align == 0
+                assert np.frombuffer(buf.view, np.uint8).ctypes.data == buf.address
+                buf.view[:] = b"x" * size
+                assert buf.obj is buf.view
+                assert buf.cache is cache
+                assert not buf.emergency
+                buf.free()
+
+
+async def test_freed_buffer_gives_nothing_and_can_not_be_freed_again() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        buf = await cache.alloc()
+        view = buf.view
+        buf.free()
+        next_owner = await cache.alloc()
+        next_owner.view[:4] = b"mine"
+        for use in (lambda: buf.view, lambda: buf.obj, lambda: buf.address, buf.free, lambda: cache.free(buf)):
+            with pytest.raises(BufferFreedError, match="'c'"):
+                use()
+        with pytest.raises(BufferFreedError), buf:
+            pass
+        with pytest.raises(ValueError, match="released"):
+            view[0] = 1
+        assert bytes(next_owner.view[:4]) == b"mine"
+        assert "freed" in repr(buf)
+        next_owner.free()
+        check_consistency(cache)
+
+
+async def test_free_on_the_wrong_cache_is_refused_and_the_buffer_stays() -> None:
+    async with allocator() as kmem:
+        one, two = kmem.create_cache("one", SIZE), kmem.create_cache("two", SIZE)
+        buf = await one.alloc()
+        with pytest.raises(WrongCacheError, match=r"'one'.*'two'"):
+            two.free(buf)
+        buf.view[0] = 1
+        one.free(buf)
+        check_consistency(one)
+
+
+HOLDERS: dict[str, Callable[[memoryview], Any]] = {
+    "numpy array": lambda view: np.frombuffer(view, np.uint8),
+    "slice of a numpy array": lambda view: np.frombuffer(view, np.uint8)[8:16],
+    "second memoryview": memoryview,
+    "slice": lambda view: view[8:16],
+    "slice of a slice": lambda view: view[8:64][1:3],
+    "cast": lambda view: view.cast("I"),
+    "slice of a released second memoryview": lambda view: _slice_of_released(view),
+}
+
+
+def _slice_of_released(view: memoryview) -> memoryview:
+    second = memoryview(view)
+    part = second[:4]
+    second.release()
+    return part
+
+
+@pytest.mark.parametrize("hold", list(HOLDERS))
+@pytest.mark.parametrize("emergency", [False, True])
+async def test_free_is_refused_while_somebody_can_still_write(hold: str, emergency: bool) -> None:
+    options = {"slabs": Gate(), "grow_timeout": 0.0, "kick_after": None} if emergency else {}
+    async with allocator(**options) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        buf = await cache.alloc()
+        assert buf.emergency is emergency
+        holder = HOLDERS[hold](buf.view)
+        view = buf.view
+        for _ in range(2):
+            with pytest.raises(BufferError, match="still in use"):
+                buf.free()
+        assert cache.stats().obj_held == 1
+        view[0] = 7  # the buffer is as it was
+        assert buf.view is view
+        others = [await cache.alloc() for _ in range(9)]
+        assert buf.address not in [other.address for other in others]
+        del holder
+        buf.free()
+        for other in others:
+            other.free()
+        assert cache.stats().obj_held == 0
+
+
+async def test_holding_the_view_itself_is_no_hindrance() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        buf = await cache.alloc()
+        views = [buf.view, buf.view, buf.view]
+        buf.free()
+        for view in views:
+            with pytest.raises(ValueError, match="released"):
+                len(view)
+
+
+async def test_pending_recv_into_keeps_the_buffer() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        buf = await cache.alloc()
+        left, right = socket.socketpair()
+        with left, right:
+            thread = threading.Thread(target=left.recv_into, args=(buf.view,))
+            thread.start()
+            while True:  # until the thread is inside of recv_into, a free would be fine
+                with memoryview(buf.view) as probe:
+                    del probe
+                if _exported(buf):
+                    break
+                await anyio.sleep(0.001)
+            with pytest.raises(BufferError):
+                buf.free()
+            right.send(b"hello")
+            thread.join()
+        assert bytes(buf.view[:5]) == b"hello"
+        buf.free()
+
+
+def _exported(buf: Buffer[memoryview]) -> bool:
+    # resizing the exporter would be the usual probe; a memoryview has none but this
+    frames = sys._current_frames().values()
+    return any(frame.f_code.co_name == "run" and buf.view is not None for frame in frames)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="PEP 688")
+async def test_buffer_itself_has_the_buffer_protocol() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        buf: Any = await cache.alloc()
+        with memoryview(buf) as view:
+            view[:2] = b"ab"
+            with pytest.raises(BufferError):
+                buf.free()
+        array = np.frombuffer(buf, np.uint8)
+        with pytest.raises(BufferError):
+            buf.free()
+        del array
+        assert bytes(buf.view[:2]) == b"ab"
+        buf.free()
+        with pytest.raises(BufferFreedError):
+            memoryview(buf)
+
+
+async def test_lost_buffer_comes_back_with_a_warning_that_names_the_cache() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("frames", SIZE)
+        buf = await cache.alloc()
+        buf.view[0] = 1
+        with pytest.warns(ResourceWarning, match="'frames'"):
+            del buf
+            gc.collect()
+        assert cache.stats().obj_held == 0
+        check_consistency(cache)
+
+
+async def test_lost_emergency_object_comes_back() -> None:
+    async with allocator(slabs=Gate(), grow_timeout=0, kick_after=None) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        buf = await cache.alloc()
+        assert buf.emergency
+        with pytest.warns(ResourceWarning):
+            del buf
+            gc.collect()
+        assert cache.stats().obj_emergency == 0
+
+
+async def test_lost_buffer_wakes_who_waits_for_it() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, max_objects=1)
+        held = [await cache.alloc()]
+        got = anyio.Event()
+
+        async def caller() -> None:
+            async with cache.lease():
+                got.set()
+
+        async with anyio.create_task_group() as tasks:
+            await start(tasks, caller)
+            with pytest.warns(ResourceWarning):
+                held.clear()
+                gc.collect()
+            with anyio.fail_after(5):
+                await got.wait()
+
+
+@pytest.mark.parametrize("emergency", [False, True])
+async def test_lost_buffer_whose_memory_is_exported_comes_back_when_the_last_holder_goes(emergency: bool) -> None:
+    options = {"slabs": Gate(), "grow_timeout": 0.0, "kick_after": None} if emergency else {}
+    async with allocator(**options) as kmem:
+        cache = kmem.create_cache("c", SIZE, max_objects=1, max_emergency=1)
+        buf = await cache.alloc()
+        array = np.frombuffer(buf.view, np.uint8)
+        part = buf.view[4:8]
+        with pytest.warns(ResourceWarning):
+            del buf
+            gc.collect()
+        assert cache.stats().obj_held == 1
+        array[4] = 99
+        assert part[0] == 99
+        del array
+        assert cache.stats().obj_held == 1
+        got = anyio.Event()
+
+        async def caller() -> None:
+            async with cache.lease() as mine:
+                mine.view[:] = bytes(SIZE)
+                got.set()
+
+        async with anyio.create_task_group() as tasks:
+            await start(tasks, caller)
+            assert not got.is_set()
+            del part
+            with anyio.fail_after(5):
+                await got.wait()
+        assert cache.stats().obj_held == 0
+        check_consistency(cache)
+
+
+async def test_with_frees_at_the_end_and_does_not_mind_an_early_free() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        with await cache.alloc() as buf:
+            buf.view[0] = 1
+        assert cache.stats().obj_held == 0
+        with await cache.alloc() as buf:
+            buf.free()
+        async with cache.lease() as buf:
+            assert cache.stats().obj_held == 1
+            buf.free()
+        assert cache.stats().obj_held == 0
+
+
+async def test_with_tells_of_a_holder_that_is_left() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        with pytest.raises(BufferError):
+            async with cache.lease() as buf:
+                part = buf.view[:8]
+        assert cache.stats().obj_held == 1
+        del part
+        buf.free()
+
+
+async def test_exception_in_the_block_is_not_hidden_by_a_holder_in_its_frames() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+
+        def work(view: memoryview) -> None:
+            part = view[:8]
+            raise KeyError(len(part))
+
+        caught: list[BaseException] = []
+        try:
+            async with cache.lease() as buf:
+                work(buf.view)
+        except KeyError as exc:
+            caught.append(exc)
+        assert cache.stats().obj_held == 1, "the frames still hold the slice"
+        caught.clear()
+        gc.collect()
+        await settle()
+        assert cache.stats().obj_held == 0
+        check_consistency(cache)
+
+
+async def test_of_two_threads_that_free_one_buffer_one_gets_the_error() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        outcomes: list[str] = []
+
+        def free(buf: Buffer[memoryview], barrier: threading.Barrier) -> None:
+            barrier.wait()
+            try:
+                buf.free()
+            except BufferFreedError:
+                outcomes.append("error")
+            else:
+                outcomes.append("freed")
+
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for _ in range(200):
+                buf = await cache.alloc()
+                buf.view[0] = 1
+                barrier = threading.Barrier(2)
+                threads = [threading.Thread(target=free, args=(buf, barrier)) for _ in range(2)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                assert sorted(outcomes) == ["error", "freed"]
+                outcomes.clear()
+        finally:
+            sys.setswitchinterval(before)
+        assert cache.stats().obj_held == 0
+        check_consistency(cache)
+
+
+async def test_buffers_are_made_by_caches_alone() -> None:
+    buf: Buffer[memoryview] = Buffer()
+    with pytest.raises(BufferFreedError, match="not allocated"):
+        buf.free()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del buf
+        gc.collect()
+
+
+async def test_ctor_builds_once_a_slot_and_its_state_survives_from_owner_to_owner() -> None:
+    built: list[int] = []
+    destroyed: list[np.ndarray[Any, Any]] = []
+
+    def ctor(memory: memoryview) -> np.ndarray[Any, Any]:
+        built.append(len(memory))
+        array = np.frombuffer(memory, np.float32)
+        array[:] = 1.5
+        return array
+
+    async with allocator() as kmem:
+        cache: Cache[np.ndarray[Any, Any]] = kmem.create_cache("c", SIZE, ctor=ctor, dtor=destroyed.append)
+        buf = await cache.alloc()
+        assert built == [SIZE] * 8
+        assert buf.obj[0] == 1.5
+        buf.obj[0] = 2.5
+        buf.view[4] = 0
+        first = buf.address
+        buf.free()
+        buf = await cache.alloc()
+        assert buf.address == first
+        assert buf.obj[0] == 2.5
+        buf.free()
+        assert len(built) == 8
+        await cache.reap()
+        assert len(destroyed) == 8
+        destroyed.clear()
+    del buf
+
+
+async def test_ctor_and_dtor_of_an_emergency_object_run_as_it_is_made_and_freed() -> None:
+    destroyed: list[bytes] = []
+    async with allocator(slabs=Gate(), grow_timeout=0, kick_after=None) as kmem:
+        cache = kmem.create_cache("c", SIZE, ctor=lambda memory: bytes(memory[:2]), dtor=destroyed.append)
+        buf = await cache.alloc()
+        assert buf.emergency
+        assert buf.obj == bytes(2)
+        assert not destroyed
+        buf.free()
+        assert destroyed == [bytes(2)]
+
+
+async def test_init_on_free_and_init_on_alloc_leave_nothing_to_read() -> None:
+    for options in ({"init_on_alloc": True}, {"init_on_free": True}):
+        async with allocator(**options) as kmem:
+            cache = kmem.create_cache("c", SIZE)
+            buf = await cache.alloc()
+            address = buf.address
+            buf.view[:] = b"s" * SIZE
+            if "init_on_free" in options:
+                with pytest.raises(BufferError):
+                    part = buf.view[:1]
+                    buf.free()
+                assert part[0] == ord("s"), "a refused free must not touch the memory"
+                del part
+            buf.free()
+            buf = await cache.alloc()
+            assert buf.address == address
+            assert bytes(buf.view) == bytes(SIZE)
+            buf.free()
+
+
+async def test_init_on_free_holds_for_what_the_garbage_collector_returns() -> None:
+    async with allocator(init_on_free=True) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        buf = await cache.alloc()
+        buf.view[:] = b"s" * SIZE
+        with pytest.warns(ResourceWarning):
+            del buf
+            gc.collect()
+        buf = await cache.alloc()
+        assert bytes(buf.view) == bytes(SIZE)
+        buf.free()
