@@ -52,4 +52,3 @@ def is_shared(view: memoryview) -> bool:
 def address_of(view: memoryview) -> int:
     """The address of the first byte of a writable, contiguous view."""
     return ctypes.addressof(ctypes.c_char.from_buffer(view)) if view.nbytes else 0
-

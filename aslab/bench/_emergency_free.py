@@ -1,0 +1,55 @@
+"""Does freeing an emergency object cost more when many are outstanding? SPL's list of 2012 did."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import anyio
+import anyio.lowlevel
+import typer
+
+import aslab
+from aslab.faults import Deadlock
+
+from . import app, show
+
+NUMBERS = (10, 1_000, 100_000)
+FREED = 10
+
+
+@app.command(name="emergency-free")
+def emergency_free(
+    rounds: Annotated[int, typer.Option(help="Rounds, interleaved; the best counts.", min=1)] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Cost of freeing an emergency object with 10, 1,000 and 100,000 outstanding."""
+    best = anyio.run(measure, rounds)
+    rows = [
+        {"outstanding": number, "ns per free": cost, "against 10": cost / best[NUMBERS[0]]}
+        for number, cost in best.items()
+    ]
+    show("freeing an emergency object", rows, f"{FREED} freed at a time, oldest first.", as_json=as_json)
+
+
+async def measure(rounds: int) -> dict[int, float]:
+    """Best ns for a free, by the number outstanding."""
+    slabs = Deadlock(aslab.backends.Mmap())
+    async with aslab.open_allocator(slabs=slabs, expire=None, kick_after=None) as kmem:
+        caches = {number: kmem.create_cache(f"{number}", 64) for number in NUMBERS}
+        held = {number: [caches[number].alloc_nowait() for _ in range(number)] for number in NUMBERS}
+        best = {number: float("inf") for number in NUMBERS}
+        for _ in range(rounds):
+            for number in NUMBERS:
+                bufs = held[number]
+                victims, bufs[:FREED] = bufs[:FREED], [caches[number].alloc_nowait() for _ in range(FREED)]
+                begin = time.perf_counter_ns()
+                for buf in victims:
+                    buf.free()
+                best[number] = min(best[number], (time.perf_counter_ns() - begin) / FREED)
+            await anyio.lowlevel.checkpoint()
+        for bufs in held.values():
+            for buf in bufs:
+                buf.free()
+        slabs.let_go()
+    return best
