@@ -194,6 +194,7 @@ class Cache(Generic[T]):
         self._check(flags, _NOSLEEP, _PUSHPAGE)
         slot = self._at_hand()
         if slot is None:
+            self._growth.missed = True
             self._engine.attend(self._growth.ask)
             if self._growth.at_limit or not self._emergency.permit():
                 raise anyio.WouldBlock

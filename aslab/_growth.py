@@ -53,6 +53,8 @@ class Growth(Generic[T]):
         self._error: Exception | None = None
         self._pause = PAUSE_FIRST
         self._pausing = False
+        self.missed = False
+        """Somebody who could not wait found nothing. Set from any thread."""
         self.failures = 0
         self.deadlocks = 0
 
@@ -78,6 +80,7 @@ class Growth(Generic[T]):
         blocked = Mark.GROWING | Mark.REAPING | Mark.DESTROY
         if self.marks.state & blocked or self._pausing or not self._wanted() or self.at_limit:
             return
+        self.missed = False
         self.marks.fire("grow")
         self._worker.put(self)
         for waiter in self._line:
@@ -139,7 +142,7 @@ class Growth(Generic[T]):
 
     def _wanted(self) -> bool:
         least = max([self.config.watermark, *self._fillers.values()])
-        return len(self._line) > 0 or self._depot.free < least
+        return len(self._line) > 0 or self._depot.free < max(least, self.missed)
 
     def _resume(self) -> None:
         self._pausing = False

@@ -1,0 +1,60 @@
+"""The command ``aslab``.
+
+    _app       what commands there are
+    _demo      ``aslab demo``: its options, and what they mean
+    _service   the checksum service that it runs, a good example of how to use aslab
+    _files  _loops  _sizes  _resume        finding files; event loops; sizes; is all well again?
+    _report  _output  _progress  _errors   for people; for programs; while it runs; when it does not
+
+Nothing here is imported before `main` is called, because typer and rich come with an extra.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ._errors import EXTRA, complain
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line, ``sys.argv`` by default, and exit with its code."""
+    _give_closed_streams_somewhere_to_go()
+    try:
+        code = _run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read our output has enough of it, as head does
+        _forget_output()
+        code = 0
+    except OSError as exc:
+        _forget_output()
+        complain(f"cannot write the output: {exc.strerror or exc}")
+        code = 1
+    raise SystemExit(code)
+
+
+def _run(args: Sequence[str] | None) -> int:
+    try:
+        from ._app import run  # noqa: PLC0415
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] not in {"typer", "rich"}:
+            raise
+        complain(f"the command line {EXTRA}")
+        return 2
+    return run(sys.argv[1:] if args is None else args)
+
+
+def _give_closed_streams_somewhere_to_go() -> None:
+    """After ``aslab >&-`` Python has None for stdout."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
+
+
+def _forget_output() -> None:
+    """What is still in the buffer of stdout has nowhere to go; Python would complain when it exits."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

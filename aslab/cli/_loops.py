@@ -1,0 +1,51 @@
+"""The event loops that a command can run on."""
+
+from __future__ import annotations
+
+import enum
+import importlib
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, TypeVarTuple
+
+import anyio
+
+from ._errors import EXTRA, BadInput
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
+
+class Loop(str, enum.Enum):
+    """An event loop, by the name that the command line has for it."""
+
+    ASYNCIO = "asyncio"
+    UVLOOP = "uvloop"
+    TRIO = "trio"
+
+
+def run_on(loop: Loop, function: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
+    """Run an async function on a loop of that kind.
+
+    :raises KeyboardInterrupt: after Ctrl-C, also where the loop hands it on in an exception group
+    """
+    backend = "trio" if loop is Loop.TRIO else "asyncio"
+    options: dict[str, Any] = {}
+    if loop is Loop.UVLOOP:
+        options["loop_factory"] = importlib.import_module("uvloop").new_event_loop
+    try:
+        return anyio.run(function, *args, backend=backend, backend_options=options)
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+    raise KeyboardInterrupt
+
+
+def check_installed(loop: Loop) -> None:
+    """Refuse a loop whose package is not there.
+
+    :raises BadInput: naming the extra that brings it
+    """
+    try:
+        importlib.import_module(loop.value)
+    except ModuleNotFoundError:
+        raise BadInput(f"the loop {loop.value} {EXTRA}") from None

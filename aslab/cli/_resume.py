@@ -1,0 +1,50 @@
+"""Has normal operation resumed after a fault?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import anyio
+
+from .. import Cache
+from ..backends import Backend
+from ..faults import Deadlock, Failslab
+
+GRACE = 60.0
+"""Seconds that growth may take to recover, after the fault itself is over."""
+
+
+def patience(slabs: Backend) -> float:
+    """Seconds to wait for growth to come back; 0 behind a fault that has no end."""
+    stuck = sum(_duration(fault) for fault in _faults(slabs))
+    return 0.0 if math.isinf(stuck) else GRACE + stuck
+
+
+async def has_resumed(cache: Cache[memoryview], patience: float) -> bool:
+    """Wait for growth that is under way, allocate one buffer, and tell whether all is as it should be.
+
+    That is: the buffer came from a slab, and neither GROWING nor DEADLOCKED is set.
+    """
+    with anyio.move_on_after(patience):
+        stats = cache.stats()
+        free = stats.obj_total - stats.obj_held - stats.obj_handover
+        await cache.prefill(free + 1 if stats.growing else 1)  # one more than there is: what is growing must come
+        async with cache.lease() as buf:
+            stats = cache.stats()
+            return not (buf.emergency or stats.growing or stats.deadlocked)
+    return False
+
+
+def _duration(fault: Backend) -> float:
+    if isinstance(fault, Deadlock):
+        return fault._duration
+    if isinstance(fault, Failslab) and fault.probability == 100 and fault.interval == 1 and fault.times < 0:
+        return math.inf
+    return 0.0
+
+
+def _faults(backend: Backend | None) -> Iterator[Backend]:
+    while backend is not None:
+        yield backend
+        backend = getattr(backend, "backend", None)

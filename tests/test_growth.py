@@ -1,0 +1,371 @@
+"""Growth: one slab at a time, the worker, what is set aside, what is tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import pytest
+
+import aslab
+from aslab import GFP, KM, BackendError, CacheClosedError, ConstructorError
+from aslab.backends import Region
+from aslab.faults import Deadlock, Failslab, Latency
+from aslab.testing import check_consistency
+
+from .support import SIZE, Gate, Instant, allocator, settle, start
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend(virtual: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    return virtual
+
+
+class Watched(Latency):
+    """Counts how many acquires run at the same time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(Instant(), seconds)
+        self.now = self.most = 0
+
+    async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            return await super().acquire(nbytes, align, gfp)
+        finally:
+            self.now -= 1
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+async def test_as_many_grows_at_a_time_as_there_are_workers(workers: int) -> None:
+    slabs = Watched(0.01)
+    async with allocator(slabs=slabs, growth_workers=workers) as kmem, anyio.create_task_group() as tasks:
+        for number in range(6):
+            tasks.start_soon(kmem.create_cache(f"{number}", SIZE).prefill, 16)
+        await anyio.sleep(1)
+        assert slabs.most == workers
+        assert all(stats.slab_total == 2 for stats in kmem.stats().caches)
+
+
+async def test_many_callers_of_one_cache_ask_for_one_slab() -> None:
+    slabs = Watched(0.01)
+    async with allocator(slabs=slabs) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE)
+
+        async def caller() -> None:
+            async with cache.lease():
+                await anyio.sleep(0.001)
+
+        for _ in range(8):
+            tasks.start_soon(caller)
+        await anyio.sleep(1)
+        assert cache.stats().slab_create == 1
+
+
+async def test_caches_are_grown_in_the_order_in_which_they_asked() -> None:
+    slabs = Gate()
+    async with allocator(slabs=slabs, kick_after=None) as kmem, anyio.create_task_group() as tasks:
+        caches = [kmem.create_cache(f"{n}", n * SIZE, objects_per_slab=1) for n in (3, 1, 2)]
+        for cache in caches:
+            await start(tasks, cache.prefill, 1)
+        slabs.open()
+        await settle()
+        assert [nbytes // SIZE for nbytes, _ in slabs.asked] == [3, 1, 2]
+
+
+class StuckFirst(Instant):
+    """The first acquire never returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.let_go = anyio.Event()
+
+    async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        self.calls += 1
+        if self.calls == 1:
+            await self.let_go.wait()
+        return await super().acquire(nbytes, align, gfp)
+
+
+async def test_stuck_grow_is_set_aside_its_cache_keeps_its_marks_and_the_slab_is_taken_when_it_comes() -> None:
+    slabs = StuckFirst()
+    async with allocator(slabs=slabs, kick_after=5) as kmem:
+        stuck, other = kmem.create_cache("stuck", SIZE), kmem.create_cache("other", SIZE)
+        held = await stuck.alloc()
+        assert held.emergency
+        begin = anyio.current_time()
+        await other.prefill(1)
+        assert anyio.current_time() - begin == pytest.approx(4.9)
+        assert kmem.stats().kicked == 1
+        assert stuck.stats().growing
+        assert stuck.stats().deadlocked
+        slabs.let_go.set()
+        await settle()
+        assert not stuck.stats().growing
+        assert not stuck.stats().deadlocked
+        assert stuck.stats().slab_total == 1
+        held.free()
+
+
+async def test_without_kick_after_a_stuck_grow_holds_up_the_others() -> None:
+    slabs = StuckFirst()
+    async with allocator(slabs=slabs, kick_after=None) as kmem, anyio.create_task_group() as tasks:
+        stuck, other = kmem.create_cache("stuck", SIZE), kmem.create_cache("other", SIZE)
+        await start(tasks, stuck.prefill, 1)
+        await start(tasks, other.prefill, 1)
+        await anyio.sleep(1000)
+        assert other.stats().slab_total == 0
+        slabs.let_go.set()
+        await settle()
+        assert other.stats().slab_total == 1
+
+
+async def test_limit_reached_while_queued_calls_the_grow_off() -> None:
+    slabs = Gate()
+    async with allocator(slabs=slabs, limit=8 * SIZE, kick_after=None) as kmem, anyio.create_task_group() as tasks:
+        one, two = kmem.create_cache("one", SIZE), kmem.create_cache("two", SIZE)
+        await start(tasks, one.prefill, 1)
+        await start(tasks, two.prefill, 1)
+        assert two.stats().growing
+        slabs.open()
+        await settle()
+        assert one.stats().slab_total == 1
+        assert not two.stats().growing
+        assert two.stats().slab_fail == 0
+        assert kmem.stats().slab_bytes == 8 * SIZE
+        await one.reap()
+        await settle()
+        assert two.stats().slab_total == 1
+
+
+async def test_slab_is_given_back_before_its_bytes_count_as_free() -> None:
+    slabs = Latency(Instant(), 0, 5.0)
+    async with allocator(slabs=slabs, limit=8 * SIZE) as kmem, anyio.create_task_group() as tasks:
+        one, two = kmem.create_cache("one", SIZE), kmem.create_cache("two", SIZE)
+        await one.prefill(8)
+        tasks.start_soon(one.reap)
+        await start(tasks, two.prefill, 1)
+        await anyio.sleep(4.9)
+        assert two.stats().slab_total == 0
+        await anyio.sleep(0.2)
+        assert two.stats().slab_total == 1
+        await two.reap()
+
+
+async def test_watermark_grows_in_the_background_before_anybody_waits() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=4, watermark=3)
+        await settle()
+        assert cache.stats().slab_total == 1
+        bufs = [await cache.alloc()]
+        await settle()
+        assert cache.stats().slab_total == 1
+        for _ in range(40):
+            bufs.append(cache.alloc_nowait())
+            await settle()
+        stats = cache.stats()
+        assert stats.waits == 0
+        assert stats.obj_emergency_max == 0
+        assert 3 <= stats.obj_total - stats.obj_held < 3 + 4
+        for buf in bufs:
+            buf.free()
+
+
+async def test_prefill_grows_until_so_many_are_free_and_no_further() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        held = await cache.alloc()
+        await cache.prefill(20)
+        assert cache.stats().slab_total == 3
+        await cache.prefill(0)
+        await cache.prefill(20)
+        assert cache.stats().slab_total == 3
+        bufs = [cache.alloc_nowait() for _ in range(20)]
+        assert cache.stats().obj_emergency_max == 0
+        for buf in [*bufs, held]:
+            buf.free()
+
+
+async def test_prefill_survives_want_of_memory() -> None:
+    async with allocator(slabs=Failslab(Instant(), probability=100, times=5)) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        await cache.prefill(8)
+        assert cache.stats().slab_fail == 5
+        assert cache.stats().slab_total == 1
+
+
+async def test_pause_after_a_failure_doubles_and_starts_anew_after_a_success() -> None:
+    slabs = Failslab(Instant(), probability=100, times=4)
+    async with allocator(slabs=slabs) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        for total in (8, 16):
+            begin = anyio.current_time()
+            await cache.prefill(total)
+            assert anyio.current_time() - begin == pytest.approx(0.01 + 0.02 + 0.04 + 0.08)
+            slabs.times = 4
+
+
+class Broken(Instant):
+    """Raises what it is told to, as often as it is told to."""
+
+    def __init__(self, error: Exception, times: int) -> None:
+        super().__init__()
+        self.error = error
+        self.times = times
+
+    async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        if self.times:
+            self.times -= 1
+            raise self.error
+        return await super().acquire(nbytes, align, gfp)
+
+
+async def test_broken_backend_is_told_to_everybody_who_waits_and_the_next_caller_starts_anew() -> None:
+    async with allocator(slabs=Broken(RuntimeError("boom"), 1)) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE)
+        told: list[BaseException] = []
+
+        async def caller(call: Any) -> None:
+            try:
+                (await call()).free()
+            except BackendError as exc:
+                told.append(exc)
+
+        tasks.start_soon(caller, cache.alloc)
+        tasks.start_soon(caller, cache.alloc)
+        tasks.start_soon(caller, lambda: cache.prefill(3))
+        await settle()
+        assert len({id(exc) for exc in told}) == 3 or len(told) == 3
+        assert all("boom" in str(exc) and isinstance(exc.__cause__, RuntimeError) for exc in told)
+        assert not cache.stats().growing
+        assert cache.stats().slab_fail == 1
+        (await cache.alloc()).free()
+        check_consistency(cache)
+
+
+async def test_ctor_that_raises_in_the_middle_of_a_slab_destroys_what_was_built() -> None:
+    built: list[int] = []
+    destroyed: list[int] = []
+
+    def ctor(memory: memoryview) -> int:
+        if len(built) == 3:
+            built.append(-1)
+            raise RuntimeError("fourth")
+        built.append(len(built))
+        return built[-1]
+
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, ctor=ctor, dtor=destroyed.append)
+        with pytest.raises(ConstructorError, match="fourth"):
+            await cache.alloc()
+        assert destroyed == [0, 1, 2]
+        assert kmem.stats().slab_bytes == 0
+        buf = await cache.alloc()
+        buf.free()
+        check_consistency(cache)
+
+
+async def test_ctor_lets_other_tasks_run_between_two_objects() -> None:
+    seen: list[str] = []
+
+    async def other() -> None:
+        for _ in range(100):
+            seen.append("other")
+            await anyio.lowlevel.checkpoint()
+
+    async with allocator() as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, ctor=lambda _: seen.append("ctor"))
+        tasks.start_soon(other)
+        await cache.prefill(1)
+        tasks.cancel_scope.cancel()
+    first, last = seen.index("ctor"), len(seen) - seen[::-1].index("ctor")
+    assert "other" in seen[first:last]
+
+
+async def test_closing_a_cache_ends_its_waits_and_drops_a_slab_that_comes_late() -> None:
+    gate = Gate()
+    async with allocator(slabs=gate, kick_after=None, grow_timeout=100) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        ends: list[str] = []
+
+        async def caller(call: Any, *args: Any) -> None:
+            try:
+                await call(*args)
+            except CacheClosedError:
+                ends.append("closed")
+
+        async with anyio.create_task_group() as tasks:
+            await start(tasks, caller, cache.alloc)
+            await start(tasks, caller, cache.prefill, 3)
+            await cache.aclose()
+        assert ends == ["closed", "closed"]
+        gate.open()
+        await settle()
+        assert not gate.outstanding
+        assert kmem.stats().slab_bytes == 0
+        with pytest.raises(CacheClosedError):
+            await cache.alloc()
+        with pytest.raises(CacheClosedError):
+            cache.alloc_nowait()
+        await cache.aclose()
+        again = kmem.create_cache("c", SIZE)
+        (await again.alloc()).free()
+
+
+async def test_alloc_nowait_never_suspends_asks_for_growth_and_falls_back_to_one_emergency_attempt() -> None:
+    gate, emergency = Gate(), Gate()
+    async with allocator(slabs=gate, emergency=emergency, kick_after=None) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        with pytest.raises(anyio.WouldBlock):
+            cache.alloc_nowait()
+        assert cache.stats().growing
+        emergency.error = MemoryError()
+        with pytest.raises(anyio.WouldBlock):
+            cache.alloc_nowait(KM.PUSHPAGE)
+        emergency.error = None
+        emergency.open()
+        buf = cache.alloc_nowait()
+        assert buf.emergency
+        assert emergency.asked == [(SIZE, GFP.NOWAIT)]
+        gate.open()
+        await settle()
+        second = await cache.alloc(KM.NOSLEEP)
+        assert not second.emergency
+        second.free()
+        buf.free()
+
+
+async def test_emergency_backend_that_breaks_its_contract_is_told_to_the_caller() -> None:
+    def emergency_of(errors: Sequence[Exception]) -> Instant:
+        class Bad(Instant):
+            def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
+                raise errors[0]
+
+        return Bad()
+
+    gate = Gate()
+    async with allocator(slabs=gate, emergency=emergency_of([OSError("no")]), kick_after=None) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        with pytest.raises(BackendError, match="OSError"):
+            await cache.alloc()
+        with pytest.raises(BackendError, match="OSError"):
+            cache.alloc_nowait()
+        assert cache.stats().obj_emergency == 0
+        assert cache.stats().waiters == 0
+
+
+async def test_deadlock_with_an_end_clears_by_itself() -> None:
+    async with allocator(slabs=Deadlock(Instant(), duration=3.0)) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        begin = anyio.current_time()
+        (await cache.alloc()).free()
+        await cache.prefill(1)
+        assert anyio.current_time() - begin == pytest.approx(3.0)
+        stats = cache.stats()
+        assert (stats.growing, stats.deadlocked, stats.obj_deadlock) == (False, False, 1)
+        assert isinstance(kmem, aslab.Allocator)
