@@ -187,16 +187,17 @@ async def open_allocator(
         init_on_free=init_on_free,
         checkpoints=checkpoints,
     )
+    engine = Engine(config)
     raised: BaseException | None = None
     async with anyio.create_task_group() as tasks:
-        engine = Engine(config, tasks)
+        await tasks.start(engine.run)
         try:
             yield Allocator(engine)
         except BaseException as exc:  # raised again below, outside of the task group
             raised = exc
         with anyio.CancelScope(shield=True):
             found = await engine.close()
-        tasks.cancel_scope.cancel()
+        engine.stop()
     try:
         for warning in found:
             warnings.warn(warning, ResourceWarning, stacklevel=3)

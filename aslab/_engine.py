@@ -6,7 +6,9 @@
     worker   growth
     ageing   what nobody uses goes back
 
-All tasks live in the task group of `open_allocator`; there is no global state.
+All tasks live in the task group of `open_allocator`; there is no global state. They are shielded from
+the cancellation of its block: when a service is cancelled, its memory still has to go back. `stop`
+ends them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio.abc import TaskGroup
+from anyio.abc import TaskStatus
 
 from ._bell import Bell
 from ._budget import Budget
@@ -37,24 +39,35 @@ CLOSING_GRACE = 0.5
 class Engine:
     """The machinery behind one `Allocator`."""
 
-    def __init__(self, config: AllocatorConfig, tasks: TaskGroup) -> None:
+    def __init__(self, config: AllocatorConfig) -> None:
         self.config = config
         self.bell = Bell()
         self.supply = Supply(self.bell)
         self.budget = Budget(config.limit)
-        self.worker = Worker(tasks, self.supply, config.slabs, self.budget, config.kick_after)
+        self.worker = Worker(self.supply, config.slabs, self.budget, config.kick_after)
         self.caches: dict[str, Cache[Any]] = {}
         self.tick = 0
         """Counts the looks of the ageing task."""
         self.closed = False
         self._thread = threading.get_ident()
         self._tickets = itertools.count()
-        tasks.start_soon(self._run_bell)
-        tasks.start_soon(self.supply.run)
-        for _ in range(config.growth_workers):
-            tasks.start_soon(self.worker.run)
-        if config.expire is not None:
-            tasks.start_soon(self._run_ageing, config.expire / AGEING_STEPS)
+        self._scope = anyio.CancelScope(shield=True)
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Run all tasks until `stop`."""
+        with self._scope, self.bell:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._run_bell)
+                tasks.start_soon(self.supply.run)
+                for _ in range(self.config.growth_workers):
+                    tasks.start_soon(self.worker.run, tasks)
+                if self.config.expire is not None:
+                    tasks.start_soon(self._run_ageing, self.config.expire / AGEING_STEPS)
+                task_status.started()
+
+    def stop(self) -> None:
+        """End all tasks; what is stuck in a thread is left behind."""
+        self._scope.cancel()
 
     def next_ticket(self) -> int:
         """Tickets number the waiters in the order in which they came."""
@@ -96,12 +109,11 @@ class Engine:
         return found
 
     async def _run_bell(self) -> None:
-        with self.bell:
-            while True:
-                await self.bell.wait()
-                self.supply.attend()
-                for cache in tuple(self.caches.values()):
-                    cache._attend()
+        while True:
+            await self.bell.wait()
+            self.supply.attend()
+            for cache in tuple(self.caches.values()):
+                cache._attend()
 
     async def _run_ageing(self, interval: float) -> None:
         while True:

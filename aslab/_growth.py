@@ -102,20 +102,28 @@ class Growth(Generic[T]):
         self.ask()
         self._tell_fillers()
 
-    def failed(self, error: Exception) -> None:
-        """The grow ended without. MemoryError: another try, later. Others: the waiters are told."""
+    def failed(self, error: Exception) -> float:
+        """The grow ended without. Answers after what pause to call `resume`, for want of memory.
+
+        Anything else waiting does not mend: the waiters are told.
+        """
         self.failures += 1
         self.marks.fire("grown")
         if isinstance(error, MemoryError):
             self._pausing = True
-            self._worker.later(self._pause, self._resume)
-            self._pause = min(2 * self._pause, PAUSE_MOST)
-            return
+            pause, self._pause = self._pause, min(2 * self._pause, PAUSE_MOST)
+            return pause
         self._error = error
         for waiter in self._line:
             waiter.error = error
             waiter.wake()
         self._tell_fillers()
+        return 0.0
+
+    def resume(self) -> None:
+        """The pause after a failure is over."""
+        self._pausing = False
+        self.ask()
 
     def called_off(self) -> None:
         """The grow ended before it began: the limit was reached meanwhile."""
@@ -143,10 +151,6 @@ class Growth(Generic[T]):
     def _wanted(self) -> bool:
         least = max([self.config.watermark, *self._fillers.values()])
         return len(self._line) > 0 or self._depot.free < max(least, self.missed)
-
-    def _resume(self) -> None:
-        self._pausing = False
-        self.ask()
 
     def _tell_fillers(self) -> None:
         for event in self._fillers:

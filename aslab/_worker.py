@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -35,14 +34,11 @@ log = logging.getLogger("aslab")
 class Worker:
     """Grows caches, one at a time."""
 
-    def __init__(
-        self, tasks: TaskGroup, supply: Supply, backend: Backend, budget: Budget, kick_after: float | None
-    ) -> None:
+    def __init__(self, supply: Supply, backend: Backend, budget: Budget, kick_after: float | None) -> None:
         self.budget = budget
         self.under_way: dict[Growth[Any], float] = {}
         """The grows under way, and since when."""
         self.kicked = 0
-        self._tasks = tasks
         self._supply = supply
         self._backend = backend
         self._kick_after = math.inf if kick_after is None else kick_after
@@ -64,17 +60,8 @@ class Worker:
         """Room was made under the limit."""
         self._more.set()
 
-    def later(self, delay: float, call: Callable[[], None]) -> None:
-        """Call a function after a pause."""
-
-        async def wait_and_call() -> None:
-            await anyio.sleep(delay)
-            call()
-
-        self._tasks.start_soon(wait_and_call)
-
-    async def run(self) -> None:
-        """Work until cancelled."""
+    async def run(self, tasks: TaskGroup) -> None:
+        """Work until cancelled; each grow is a task of that group."""
         while True:
             growth = self._next()
             if growth is None:
@@ -86,7 +73,7 @@ class Worker:
             if self._idle.is_set():
                 self._idle = anyio.Event()
             ended = anyio.Event()
-            self._tasks.start_soon(self._grow, growth, ended)
+            tasks.start_soon(self._grow, growth, ended)
             with anyio.move_on_after(self._kick_after):
                 await ended.wait()
             if not ended.is_set():
@@ -127,10 +114,11 @@ class Worker:
                 self.budget.keep(nbytes)
             ended.set()
             self._more.set()
-        if slab is None:
-            growth.failed(error)
-        else:
+        if slab is not None:
             growth.brought(slab)
+        else:
+            await anyio.sleep(growth.failed(error))
+            growth.resume()
 
     async def _make_slab(self, growth: Growth[Any]) -> Slab[Any]:
         shape = growth.config.shape
