@@ -1,0 +1,88 @@
+"""The hot path, guarded by counting what it calls: deterministic, where seconds are not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Coroutine
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from aslab import Buffer, Cache
+
+from .support import SIZE, allocator
+
+pytestmark = pytest.mark.anyio
+
+
+def calls_of(action: Callable[[], object]) -> list[str]:
+    """Every Python function and every C function that ``action`` calls."""
+    seen: list[str] = []
+
+    def profile(frame: FrameType, event: str, arg: Any) -> None:
+        if event == "call":
+            seen.append(frame.f_code.co_name)
+        elif event == "c_call":
+            seen.append(arg.__name__)
+
+    sys.setprofile(profile)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return [name for name in seen if name != "setprofile"][1:]
+
+
+def run(coroutine: Coroutine[Any, Any, Buffer[memoryview]]) -> Buffer[memoryview]:
+    """Drive a coroutine that must not suspend."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        buf: Buffer[memoryview] = stop.value
+        return buf
+    raise AssertionError("it suspended")
+
+
+async def warm(cache: Cache[memoryview]) -> None:
+    await cache.prefill(1)
+    (await cache.alloc()).free()
+
+
+async def test_awaited_hit_calls_nothing_but_pop_append_len_and_the_finaliser() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        await warm(cache)
+        calls = calls_of(lambda: run(cache.alloc()).free())
+        assert calls == ["run", "send", "alloc", "pop", "free", "append", "len", "__del__"]
+
+
+async def test_alloc_nowait_hit_calls_nothing_but_pop_append_len_and_the_finaliser() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        await warm(cache)
+        calls = calls_of(lambda: cache.alloc_nowait().free())
+        assert calls == ["alloc_nowait", "pop", "free", "append", "len", "__del__"]
+
+
+async def test_free_of_a_slab_object_makes_the_same_calls_while_emergency_objects_are_outstanding() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=1, max_objects=1)
+        await warm(cache)
+        without = calls_of(lambda: cache.alloc_nowait().free())
+        assert cache._emergency.permit()
+        slot = await cache._emergency.make()
+        assert calls_of(lambda: cache.alloc_nowait().free()) == without
+        cache._free_emergency(slot)
+
+
+async def test_emergency_free_makes_the_same_calls_however_many_are_outstanding() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=1)
+        held = [cache.alloc_nowait() for _ in range(10)]
+        few = calls_of(held[0].free)
+        held += [cache.alloc_nowait() for _ in range(2000)]
+        many = calls_of(held[1].free)
+        assert len(many) <= len(few) < 25
+        for buf in held[2:]:
+            buf.free()
