@@ -195,9 +195,11 @@ async def open_allocator(
             yield Allocator(engine)
         except BaseException as exc:  # raised again below, outside of the task group
             raised = exc
-        with anyio.CancelScope(shield=True):
-            found = await engine.close()
-        engine.stop()
+        try:
+            with anyio.CancelScope(shield=True):
+                found = await engine.close()
+        finally:  # a second Ctrl-C must not leave the shielded tasks behind
+            engine.stop()
     try:
         for warning in found:
             warnings.warn(warning, ResourceWarning, stacklevel=3)

@@ -24,7 +24,7 @@ T = TypeVar("T")
 class Waiter(Generic[T]):
     """One caller that waits. Lives on the event loop's thread alone."""
 
-    __slots__ = ("_event", "error", "flags", "may_try", "slot", "ticket", "timed")
+    __slots__ = ("_event", "error", "flags", "has_waited", "may_try", "slot", "ticket", "timed")
 
     def __init__(self, flags: KM, ticket: int) -> None:
         self.flags = flags
@@ -37,6 +37,7 @@ class Waiter(Generic[T]):
         """It was woken because an emergency object may be made now."""
         self.timed = False
         """Its wait will end by itself."""
+        self.has_waited = False
         self._event: anyio.Event | None = None
 
     async def wait(self, until: float) -> None:

@@ -3,7 +3,10 @@
 A `memoryview` cannot be asked directly: a slice of it, or a second memoryview of it, does not count
 as an export of the first, and outlives its release. All views that were derived from one another
 do share one object of CPython's, the managed buffer, which the garbage collector names as the
-only referent of a view. Its reference count therefore tells how many views there are.
+only referent of a view. Its reference count tells whether there are others. But those may have been
+released, as ``with view[:n] as part:`` does, and merely be lying around in a variable. So in doubt
+the managed buffer's own count of unreleased views is read, from where CPython keeps it; that this
+is the place is checked at import, and where it is not, lying around counts as use.
 
 For this to speak of one lease alone, each lease needs a managed buffer of its own. A memoryview of
 a memoryview would share one; a memoryview of a ctypes array over the same bytes does not:
@@ -36,17 +39,45 @@ def lease_view(source: Exporter) -> memoryview:
     return memoryview(source).cast("B")
 
 
-def _count(view: memoryview) -> int:
+def _managed_buffer(view: memoryview) -> object:
     (managed,) = get_referents(view)
+    return managed
+
+
+def _unreleased(managed: object) -> int:
+    """``exports`` of a _PyManagedBufferObject: it follows the object header and an int of flags."""
+    return ctypes.c_ssize_t.from_address(
+        id(managed) + object.__basicsize__ + ctypes.sizeof(ctypes.c_ssize_t)
+    ).value
+
+
+def _can_count() -> bool:
+    view = memoryview(bytearray(1))
+    counts = [_unreleased(_managed_buffer(view))]
+    parts = [view[:], memoryview(view)]
+    counts.append(_unreleased(_managed_buffer(view)))
+    for part in parts:
+        part.release()
+    counts.append(_unreleased(_managed_buffer(view)))
+    return counts == [1, 3, 1]
+
+
+def _references_alone() -> int:
+    view = memoryview(bytearray(1))
+    managed = _managed_buffer(view)
     return getrefcount(managed)
 
 
-_ALONE = _count(memoryview(bytearray(1)))
+_ALONE = _references_alone()
+_CAN_COUNT = _can_count()
 
 
 def is_shared(view: memoryview) -> bool:
-    """Whether another memoryview of the same managed buffer is alive (a slice, a copy, an array's base)."""
-    return _count(view) > _ALONE
+    """Whether another memoryview can still reach the memory: a slice, a copy, an array's base."""
+    managed = _managed_buffer(view)
+    if getrefcount(managed) <= _ALONE:
+        return False
+    return not _CAN_COUNT or _unreleased(managed) > 1
 
 
 def address_of(view: memoryview) -> int:

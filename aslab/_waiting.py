@@ -59,11 +59,11 @@ class WaitingRoom(Generic[T]):
         self.in_handover = 0
         """Objects given to waiters that have not resumed yet."""
         self.waits = 0
+        """Callers that had to wait; those that took an emergency object at once did not."""
         self.timeouts = 0
 
     async def wait(self, flags: KM, ticket: int) -> Slot[T]:
         """Join the line; leave it with an object, whichever way one comes first."""
-        self.waits += 1
         waiter: Waiter[T] = Waiter(flags, ticket)
         self._join(waiter)
         try:
@@ -125,7 +125,7 @@ class WaitingRoom(Generic[T]):
             self._growth.ask()
             if self._growth.at_limit:
                 patience, late = None, False
-                await waiter.wait(math.inf)
+                await self._suspend(waiter, math.inf)
                 continue
             now = anyio.current_time()
             if patience is None:
@@ -142,7 +142,13 @@ class WaitingRoom(Generic[T]):
                 pause = min(2 * pause, PAUSE_MOST)
                 continue
             until = retry_at if retry_at > now else math.inf
-            await waiter.wait(until if late else min(until, patience))
+            await self._suspend(waiter, until if late else min(until, patience))
+
+    async def _suspend(self, waiter: Waiter[T], until: float) -> None:
+        if not waiter.has_waited:
+            waiter.has_waited = True
+            self.waits += 1
+        await waiter.wait(until)
 
     def _may_try(self, waiter: Waiter[T]) -> bool:
         waiter.may_try = False

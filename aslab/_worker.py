@@ -116,8 +116,8 @@ class Worker:
             self._more.set()
         if slab is not None:
             growth.brought(slab)
-        else:
-            await anyio.sleep(growth.failed(error))
+        elif pause := growth.failed(error):
+            await anyio.sleep(pause)
             growth.resume()
 
     async def _make_slab(self, growth: Growth[Any]) -> Slab[Any]:

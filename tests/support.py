@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -88,10 +88,11 @@ async def allocator(**options: Any) -> AsyncIterator[aslab.Allocator]:
         elif isinstance(slabs, Deadlock):
             slabs.let_go()
     for backend in (slabs, emergency):
-        while hasattr(backend, "backend"):
-            backend = backend.backend
-        if isinstance(backend, Instant):
-            assert not backend.outstanding, "regions that were never released"
+        innermost = backend
+        while hasattr(innermost, "backend"):
+            innermost = innermost.backend
+        if isinstance(innermost, Instant):
+            assert not innermost.outstanding, "regions that were never released"
 
 
 async def settle(rounds: int = 30) -> None:
@@ -100,7 +101,7 @@ async def settle(rounds: int = 30) -> None:
         await anyio.lowlevel.checkpoint()
 
 
-async def start(tasks: anyio.abc.TaskGroup, call: Callable[..., Awaitable[Any]], *args: Any) -> None:
+async def start(tasks: anyio.abc.TaskGroup, call: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
     """Start a task and let it run until it waits."""
     tasks.start_soon(call, *args)
     await settle()

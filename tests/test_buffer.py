@@ -74,6 +74,13 @@ async def test_free_on_the_wrong_cache_is_refused_and_the_buffer_stays() -> None
         check_consistency(one)
 
 
+def _slice_of_released(view: memoryview) -> memoryview:
+    second = memoryview(view)
+    part = second[:4]
+    second.release()
+    return part
+
+
 HOLDERS: dict[str, Callable[[memoryview], Any]] = {
     "numpy array": lambda view: np.frombuffer(view, np.uint8),
     "slice of a numpy array": lambda view: np.frombuffer(view, np.uint8)[8:16],
@@ -81,15 +88,8 @@ HOLDERS: dict[str, Callable[[memoryview], Any]] = {
     "slice": lambda view: view[8:16],
     "slice of a slice": lambda view: view[8:64][1:3],
     "cast": lambda view: view.cast("I"),
-    "slice of a released second memoryview": lambda view: _slice_of_released(view),
+    "slice of a released second memoryview": _slice_of_released,
 }
-
-
-def _slice_of_released(view: memoryview) -> memoryview:
-    second = memoryview(view)
-    part = second[:4]
-    second.release()
-    return part
 
 
 @pytest.mark.parametrize("hold", list(HOLDERS))
@@ -151,6 +151,18 @@ def _unread(sock: socket.socket) -> int:
     """Bytes sent through one end of a pair and not yet taken at the other."""
     answer = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))
     return int.from_bytes(answer, sys.byteorder)
+
+
+async def test_released_slices_lying_around_are_no_hindrance() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        buf = await cache.alloc()
+        with buf.view[:8] as part, memoryview(buf.view) as second, pytest.raises(BufferError):
+            buf.free()
+        kept = [part, second]
+        buf.free()
+        with pytest.raises(ValueError, match="released"):
+            len(kept[0])
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="PEP 688")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -18,6 +19,7 @@ import pytest
 from aslab import Buffer, Cache
 from aslab.testing import check_consistency
 
+from .conftest import LOOPS
 from .support import SIZE, Gate, Instant, allocator, settle
 
 STEPS = range(14)
@@ -26,10 +28,12 @@ STEPS = range(14)
 class Scene:
     """A cache in which the next `alloc` has to wait, and what ends the wait."""
 
-    def __init__(self, cache: Cache[memoryview], rescue: Callable[[], object], **alloc: float) -> None:
+    def __init__(
+        self, cache: Cache[memoryview], rescue: Callable[[], object], timeout: float | None = None
+    ) -> None:
         self.cache = cache
         self.rescue = rescue
-        self.alloc = alloc
+        self.timeout = timeout
 
 
 @asynccontextmanager
@@ -81,7 +85,8 @@ async def at_a_checkpoint_on_a_hit() -> AsyncIterator[Scene]:
         yield Scene(cache, lambda: None)
 
 
-SCENES = [
+SceneOf = Callable[[], AbstractAsyncContextManager[Scene]]
+SCENES: list[SceneOf] = [
     waiting_for_a_free,
     waiting_with_patience,
     waiting_for_growth,
@@ -92,7 +97,7 @@ SCENES = [
 
 
 async def allocate(scene: Scene, got: list[Buffer[memoryview]]) -> None:
-    got.append(await scene.cache.alloc(**scene.alloc))
+    got.append(await scene.cache.alloc(timeout=scene.timeout))
 
 
 async def account(scene: Scene, got: list[Buffer[memoryview]], *, rescued: bool) -> None:
@@ -115,11 +120,11 @@ async def account(scene: Scene, got: list[Buffer[memoryview]], *, rescued: bool)
 @pytest.mark.parametrize("scene_of", SCENES)
 class TestByScope:
     @pytest.fixture
-    def anyio_backend(self, virtual):
+    def anyio_backend(self, virtual: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
         return virtual
 
     @pytest.mark.parametrize("order", ["rescue first", "cancel first", "cancel alone"])
-    async def test_nothing_is_lost(self, scene_of, order: str, steps: int) -> None:
+    async def test_nothing_is_lost(self, scene_of: SceneOf, order: str, steps: int) -> None:
         async with scene_of() as scene, anyio.create_task_group() as tasks:
             got: list[Buffer[memoryview]] = []
             scope = anyio.CancelScope()
@@ -135,7 +140,7 @@ class TestByScope:
             await settle()
             await account(scene, got, rescued=order != "cancel alone")
 
-    async def test_nothing_is_lost_some_steps_after_the_rescue(self, scene_of, steps: int) -> None:
+    async def test_nothing_is_lost_some_steps_after_the_rescue(self, scene_of: SceneOf, steps: int) -> None:
         async with scene_of() as scene, anyio.create_task_group() as tasks:
             got: list[Buffer[memoryview]] = []
             scope = anyio.CancelScope()
@@ -160,13 +165,11 @@ class TestByTaskCancel:
     """asyncio's own cancellation arrives once, at the next step, whatever was scheduled before."""
 
     @pytest.fixture(params=["asyncio", "asyncio+uvloop"])
-    def anyio_backend(self, request):
-        from .conftest import LOOPS
-
+    def anyio_backend(self, request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
         return LOOPS[request.param]
 
     @pytest.mark.parametrize("order", ["rescue first", "cancel first", "cancel alone"])
-    async def test_nothing_is_lost(self, scene_of, order: str, steps: int) -> None:
+    async def test_nothing_is_lost(self, scene_of: SceneOf, order: str, steps: int) -> None:
         async with scene_of() as scene:
             got: list[Buffer[memoryview]] = []
             task = asyncio.create_task(allocate(scene, got))
@@ -176,7 +179,7 @@ class TestByTaskCancel:
             await gone(task)
             await account(scene, got, rescued=order != "cancel alone")
 
-    async def test_nothing_is_lost_some_steps_after_the_rescue(self, scene_of, steps: int) -> None:
+    async def test_nothing_is_lost_some_steps_after_the_rescue(self, scene_of: SceneOf, steps: int) -> None:
         async with scene_of() as scene:
             got: list[Buffer[memoryview]] = []
             task = asyncio.create_task(allocate(scene, got))
@@ -188,9 +191,7 @@ class TestByTaskCancel:
             await account(scene, got, rescued=True)
 
 
-def actions(
-    order: str, rescue: Callable[[], object], cancel: Callable[[], object]
-) -> list[Callable[[], object]]:
+def actions(order: str, rescue: Callable[[], object], cancel: Callable[[], object]) -> list[Callable[[], object]]:
     return {"rescue first": [rescue, cancel], "cancel first": [cancel, rescue], "cancel alone": [cancel]}[order]
 
 
@@ -241,7 +242,7 @@ async def _cancelled_after(steps: int, call: Callable[[], Awaitable[object]]) ->
 @pytest.mark.parametrize("what", ["reap", "prefill", "aclose"])
 class TestOtherAwaits:
     @pytest.fixture
-    def anyio_backend(self, virtual):
+    def anyio_backend(self, virtual: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
         return virtual
 
     async def test_reap_prefill_and_aclose_may_be_cancelled_anywhere(self, what: str, steps: int) -> None:

@@ -89,9 +89,9 @@ async def test_each_acquire_fails_in_turn_without_a_hang_a_leak_or_a_lost_object
     while True:
         nth += 1
         backends = {"slabs": FailsRelease(), "emergency": FailsRelease()}
-        failing = Failslab(backends[which], fail_nth=nth)
+        failing = Failslab(backends.pop(which), fail_nth=nth)
         with anyio.fail_after(60):
-            await busy(**{**backends, which: failing})
+            await busy(**backends, **{which: failing})
         failures += failing.failures
         if not failing.failures:
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import anyio
+import anyio.lowlevel
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
@@ -72,7 +73,7 @@ class Play:
             for name, number in operations:
                 if name == "wait":
                     tasks.start_soon(self.wait)
-                    await anyio.sleep(0)
+                    await anyio.lowlevel.checkpoint()
                 else:
                     await getattr(self, name)(number)
                 self.check()

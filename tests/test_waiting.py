@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from typing import Any
 
 import anyio
 import pytest
 
 import aslab
 from aslab import GFP, KM, CacheFlags
+from aslab.backends import Region
 from aslab.faults import Deadlock, Failslab
 from aslab.testing import check_consistency
 
@@ -20,11 +22,11 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend(virtual):
+def anyio_backend(virtual: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     return virtual
 
 
-async def test_first_object_waits_for_growth_and_the_rest_do_not():
+async def test_first_object_waits_for_growth_and_the_rest_do_not() -> None:
     async with allocator() as kmem:
         cache = kmem.create_cache("c", SIZE)
         bufs = [await cache.alloc() for _ in range(8)]
@@ -34,7 +36,7 @@ async def test_first_object_waits_for_growth_and_the_rest_do_not():
             buf.free()
 
 
-async def test_free_hands_over_to_the_oldest_waiter():
+async def test_free_hands_over_to_the_oldest_waiter() -> None:
     async with allocator() as kmem, anyio.create_task_group() as tasks:
         cache = kmem.create_cache("c", SIZE, max_objects=1)
         held = await cache.alloc()
@@ -54,7 +56,7 @@ async def test_free_hands_over_to_the_oldest_waiter():
         assert order == [0, 1, 2, 3, 4]
 
 
-async def test_pushpage_is_served_before_sleep_and_oldest_first_within_each():
+async def test_pushpage_is_served_before_sleep_and_oldest_first_within_each() -> None:
     async with allocator() as kmem, anyio.create_task_group() as tasks:
         cache = kmem.create_cache("c", SIZE, max_objects=1)
         held = await cache.alloc()
@@ -71,7 +73,7 @@ async def test_pushpage_is_served_before_sleep_and_oldest_first_within_each():
         assert order == ["p1", "p2", "s1", "s2"]
 
 
-async def test_newcomer_does_not_overtake_who_was_given_the_object():
+async def test_newcomer_does_not_overtake_who_was_given_the_object() -> None:
     async with allocator() as kmem, anyio.create_task_group() as tasks:
         cache = kmem.create_cache("c", SIZE, max_objects=1)
         held = await cache.alloc()
@@ -89,9 +91,12 @@ async def test_newcomer_does_not_overtake_who_was_given_the_object():
         assert order == ["first", "second"]
 
 
-async def test_end_of_growth_serves_as_many_as_there_are_objects_in_order():
+async def test_end_of_growth_serves_as_many_as_there_are_objects_in_order() -> None:
     gate = Gate()
-    async with allocator(slabs=gate, grow_timeout=math.nextafter(1e6, 0)) as kmem, anyio.create_task_group() as tasks:
+    async with (
+        allocator(slabs=gate, grow_timeout=math.nextafter(1e6, 0)) as kmem,
+        anyio.create_task_group() as tasks,
+    ):
         cache = kmem.create_cache("c", SIZE, objects_per_slab=2)
         served: list[int] = []
         go_on = anyio.Event()
@@ -111,7 +116,7 @@ async def test_end_of_growth_serves_as_many_as_there_are_objects_in_order():
         go_on.set()
 
 
-async def test_timeout_while_growing_takes_an_emergency_object_after_exactly_grow_timeout():
+async def test_timeout_while_growing_takes_an_emergency_object_after_exactly_grow_timeout() -> None:
     async with allocator(slabs=Gate(), grow_timeout=0.1, kick_after=None) as kmem:
         cache = kmem.create_cache("c", SIZE)
         begin = anyio.current_time()
@@ -129,7 +134,7 @@ async def test_timeout_while_growing_takes_an_emergency_object_after_exactly_gro
         assert cache.stats().obj_emergency_max == 1
 
 
-async def test_stuck_for_good_eight_tasks_go_on_and_dlock_is_one():
+async def test_stuck_for_good_eight_tasks_go_on_and_dlock_is_one() -> None:
     slabs = Deadlock(Instant())
     async with allocator(slabs=slabs) as kmem:
         cache = kmem.create_cache("c", SIZE)
@@ -152,7 +157,7 @@ async def test_stuck_for_good_eight_tasks_go_on_and_dlock_is_one():
             assert min(progress) > 5_000
             stats = cache.stats()
             assert stats.obj_deadlock == 1
-            assert stats.timeouts == 8
+            assert stats.timeouts == stats.waits == 8
             assert sorted(waited)[-8:] == [pytest.approx(0.1)] * 8
             assert set(sorted(waited)[:-8]) == {0.0}
             slabs.let_go()
@@ -166,7 +171,7 @@ async def test_stuck_for_good_eight_tasks_go_on_and_dlock_is_one():
             tasks.cancel_scope.cancel()
 
 
-async def test_grow_that_fails_after_a_timeout_leaves_no_mark():
+async def test_grow_that_fails_after_a_timeout_leaves_no_mark() -> None:
     gate = Gate()
     async with allocator(slabs=gate, kick_after=None) as kmem:
         cache = kmem.create_cache("c", SIZE)
@@ -186,7 +191,7 @@ async def test_grow_that_fails_after_a_timeout_leaves_no_mark():
             assert not buf.emergency
 
 
-async def test_last_look_at_the_slabs_before_an_emergency_object():
+async def test_last_look_at_the_slabs_before_an_emergency_object() -> None:
     """An object freed by another thread, whose bell has not been heard yet when the time is up."""
     gate = Gate()
     gate.open()
@@ -208,7 +213,7 @@ async def test_last_look_at_the_slabs_before_an_emergency_object():
         assert cache.stats().obj_emergency_max == 0
 
 
-async def test_want_of_memory_is_retried_with_growing_pauses_and_ends_in_an_emergency_object():
+async def test_want_of_memory_is_retried_with_growing_pauses_and_ends_in_an_emergency_object() -> None:
     slabs = Failslab(Instant(), probability=100)
     async with allocator(slabs=slabs) as kmem:
         cache = kmem.create_cache("c", SIZE)
@@ -221,7 +226,7 @@ async def test_want_of_memory_is_retried_with_growing_pauses_and_ends_in_an_emer
         buf.free()
 
 
-async def test_want_of_memory_everywhere_never_fails_a_sleeper_and_never_spins():
+async def test_want_of_memory_everywhere_never_fails_a_sleeper_and_never_spins() -> None:
     slabs, emergency = Failslab(Instant(), probability=100), Failslab(Instant(), probability=100)
     async with allocator(slabs=slabs, emergency=emergency) as kmem, anyio.create_task_group() as tasks:
         cache = kmem.create_cache("c", SIZE)
@@ -241,7 +246,7 @@ async def test_want_of_memory_everywhere_never_fails_a_sleeper_and_never_spins()
         assert got == [False]
 
 
-async def test_at_max_objects_callers_wait_without_emergency_objects():
+async def test_at_max_objects_callers_wait_without_emergency_objects() -> None:
     async with allocator() as kmem, anyio.create_task_group() as tasks:
         cache = kmem.create_cache("c", SIZE, max_objects=2)
         held = [await cache.alloc() for _ in range(2)]
@@ -264,7 +269,7 @@ async def test_at_max_objects_callers_wait_without_emergency_objects():
         assert cache.stats().timeouts == 0
 
 
-async def test_limit_is_backpressure_over_all_caches_and_room_elsewhere_ends_it():
+async def test_limit_is_backpressure_over_all_caches_and_room_elsewhere_ends_it() -> None:
     async with allocator(limit=8 * SIZE) as kmem, anyio.create_task_group() as tasks:
         one, two = kmem.create_cache("one", SIZE), kmem.create_cache("two", SIZE)
         held = await one.alloc()
@@ -285,7 +290,7 @@ async def test_limit_is_backpressure_over_all_caches_and_room_elsewhere_ends_it(
         assert done.is_set()
 
 
-async def test_waiter_at_the_limit_gets_its_timeout_when_growth_starts():
+async def test_waiter_at_the_limit_gets_its_timeout_when_growth_starts() -> None:
     gate = Gate()
     gate.open()
     async with allocator(slabs=gate, limit=8 * SIZE, kick_after=None) as kmem, anyio.create_task_group() as tasks:
@@ -308,7 +313,7 @@ async def test_waiter_at_the_limit_gets_its_timeout_when_growth_starts():
         assert got == [pytest.approx(begin + 0.1)]
 
 
-async def test_limit_taken_by_a_stuck_grow_is_no_limit_reached():
+async def test_limit_taken_by_a_stuck_grow_is_no_limit_reached() -> None:
     """Progress never hangs on the limit: the other cache's callers take emergency objects."""
     slabs = Deadlock(Instant())
     async with allocator(slabs=slabs, limit=8 * SIZE) as kmem:
@@ -326,7 +331,7 @@ async def test_limit_taken_by_a_stuck_grow_is_no_limit_reached():
         assert kmem.stats().slab_bytes == 8 * SIZE
 
 
-async def test_max_emergency_bounds_and_a_freed_one_lets_the_next_try():
+async def test_max_emergency_bounds_and_a_freed_one_lets_the_next_try() -> None:
     async with allocator(slabs=Gate(), kick_after=None) as kmem, anyio.create_task_group() as tasks:
         cache = kmem.create_cache("c", SIZE, max_emergency=2)
         held = [await cache.alloc() for _ in range(2)]
@@ -353,7 +358,7 @@ async def test_max_emergency_bounds_and_a_freed_one_lets_the_next_try():
         assert cache.stats().obj_emergency_max == 2
 
 
-async def test_who_was_told_to_try_and_is_cancelled_passes_the_chance_on():
+async def test_who_was_told_to_try_and_is_cancelled_passes_the_chance_on() -> None:
     async with allocator(slabs=Gate(), kick_after=None) as kmem, anyio.create_task_group() as tasks:
         cache = kmem.create_cache("c", SIZE, max_emergency=1)
         held = await cache.alloc()
@@ -378,7 +383,7 @@ async def test_who_was_told_to_try_and_is_cancelled_passes_the_chance_on():
         assert got.is_set()
 
 
-async def test_attempt_that_is_cancelled_gives_its_permit_to_the_refused():
+async def test_attempt_that_is_cancelled_gives_its_permit_to_the_refused() -> None:
     gate, emergency = Gate(), Gate()
     options = {"slabs": gate, "emergency": emergency, "kick_after": None, "grow_timeout": 0.1}
     async with allocator(**options) as kmem, anyio.create_task_group() as tasks:
@@ -406,7 +411,7 @@ async def test_attempt_that_is_cancelled_gives_its_permit_to_the_refused():
         assert got.is_set()
 
 
-async def test_noemergency_waits_for_growth_for_as_long_as_it_takes():
+async def test_noemergency_waits_for_growth_for_as_long_as_it_takes() -> None:
     slabs = Deadlock(Instant())
     async with allocator(slabs=slabs) as kmem, anyio.create_task_group() as tasks:
         cache = kmem.create_cache("c", SIZE, flags=CacheFlags.NOEMERGENCY)
@@ -427,7 +432,7 @@ async def test_noemergency_waits_for_growth_for_as_long_as_it_takes():
         assert got == [False]
 
 
-async def test_emergency_requests_are_noio_and_growth_follows_the_most_urgent():
+async def test_emergency_requests_are_noio_and_growth_follows_the_most_urgent() -> None:
     slabs, emergency = Gate(), Instant()
     async with allocator(slabs=slabs, emergency=emergency, kick_after=None) as kmem:
         cache = kmem.create_cache("c", SIZE)
@@ -438,14 +443,14 @@ async def test_emergency_requests_are_noio_and_growth_follows_the_most_urgent():
         await settle()
     grown: list[GFP] = []
     for flags in (KM.SLEEP, KM.PUSHPAGE):
-        slabs = Instant()
-        async with allocator(slabs=slabs) as kmem:
+        instant = Instant()
+        async with allocator(slabs=instant) as kmem:
             (await kmem.create_cache("c", SIZE).alloc(flags)).free()
-        grown += [gfp for _, gfp in slabs.asked]
+        grown += [gfp for _, gfp in instant.asked]
     assert grown == [GFP.KERNEL, GFP.NOIO | GFP.MEMALLOC]
 
 
-async def test_growth_is_as_urgent_as_the_most_urgent_of_many_waiters():
+async def test_growth_is_as_urgent_as_the_most_urgent_of_many_waiters() -> None:
     slabs = Instant()
     async with allocator(slabs=slabs) as kmem, anyio.create_task_group() as tasks:
         cache = kmem.create_cache("c", SIZE)
@@ -460,7 +465,7 @@ async def test_growth_is_as_urgent_as_the_most_urgent_of_many_waiters():
         assert slabs.asked[0][1] == GFP.NOIO | GFP.MEMALLOC
 
 
-async def test_callers_own_timeout_raises_and_loses_nothing():
+async def test_callers_own_timeout_raises_and_loses_nothing() -> None:
     async with allocator() as kmem:
         cache = kmem.create_cache("c", SIZE, max_objects=1)
         held = await cache.alloc()
@@ -473,7 +478,7 @@ async def test_callers_own_timeout_raises_and_loses_nothing():
         (await cache.alloc(timeout=0)).free()
 
 
-async def test_ten_thousand_waiters_half_of_them_cancelled_none_lost_and_order_kept():
+async def test_ten_thousand_waiters_half_of_them_cancelled_none_lost_and_order_kept() -> None:
     draw = random.Random(20121)
     async with allocator() as kmem:
         cache = kmem.create_cache("c", SIZE, max_objects=4)
@@ -517,11 +522,11 @@ def _ranks(order: list[int]) -> list[int]:
     return [rank[number] for number in order]
 
 
-async def test_deadlocked_mark_is_per_cache_and_others_are_served_by_the_next_worker():
+async def test_deadlocked_mark_is_per_cache_and_others_are_served_by_the_next_worker() -> None:
     """A's grow is stuck for good. B and C: first objects within grow_timeout, slabs after kick_after."""
 
     class StuckForBig(Instant):
-        async def acquire(self, nbytes, align, gfp):
+        async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
             if nbytes > 100 * SIZE:
                 await anyio.sleep_forever()
             return await super().acquire(nbytes, align, gfp)

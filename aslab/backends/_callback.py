@@ -35,9 +35,16 @@ class Callback:
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
         """Call ``acquire``; what it raises comes out as it is."""
         if inspect.iscoroutinefunction(self._acquire):
-            return _region(await cast("Awaitable[object]", self._acquire(nbytes, align, gfp)), align)
-        call = partial(self._acquire, nbytes, align, gfp)
-        return _region(await run_blocking(call, undo=self._give_back_in_thread), align)
+            given = await cast("Awaitable[object]", self._acquire(nbytes, align, gfp))
+        else:
+            given = await run_blocking(partial(self._acquire, nbytes, align, gfp), undo=self._give_back_in_thread)
+        if isinstance(given, Region):
+            return Region(given.memory, given.address, given)
+        try:
+            return Region.over(given, align=align, token=given)
+        except (TypeError, BufferError):
+            await self._give_back(given)
+            raise
 
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
         """Never.
@@ -49,19 +56,16 @@ class Callback:
     async def release(self, region: Region) -> None:
         """Call ``release``; what it raises comes out as it is."""
         given, region.token, region.memory = region.token, None, memoryview(b"")
+        await self._give_back(given)
+
+    async def _give_back(self, given: object) -> None:
         if inspect.iscoroutinefunction(self._release):
             await cast("Awaitable[object]", self._release(given))
         else:
-            await run_blocking(partial(self._release, given), undo=lambda _: None)
+            await run_blocking(partial(self._release, given))
 
     def _give_back_in_thread(self, given: object) -> None:
         if inspect.iscoroutinefunction(self._release):
             anyio.run(self._release, given)
         else:
             self._release(given)
-
-
-def _region(given: object, align: int) -> Region:
-    if isinstance(given, Region):
-        return Region(given.memory, given.address, given)
-    return Region.over(given, align=align, token=given)

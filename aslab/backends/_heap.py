@@ -42,7 +42,7 @@ class Heap:
         if region.memory.nbytes <= INLINE:
             _drop(region)
         else:
-            await run_blocking(partial(_drop, region), undo=lambda _: None)
+            await run_blocking(partial(_drop, region))
 
 
 def _allocate(nbytes: int, align: int, *, touch: bool) -> Region:

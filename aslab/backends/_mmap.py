@@ -52,7 +52,7 @@ class Mmap:
         Memory that somebody still exports (an object that a ``ctor`` built and the caller kept) stays
         mapped until they let go.
         """
-        await run_blocking(partial(_unmap, region), undo=lambda _: None)
+        await run_blocking(partial(_unmap, region))
 
     def _map(self, nbytes: int, align: int, *, populate: bool) -> Region:
         if self.huge_pages:
@@ -70,7 +70,11 @@ class Mmap:
             with contextlib.suppress(OSError):
                 madvise(region.address, nbytes, mmap.MADV_HUGEPAGE)
         if populate:
-            prefault(region.address, nbytes)
+            try:
+                prefault(region.address, nbytes)
+            except MemoryError:
+                _unmap(region)
+                raise
         return region
 
 

@@ -23,8 +23,12 @@ MAX_THREADS = 64
 _limiter: RunVar[anyio.CapacityLimiter] = RunVar("aslab_threads")
 
 
-async def run_blocking(call: Callable[[], T], *, undo: Callable[[T], object]) -> T:
-    """Run ``call`` in a thread. If cancelled meanwhile, its result is given to ``undo``, in a thread too."""
+async def run_blocking(call: Callable[[], T], *, undo: Callable[[T], object] | None = None) -> T:
+    """Run ``call`` in a thread; if cancelled meanwhile, leave it behind.
+
+    With ``undo``, what ``call`` brings then is given to it, in the thread too, and a call that had not
+    begun yet does not happen. Without, ``call`` is a thing that must be done, and is done in any case.
+    """
     try:
         limiter = _limiter.get()
     except LookupError:
@@ -39,25 +43,32 @@ async def run_blocking(call: Callable[[], T], *, undo: Callable[[T], object]) ->
 
 
 class _Job(Generic[T]):
-    def __init__(self, call: Callable[[], T], undo: Callable[[T], object]) -> None:
+    def __init__(self, call: Callable[[], T], undo: Callable[[T], object] | None) -> None:
         self._call = call
         self._undo = undo
         self._lock = threading.Lock()
+        self._begun = False
         self._abandoned = False
         self._results: list[T] = []
 
     def run(self) -> T:
+        with self._lock:
+            if self._begun:
+                raise RuntimeError("another thread has taken over what was abandoned")
+            self._begun = True
         result = self._call()
         with self._lock:
             self._results.append(result)
             abandoned = self._abandoned
-        if abandoned:
+        if abandoned and self._undo is not None:
             self._undo(self._results.pop())
         return result
 
     def abandon(self) -> None:
         with self._lock:
             self._abandoned = True
-            finished = bool(self._results)
-        if finished:  # it had come, and the cancellation overtook it on the way to its caller
+            begun, finished = self._begun, bool(self._results)
+        if self._undo is None and not begun:
+            threading.Thread(target=self.run, name="aslab abandoned").start()
+        elif self._undo is not None and finished:  # the cancellation overtook the result on its way
             threading.Thread(target=self._undo, args=(self._results.pop(),), name="aslab undo").start()

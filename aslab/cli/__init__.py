@@ -27,7 +27,7 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # who read our output has enough of it, as head does
         _forget_output()
-        code = 0
+        code = 1
     except OSError as exc:
         _forget_output()
         complain(f"cannot write the output: {exc.strerror or exc}")
@@ -37,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run(args: Sequence[str] | None) -> int:
     try:
-        from ._app import run  # noqa: PLC0415
+        from ._app import run
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] not in {"typer", "rich"}:
             raise
@@ -50,7 +50,7 @@ def _give_closed_streams_somewhere_to_go() -> None:
     """After ``aslab >&-`` Python has None for stdout."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _forget_output() -> None:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 
-class Loop(str, enum.Enum):
+class Loop(enum.StrEnum):
     """An event loop, by the name that the command line has for it."""
 
     ASYNCIO = "asyncio"

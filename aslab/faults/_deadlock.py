@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import anyio
@@ -25,12 +26,13 @@ class Deadlock:
         if duration is not None:
             seconds("duration", duration)
         self.backend = backend
+        self.duration = duration
+        """Seconds that calls are stuck, from the first one on; None is until `let_go`."""
         self.stuck = 0
         """Calls that are stuck now."""
         self.calls = 0
         """Calls there have been."""
         self._at = at
-        self._duration = math.inf if duration is None else duration
         self._until: float | None = None
         self._over = False
         self._waiting: set[anyio.Event] = set()
@@ -44,7 +46,7 @@ class Deadlock:
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
         """Get stuck, if it is time to; then ask the wrapped backend."""
         self.calls += 1
-        if self.calls >= self._at and not self._over:
+        if self._is_time():
             await self._get_stuck()
         return await self.backend.acquire(nbytes, align, gfp)
 
@@ -54,7 +56,7 @@ class Deadlock:
         :raises anyio.WouldBlock: while calls get stuck
         """
         self.calls += 1
-        if self.calls >= self._at and not self._over:
+        if self._is_time():
             raise anyio.WouldBlock
         return self.backend.acquire_nowait(nbytes, align, gfp)
 
@@ -62,9 +64,15 @@ class Deadlock:
         """Give back to the wrapped backend."""
         await self.backend.release(region)
 
+    def _is_time(self) -> bool:
+        if self._until is not None and not self._over:
+            with contextlib.suppress(RuntimeError):  # a thread without a loop cannot know the time
+                self._over = anyio.current_time() >= self._until
+        return self.calls >= self._at and not self._over
+
     async def _get_stuck(self) -> None:
         if self._until is None:
-            self._until = anyio.current_time() + self._duration
+            self._until = anyio.current_time() + (math.inf if self.duration is None else self.duration)
         event = anyio.Event()
         self._waiting.add(event)
         self.stuck += 1

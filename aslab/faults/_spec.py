@@ -27,15 +27,16 @@ def parse_fault(spec: str) -> Callable[[Backend], Backend]:
     """
     kind, _, rest = spec.partition(":")
     words = [word for word in rest.split(",") if word]
-    options = dict(word.split("=", 1) for word in words if "=" in word)
     plain = [word for word in words if "=" not in word]
+    named = [word.split("=", 1) for word in words if "=" in word]
+    options = dict(named)
     try:
         wrap = {"latency": _latency, "deadlock": _deadlock, "failslab": _failslab}[kind](plain, options)
     except (KeyError, ValueError) as exc:
         if isinstance(exc, ConfigError):
             raise
         raise ConfigError("inject", spec, ALLOWED) from None
-    if options or len(plain) > 1:
+    if options or plain or len({name for name, _ in named}) < len(named):
         raise ConfigError("inject", spec, ALLOWED)
     wrap(Heap())  # refuses bad values now, not when the first backend is wrapped
     return wrap
@@ -53,14 +54,14 @@ def _latency(plain: list[str], options: dict[str, str]) -> Callable[[Backend], B
     seed = int(options.pop("seed", "0"))
     if "mean" in options:
         return partial(Latency, acquire=Exponential(parse_seconds(options.pop("mean"))), seed=seed)
-    low, dash, high = plain[0].partition("-") if plain else ("", "", "")
+    low, dash, high = plain.pop().partition("-") if plain else ("", "", "")
     if dash:
         return partial(Latency, acquire=Uniform(parse_seconds(low), parse_seconds(high)), seed=seed)
     return partial(Latency, acquire=parse_seconds(low))
 
 
 def _deadlock(plain: list[str], options: dict[str, str]) -> Callable[[Backend], Backend]:
-    duration = parse_seconds(plain[0]) if plain else None
+    duration = parse_seconds(plain.pop()) if plain else None
     return partial(Deadlock, at=int(options.pop("at", "1")), duration=duration)
 
 
@@ -68,5 +69,6 @@ def _failslab(plain: list[str], options: dict[str, str]) -> Callable[[Backend], 
     if plain or not options or not set(options) <= _KNOBS:
         raise ValueError
     knobs = {name: int(options.pop(name)) for name in tuple(options)}
-    knobs.setdefault("probability", 100)
+    if "fail_nth" not in knobs:
+        knobs.setdefault("probability", 100)
     return lambda backend: Failslab(backend, **knobs)

@@ -1,0 +1,63 @@
+"""What commands there are, and how each of them ends."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Sequence
+from typing import Annotated, cast
+
+import typer
+
+from aslab.bench import app as bench_app
+
+from .. import ConfigError
+from ._demo import demo
+from ._errors import BadInput, complain
+
+# The base of all complaints about options; typer does not export it, and where it lives depends on the version.
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+app.command(name="demo")(demo)
+app.add_typer(bench_app, name="bench", help="Measure what things cost on this machine.")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """aslab: an async slab allocator, to look at and to measure."""
+    if version:
+        print("aslab", _version())
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command; answers its exit code: 0 success, 1 a failed check, 2 bad input, 130 Ctrl-C."""
+    # The library logs what the summary tells anyway.
+    logging.getLogger("aslab").addHandler(logging.NullHandler())
+    try:
+        code: object = app(args, prog_name="aslab", standalone_mode=False)
+    except _UsageError as exc:
+        if type(exc).__name__ == "NoArgsIsHelpError":
+            exc.show()
+        else:
+            complain(" ".join(exc.format_message().split()))
+        return 2
+    except (BadInput, ConfigError) as exc:
+        complain(str(exc))
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("aslab")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,113 @@
+"""``aslab demo``: the checksum service, healthy and with memory that is stuck."""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+from anyio import to_thread
+
+from ._errors import BadInput, complain, printable
+from ._files import Found, Unreadable, check_paths, find_files
+from ._loops import Loop, check_installed, run_on
+from ._output import write_json, write_sums
+from ._report import Report
+from ._runs import TOUR, Result, Run, differing, perform
+from ._service import Settings
+from ._sizes import parse_size
+
+BUFFER_MOST = 2**30
+LIMIT_MOST = 2**40
+TASKS_MOST = 10_000
+NOT_STDLIB = ("site-packages", "dist-packages")
+"""Folders inside of the standard library's that are not part of it."""
+
+
+def demo(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PATH", help="Files and folders; by default Python's standard library."),
+    ] = None,
+    loop: Annotated[Loop | None, typer.Option(help="One run, on this event loop.")] = None,
+    inject: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FAULT",
+            help="One run, with slab memory that misbehaves; may be repeated. "
+            "Such as latency:250ms, deadlock:3s, failslab:probability=20.",
+        ),
+    ] = None,
+    buffer: Annotated[
+        str, typer.Option(metavar="SIZE", help="Bytes of one buffer, as 65536, 64KiB, 1M.")
+    ] = "1MiB",
+    limit: Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of slabs.")] = "32MiB",
+    tasks: Annotated[int, typer.Option(min=1, max=TASKS_MOST, help="Tasks that read at the same time.")] = 64,
+    sums: Annotated[bool, typer.Option("--sums", help="One run; print what `sha256sum -c` reads.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> int:
+    """Run a checksum service: hash files with many tasks, through few buffers.
+
+    Without --loop, --inject and --sums it runs three times: on asyncio, on trio, and on asyncio with
+    the growth of the pool stuck for 3 seconds. The checksums must be the same.
+    """
+    if sums and as_json:
+        raise BadInput("--sums and --json cannot go together: each wants stdout for itself")
+    settings = Settings(
+        buffer=parse_size("buffer", buffer, BUFFER_MOST), limit=parse_size("limit", limit, LIMIT_MOST), tasks=tasks
+    )
+    one = Run(loop or Loop.ASYNCIO, tuple(inject or ()))
+    runs = (one,) if loop or inject or sums else TOUR
+    for run in runs:
+        check_installed(run.loop)
+        run.slabs()
+    found = _find(paths, runs[0].loop)
+    results = _perform_all(runs, settings, found, None if sums or as_json else Report(settings, found))
+    if sums:
+        write_sums(results[0].outcome.sums)
+    elif as_json:
+        write_json(results)
+    return _verdict(results)
+
+
+def _find(paths: list[str] | None, loop: Loop) -> Found:
+    where = paths or [sysconfig.get_path("stdlib")]
+    check_paths(where)
+    return run_on(loop, _walk, where, () if paths else NOT_STDLIB)
+
+
+async def _walk(where: list[str], skip: tuple[str, ...]) -> Found:
+    return await to_thread.run_sync(find_files, where, skip, abandon_on_cancel=True)
+
+
+def _perform_all(runs: Iterable[Run], settings: Settings, found: Found, report: Report | None) -> list[Result]:
+    results: list[Result] = []
+    named: set[str] = set()
+    for run in runs:
+        result = perform(run, settings, found)
+        _name(result.outcome.unreadable, named)
+        results.append(result)
+        if report is not None:
+            report.show_run(result)
+    if report is not None:
+        report.show_end(results)
+    return results
+
+
+def _name(unreadable: Iterable[Unreadable], named: set[str]) -> None:
+    """One line on stderr for each, once, however many runs stumble over it."""
+    for one in unreadable:
+        if one.path not in named:
+            named.add(one.path)
+            complain(f"cannot read {printable(one.path)}: {one.error}")
+
+
+def _verdict(results: list[Result]) -> int:
+    different = differing(results)
+    if different:
+        complain(f"{len(different)} checksums differ between the runs; the first is of {printable(different[0])}")
+    for result in results:
+        if not (result.outcome.resumed or result.endless):
+            complain(f"normal operation did not resume: {result.run}")
+    return 0 if not different and all(result.good for result in results) else 1

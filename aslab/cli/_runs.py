@@ -1,0 +1,77 @@
+"""Running the service: which runs there are, and whether one ended well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..backends import Backend, Mmap
+from ..faults import parse_fault
+from ._files import Found
+from ._loops import Loop, run_on
+from ._progress import progress_bar
+from ._resume import patience
+from ._service import Outcome, Settings, checksum
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of the service: on which loop, with which faults."""
+
+    loop: Loop
+    injected: tuple[str, ...] = ()
+
+    def slabs(self) -> Backend:
+        """Where its slabs come from.
+
+        :raises ConfigError: if a fault cannot be understood
+        """
+        backend: Backend = Mmap()
+        for spec in self.injected:
+            backend = parse_fault(spec)(backend)
+        return backend
+
+    def __str__(self) -> str:
+        if self.injected == STUCK.injected:
+            return f"{self.loop.value}, growth worker stuck for 3 s"
+        return f"{self.loop.value}, {' and '.join(self.injected) or 'healthy'}"
+
+
+STUCK = Run(Loop.ASYNCIO, ("deadlock:3s",))
+TOUR = (Run(Loop.ASYNCIO), Run(Loop.TRIO), STUCK)
+"""What ``aslab demo`` shows by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A run, and what came of it."""
+
+    run: Run
+    outcome: Outcome
+    endless: bool
+    """The fault has no end, so that normal operation cannot resume."""
+
+    @property
+    def good(self) -> bool:
+        """Every file was read, and normal operation resumed if it could."""
+        return not self.outcome.unreadable and (self.outcome.resumed or self.endless)
+
+
+def perform(run: Run, settings: Settings, found: Found) -> Result:
+    """Run the service once, with a progress bar where somebody watches.
+
+    :raises ConfigError: if a buffer does not fit the limit
+    """
+    slabs = run.slabs()
+    wait = patience(slabs)
+    with progress_bar(str(run), found) as advance:
+        outcome = run_on(run.loop, checksum, found.files, settings, slabs, wait, advance)
+    outcome.unreadable[:0] = found.unreadable
+    return Result(run, outcome, endless=wait == 0)
+
+
+def differing(results: Sequence[Result]) -> list[str]:
+    """The paths whose checksums are not the same in all runs."""
+    first, *others = (result.outcome.sums for result in results)
+    paths = {path for sums in (first, *others) for path in sums}
+    return sorted(path for path in paths if any(first.get(path) != sums.get(path) for sums in others))

@@ -1,0 +1,33 @@
+"""What several test modules share: slabs without an allocator, and names for types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aslab._depot import Depot
+from aslab._magazine import Magazine
+from aslab._slab import Shape, Slab, Slot
+from aslab.backends import Region
+
+Loop = tuple[str, dict[str, Any]]
+SHAPE = Shape(64, 64, 4)
+
+
+def new_slab(objects: int = 4) -> Slab[Any]:
+    """A slab on a bytearray."""
+    shape = Shape(SHAPE.size, SHAPE.align, objects)
+    return Slab(Region.over(bytearray(shape.slab_size + 64), align=64), shape)
+
+
+def new_depot(slabs: int, *, objects: int = 4, capacity: int = 4) -> tuple[Depot[Any], Magazine[Any]]:
+    """A depot with so many empty slabs behind an empty magazine."""
+    magazine: Magazine[Any] = Magazine(capacity)
+    depot: Depot[Any] = Depot(magazine)
+    for _ in range(slabs):
+        depot.add(new_slab(objects))
+    return depot, magazine
+
+
+def all_slots(depot: Depot[Any], magazine: Magazine[Any]) -> list[Slot[Any]]:
+    """Every slot that is free or in the magazine, with repetitions if there are any."""
+    return [slot for slab in depot.slabs.partial for slot in slab.free] + list(magazine)

@@ -1,0 +1,35 @@
+"""The benchmarks run and print what they should; what they measure is not tested."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from aslab.bench import app
+
+QUICK = {
+    "stall": ["--mib", "2"],
+    "waiters": ["--rounds", "1"],
+    "pair": ["--rounds", "1", "--pairs", "100"],
+    "emergency-free": ["--rounds", "2"],
+}
+
+
+@pytest.mark.parametrize("command", list(QUICK))
+def test_json_is_one_object_with_rows_alike(command: str) -> None:
+    done = CliRunner().invoke(app, [command, *QUICK[command], "--json"])
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["rows"]
+    assert len(rows) > 1
+    assert len({tuple(row) for row in rows}) == 1
+    assert all(value > 0 for row in rows for value in row.values() if isinstance(value, float))
+
+
+@pytest.mark.parametrize("command", list(QUICK))
+def test_table_has_a_line_for_each_row(command: str) -> None:
+    done = CliRunner().invoke(app, [command, *QUICK[command]])
+    assert done.exit_code == 0, done.output
+    assert len(done.stdout.splitlines()) > 4
+    assert "…" not in done.stdout, "a column was cut"

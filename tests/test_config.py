@@ -1,0 +1,249 @@
+"""Bad input: one clear error that names the field, what was given and what is allowed; nothing else happens."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+
+import aslab
+from aslab import KM, CacheFlags, ConfigError
+
+from .helpers import Loop
+from .support import SIZE, Instant, allocator, settle
+
+pytestmark = pytest.mark.anyio
+
+
+class NoBackend:
+    def acquire(self) -> None: ...
+
+    def __repr__(self) -> str:
+        return "<no backend>"
+
+
+def not_seconds(field: str) -> list[tuple[str, object]]:
+    return [(field, bad) for bad in (math.nan, math.inf, -math.inf, -0.1, "1", True, [1])]
+
+
+def not_counts(field: str, *more: object) -> list[tuple[str, object]]:
+    return [(field, bad) for bad in (-1, 1.0, "8", True, math.nan, *more)]
+
+
+OPEN = [
+    ("slabs", Instant),
+    ("slabs", NoBackend()),
+    ("slabs", "mmap"),
+    ("emergency", Instant),
+    ("emergency", 7),
+    *not_seconds("grow_timeout"),
+    ("grow_timeout", None),
+    *not_seconds("expire"),
+    ("expire", 0),
+    *not_seconds("kick_after"),
+    ("kick_after", 0),
+    *not_counts("limit", 0),
+    *not_counts("growth_workers", 0),
+    ("growth_workers", None),
+    *((field, bad) for field in ("init_on_alloc", "init_on_free", "checkpoints") for bad in (1, None, "yes")),
+]
+CREATE = [
+    *(("name", bad) for bad in ("", "taken", "a\nb", "a\x00b", None, 7, b"bytes")),
+    *not_counts("size", 0, None, 32 * 2**20 + 1, 2**62),
+    *not_counts("align", 0, None, 4, 7, 24, 8192, 100),
+    *not_counts("objects_per_slab", 0, 32 * 2**20 // SIZE + 1, 2**62),
+    *not_counts("max_slab_size", 0, None, 4095),
+    *not_counts("magazine_size", 0, 1, 257),
+    *not_counts("max_objects", 0),
+    *not_counts("max_emergency"),
+    *not_counts("watermark", None),
+    *(("flags", bad) for bad in (0, 512, "NOEMERGENCY", KM.SLEEP, None)),
+    ("ctor", 7),
+    ("dtor", "close"),
+    ("dtor", print),
+]
+
+
+def names(field: str, given: object, allowed: str = "allowed") -> str:
+    return f"^{re.escape(f'{field}: {given!r} is not allowed; ')}.*{allowed}"
+
+
+@pytest.fixture
+def anyio_backend(virtual: Loop) -> Loop:
+    return virtual
+
+
+@pytest.mark.parametrize(("field", "given"), OPEN, ids=repr)
+async def test_open_allocator_refuses_it_before_anything_starts(field: str, given: Any) -> None:
+    opened = False
+    with pytest.raises(ConfigError, match=names(field, given)) as caught:
+        async with aslab.open_allocator(**{field: given}):
+            opened = True
+    assert not opened
+    assert (caught.value.field, caught.value.given) == (field, given) or given != given
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(("field", "given"), CREATE, ids=repr)
+async def test_create_cache_refuses_it_and_creates_nothing(field: str, given: Any) -> None:
+    slabs = Instant()
+    async with allocator(slabs=slabs) as kmem:
+        taken = kmem.create_cache("taken", SIZE)
+        arguments: dict[str, Any] = {"name": "new", "size": SIZE} | {field: given}
+        with pytest.raises(ConfigError, match=names(field, given)) as caught:
+            kmem.create_cache(**arguments)
+        assert caught.value.field == field
+        assert "\n" not in str(caught.value)
+        await settle()
+        assert kmem.caches == (taken,)
+        assert not slabs.asked
+        (await taken.alloc()).free()
+        async with kmem.create_cache("new", SIZE).lease() as buf:
+            assert len(buf) == SIZE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "allowed"),
+    [
+        ({"size": 5000, "max_slab_size": 4096}, "size", r"1\.\.4096 bytes"),
+        ({"objects_per_slab": 3, "max_slab_size": 2 * SIZE}, "objects_per_slab", r"1\.\.2:"),
+        ({"objects_per_slab": 4, "max_objects": 3}, "max_objects", "at least one slab, 4 objects"),
+        ({"watermark": 17, "max_objects": 16}, "watermark", r"0\.\.16"),
+        ({"size": 2 * SIZE}, "limit", "at least one slab of cache 'new', 65536 bytes"),
+    ],
+)
+async def test_arguments_that_do_not_go_together(arguments: dict[str, Any], field: str, allowed: str) -> None:
+    async with allocator(limit=8 * SIZE) as kmem:
+        arguments = {"size": SIZE} | arguments
+        given = arguments.get(field, 8 * SIZE)
+        with pytest.raises(ConfigError, match=names(field, given, allowed)):
+            kmem.create_cache("new", **arguments)
+        assert kmem.caches == ()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"size": 1},
+        {"size": 32 * 2**20},
+        {"align": 8},
+        {"align": 4096},
+        {"magazine_size": 2},
+        {"magazine_size": 256},
+        {"objects_per_slab": 1},
+        {"max_objects": 1},
+        {"max_emergency": 0},
+        {"watermark": 0},
+        {"flags": CacheFlags.NOEMERGENCY},
+        {"name": "ünïcode name"},
+    ],
+    ids=repr,
+)
+async def test_the_edges_of_what_is_allowed(arguments: dict[str, Any]) -> None:
+    async with allocator() as kmem:
+        given: dict[str, Any] = {"name": "new", "size": SIZE} | arguments
+        cache = kmem.create_cache(**given)
+        assert kmem.caches == (cache,)
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "objects"),
+    [
+        (SIZE, {}, 8),
+        (4 * 2**20, {}, 8),
+        (5 * 2**20, {}, 6),
+        (32 * 2**20, {}, 1),
+        (SIZE, {"max_slab_size": 5 * SIZE}, 5),
+        (SIZE, {"max_objects": 3}, 3),
+        (SIZE, {"objects_per_slab": 100}, 100),
+    ],
+)
+async def test_eight_objects_a_slab_fewer_where_a_slab_would_be_too_big(
+    size: int, options: dict[str, int], objects: int
+) -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("new", size, **options)  # type: ignore[call-overload]
+        assert cache.stats().slab_size == objects * size
+
+
+@pytest.mark.parametrize("timeout", [-1, -0.001, math.nan, math.inf, "1", True])
+async def test_alloc_refuses_a_bad_timeout_even_where_an_object_is_at_hand(timeout: Any) -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        await cache.prefill(1)
+        with pytest.raises(ConfigError, match=names("timeout", timeout)):
+            await cache.alloc(timeout=timeout)
+        with pytest.raises(ConfigError, match=names("timeout", timeout)):
+            async with cache.lease(timeout=timeout):
+                pass
+        assert cache.stats().obj_held == 0
+
+
+@pytest.mark.parametrize("flags", [0, "sleep", None, CacheFlags.NOEMERGENCY, aslab.GFP.KERNEL])
+async def test_alloc_refuses_what_is_no_km_flag(flags: Any) -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        await cache.prefill(1)
+        with pytest.raises(ConfigError, match=names("flags", flags, "KM.SLEEP, KM.PUSHPAGE, KM.NOSLEEP")):
+            await cache.alloc(flags)
+        with pytest.raises(ConfigError, match=names("flags", flags, "KM.NOSLEEP, KM.PUSHPAGE")):
+            cache.alloc_nowait(flags)
+        assert cache.stats().obj_held == 0
+
+
+async def test_alloc_nowait_refuses_sleep() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        await cache.prefill(1)
+        with pytest.raises(ConfigError, match=names("flags", KM.SLEEP, "KM.NOSLEEP, KM.PUSHPAGE")):
+            cache.alloc_nowait(KM.SLEEP)
+        cache.alloc_nowait(KM.PUSHPAGE).free()
+
+
+@pytest.mark.parametrize(
+    ("n", "allowed"),
+    [
+        (-1, "at least 0"),
+        (1.0, "a whole number"),
+        (True, "a whole number"),
+        (None, "a whole number"),
+        (17, "max_objects, 16"),
+    ],
+)
+async def test_prefill_refuses_what_can_never_come(n: Any, allowed: str) -> None:
+    slabs = Instant()
+    async with allocator(slabs=slabs) as kmem:
+        cache = kmem.create_cache("c", SIZE, max_objects=16)
+        with pytest.raises(ConfigError, match=names("n", n, allowed)):
+            await cache.prefill(n)
+        await settle()
+        assert not slabs.asked
+        await cache.prefill(16)
+        assert cache.stats().obj_total == 16
+
+
+async def test_prefill_refuses_more_than_the_limit_allows() -> None:
+    async with allocator(limit=20 * SIZE) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        with pytest.raises(ConfigError, match=names("n", 17, f"limit, {20 * SIZE} bytes")):
+            await cache.prefill(17)
+        await cache.prefill(16)
+        assert kmem.stats().slab_bytes == 16 * SIZE
+
+
+@pytest.mark.parametrize(
+    "call", [lambda cache: cache.prefill(1), lambda cache: cache.alloc()], ids=["prefill", "alloc"]
+)
+async def test_a_closed_cache_is_no_config_error(call: Callable[[aslab.Cache[memoryview]], Any]) -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        await cache.aclose()
+        with pytest.raises(aslab.CacheClosedError, match="cache 'c' is closed"):
+            await call(cache)
+        with pytest.raises(anyio.ClosedResourceError):
+            cache.alloc_nowait()
+        kmem.create_cache("c", SIZE)

@@ -1,0 +1,62 @@
+"""Every example runs, without a warning, and prints what it promises."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXPECTED = {
+    "smallest_asyncio.py": r"hello from 4 MiB at 0x[0-9a-f]+\n(.*\n){2}frames ",
+    "smallest_trio.py": r"hello from 4 MiB at 0x[0-9a-f]+\n(.*\n){2}frames ",
+    "tcp_echo.py": r"200 clients, 37 MiB echoed, at most \d+ buffers\n1000 allocations, .*; 0 still held",
+    "stuck_growth.py": r"0\.5  True     True +[1-8] +\d+\n(.*\n)*    3\.0  False    False +0 .*\ndeadlocks: \d",
+}
+
+
+def run(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    return done.stdout
+
+
+def test_every_example_is_here() -> None:
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", list(EXPECTED))
+def test_example_runs(name: str) -> None:
+    assert re.search(EXPECTED[name], run(f"examples/{name}"))
+
+
+def _blocks() -> list[tuple[str, str]]:
+    found = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)):
+            found.append((f"{path.name}-{number}", block))
+    return found
+
+
+@pytest.mark.parametrize(("name", "block"), _blocks(), ids=[name for name, _ in _blocks()])
+def test_code_in_the_docs_runs(name: str, block: str, tmp_path: Path) -> None:
+    script = tmp_path / "block.py"
+    script.write_text(block)
+    run(str(script))
+
+
+def test_links_in_the_docs_lead_somewhere() -> None:
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"

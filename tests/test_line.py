@@ -1,0 +1,127 @@
+"""The order of those who wait."""
+
+from __future__ import annotations
+
+import math
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aslab import KM
+from aslab._line import Line, Waiter
+
+from .helpers import Loop
+from .support import settle
+
+OPERATIONS = st.lists(st.tuples(st.sampled_from(["join", "leave", "pop"]), st.integers(0, 19)), max_size=150)
+FLAGS = st.lists(st.sampled_from([KM.SLEEP, KM.PUSHPAGE]), min_size=20, max_size=20)
+
+
+def rank(waiter: Waiter[object]) -> tuple[bool, int]:
+    return waiter.flags is not KM.PUSHPAGE, waiter.ticket
+
+
+@given(OPERATIONS, FLAGS)
+def test_any_sequence_gives_the_order_of_a_sorted_list(operations: list[tuple[str, int]], flags: list[KM]) -> None:
+    line: Line[object] = Line()
+    waiters: list[Waiter[object]] = [Waiter(flag, ticket) for ticket, flag in enumerate(flags)]
+    model: set[Waiter[object]] = set()
+    for what, number in operations:
+        waiter = waiters[number]
+        if what == "join":
+            line.join(waiter)
+            model.add(waiter)
+        elif what == "leave":
+            line.leave(waiter)
+            model.discard(waiter)
+        else:
+            first = min(model, key=rank, default=None)
+            assert line.first() is first
+            assert line.pop() is first
+            model.discard(first)
+        assert len(line) == len(model)
+        assert set(line) == model
+    assert [line.pop() for _ in range(len(model))] == sorted(model, key=rank)
+    assert line.pop() is None
+
+
+def test_rejoining_keeps_the_old_place() -> None:
+    line: Line[object] = Line()
+    one, two, three = (Waiter[object](KM.SLEEP, ticket) for ticket in range(3))
+    for waiter in (one, two, three):
+        line.join(waiter)
+    line.leave(two)
+    line.join(two)
+    assert [line.pop() for _ in range(3)] == [one, two, three]
+
+
+def test_joining_twice_is_joining_once() -> None:
+    line: Line[object] = Line()
+    waiter: Waiter[object] = Waiter(KM.SLEEP, 0)
+    line.join(waiter)
+    line.join(waiter)
+    assert line.pop() is waiter
+    assert line.pop() is None
+
+
+def test_leaving_without_a_place_changes_nothing() -> None:
+    line: Line[object] = Line()
+    line.leave(Waiter(KM.SLEEP, 0))
+    assert len(line) == 0
+
+
+def test_those_who_join_and_leave_for_ever_leave_no_trace() -> None:
+    line: Line[object] = Line()
+    first: Waiter[object] = Waiter(KM.SLEEP, 0)
+    line.join(first)
+    restless: list[Waiter[object]] = [Waiter(KM.SLEEP, ticket) for ticket in range(1, 11)]
+    for _ in range(300):
+        for waiter in restless:
+            line.join(waiter)
+        for waiter in restless:
+            line.leave(waiter)
+        assert len(line._heap) <= 2 * 11 + 64
+    assert line.pop() is first
+
+
+def test_the_line_may_be_left_while_it_is_walked() -> None:
+    line: Line[object] = Line()
+    for ticket in range(3):
+        line.join(Waiter(KM.SLEEP, ticket))
+    for waiter in line:
+        line.leave(waiter)
+    assert len(line) == 0
+
+
+@pytest.mark.anyio
+class TestWaiting:
+    @pytest.fixture
+    def anyio_backend(self, virtual: Loop) -> Loop:
+        return virtual
+
+    async def test_a_wait_ends_at_its_time_and_not_before(self) -> None:
+        waiter: Waiter[object] = Waiter(KM.SLEEP, 0)
+        begin = anyio.current_time()
+        await waiter.wait(begin + 3)
+        assert anyio.current_time() - begin == pytest.approx(3)
+        assert waiter.timed
+
+    @pytest.mark.parametrize("until", [1000.0, math.inf])
+    async def test_wake_ends_a_wait_at_once(self, until: float) -> None:
+        waiter: Waiter[object] = Waiter(KM.SLEEP, 0)
+        begin = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(waiter.wait, until)
+            await settle()
+            assert waiter.timed == (until < math.inf)
+            waiter.wake()
+        assert anyio.current_time() == begin
+
+    async def test_wake_of_one_who_does_not_wait_is_harmless(self) -> None:
+        waiter: Waiter[object] = Waiter(KM.SLEEP, 0)
+        waiter.wake()
+        begin = anyio.current_time()
+        await waiter.wait(begin + 1)
+        assert anyio.current_time() - begin == pytest.approx(1)

@@ -1,0 +1,284 @@
+"""Backends that break their contract, and regions on their way back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+import aslab
+from aslab import GFP, BackendError
+from aslab.backends import Callback, Region
+
+from .helpers import Loop
+from .support import SIZE, Gate, Instant, allocator, settle
+
+pytestmark = pytest.mark.anyio
+
+
+class Odd(Instant):
+    """Instant memory, until it is told to answer something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spoil: Callable[[Region, int], object] | None = None
+        self.spoil_release = False
+        self.released: list[Region] = []
+        self.threads: set[str] = set()
+
+    def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        region = super().acquire_nowait(nbytes, align, gfp)
+        if self.spoil is None:
+            return region
+        try:
+            answer = self.spoil(region, nbytes)
+        except Exception:
+            self.outstanding.remove(id(region))
+            raise
+        if answer is not region:  # what is no region cannot be given back
+            self.outstanding.remove(id(region))
+        return answer  # type: ignore[return-value]
+
+    async def release(self, region: Region) -> None:
+        self.threads.add(threading.current_thread().name)
+        await super().release(region)
+        self.released.append(region)
+        if self.spoil_release:
+            raise OSError("cannot release")
+
+    def __repr__(self) -> str:
+        return "<Odd>"
+
+
+def short(region: Region, nbytes: int) -> Region:
+    region.memory = region.memory[: nbytes - 1]
+    return region
+
+
+def misaligned(region: Region, nbytes: int) -> Region:
+    region.memory, region.address = region.memory[8:], region.address + 8
+    return region
+
+
+def read_only(region: Region, nbytes: int) -> Region:
+    region.memory = region.memory.toreadonly()
+    return region
+
+
+def no_memoryview(region: Region, nbytes: int) -> Region:
+    region.memory = bytearray(nbytes)  # type: ignore[assignment]
+    return region
+
+
+def not_bytes(region: Region, nbytes: int) -> Region:
+    region.memory = region.memory[:nbytes].cast("I")
+    return region
+
+
+def not_contiguous(region: Region, nbytes: int) -> Region:
+    region.memory = memoryview(bytearray(2 * nbytes))[::2]
+    return region
+
+
+def explode(region: Region, nbytes: int) -> Region:
+    raise RuntimeError("no such device")
+
+
+FAULTS = [
+    (short, r"^<Odd> returned \d+ bytes; allowed is at least the \d+ asked for$"),
+    (misaligned, r"^<Odd> returned memory at 0x[0-9a-f]+; allowed is a multiple of the alignment 64$"),
+    (read_only, r"^<Odd> returned a view that is not writable, contiguous, flat bytes$"),
+    (not_bytes, r"^<Odd> returned a view that is not writable, contiguous, flat bytes$"),
+    (not_contiguous, r"^<Odd> returned a view that is not writable, contiguous, flat bytes$"),
+    (no_memoryview, r"^<Odd> returned memory of type bytearray; allowed is a memoryview$"),
+    (lambda *_: None, r"^<Odd> returned None; allowed is an aslab.backends.Region$"),
+    (explode, r"^<Odd>.acquire raised RuntimeError\('no such device'\); allowed is MemoryError"),
+]
+each_fault = pytest.mark.parametrize(
+    ("fault", "message"), FAULTS, ids=[getattr(f, "__name__", "") for f, _ in FAULTS]
+)
+Fault = Callable[[Region, int], object]
+
+
+class TestBrokenContract:
+    @pytest.fixture
+    def anyio_backend(self, virtual: Loop) -> Loop:
+        return virtual
+
+    @each_fault
+    async def test_of_slabs_is_the_callers_error_and_passes(self, fault: Fault, message: str) -> None:
+        slabs = Odd()
+        async with allocator(slabs=slabs) as kmem:
+            cache = kmem.create_cache("c", SIZE)
+            slabs.spoil = fault
+            for call in (cache.alloc, lambda: cache.prefill(1)):
+                with pytest.raises(BackendError, match=message) as caught:
+                    await call()
+                assert isinstance(caught.value.__cause__, RuntimeError) == (fault is explode)
+                del caught
+            await settle()
+            assert not slabs.outstanding, "a bad region is given back too"
+            assert kmem.stats().slab_bytes == 0
+            assert (cache.stats().slab_fail >= 2, cache.stats().slab_total) == (True, 0)
+            slabs.spoil = None
+            async with cache.lease() as buf:
+                assert not buf.emergency
+
+    @each_fault
+    async def test_of_emergency_objects_is_the_callers_error_and_passes(self, fault: Fault, message: str) -> None:
+        emergency = Odd()
+        async with allocator(slabs=Gate(), emergency=emergency, kick_after=None) as kmem:
+            cache = kmem.create_cache("c", SIZE, max_emergency=1)
+            emergency.spoil = fault
+            with pytest.raises(BackendError, match=message):
+                await cache.alloc()
+            with pytest.raises(BackendError, match=message.replace(".acquire raised", ".acquire_nowait raised")):
+                cache.alloc_nowait()
+            await settle()
+            assert not emergency.outstanding
+            assert (cache.stats().obj_emergency, cache.stats().waiters) == (0, 0)
+            emergency.spoil = None
+            async with cache.lease() as buf:
+                assert buf.emergency, "the failures took none of max_emergency"
+            cache.alloc_nowait().free()
+
+    async def test_nothing_is_asked_for_again_on_behalf_of_callers_who_were_told(self) -> None:
+        slabs = Odd()
+        slabs.spoil = explode
+        async with allocator(slabs=slabs) as kmem:
+            cache = kmem.create_cache("c", SIZE)
+            for _ in range(10):
+                with pytest.raises(BackendError):
+                    await cache.prefill(1)
+                await settle()
+            assert cache.stats().slab_fail == 10
+
+    async def test_every_waiter_is_told(self) -> None:
+        slabs = Odd()
+        slabs.spoil = explode
+        async with allocator(slabs=slabs) as kmem, anyio.create_task_group() as tasks:
+            cache = kmem.create_cache("c", SIZE)
+            told: list[int] = []
+
+            async def caller(number: int) -> None:
+                with pytest.raises(BackendError, match="no such device"):
+                    await cache.alloc()
+                told.append(number)
+
+            for number in range(5):
+                tasks.start_soon(caller, number)
+            await settle()
+            assert sorted(told) == [0, 1, 2, 3, 4]
+
+    async def test_an_own_backend_error_comes_out_as_it_is(self) -> None:
+        def refuse(region: Region, nbytes: int) -> object:
+            raise BackendError("the pool behind me is gone")
+
+        slabs = Odd()
+        slabs.spoil = refuse
+        async with allocator(slabs=slabs) as kmem:
+            with pytest.raises(BackendError, match=r"^the pool behind me is gone$"):
+                await kmem.create_cache("c", SIZE).alloc()
+
+    async def test_a_release_that_raises_is_logged_and_the_next_ones_still_happen(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        slabs = Odd()
+        async with allocator(slabs=slabs) as kmem:
+            cache = kmem.create_cache("c", SIZE)
+            await cache.prefill(24)
+            slabs.spoil_release = True
+            with caplog.at_level(logging.ERROR, "aslab"), anyio.fail_after(10):
+                assert await cache.reap() == 24 * SIZE
+            slabs.spoil_release = False
+            assert len(slabs.released) == 3
+            assert [one.getMessage() for one in caplog.records] == ["<Odd> failed to release a region"] * 3
+            assert kmem.stats().slab_bytes == 0
+            assert not cache.stats().flags & (1 << 16)
+            async with cache.lease():
+                pass
+
+    @pytest.mark.parametrize("error", [MemoryError, anyio.WouldBlock])
+    async def test_want_of_memory_at_once_is_would_block(self, error: type[Exception]) -> None:
+        def refuse(region: Region, nbytes: int) -> object:
+            raise error
+
+        emergency = Odd()
+        emergency.spoil = refuse
+        async with allocator(slabs=Gate(), emergency=emergency) as kmem:
+            cache = kmem.create_cache("c", SIZE, max_emergency=1)
+            for _ in range(2):
+                with pytest.raises(anyio.WouldBlock):
+                    cache.alloc_nowait()
+            emergency.spoil = None
+            buf = cache.alloc_nowait()
+            assert buf.emergency
+            buf.free()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(10):
+        while not condition():
+            await anyio.sleep(0.001)
+
+
+async def test_a_slab_freed_after_the_allocator_is_closed_goes_back_in_a_thread() -> None:
+    slabs = Odd()
+    with pytest.warns(ResourceWarning, match="closed with 1 buffers still held"):
+        async with aslab.open_allocator(slabs=slabs) as kmem:
+            buf = await kmem.create_cache("c", SIZE).alloc()
+    assert len(slabs.outstanding) == 1
+    buf.view[:] = b"x" * SIZE
+    buf.free()
+    await until(lambda: bool(slabs.released))
+    assert slabs.threads == {"aslab late release"}
+    assert not slabs.outstanding
+
+
+async def test_an_emergency_object_freed_after_the_allocator_is_closed_goes_back_in_a_thread() -> None:
+    slabs, emergency = Gate(), Odd()
+    with pytest.warns(ResourceWarning, match="closed with 1 buffers still held"):
+        async with aslab.open_allocator(slabs=slabs, emergency=emergency, grow_timeout=0) as kmem:
+            buf = await kmem.create_cache("c", SIZE).alloc()
+            slabs.open()
+    assert buf.emergency
+    buf.free()
+    await until(lambda: bool(emergency.released))
+    assert emergency.threads == {"aslab late release"}
+
+
+async def test_late_release_works_with_an_async_backend() -> None:
+    given: list[object] = []
+
+    async def acquire(nbytes: int, align: int, gfp: GFP) -> bytearray:
+        await anyio.lowlevel.checkpoint()
+        return bytearray(nbytes + align)
+
+    async def release(memory: object) -> None:
+        await anyio.sleep(0.001)
+        given.append(memory)
+
+    with pytest.warns(ResourceWarning, match="still held"):
+        async with aslab.open_allocator(slabs=Callback(acquire, release)) as kmem:
+            buf = await kmem.create_cache("c", SIZE).alloc()
+    buf.free()
+    await until(lambda: bool(given))
+    assert isinstance(given[0], bytearray)
+
+
+async def test_a_late_release_that_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    slabs = Odd()
+    with pytest.warns(ResourceWarning, match="still held"):
+        async with aslab.open_allocator(slabs=slabs) as kmem:
+            buf = await kmem.create_cache("c", SIZE).alloc()
+    slabs.spoil_release = True
+    with caplog.at_level(logging.ERROR, "aslab"):
+        buf.free()
+        await until(lambda: bool(caplog.records))
+    assert [one.getMessage() for one in caplog.records] == [
+        "<Odd> failed to release a region after its allocator was closed"
+    ]

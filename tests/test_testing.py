@@ -1,0 +1,289 @@
+"""The checks check: each kind of broken backend is found, and each kind of broken books."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+
+import aslab
+from aslab import GFP
+from aslab._state import Mark
+from aslab.backends import Region
+from aslab.testing import check_backend, check_consistency
+
+from .helpers import Loop, new_slab
+from .support import SIZE, Instant, allocator, settle
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend(virtual: Loop) -> Loop:
+    return virtual
+
+
+def changed(change: Callable[[Region, int, int], object]) -> type[Instant]:
+    """A backend that answers ``change(region, nbytes, align)`` for every region."""
+
+    class Changed(Instant):
+        def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
+            region = super().acquire_nowait(nbytes + 2 * align, align, gfp)
+            return change(region, nbytes, align)  # type: ignore[return-value]
+
+        async def release(self, region: Region) -> None:
+            pass
+
+    return Changed
+
+
+def with_memory(change: Callable[[memoryview, int], object]) -> type[Instant]:
+    def apply(region: Region, nbytes: int, align: int) -> Region:
+        region.memory = change(region.memory, nbytes)  # type: ignore[assignment]
+        return region
+
+    return changed(apply)
+
+
+def elsewhere(region: Region, nbytes: int, align: int) -> Region:
+    region.address += align
+    return region
+
+
+def beside(region: Region, nbytes: int, align: int) -> Region:
+    return Region(region.memory[4:], region.address + 4)
+
+
+class Forgetful(Instant):
+    """Releasing one region spoils the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.regions: list[Region] = []
+
+    def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        region = super().acquire_nowait(nbytes, align, gfp)
+        self.regions.append(region)
+        return region
+
+    async def release(self, region: Region) -> None:
+        for one in self.regions:
+            one.memory[:1] = b"\xff"
+
+
+class Overlapping(Instant):
+    """The same memory for everybody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = bytearray(2**21)
+
+    def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        return Region.over(self.memory, align=align)
+
+    async def release(self, region: Region) -> None:
+        pass
+
+
+class BrokenByCancellation(Instant):
+    broken = False
+
+    async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        if self.broken:
+            raise MemoryError
+        try:
+            await settle(4)
+            return await super().acquire(nbytes, align, gfp)
+        except anyio.get_cancelled_exc_class():
+            self.broken = True
+            raise
+
+
+class BadWithoutWaiting(Instant):
+    async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        return super().acquire_nowait(nbytes, align, gfp)
+
+    def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        return Region.over(bytearray(1), align=1)
+
+
+class Refusing(Instant):
+    def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        raise MemoryError
+
+
+class WithoutNowait(Instant):
+    acquire_nowait = None  # type: ignore[assignment]
+
+
+BROKEN: dict[str, tuple[type[Instant], str]] = {
+    "too short": (with_memory(lambda memory, nbytes: memory[: nbytes - 1]), "1 bytes were asked for, 0 came"),
+    "misaligned": (changed(beside), "is a multiple of 8"),
+    "read-only": (with_memory(lambda memory, _: memory.toreadonly()), "memory is writable"),
+    "wrong address": (changed(elsewhere), "address is where the memory is"),
+    "not a memoryview": (with_memory(lambda memory, _: bytearray(memory)), "is a memoryview, not bytearray"),
+    "not bytes": (with_memory(lambda memory, _: memory[:16].cast("I")), "flat, of format B"),
+    "not contiguous": (with_memory(lambda memory, _: memory[::2]), "contiguous"),
+    "not a region": (
+        changed(lambda region, *_: bytearray(region.memory)),
+        "acquire answers a Region, not bytearray",
+    ),
+    "overlapping": (Overlapping, "regions do not overlap"),
+    "forgetful": (Forgetful, "keeps what is written to it"),
+    "useless after cancellation": (BrokenByCancellation, "has refused 4096 bytes 1000 times"),
+    "always refusing": (Refusing, "has refused 1 bytes 1000 times"),
+    "bad without waiting": (BadWithoutWaiting, "4096 bytes were asked for, 1 came"),
+    "without acquire_nowait": (WithoutNowait, "a backend has acquire_nowait"),
+}
+
+
+@pytest.mark.parametrize(("kind", "rule"), BROKEN.values(), ids=BROKEN.keys())
+async def test_check_backend_names_the_rule_that_is_broken(kind: type[Instant], rule: str) -> None:
+    with pytest.raises(AssertionError, match=rule):
+        await check_backend(kind)
+
+
+async def test_check_backend_passes_a_good_one_and_gives_everything_back() -> None:
+    made: list[Instant] = []
+
+    def factory() -> Instant:
+        made.append(Instant())
+        return made[-1]
+
+    await check_backend(factory)
+    assert sum(len(one.asked) for one in made) > 50
+    assert not any(one.outstanding for one in made)
+
+
+async def test_check_backend_lets_a_foreign_exception_out() -> None:
+    def explode(*_: object) -> None:
+        raise RuntimeError("broken hardware")
+
+    with pytest.raises(RuntimeError, match="broken hardware"):
+        await check_backend(changed(explode))
+
+
+# Each breaks the books of a cache and answers a function that mends them.
+Tamper = Callable[[Any], Callable[[], object]]
+
+
+def counter(name: str) -> Tamper:
+    def tamper(cache: Any) -> Callable[[], object]:
+        slabs = cache._depot.slabs
+        kept = getattr(slabs, name)
+        setattr(slabs, name, kept + 1)
+        return lambda: setattr(slabs, name, kept)
+
+    return tamper
+
+
+def lost_slot(cache: Any) -> Callable[[], object]:
+    slab = next(reversed(cache._depot.slabs.partial))
+    slot = slab.free.pop()
+    return lambda: slab.free.append(slot)
+
+
+def doubled_in_the_magazine(cache: Any) -> Callable[[], object]:
+    cache._magazine.append(cache._magazine[0])
+    return cache._magazine.pop  # type: ignore[no-any-return]
+
+
+def free_and_in_the_magazine(cache: Any) -> Callable[[], object]:
+    slab = next(reversed(cache._depot.slabs.partial))
+    cache._magazine.append(slab.free[0])
+    return cache._magazine.pop  # type: ignore[no-any-return]
+
+
+def stranger(cache: Any) -> Callable[[], object]:
+    cache._magazine.append(new_slab().slots[0])
+    return cache._magazine.pop  # type: ignore[no-any-return]
+
+
+def complete_with_a_free_slot(cache: Any) -> Callable[[], object]:
+    slabs = cache._depot.slabs
+    slab = slabs.partial.popitem()[0]
+    slabs.complete.add(slab)
+
+    def mend() -> None:
+        slabs.complete.remove(slab)
+        slabs.partial[slab] = None
+
+    return mend
+
+
+def partial_without_a_free_slot(cache: Any) -> Callable[[], object]:
+    slabs = cache._depot.slabs
+    slab = slabs.complete.pop()
+    slabs.partial[slab] = None
+
+    def mend() -> None:
+        del slabs.partial[slab]
+        slabs.complete.add(slab)
+
+    return mend
+
+
+def impossible_marks(cache: Any) -> Callable[[], object]:
+    cache._marks.state = Mark.DEADLOCKED
+
+    def mend() -> None:
+        cache._marks.state = Mark(0)
+
+    return mend
+
+
+def full_magazine(cache: Any) -> Callable[[], object]:
+    kept, cache._magazine.capacity = cache._magazine.capacity, 0
+    return lambda: setattr(cache._magazine, "capacity", kept)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "finding"),
+    [
+        (counter("slots_total"), "slots in all slabs: counted 24, kept 25"),
+        (counter("slots_out"), "slots out of their slabs: counted 10, kept 11"),
+        (counter("slabs_used"), "slabs with a slot out: counted 2, kept 3"),
+        (counter("created"), "slabs made less given back: counted 4, kept 3"),
+        (counter("destroyed"), "slabs made less given back: counted 2, kept 3"),
+        (lost_slot, "slots out of their slabs: counted 11, kept 10"),
+        (doubled_in_the_magazine, "free slots, each once: counted 15, kept 16"),
+        (free_and_in_the_magazine, "free slots, each once: counted 15, kept 16"),
+        (stranger, "free slots of no slab: counted 1, kept 0"),
+        (complete_with_a_free_slot, "complete slabs without a free slot: counted 1, kept 0"),
+        (partial_without_a_free_slot, "partial slabs with a free slot: counted 1, kept 0"),
+        (impossible_marks, "marks DEADLOCKED cannot come about"),
+        (full_magazine, "magazine over its capacity"),
+    ],
+)
+async def test_check_consistency_says_what_does_not_add_up(tamper: Tamper, finding: str) -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, magazine_size=4)
+        held = [await cache.alloc() for _ in range(9)]
+        await cache.prefill(15)
+        check_consistency(cache)
+        mend = tamper(cache)
+        try:
+            with pytest.raises(AssertionError, match=finding):
+                check_consistency(cache)
+        finally:
+            mend()
+            for buf in held:
+                buf.free()
+
+
+async def test_check_consistency_passes_whatever_a_cache_is_doing() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, magazine_size=2)
+        held: list[aslab.Buffer[memoryview]] = []
+        for number in range(200):
+            if number % 7 < 4:
+                held.append(await cache.alloc())
+            elif held:
+                held.pop(number % len(held)).free()
+            check_consistency(cache)
+        for buf in held:
+            buf.free()
+        await cache.reap()
+        check_consistency(cache)

@@ -1,0 +1,96 @@
+"""Telling whether somebody else can still reach a piece of memory."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from aslab._views import Exporter, address_of, exporter, is_shared, lease_view
+
+HOLDERS: dict[str, Callable[[memoryview], object]] = {
+    "slice": lambda view: view[2:4],
+    "empty slice": lambda view: view[:0],
+    "second memoryview": memoryview,
+    "cast": lambda view: view.cast("I"),
+    "read-only view": lambda view: view.toreadonly(),
+    "slice of a slice": lambda view: view[1:][1:],
+    "numpy array": lambda view: np.frombuffer(view, dtype=np.uint8),
+    "slice of a numpy array": lambda view: np.frombuffer(view, dtype=np.uint8)[3:5],
+}
+
+
+@pytest.fixture
+def source() -> Exporter:
+    return exporter(memoryview(bytearray(64)), 8, 32)
+
+
+def test_a_lease_sees_its_part_of_the_memory_as_flat_bytes() -> None:
+    memory = memoryview(bytearray(range(64)))
+    view = lease_view(exporter(memory, 8, 32))
+    assert (view.format, view.ndim, view.readonly, view.nbytes) == ("B", 1, False, 32)
+    assert bytes(view) == bytes(range(8, 40))
+    view[0] = 99
+    assert memory[8] == 99
+
+
+def test_a_view_alone_is_not_shared(source: Exporter) -> None:
+    assert not is_shared(lease_view(source))
+
+
+def test_another_name_for_the_same_view_is_no_second_view(source: Exporter) -> None:
+    view = lease_view(source)
+    names = [view, view]
+    assert not is_shared(names[0])
+
+
+@pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS.keys())
+def test_a_view_is_shared_for_as_long_as_something_made_of_it_lives(
+    source: Exporter, hold: Callable[[memoryview], object]
+) -> None:
+    view = lease_view(source)
+    holder = hold(view)
+    assert is_shared(view)
+    del holder
+    assert not is_shared(view)
+
+
+def test_a_released_slice_counts_no_more(source: Exporter) -> None:
+    view = lease_view(source)
+    with view[1:3]:
+        assert is_shared(view)
+    assert not is_shared(view)
+
+
+def test_leases_of_one_exporter_do_not_count_for_each_other(source: Exporter) -> None:
+    one, two = lease_view(source), lease_view(source)
+    part = one[1:]
+    assert is_shared(one)
+    assert not is_shared(two)
+    part[0] = 7
+    assert two[1] == 7
+
+
+def test_a_memoryview_of_a_memoryview_would_count() -> None:
+    """Why there is an exporter at all."""
+    base = memoryview(bytearray(8))
+    lease = base[:]
+    assert is_shared(lease)
+
+
+def test_address_is_where_the_bytes_are() -> None:
+    memory = bytearray(b"abcdef")
+    view = memoryview(memory)
+    assert ctypes.string_at(address_of(view[2:]), 4) == b"cdef"
+    assert address_of(view[2:]) == address_of(view) + 2
+
+
+def test_address_of_nothing_is_zero() -> None:
+    assert address_of(memoryview(bytearray())) == 0
+
+
+def test_address_of_read_only_memory_is_refused() -> None:
+    with pytest.raises(TypeError):
+        address_of(memoryview(b"fixed"))
