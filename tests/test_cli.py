@@ -219,7 +219,7 @@ def test_emergency_objects_carry_the_service_over_a_stuck_grow(tree: Path) -> No
     finished = aslab("demo", "--json", "--inject", "deadlock", *SMALL, tree)
     (run,) = runs_of(finished)
     assert finished.stderr == b""
-    assert run["emergency_used"] == run["allocations"] == run["waited"]
+    assert run["emergency_used"] == run["allocations"] >= run["waited"] > 0
     assert 0 < run["emergency_max"] <= 256 // 16
     assert run["deadlocks"] == 1
 

@@ -51,4 +51,4 @@ def test_core_knows_no_loop_and_nothing_above_it(path: Path) -> None:
 def test_core_knows_no_backend_but_the_protocol(path: Path) -> None:
     if path.name == "_allocator.py":
         return  # it names the defaults
-    assert not re.search(r"from \.backends import|_mmap|_heap|_callback", path.read_text())
+    assert not re.search(r"from \.backends import|backends\._(mmap|heap|callback)", path.read_text())

@@ -38,7 +38,7 @@ async def has_resumed(cache: Cache[memoryview], patience: float) -> bool:
 
 def _duration(fault: Backend) -> float:
     if isinstance(fault, Deadlock):
-        return fault.duration
+        return math.inf if fault.duration is None else fault.duration
     if isinstance(fault, Failslab) and fault.probability == 100 and fault.interval == 1 and fault.times < 0:
         return math.inf
     return 0.0
