@@ -12,8 +12,8 @@ class Budget:
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
-        self.used = 0
-        self.promised = 0
+        self.used: int = 0
+        self.promised: int = 0
 
     def full(self, nbytes: int) -> bool:
         """Whether only a slab given back could make room."""

@@ -115,8 +115,9 @@ class Buffer(Generic[T]):
             del self._slot
         except AttributeError:
             raise self._freed_error() from None
-        if self._view is not None:
-            self._end_view(slot)
+        view = self._view
+        if view is not None:
+            self._end_view(view, slot)
         self._view = _FREED
         cache = self._cache
         magazine = cache._magazine
@@ -181,16 +182,14 @@ class Buffer(Generic[T]):
             del self._slot
         except AttributeError:
             raise self._freed_error() from None
-        if self._view is not None:
-            self._end_view(slot)
+        view = self._view
+        if view is not None:
+            self._end_view(view, slot)
         self._view = _FREED
         return slot
 
-    def _end_view(self, slot: Slot[T]) -> None:
+    def _end_view(self, view: memoryview, slot: Slot[T]) -> None:
         """Release the view; if it is exported, give the handle its slot back and raise BufferError."""
-        view = self._view
-        if view is None or view is _FREED:
-            return
         try:
             if is_shared(view):
                 raise BufferError("a slice or another memoryview of it is alive")

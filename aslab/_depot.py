@@ -23,7 +23,7 @@ class Depot(Generic[T]):
     """The slabs of one cache and their way into its magazine."""
 
     def __init__(self, magazine: Magazine[T]) -> None:
-        self.lock = threading.Lock()
+        self.lock: threading.Lock = threading.Lock()
         self.slabs: SlabLists[T] = SlabLists()
         self._magazine = magazine
 

@@ -41,14 +41,14 @@ class Engine:
 
     def __init__(self, config: AllocatorConfig) -> None:
         self.config = config
-        self.bell = Bell()
-        self.supply = Supply(self.bell)
-        self.budget = Budget(config.limit)
-        self.worker = Worker(self.supply, config.slabs, self.budget, config.kick_after)
+        self.bell: Bell = Bell()
+        self.supply: Supply = Supply(self.bell)
+        self.budget: Budget = Budget(config.limit)
+        self.worker: Worker = Worker(self.supply, config.slabs, self.budget, config.kick_after)
         self.caches: dict[str, Cache[Any]] = {}
-        self.tick = 0
+        self.tick: int = 0
         """Counts the looks of the ageing task."""
-        self.closed = False
+        self.closed: bool = False
         self._thread = threading.get_ident()
         self._tickets = itertools.count()
         self._scope = anyio.CancelScope(shield=True)

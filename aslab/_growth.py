@@ -53,10 +53,10 @@ class Growth(Generic[T]):
         self._error: Exception | None = None
         self._pause = PAUSE_FIRST
         self._pausing = False
-        self.missed = False
+        self.missed: bool = False
         """Somebody who could not wait found nothing. Set from any thread."""
-        self.failures = 0
-        self.deadlocks = 0
+        self.failures: int = 0
+        self.deadlocks: int = 0
 
     @property
     def at_limit(self) -> bool:

@@ -27,17 +27,17 @@ class Waiter(Generic[T]):
     __slots__ = ("_event", "error", "flags", "has_waited", "may_try", "slot", "ticket", "timed")
 
     def __init__(self, flags: KM, ticket: int) -> None:
-        self.flags = flags
-        self.ticket = ticket
+        self.flags: KM = flags
+        self.ticket: int = ticket
         self.slot: Slot[T] | None = None
         """The object handed over; it is this waiter's to use or to give back."""
         self.error: Exception | None = None
         """Why waiting longer makes no sense."""
-        self.may_try = False
+        self.may_try: bool = False
         """It was woken because an emergency object may be made now."""
-        self.timed = False
+        self.timed: bool = False
         """Its wait will end by itself."""
-        self.has_waited = False
+        self.has_waited: bool = False
         self._event: anyio.Event | None = None
 
     async def wait(self, until: float) -> None:

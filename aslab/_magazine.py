@@ -32,8 +32,8 @@ class Magazine(list[Slot[T]]):
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
-        self.capacity = capacity
-        self.batch = -(-capacity // 2)
+        self.capacity: int = capacity
+        self.batch: int = -(-capacity // 2)
 
     def take_oldest(self) -> Slot[T] | None:
         """The slot that has lain here longest, or None. Atomic, as pop and append are."""

@@ -101,10 +101,10 @@ class Slab(Generic[T]):
     __slots__ = ("age", "built", "free", "region", "slots")
 
     def __init__(self, region: Region, shape: Shape) -> None:
-        self.region = region
-        self.age = 0
+        self.region: Region = region
+        self.age: int = 0
         """The ageing tick at which it became empty."""
-        self.built = 0
+        self.built: int = 0
         """How many slots, from the first, hold a constructed object."""
         self.slots: list[Slot[T]] = []
         for offset in range(0, shape.stride * shape.objects, shape.stride):
@@ -137,13 +137,13 @@ class SlabLists(Generic[T]):
     def __init__(self) -> None:
         self.partial: OrderedDict[Slab[T], None] = OrderedDict()
         self.complete: set[Slab[T]] = set()
-        self.slots_total = 0
-        self.slots_out = 0
-        self.slots_out_max = 0
-        self.slabs_used = 0
-        self.slabs_used_max = 0
-        self.created = 0
-        self.destroyed = 0
+        self.slots_total: int = 0
+        self.slots_out: int = 0
+        self.slots_out_max: int = 0
+        self.slabs_used: int = 0
+        self.slabs_used_max: int = 0
+        self.created: int = 0
+        self.destroyed: int = 0
 
     def __len__(self) -> int:
         return len(self.partial) + len(self.complete)

@@ -135,7 +135,7 @@ class Marks:
     __slots__ = ("state",)
 
     def __init__(self) -> None:
-        self.state = NONE
+        self.state: Mark = NONE
 
     def __contains__(self, mark: Mark) -> bool:
         return mark in self.state

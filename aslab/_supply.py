@@ -36,7 +36,7 @@ class Supply:
         self._idle = anyio.Event()
         self._idle.set()
         self._releasing = False
-        self.closed = False
+        self.closed: bool = False
 
     async def acquire(self, backend: Backend, nbytes: int, align: int, gfp: GFP) -> Region:
         """A checked region.

@@ -38,7 +38,7 @@ class Worker:
         self.budget = budget
         self.under_way: dict[Growth[Any], float] = {}
         """The grows under way, and since when."""
-        self.kicked = 0
+        self.kicked: int = 0
         self._supply = supply
         self._backend = backend
         self._kick_after = math.inf if kick_after is None else kick_after

@@ -11,9 +11,9 @@ from aslab.bench import app
 
 QUICK = {
     "stall": ["--mib", "2"],
-    "waiters": ["--rounds", "1"],
+    "waiters": ["--rounds", "1", "--most", "200"],
     "pair": ["--rounds", "1", "--pairs", "100"],
-    "emergency-free": ["--rounds", "2"],
+    "emergency-free": ["--rounds", "2", "--most", "20"],
 }
 
 

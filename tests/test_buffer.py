@@ -18,6 +18,7 @@ import pytest
 
 import aslab
 from aslab import Buffer, BufferFreedError, Cache, WrongCacheError
+from aslab._views import lease_view
 from aslab.testing import check_consistency
 
 from .support import SIZE, Gate, allocator, settle, start
@@ -338,6 +339,40 @@ async def test_of_two_threads_that_free_one_buffer_one_gets_the_error() -> None:
             sys.setswitchinterval(before)
         assert cache.stats().obj_held == 0
         check_consistency(cache)
+
+
+async def test_view_made_while_another_thread_frees_reaches_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[memoryview] = []
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        buf = await cache.alloc()
+
+        def view_and_free_in_between(source: Any) -> memoryview:
+            made.append(lease_view(source))
+            buf.free()
+            return made[0]
+
+        monkeypatch.setattr("aslab._buffer.lease_view", view_and_free_in_between)
+        with pytest.raises(BufferFreedError):
+            buf.view
+        with pytest.raises(ValueError, match="released"):
+            len(made[0])
+        with pytest.raises(BufferFreedError):
+            buf.view
+        check_consistency(cache)
+
+
+async def test_of_two_frees_of_an_emergency_object_at_once_one_gets_the_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with allocator(slabs=Gate(), grow_timeout=0, kick_after=None) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        buf = await cache.alloc()
+        slot = buf._slot
+        buf.free()
+        monkeypatch.setattr(Buffer, "_allocated", lambda _: slot)  # read before the other free took it
+        with pytest.raises(BufferFreedError):
+            buf.free()
 
 
 async def test_buffers_are_made_by_caches_alone() -> None:

@@ -270,6 +270,30 @@ async def test_ctor_that_raises_in_the_middle_of_a_slab_destroys_what_was_built(
         check_consistency(cache)
 
 
+async def test_ctor_that_raises_for_an_emergency_object_leaves_nothing_behind() -> None:
+    broken = [True]
+
+    def ctor(memory: memoryview) -> int:
+        if broken[0]:
+            raise RuntimeError("no")
+        return len(memory)
+
+    slabs, emergency = Gate(), Instant()
+    async with allocator(slabs=slabs, emergency=emergency, kick_after=None) as kmem:
+        cache = kmem.create_cache("c", SIZE, ctor=ctor, max_emergency=1)
+        with pytest.raises(ConstructorError, match="no"):
+            await cache.alloc()
+        assert cache.stats().obj_emergency == 0
+        broken[0] = False
+        buf = await cache.alloc()
+        assert buf.obj == SIZE
+        buf.free()
+        broken[0] = True
+        with pytest.raises(ConstructorError, match="no"):
+            cache.alloc_nowait()
+        broken[0] = False
+
+
 async def test_ctor_lets_other_tasks_run_between_two_objects() -> None:
     seen: list[str] = []
 

@@ -66,6 +66,14 @@ async def test_second_reap_waits_for_the_first() -> None:
         assert anyio.current_time() - begin == pytest.approx(0.05)
 
 
+async def test_closed_cache_has_nothing_to_reap() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        await cache.prefill(8)
+        await cache.aclose()
+        assert await cache.reap() == 0
+
+
 async def test_idle_service_gives_everything_back_after_expire_and_one_step() -> None:
     async with allocator(expire=15.0) as kmem:
         cache = kmem.create_cache("c", SIZE)

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     help="Measure what things cost on this machine.",
     no_args_is_help=True,
     rich_markup_mode=None,

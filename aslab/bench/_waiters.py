@@ -20,19 +20,20 @@ import aslab
 
 from . import app, show
 
-NUMBERS = (100, 1_000, 10_000)
+FEW = (100, 1_000)
 Wait = Callable[[int], Awaitable[object]]
 
 
 @app.command()
 def waiters(
     rounds: Annotated[int, typer.Option(help="Rounds, interleaved; the best counts.", min=1)] = 7,
+    most: Annotated[int, typer.Option(help="The largest number of waiters.", min=100)] = 10_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Cost of one waiter, from joining the line to having freed its object, with 100, 1,000 and 10,000 in line."""
     rows = []
     for loop in ("asyncio", "trio"):
-        best = anyio.run(measure, rounds, backend=loop)
+        best = anyio.run(measure, rounds, (*FEW, most), backend=loop)
         shares = {number: ours - bare for number, (ours, bare) in best.items()}
         for number, (ours, bare) in best.items():
             rows.append(
@@ -42,20 +43,20 @@ def waiters(
                     "us per waiter": ours,
                     "of it bare events": bare,
                     "of it aslab": shares[number],
-                    "aslab against 100": shares[number] / shares[NUMBERS[0]],
+                    "aslab against 100": shares[number] / shares[FEW[0]],
                 }
             )
     note = "Half of them are cancelled, the others served in order, each by the one before."
     show("cost of a waiter", rows, note, as_json=as_json)
 
 
-async def measure(rounds: int) -> dict[int, tuple[float, float]]:
+async def measure(rounds: int, numbers: tuple[int, ...]) -> dict[int, tuple[float, float]]:
     """Best microseconds per waiter, with aslab and with bare events, by the number of waiters."""
-    best = {number: (float("inf"), float("inf")) for number in NUMBERS}
+    best = {number: (float("inf"), float("inf")) for number in numbers}
     async with aslab.open_allocator(expire=None) as kmem:
         cache = kmem.create_cache("c", 4096, max_objects=1)
         for _ in range(rounds):
-            for number in NUMBERS:
+            for number in numbers:
                 ours, bare = best[number]
                 best[number] = (min(ours, await _aslab(cache, number)), min(bare, await _bare(number)))
     return best

@@ -28,9 +28,9 @@ class Deadlock:
         self.backend = backend
         self.duration = duration
         """Seconds that calls are stuck, from the first one on; None is until `let_go`."""
-        self.stuck = 0
+        self.stuck: int = 0
         """Calls that are stuck now."""
-        self.calls = 0
+        self.calls: int = 0
         """Calls there have been."""
         self._at = at
         self._until: float | None = None

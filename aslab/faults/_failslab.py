@@ -48,11 +48,11 @@ class Failslab:
         self.backend = backend
         self.probability = probability
         self.interval = interval
-        self.times = times
-        self.space = space
-        self.fail_nth = fail_nth
+        self.times: int = times
+        self.space: int = space
+        self.fail_nth: int = fail_nth
         self.verbose = verbose
-        self.failures = 0
+        self.failures: int = 0
         """Failures there have been."""
         self._draw = random.Random(seed)
         self._calls = 0
