@@ -7,6 +7,7 @@ import errno
 import gc
 import mmap
 import os
+import pickle
 import warnings
 from collections.abc import Callable
 
@@ -106,6 +107,14 @@ class TestBoth:
         assert not any(any(bytes(other.memory)) for other in others)
         for other in others:
             await backend.release(other)
+
+    async def test_memory_exported_directly_at_release_stays_intact(self, backend: Backend) -> None:
+        region = await backend.acquire(PAGE, 64, GFP.KERNEL)
+        exported = pickle.PickleBuffer(region.memory)
+        await backend.release(region)
+        raw = exported.raw()
+        raw[:] = b"x" * len(raw)
+        assert bytes(raw) == b"x" * len(raw)
 
 
 def mappings() -> list[list[str]]:

@@ -39,6 +39,23 @@ def test_take_takes_what_there_is_and_then_none() -> None:
     assert depot.take() is None
 
 
+def test_take_goes_to_the_slabs_when_another_thread_empties_the_magazine_first() -> None:
+    depot, magazine = new_depot(1, objects=2, capacity=2)
+    stolen = depot.take()
+    assert stolen is not None
+
+    class Raced(type(magazine)):  # type: ignore[misc]
+        def pop(self, *args: Any) -> Any:
+            self.clear()
+            raise IndexError
+
+    depot._magazine = Raced(2)
+    depot._magazine.append(stolen)
+    taken = depot.take()
+    assert taken is not None
+    assert taken is not stolen
+
+
 def full(capacity: int = 4, over: int = 1) -> tuple[Any, Any, list[Slot[Any]]]:
     """A depot with its magazine over capacity, and what lies in there, oldest first."""
     depot, magazine = new_depot(2, capacity=capacity)

@@ -282,3 +282,18 @@ async def test_a_late_release_that_raises_is_logged(caplog: pytest.LogCaptureFix
     assert [one.getMessage() for one in caplog.records] == [
         "<Odd> failed to release a region after its allocator was closed"
     ]
+
+
+async def test_late_release_without_a_thread_to_do_it_crashes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As at the end of the interpreter, which starts no more threads, and releases all memory itself."""
+    with pytest.warns(ResourceWarning):
+        async with aslab.open_allocator(slabs=Instant()) as kmem:
+            buf = await kmem.create_cache("c", SIZE).alloc()
+
+    def no_more_threads(_: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", no_more_threads)
+    buf.free()

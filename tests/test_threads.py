@@ -113,6 +113,26 @@ async def test_a_call_cancelled_before_it_starts_never_runs() -> None:
     assert not call.undone
 
 
+async def test_a_call_that_must_be_done_is_done_though_cancelled_before_it_starts() -> None:
+    call = Call()
+    call.go_on.set()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await run_blocking(call)
+    assert scope.cancelled_caught
+    await until(call.begun.is_set)
+
+
+async def test_a_release_cancelled_before_it_starts_gives_back_all_the_same() -> None:
+    released: list[object] = []
+    backend = Callback(lambda nbytes, align, gfp: bytearray(nbytes + align), released.append)
+    region = await backend.acquire(64, 8, GFP.KERNEL)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await backend.release(region)
+    await until(lambda: released)
+
+
 async def test_a_result_that_a_cancellation_overtakes_is_undone_in_a_thread() -> None:
     """The call has ended, the loop has not heard of it, and the caller is cancelled."""
     call = Call()

@@ -517,6 +517,34 @@ async def test_ten_thousand_waiters_half_of_them_cancelled_none_lost_and_order_k
         check_consistency(cache)
 
 
+async def test_object_taken_for_a_line_that_a_finaliser_has_served_meanwhile_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with allocator() as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, max_objects=1)
+        held = await cache.alloc()
+        scope = anyio.CancelScope()
+
+        async def caller() -> None:
+            with scope:
+                await cache.alloc()
+
+        await start(tasks, caller)
+        take = cache._depot.take
+
+        def take_while_the_line_empties() -> object:
+            slot = take()
+            cache._room._line.pop()
+            return slot
+
+        monkeypatch.setattr(cache._depot, "take", take_while_the_line_empties)
+        held.free()
+        monkeypatch.undo()
+        assert cache.stats().obj_cached == 1
+        check_consistency(cache)
+        scope.cancel()
+
+
 def _ranks(order: list[int]) -> list[int]:
     rank = {number: place for place, number in enumerate(sorted(order))}
     return [rank[number] for number in order]
