@@ -39,45 +39,37 @@ def lease_view(source: Exporter) -> memoryview:
     return memoryview(source).cast("B")
 
 
-def _managed_buffer(view: memoryview) -> object:
-    (managed,) = get_referents(view)
-    return managed
-
-
 def _unreleased(managed: object) -> int:
     """``exports`` of a _PyManagedBufferObject: it follows the object header and an int of flags."""
-    return ctypes.c_ssize_t.from_address(
-        id(managed) + object.__basicsize__ + ctypes.sizeof(ctypes.c_ssize_t)
-    ).value
+    place = id(managed) + object.__basicsize__ + ctypes.sizeof(ctypes.c_ssize_t)
+    return ctypes.c_ssize_t.from_address(place).value
 
 
 def _can_count() -> bool:
     view = memoryview(bytearray(1))
-    counts = [_unreleased(_managed_buffer(view))]
+    (managed,) = get_referents(view)
+    counts = [_unreleased(managed)]
     parts = [view[:], memoryview(view)]
-    counts.append(_unreleased(_managed_buffer(view)))
+    counts.append(_unreleased(managed))
     for part in parts:
         part.release()
-    counts.append(_unreleased(_managed_buffer(view)))
+    counts.append(_unreleased(managed))
     return counts == [1, 3, 1]
 
 
-def _references_alone() -> int:
-    view = memoryview(bytearray(1))
-    managed = _managed_buffer(view)
-    return getrefcount(managed)
+def _references(view: memoryview) -> int:
+    return getrefcount(get_referents(view)[0])
 
 
-_ALONE = _references_alone()
+_ALONE = _references(memoryview(bytearray(1)))
 _CAN_COUNT = _can_count()
 
 
 def is_shared(view: memoryview) -> bool:
     """Whether another memoryview can still reach the memory: a slice, a copy, an array's base."""
-    managed = _managed_buffer(view)
-    if getrefcount(managed) <= _ALONE:
+    if getrefcount(get_referents(view)[0]) <= _ALONE:  # as `_references`, which every free would pay for
         return False
-    return not _CAN_COUNT or _unreleased(managed) > 1
+    return not _CAN_COUNT or _unreleased(get_referents(view)[0]) > 1
 
 
 def address_of(view: memoryview) -> int:
