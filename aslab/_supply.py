@@ -12,7 +12,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 
 import anyio
 
@@ -64,15 +63,10 @@ class Supply:
 
     def release(self, backend: Backend, region: Region, done: Done = lambda: None) -> None:
         """Give a region back, some time; ``done`` is called on the event loop after. Any thread, no lock."""
-        if self.closed:
-            call = partial(_release_late, backend, region)
-            try:
-                threading.Thread(target=call, name="aslab late release").start()
-            except RuntimeError:  # the interpreter is shutting down: its end releases the memory
-                log.debug("no thread for a late release: %r", backend)
-            return
         self._queue.append((backend, region, done))
         self._bell.ring()
+        if self.closed:
+            self._release_in_threads()
 
     def attend(self) -> None:
         """The bell rang: look whether there is something to release."""
@@ -104,11 +98,21 @@ class Supply:
     def close(self) -> int:
         """From here on releases go to threads; answers how many were still to be done."""
         self.closed = True
-        left = tuple(self._queue)
-        self._queue.clear()
-        for backend, region, _ in left:
-            self.release(backend, region)
-        return len(left) + self._releasing
+        return self._release_in_threads() + self._releasing
+
+    def _release_in_threads(self) -> int:
+        begun = 0
+        while self._queue:
+            try:
+                backend, region, _ = self._queue.popleft()
+            except IndexError:  # another thread was quicker
+                break
+            begun += 1
+            try:
+                threading.Thread(target=_release_late, args=(backend, region), name="aslab late release").start()
+            except RuntimeError:  # the interpreter is shutting down: its end releases the memory
+                log.debug("no thread for a late release: %r", backend)
+        return begun
 
     def _checked(self, backend: Backend, region: object, nbytes: int, align: int) -> Region:
         if not isinstance(region, Region):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from typing import Any
 
 import pytest
@@ -15,6 +17,14 @@ LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio+uvloop": ("asyncio", {"loop_factory": uvloop.new_event_loop}),
     "trio": ("trio", {}),
 }
+if sys.version_info >= (3, 12):
+
+    def _eager_loop() -> asyncio.AbstractEventLoop:
+        loop = asyncio.new_event_loop()
+        loop.set_task_factory(asyncio.eager_task_factory)
+        return loop
+
+    LOOPS["asyncio+eager"] = ("asyncio", {"loop_factory": _eager_loop})
 
 
 @pytest.fixture(params=list(LOOPS))
