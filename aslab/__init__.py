@@ -1,6 +1,6 @@
 # A map of the package, from what a service sees to what lies beneath:
 #
-#   _allocator  _cache  _buffer            the public objects
+#   _allocator  _cache  _lease  _buffer    the public objects
 #   _flags  _errors  _stats  _state        their words: urgency, errors, counters, marks
 #   _magazine  _depot  _slab  _views       free objects at hand, slabs behind them, who can see them
 #   _line  _waiting  _emergency            who waits, and the way out of waiting
@@ -16,7 +16,6 @@ from ._allocator import Allocator as Allocator
 from ._allocator import open_allocator as open_allocator
 from ._buffer import Buffer as Buffer
 from ._cache import Cache as Cache
-from ._cache import Lease as Lease
 from ._errors import BackendError as BackendError
 from ._errors import BufferFreedError as BufferFreedError
 from ._errors import CacheClosedError as CacheClosedError
@@ -28,6 +27,7 @@ from ._errors import WrongCacheError as WrongCacheError
 from ._flags import GFP as GFP
 from ._flags import KM as KM
 from ._flags import CacheFlags as CacheFlags
+from ._lease import Lease as Lease
 from ._stats import AllocatorStats as AllocatorStats
 from ._stats import CacheStats as CacheStats
 

@@ -47,6 +47,8 @@ class Allocator:
         max_objects: int | None = ...,
         max_emergency: int | None = ...,
         watermark: int = ...,
+        init_on_alloc: bool | None = ...,
+        init_on_free: bool | None = ...,
         flags: CacheFlags = ...,
     ) -> Cache[memoryview]: ...
 
@@ -65,6 +67,8 @@ class Allocator:
         max_objects: int | None = ...,
         max_emergency: int | None = ...,
         watermark: int = ...,
+        init_on_alloc: bool | None = ...,
+        init_on_free: bool | None = ...,
         flags: CacheFlags = ...,
     ) -> Cache[T]: ...
 
@@ -82,6 +86,8 @@ class Allocator:
         max_objects: int | None = None,
         max_emergency: int | None = None,
         watermark: int = 0,
+        init_on_alloc: bool | None = None,
+        init_on_free: bool | None = None,
         flags: CacheFlags = CacheFlags(0),  # noqa: B008  (an immutable flag)
     ) -> Cache[Any]:
         """Make a cache for objects of ``size`` bytes. Does not suspend; event loop's thread only.
@@ -93,19 +99,24 @@ class Allocator:
         :param max_slab_size: bytes
         :param magazine_size: free objects kept at hand, 2..256; by default from the object's size, as SPL does
         :param ctor: builds the object of a slot when its slab is made, not at each allocation (Bonwick
-            1994). Gets the memory; called on the event loop, once an object: keep it short.
-        :param dtor: undoes ``ctor``, before the slab is given back
+            1994). Gets the memory; called on the event loop, once an object: keep it short. An emergency
+            object is built as it is made, in the thread of the caller.
+        :param dtor: undoes ``ctor``, before the slab is given back; for an emergency object, in the thread
+            that frees it. What it raises is logged.
         :param max_objects: in slabs, which come whole. At the limit callers wait for a free.
         :param max_emergency: emergency objects outstanding; None is no bound
         :param watermark: growth starts in the background when fewer objects are free
+        :param init_on_alloc: zero each object when it is allocated; None is as the allocator has it
+        :param init_on_free: zero each object when it is freed; None is as the allocator has it
         :param flags: `CacheFlags.NOEMERGENCY`
         :raises ConfigError: for anything that is not allowed; nothing is created then
         :raises CacheClosedError: if the allocator is closed
         """
         if self._engine.closed:
             raise CacheClosedError("the allocator is closed")
+        defaults = self._engine.config
         config = cache_config(
-            limit=self._engine.config.limit,
+            limit=defaults.limit,
             name=name,
             size=size,
             align=align,
@@ -117,6 +128,8 @@ class Allocator:
             max_objects=max_objects,
             max_emergency=max_emergency,
             watermark=watermark,
+            init_on_alloc=defaults.init_on_alloc if init_on_alloc is None else init_on_alloc,
+            init_on_free=defaults.init_on_free if init_on_free is None else init_on_free,
             flags=flags,
         )
         if name in self._engine.caches:
@@ -190,7 +203,7 @@ async def open_allocator(
     engine = Engine(config)
     raised: BaseException | None = None
     async with anyio.create_task_group() as tasks:
-        await tasks.start(engine.run)
+        tasks.start_soon(engine.run)
         try:
             yield Allocator(engine)
         except BaseException as exc:  # raised again below, outside of the task group

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from ._errors import BufferFreedError
-from ._views import is_shared, lease_view
+from ._views import has_company, lease_view
 from .backends._libc import zero
 
 if TYPE_CHECKING:
@@ -71,6 +71,9 @@ class Buffer(Generic[T]):
                 raise self._freed_error()
         elif view is _FREED:
             raise self._freed_error()
+        elif _released(view):  # by the caller, as ``with buf.view:`` does
+            self._view = None
+            return self.view
         return view
 
     @property
@@ -149,9 +152,13 @@ class Buffer(Generic[T]):
         return f"<Buffer of {self._cache.name!r}, {len(self)} bytes, {state}{kind}>"
 
     if sys.version_info >= (3, 12):
-
+        # Each consumer gets a view of its own. With __release_buffer__ numpy holds on to it; without, it
+        # would let go of it at once, and keep only the handle.
         def __buffer__(self, flags: int, /) -> memoryview:
-            return self.view
+            return memoryview(self.view)
+
+        def __release_buffer__(self, view: memoryview, /) -> None:
+            view.release()
 
     def __del__(self) -> None:
         try:
@@ -189,11 +196,15 @@ class Buffer(Generic[T]):
         return slot
 
     def _end_view(self, view: memoryview, slot: Slot[T]) -> None:
-        """Release the view; if it is exported, give the handle its slot back and raise BufferError."""
+        """Release the view; if anybody else exports the memory, give the handle its slot back and raise."""
         try:
-            if is_shared(view):
-                raise BufferError("a slice or another memoryview of it is alive")
-            view.release()
+            if not _released(view):
+                if has_company(view):
+                    raise BufferError("a slice or another memoryview of it is alive")
+                view.release()
+            if slot.in_use():  # made by another thread just now, or from a view that was released before
+                self._view = None
+                raise BufferError("a memoryview of it is alive")
         except BufferError as exc:
             self._slot = slot
             raise BufferError(
@@ -208,9 +219,17 @@ class Buffer(Generic[T]):
             slot = self._slot
             del self._slot
             self._view = _FREED
-            slot.park(self._cache._unpark)
+            self._cache._park(slot)
         else:
             self._cache._come_back(slot)
+
+
+def _released(view: memoryview) -> bool:
+    try:
+        view.nbytes  # noqa: B018
+    except ValueError:
+        return True
+    return False
 
 
 class ScrubbedBuffer(Buffer[T]):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import anyio
@@ -25,6 +24,7 @@ from ._emergency import Emergency, EmergencySlot
 from ._errors import CacheClosedError, ConfigError, WrongCacheError
 from ._flags import KM
 from ._growth import Growth
+from ._lease import Lease
 from ._line import Line
 from ._magazine import Magazine
 from ._reclaim import Reclaim
@@ -58,8 +58,19 @@ class Cache(Generic[T]):
         self._depot: Depot[T] = Depot(self._magazine)
         self._emergency = Emergency(config, engine.config.emergency, engine.supply, self._depot.lock)
         line: Line[T] = Line()
-        self._growth = Growth(config, self._marks, self._depot, line, engine.worker, self._attend)
+        self._growth = Growth(
+            config,
+            self._marks,
+            self._depot,
+            line,
+            engine.worker,
+            on_begin=lambda: self._room.growth_begins(),
+            on_slab=self._attend,
+            on_error=lambda error: self._room.send_away(error),
+            on_filling=self._note_waiting,
+        )
         self._reclaim = Reclaim(config, self._marks, self._depot, engine, self._attend)
+        self._line = line
         self._room = WaitingRoom(
             line,
             self._marks,
@@ -69,17 +80,19 @@ class Cache(Generic[T]):
             grow_timeout=engine.config.grow_timeout,
             on_change=self._note_waiting,
             give_back=self._take_back,
+            ring=engine.bell.ring,
         )
-        self._waiting = 0  # callers in line, for the hot path and other threads
+        self._parked: list[Slot[T]] = []  # lost by their owners while somebody still exports their memory
+        self._closing: anyio.Event | None = None
         self._hits = 0
         self._misses = 0
-        scrub = engine.config.init_on_free
-        self._kind: type[Buffer[Any]] = ScrubbedBuffer if scrub else Buffer
-        # What an allocation must always do besides popping from the magazine; and whether it must do
-        # anything besides now, which is all that the hot path looks at.
-        asked = engine.config.checkpoints or engine.config.init_on_alloc or scrub
-        self._always_slow = asked or config.watermark > 0
+        self._kind: type[Buffer[Any]] = ScrubbedBuffer if config.init_on_free else Buffer
+        # What an allocation must always do besides popping from the magazine; whether it must do anything
+        # besides now; and whether somebody wants to know of each free. The hot path looks at these alone.
+        self._always_slow = engine.config.checkpoints or config.init_on_alloc or config.init_on_free
+        self._always_slow = self._always_slow or config.watermark > 0
         self._slow = self._always_slow
+        self._waiting = False
         self._growth.ask()
 
     @property
@@ -178,16 +191,16 @@ class Cache(Generic[T]):
             seconds("timeout", timeout, zero=True)
         if self._engine.config.checkpoints:
             await anyio.lowlevel.checkpoint()
+            self._check(flags, flags)
         if flags is _NOSLEEP:
             return self._alloc_now(flags)
         slot = self._at_hand()
         if slot is None:
-            ticket = self._engine.next_ticket()
             if timeout is None:
-                slot = await self._room.wait(flags, ticket)
+                slot = await self._room.wait(flags)
             else:
                 with anyio.fail_after(timeout):
-                    slot = await self._room.wait(flags, ticket)
+                    slot = await self._room.wait(flags)
         return self._hand_out(slot)
 
     def _alloc_now(self, flags: KM) -> Buffer[T]:
@@ -212,7 +225,7 @@ class Cache(Generic[T]):
 
     def _at_hand(self) -> Slot[T] | None:
         """A free object, unless somebody waits for it already."""
-        if not self._waiting:
+        if not self._line:
             try:
                 slot = self._magazine.pop()
             except IndexError:
@@ -221,10 +234,11 @@ class Cache(Generic[T]):
                 self._hits += 1
                 return slot
         self._misses += 1
-        return None if self._waiting else self._depot.take()
+        self._unpark()
+        return None if self._line else self._depot.take()
 
     def _hand_out(self, slot: Slot[T]) -> Buffer[T]:
-        if self._engine.config.init_on_alloc:
+        if self._config.init_on_alloc:
             zero(slot.address, self.size)
         if self._config.watermark:
             self._engine.attend(self._growth.ask)
@@ -245,20 +259,20 @@ class Cache(Generic[T]):
             self._settle()
 
     def _settle(self) -> None:
-        """After a free that finds waiters or a full magazine. Takes no lock that is taken."""
+        """After a free that finds waiters or a full magazine. Waits for no lock."""
         if not self._depot.flush(self._engine.tick):
             self._engine.bell.ring()
-        elif self._waiting:
-            self._engine.attend(self._room.serve)
         elif Mark.DESTROY in self._marks:
             self._reclaim.empty_out()
+        elif self._waiting:
+            self._engine.attend(self._serve)
 
     def _come_back(self, slot: Slot[T]) -> None:
         """What the garbage collector returns, at any moment, in any thread."""
         if slot.slab is None:
             self._free_emergency(cast("EmergencySlot[T]", slot))
             return
-        if self._engine.config.init_on_free:
+        if self._config.init_on_free:
             zero(slot.address, self.size)
         self._magazine.append(slot)
         if Mark.DESTROY in self._marks:
@@ -266,28 +280,41 @@ class Cache(Generic[T]):
         elif self._waiting or len(self._magazine) > self._magazine.capacity:
             self._engine.bell.ring()
 
-    def _unpark(self, slot: Slot[T]) -> None:
-        """The last view of a buffer that was let go of has died."""
-        if slot.slab is not None:
-            slot.unpark(slot.slab.region, self.size)
-        self._come_back(slot)
-
     def _free_emergency(self, slot: EmergencySlot[T]) -> None:
+        if self._config.init_on_free:
+            zero(slot.address, self.size)
         self._emergency.free(slot)
-        if self._waiting:
-            self._engine.bell.ring()
 
-    def _note_waiting(self, waiting: int) -> None:
-        self._waiting = waiting
-        self._slow = waiting > 0 or self._always_slow
+    def _park(self, slot: Slot[T]) -> None:
+        """Keep a slot whose handle is gone while somebody still exports its memory.
+
+        No finaliser or weak reference can tell when they are gone for good: the garbage collector may run
+        theirs later, and bring them back. So now and then the slot is looked at (`_unpark`).
+        """
+        self._parked.append(slot)
+
+    def _unpark(self) -> None:
+        for slot in tuple(self._parked):
+            if not slot.in_use():
+                self._parked.remove(slot)
+                self._come_back(slot)
+
+    def _note_waiting(self) -> None:
+        self._waiting = bool(self._line) or self._growth.filling > 0
+        self._slow = bool(self._line) or self._always_slow
+
+    def _serve(self) -> None:
+        self._room.serve()
+        self._growth.tell_fillers()
 
     def _attend(self) -> None:
         """Look after everything: objects came, or the bell was rung for what another thread did."""
         self._depot.flush(self._engine.tick)
+        self._unpark()
         if Mark.DESTROY in self._marks:
             self._reclaim.empty_out()
             return
-        self._room.serve()
+        self._serve()
         self._room.let_others_try()
         self._growth.ask()
 
@@ -323,32 +350,32 @@ class Cache(Generic[T]):
         Buffers still held give one ResourceWarning; their memory stays valid until they are freed.
         Closing twice does nothing.
         """
-        if Mark.DESTROY in self._marks:
-            return
-        emptied, warning = self._shut()
+        warning = "" if self._closing else self._shut()
         try:
-            await emptied.wait()
+            if self._closing is not None:
+                await self._closing.wait()
         finally:
             if warning:
                 warnings.warn(warning, ResourceWarning, stacklevel=2)
 
-    def _shut(self) -> tuple[anyio.Event, str]:
-        """Close. Answers an event for when free memory is back, and what there is to warn of."""
+    def _shut(self) -> str:
+        """Close. Answers what there is to warn of."""
         self._marks.fire("close")
-        self._always_slow = True
+        self._slow = self._always_slow = True
         closed = CacheClosedError(f"cache {self.name!r} was closed")
         self._room.close(closed)
-        self._growth.close(closed)
-        self._slow = True
+        self._growth.send_fillers_away(closed)
         self._magazine.capacity = -1  # so that each later free comes by `_settle`
-        del self._engine.caches[self.name]
-        emptied = self._reclaim.empty_out()
+        self._engine.retire(self)
+        self._closing = self._reclaim.empty_out()
         held = self.stats().obj_held
-        return emptied, f"cache {self.name!r} was closed with {held} buffers still held" if held else ""
+        return f"cache {self.name!r} was closed with {held} buffers still held" if held else ""
 
-    def _age(self) -> None:
+    def _age(self, *, expires: bool) -> None:
         used = (self._hits, self._misses, self._depot.slabs.slots_out, len(self._magazine))
-        self._reclaim.age(used, self._config.watermark)
+        if expires:
+            self._reclaim.age(used, self._config.watermark)
+        self._attend()
 
     def stats(self) -> CacheStats:
         """A snapshot of the counters. Any thread."""
@@ -374,7 +401,7 @@ class Cache(Generic[T]):
             obj_held=slabs.slots_out - cached - handover + emergency,
             obj_cached=cached,
             obj_handover=handover,
-            waiters=self._waiting,
+            waiters=len(self._line),
             hits=self._hits,
             misses=self._misses,
             waits=self._room.waits,
@@ -382,26 +409,3 @@ class Cache(Generic[T]):
             growing=Mark.GROWING in self._marks,
             deadlocked=Mark.DEADLOCKED in self._marks,
         )
-
-
-class Lease(Generic[T]):
-    """What `Cache.lease` answers: allocates on entry, frees on exit."""
-
-    __slots__ = ("_buffer", "_cache", "_flags", "_timeout")
-
-    def __init__(self, cache: Cache[T], flags: KM, timeout: float | None) -> None:
-        self._cache = cache
-        self._flags = flags
-        self._timeout = timeout
-        self._buffer: Buffer[T] | None = None
-
-    async def __aenter__(self) -> Buffer[T]:
-        self._buffer = await self._cache.alloc(self._flags, timeout=self._timeout)
-        return self._buffer
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        buffer, self._buffer = self._buffer, None
-        if buffer is not None:
-            buffer.__exit__(exc_type, exc, tb)

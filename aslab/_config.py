@@ -90,6 +90,8 @@ class CacheConfig(Generic[T]):
     max_objects: int | None
     max_emergency: int | None
     watermark: int
+    init_on_alloc: bool
+    init_on_free: bool
     flags: CacheFlags
 
 
@@ -107,6 +109,8 @@ def cache_config(
     max_objects: int | None,
     max_emergency: int | None,
     watermark: int,
+    init_on_alloc: bool,
+    init_on_free: bool,
     flags: CacheFlags,
 ) -> CacheConfig[T]:
     """Check everything, then work out the shape of a slab."""
@@ -149,6 +153,8 @@ def cache_config(
     if max_emergency is not None:
         whole_number("max_emergency", max_emergency, 0)
     whole_number("watermark", watermark, 0, max_objects)
+    boolean("init_on_alloc", init_on_alloc)
+    boolean("init_on_free", init_on_free)
     if not isinstance(flags, CacheFlags):
         raise ConfigError("flags", flags, "allowed are members of CacheFlags")
     return CacheConfig(
@@ -160,5 +166,7 @@ def cache_config(
         max_objects=max_objects,
         max_emergency=max_emergency,
         watermark=watermark,
+        init_on_alloc=init_on_alloc,
+        init_on_free=init_on_free,
         flags=flags,
     )

@@ -101,8 +101,7 @@ class Emergency(Generic[T]):
         if self._config.ctor is not None:
             slot.destroy(self._config.dtor)
         region = slot.region
-        if slot.parked is None:
-            del slot.exporter
+        del slot.exporter
         self._supply.release(self._backend, region)
 
     def _add(self, region: Region) -> EmergencySlot[T]:
@@ -110,12 +109,14 @@ class Emergency(Generic[T]):
         ctor = self._config.ctor
         if ctor is not None:
             try:
-                slot.construct(ctor)
-            except Exception as exc:
+                slot.construct(ctor, region)
+            except BaseException as exc:
                 self._in_making_less()
                 del slot
                 self._supply.release(self._backend, region)
-                raise ConstructorError(f"cache {self._config.name!r}: ctor raised {exc!r}") from exc
+                if isinstance(exc, Exception):
+                    raise ConstructorError(f"cache {self._config.name!r}: ctor raised {exc!r}") from exc
+                raise
         with self._lock:
             self._in_making -= 1
             self._objects[slot.address] = slot

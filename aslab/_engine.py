@@ -13,17 +13,16 @@ ends them.
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio.abc import TaskStatus
 
 from ._bell import Bell
 from ._budget import Budget
 from ._config import AllocatorConfig
+from ._growth import Growth
 from ._reclaim import AGEING_STEPS
 from ._supply import Supply
 from ._worker import Worker
@@ -32,6 +31,8 @@ from .backends._protocol import Region
 if TYPE_CHECKING:
     from ._cache import Cache
 
+LOOK_EVERY = 5.0
+"""Seconds between looks at what was lost or waits, where nothing expires."""
 CLOSING_GRACE = 0.5
 """Seconds that closing gives to grows and releases under way."""
 
@@ -44,16 +45,16 @@ class Engine:
         self.bell: Bell = Bell()
         self.supply: Supply = Supply(self.bell)
         self.budget: Budget = Budget(config.limit)
-        self.worker: Worker = Worker(self.supply, config.slabs, self.budget, config.kick_after)
+        self.worker: Worker = Worker(self.supply, config.slabs, self.budget, config.kick_after, self._make_room)
         self.caches: dict[str, Cache[Any]] = {}
+        self._retired: set[Cache[Any]] = set()  # closed, with slabs still
         self.tick: int = 0
         """Counts the looks of the ageing task."""
         self.closed: bool = False
         self._thread = threading.get_ident()
-        self._tickets = itertools.count()
         self._scope = anyio.CancelScope(shield=True)
 
-    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """Run all tasks until `stop`."""
         with self._scope, self.bell:
             async with anyio.create_task_group() as tasks:
@@ -61,17 +62,12 @@ class Engine:
                 tasks.start_soon(self.supply.run)
                 for _ in range(self.config.growth_workers):
                     tasks.start_soon(self.worker.run, tasks)
-                if self.config.expire is not None:
-                    tasks.start_soon(self._run_ageing, self.config.expire / AGEING_STEPS)
-                task_status.started()
+                tasks.start_soon(self._run_ageing)
 
     def stop(self) -> None:
         """End all tasks; what is stuck in a thread is left behind."""
+        self.worker.stopping = True
         self._scope.cancel()
-
-    def next_ticket(self) -> int:
-        """Tickets number the waiters in the order in which they came."""
-        return next(self._tickets)
 
     def attend(self, call: Callable[[], object]) -> None:
         """Call on the event loop's thread: now if this is it; else the bell makes every cache look."""
@@ -86,15 +82,30 @@ class Engine:
 
     def room_made(self, nbytes: int) -> None:
         """That many bytes are back at the backend: others may grow."""
-        self.budget.used -= nbytes
+        self.budget.back(nbytes)
         for cache in self.caches.values():
             cache._growth.ask()
         self.worker.look_again()
 
+    def retire(self, cache: Cache[Any]) -> None:
+        """A cache is closed. It is looked after until its last slab is back."""
+        del self.caches[cache.name]
+        self._retired.add(cache)
+
+    def _make_room(self, growth: Growth[Any]) -> None:
+        if self.budget.full(growth.config.shape.slab_size):
+            for cache in self.caches.values():
+                if cache._growth is not growth:
+                    cache._reclaim.spare()
+
+    def _all_caches(self) -> tuple[Cache[Any], ...]:
+        self._retired = {cache for cache in self._retired if len(cache._depot.slabs)}
+        return (*self.caches.values(), *self._retired)
+
     async def close(self) -> list[str]:
         """Close the caches, and give what is under way a moment to end. Answers what there is to warn of."""
         self.closed = True
-        found = [warning for cache in tuple(self.caches.values()) if (warning := cache._shut()[1])]
+        found = [warning for cache in tuple(self.caches.values()) if (warning := cache._shut())]
         with anyio.move_on_after(CLOSING_GRACE):
             await self.worker.idle()
             await self.supply.idle()
@@ -112,12 +123,13 @@ class Engine:
         while True:
             await self.bell.wait()
             self.supply.attend()
-            for cache in tuple(self.caches.values()):
+            for cache in self._all_caches():
                 cache._attend()
 
-    async def _run_ageing(self, interval: float) -> None:
+    async def _run_ageing(self) -> None:
+        interval = (self.config.expire or LOOK_EVERY * AGEING_STEPS) / AGEING_STEPS
         while True:
             await anyio.sleep(interval)
             self.tick += 1
-            for cache in tuple(self.caches.values()):
-                cache._age()
+            for cache in self._all_caches():
+                cache._age(expires=self.config.expire is not None)

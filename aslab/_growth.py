@@ -10,6 +10,7 @@ Event loop's thread only.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -31,8 +32,21 @@ PAUSE_FIRST, PAUSE_MOST = 0.01, 1.0
 """Seconds between tries after want of memory: doubled from the first to the most."""
 
 
+class Filler:
+    """A caller that waits until ``objects`` are free."""
+
+    def __init__(self, objects: int) -> None:
+        self.objects: int = objects
+        self.event: anyio.Event = anyio.Event()
+        self.error: Exception | None = None
+
+
 class Growth(Generic[T]):
-    """The growing of one cache. ``on_slab`` is called after a grow that brought objects."""
+    """The growing of one cache.
+
+    ``on_begin`` is called when a slab is asked for, ``on_slab`` when it has come, ``on_error`` when none
+    can be had for a reason that waiting does not mend; ``on_filling`` when `filling` changes.
+    """
 
     def __init__(
         self,
@@ -41,16 +55,22 @@ class Growth(Generic[T]):
         depot: Depot[T],
         line: Line[T],
         worker: Worker,
+        *,
+        on_begin: Callable[[], None],
         on_slab: Callable[[], None],
+        on_error: Callable[[Exception], None],
+        on_filling: Callable[[], None],
     ) -> None:
         self.config = config
         self.marks = marks
         self._depot = depot
         self._line = line
         self._worker = worker
+        self._on_begin = on_begin
         self._on_slab = on_slab
-        self._fillers: dict[anyio.Event, int] = {}
-        self._error: Exception | None = None
+        self._on_error = on_error
+        self._on_filling = on_filling
+        self._fillers: set[Filler] = set()
         self._pause = PAUSE_FIRST
         self._pausing = False
         self.missed: bool = False
@@ -78,14 +98,15 @@ class Growth(Generic[T]):
     def ask(self) -> None:
         """Ask for a slab if one is wanted and may be had. Asking twice changes nothing."""
         blocked = Mark.GROWING | Mark.REAPING | Mark.DESTROY
-        if self.marks.state & blocked or self._pausing or not self._wanted() or self.at_limit:
+        if self.marks.state & blocked or self._pausing or not self._wanted():
+            return
+        if self.at_limit:
+            self._worker.make_room(self)
             return
         self.missed = False
         self.marks.fire("grow")
         self._worker.put(self)
-        for waiter in self._line:
-            if not waiter.timed:  # it waited for a free alone; now it waits for growth, with a timeout
-                waiter.wake()
+        self._on_begin()
 
     def late(self) -> None:
         """A waiter's time is up. The first one of an episode sets DEADLOCKED."""
@@ -99,8 +120,6 @@ class Growth(Generic[T]):
         self._depot.add(slab)
         self.marks.fire("grown")
         self._on_slab()
-        self.ask()
-        self._tell_fillers()
 
     def failed(self, error: Exception) -> float:
         """The grow ended without. Answers after what pause to call `resume`, for want of memory.
@@ -113,11 +132,8 @@ class Growth(Generic[T]):
             self._pausing = True
             pause, self._pause = self._pause, min(2 * self._pause, PAUSE_MOST)
             return pause
-        self._error = error
-        for waiter in self._line:
-            waiter.error = error
-            waiter.wake()
-        self._tell_fillers()
+        self._on_error(error)
+        self.send_fillers_away(error)
         return 0.0
 
     def resume(self) -> None:
@@ -129,29 +145,38 @@ class Growth(Generic[T]):
         """The grow ended before it began: the limit was reached meanwhile."""
         self.marks.fire("grown")
 
+    @property
+    def filling(self) -> int:
+        """Callers of `fill` that wait."""
+        return len(self._fillers)
+
     async def fill(self, objects: int) -> None:
         """Suspend until that many objects are free."""
         while self._depot.free < objects:
-            event = anyio.Event()
-            self._error = None
-            self._fillers[event] = objects
+            filler = Filler(objects)
+            self._fillers.add(filler)
+            self._on_filling()
             try:
                 self.ask()
-                await event.wait()
+                await filler.event.wait()
             finally:
-                del self._fillers[event]
-            if self._error is not None:
-                raise self._error
+                self._fillers.remove(filler)
+                self._on_filling()
+            if filler.error is not None:
+                raise copy.copy(filler.error) from filler.error.__cause__
 
-    def close(self, error: Exception) -> None:
-        """The cache is closed: who fills it is told."""
-        self._error = error
-        self._tell_fillers()
+    def tell_fillers(self) -> None:
+        """Wake those of them whose objects are there."""
+        for filler in self._fillers:
+            if self._depot.free >= filler.objects:
+                filler.event.set()
+
+    def send_fillers_away(self, error: Exception) -> None:
+        """Tell them what is wrong."""
+        for filler in self._fillers:
+            filler.error = error
+            filler.event.set()
 
     def _wanted(self) -> bool:
-        least = max([self.config.watermark, *self._fillers.values()])
+        least = max([self.config.watermark, *(filler.objects for filler in self._fillers)])
         return len(self._line) > 0 or self._depot.free < max(least, self.missed)
-
-    def _tell_fillers(self) -> None:
-        for event in self._fillers:
-            event.set()

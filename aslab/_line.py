@@ -1,8 +1,7 @@
 """Who waits, in which order, and for what they are woken.
 
-PUSHPAGE before SLEEP, and within each the oldest first. A waiter that leaves to try an emergency
-object comes back to its old place, so the line is a heap by (urgency, ticket), not a queue. Leaving
-only blanks the entry: joining and leaving cost O(log n), whatever the number of waiters.
+PUSHPAGE before SLEEP, and within each the oldest first: a heap by (urgency, ticket). Leaving only
+blanks the entry, so joining and leaving cost O(log n), whatever the number of waiters.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Generic, TypeVar
 
 import anyio
@@ -24,7 +23,7 @@ T = TypeVar("T")
 class Waiter(Generic[T]):
     """One caller that waits. Lives on the event loop's thread alone."""
 
-    __slots__ = ("_event", "error", "flags", "has_waited", "may_try", "slot", "ticket", "timed")
+    __slots__ = ("_attempt", "_event", "error", "flags", "has_waited", "may_try", "slot", "ticket")
 
     def __init__(self, flags: KM, ticket: int) -> None:
         self.flags: KM = flags
@@ -35,25 +34,47 @@ class Waiter(Generic[T]):
         """Why waiting longer makes no sense."""
         self.may_try: bool = False
         """It was woken because an emergency object may be made now."""
-        self.timed: bool = False
-        """Its wait will end by itself."""
         self.has_waited: bool = False
         self._event: anyio.Event | None = None
+        self._attempt: anyio.CancelScope | None = None
 
     async def wait(self, until: float) -> None:
         """Suspend until woken, or until that time."""
+        self.has_waited = True
         self._event = anyio.Event()
-        self.timed = until < math.inf
-        if self.timed:
+        if until < math.inf:
             with anyio.CancelScope(deadline=until):
                 await self._event.wait()
         else:
             await self._event.wait()
 
+    async def attempt(self, make: Callable[[], Awaitable[Slot[T]]]) -> Slot[T] | None:
+        """Suspend for an attempt to make an object; None if it was overtaken by `give` or `fail`."""
+        made: Slot[T] | None = None
+        with anyio.CancelScope() as self._attempt:
+            made = await make()
+        self._attempt = None
+        return made
+
     def wake(self) -> None:
         """Let it look again."""
         if self._event is not None:
             self._event.set()
+
+    def give(self, slot: Slot[T]) -> None:
+        """Hand an object over. Whatever it was doing for one ends."""
+        self.slot = slot
+        self._end()
+
+    def fail(self, error: Exception) -> None:
+        """Send it away."""
+        self.error = error
+        self._end()
+
+    def _end(self) -> None:
+        if self._attempt is not None:
+            self._attempt.cancel()
+        self.wake()
 
 
 class Line(Generic[T]):

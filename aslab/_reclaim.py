@@ -50,13 +50,13 @@ class Reclaim(Generic[T]):
         self._idle_ticks = 0
 
     async def reap(self) -> int:
-        """Give back every empty slab; suspends until they are back. Answers their bytes."""
+        """Give back every empty slab beyond the watermark; suspends until they are back. Answers their bytes."""
         while Mark.REAPING in self._marks:
             await self._ended.wait()
         if Mark.DESTROY in self._marks:
             return 0
         self._depot.drain(self._engine.tick)
-        slabs = self._depot.remove_empty()
+        slabs = self._depot.remove_empty(self._config.watermark)
         ended = self._give_back(slabs)
         await ended.wait()
         return len(slabs) * self._config.shape.slab_size
@@ -71,6 +71,12 @@ class Reclaim(Generic[T]):
         if self._idle_ticks >= AGEING_STEPS:
             self._depot.drain(until)  # what has lain in an idle magazine is as old as that
         self._give_back(self._depot.remove_empty(least, until))
+
+    def spare(self) -> None:
+        """Another cache waits at the limit: give back what nobody uses here."""
+        if Mark.REAPING not in self._marks and Mark.DESTROY not in self._marks:
+            self._depot.drain(self._engine.tick)
+            self._give_back(self._depot.remove_empty(self._config.watermark))
 
     def empty_out(self) -> anyio.Event:
         """Closing: everything that is free goes back. The event is set when it is back."""
@@ -98,5 +104,6 @@ class Reclaim(Generic[T]):
                 self._on_reaped()
 
         for slab in slabs:
+            self._engine.budget.give_back(self._config.shape.slab_size)
             self._engine.release_slab(slab.dismantle(self._config.dtor), one_is_back)
         return ended

@@ -16,9 +16,8 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar, cast
-from weakref import ReferenceType
 
-from ._views import Exporter, exporter, lease_view
+from ._views import Exported, exporter, lease_view
 from .backends._libc import PAGE_SIZE
 from .backends._protocol import Region
 
@@ -44,32 +43,27 @@ class Shape(NamedTuple):
         return -(-self.stride * self.objects // PAGE_SIZE) * PAGE_SIZE
 
 
-class Slot(Generic[T]):
+class Slot(Exported, Generic[T]):
     """The place of one object. Only `Buffer` handles, which come and go, reach a caller."""
 
-    __slots__ = ("address", "exporter", "obj", "parked", "slab")
+    __slots__ = ("address", "obj", "slab")
 
     address: int
-    exporter: Exporter
-    """Makes the view of each lease (see _views.py). Absent while the slot is parked."""
     obj: T | None
     """What the cache's constructor built here; kept from one owner to the next (Bonwick 1994)."""
     slab: Slab[T] | None
     """None for an emergency object."""
-    parked: ReferenceType[Exporter] | None
-    """Set while the handle is gone but somebody still exports the memory."""
 
     def __init__(self, slab: Slab[T] | None, region: Region, offset: int, size: int) -> None:
+        super().__init__(region.memory, offset, size)
         self.slab = slab
         self.address = region.address + offset
-        self.exporter = exporter(region.memory, offset, size)
         self.obj = None
-        self.parked = None
 
-    def construct(self, ctor: Callable[[memoryview], T]) -> None:
-        """Build the object, on a view that no lease's views are counted with."""
-        whole = lease_view(self.exporter)
-        self.obj = ctor(lease_view(exporter(whole, 0, whole.nbytes)))
+    def construct(self, ctor: Callable[[memoryview], T], region: Region) -> None:
+        """Build the object, on a view that does not count as one of a lease."""
+        offset = self.address - region.address
+        self.obj = ctor(lease_view(exporter(region.memory, offset, len(self.exporter))))
 
     def destroy(self, dtor: Callable[[T], None] | None) -> None:
         """Undo `construct`."""
@@ -80,36 +74,28 @@ class Slot(Generic[T]):
             except Exception:  # the memory has to go back all the same
                 log.exception("dtor failed on %r", obj)
 
-    def park(self, give_back: Callable[[Slot[T]], None]) -> None:
-        """Call ``give_back(self)`` when the last view of the present lease dies.
-
-        Each of them keeps the exporter alive through its managed buffer, so once we drop it, its death
-        is the signal. `unpark` makes a new one.
-        """
-        self.parked = ReferenceType(self.exporter, lambda _: give_back(self))
-        del self.exporter
-
-    def unpark(self, region: Region, size: int) -> None:
-        """Make the slot usable again."""
-        self.parked = None
-        self.exporter = exporter(region.memory, self.address - region.address, size)
-
 
 class Slab(Generic[T]):
     """A region and its slots, some free, the others out."""
 
-    __slots__ = ("age", "built", "free", "region", "slots")
+    __slots__ = ("age", "built", "free", "region", "shape", "slots")
 
     def __init__(self, region: Region, shape: Shape) -> None:
         self.region: Region = region
+        self.shape: Shape = shape
         self.age: int = 0
         """The ageing tick at which it became empty."""
         self.built: int = 0
         """How many slots, from the first, hold a constructed object."""
         self.slots: list[Slot[T]] = []
-        for offset in range(0, shape.stride * shape.objects, shape.stride):
-            self.slots.append(Slot(self, region, offset, shape.size))
-        self.free: list[Slot[T]] = self.slots[::-1]
+        self.free: list[Slot[T]] = []
+
+    def carve(self) -> None:
+        """Make the next slot. The last one makes them all available, the first to be handed out first."""
+        slot: Slot[T] = Slot(self, self.region, len(self.slots) * self.shape.stride, self.shape.size)
+        self.slots.append(slot)
+        if len(self.slots) == self.shape.objects:
+            self.free = self.slots[::-1]
 
     @property
     def in_use(self) -> int:

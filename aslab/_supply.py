@@ -2,13 +2,14 @@
 
 `free` of an emergency object is synchronous and comes from any thread, a backend's ``release`` is
 not and may be slow. So releases go through a queue and one task, and a cancelled caller of `reap`
-leaves nothing half done. After the allocator is closed, a thread with a small event loop of its own
-does it.
+leaves nothing half done. After the allocator is closed one thread does it, with a small event loop of
+its own.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import anyio
 from ._bell import Bell
 from ._errors import BackendError
 from ._flags import GFP
+from ._views import address_of
 from .backends._protocol import Backend, Region
 
 log = logging.getLogger("aslab")
@@ -36,6 +38,7 @@ class Supply:
         self._idle.set()
         self._releasing = False
         self.closed: bool = False
+        self._late = threading.Lock()  # held while a thread does late releases
 
     async def acquire(self, backend: Backend, nbytes: int, align: int, gfp: GFP) -> Region:
         """A checked region.
@@ -66,7 +69,7 @@ class Supply:
         self._queue.append((backend, region, done))
         self._bell.ring()
         if self.closed:
-            self._release_in_threads()
+            self._release_late()
 
     def attend(self) -> None:
         """The bell rang: look whether there is something to release."""
@@ -85,6 +88,10 @@ class Supply:
                     await backend.release(region)
                 except Exception:
                     log.exception("%r failed to release a region", backend)
+                except anyio.get_cancelled_exc_class():
+                    if self.closed:
+                        raise
+                    log.exception("%r cancelled its release of a region", backend)
                 self._releasing = False
                 done()
             self._more = anyio.Event()
@@ -96,48 +103,64 @@ class Supply:
         await self._idle.wait()
 
     def close(self) -> int:
-        """From here on releases go to threads; answers how many were still to be done."""
+        """From here on a thread releases; answers how many regions were still to be released."""
         self.closed = True
-        return self._release_in_threads() + self._releasing
+        left = len(self._queue) + self._releasing
+        self._release_late()
+        return left
 
-    def _release_in_threads(self) -> int:
-        begun = 0
+    def _release_late(self) -> None:
+        """Have one thread release what is queued, with an event loop of its own, unless one does already."""
+        if sys.is_finalizing() or not threading.main_thread().is_alive():
+            return  # no thread would start any more; the end of the process releases all memory
+        if self._queue and self._late.acquire(blocking=False):
+            try:
+                threading.Thread(target=self._run_late, name="aslab late releases").start()
+            except RuntimeError:  # as above, told by newer Pythons
+                self._late.release()
+
+    def _run_late(self) -> None:
+        try:
+            anyio.run(self._release_queued)
+        finally:
+            self._late.release()
+        self._release_late()  # for what was queued while this thread ended
+
+    async def _release_queued(self) -> None:
         while self._queue:
+            backend, region, _ = self._queue.popleft()
             try:
-                backend, region, _ = self._queue.popleft()
-            except IndexError:  # another thread was quicker
-                break
-            begun += 1
-            try:
-                threading.Thread(target=_release_late, args=(backend, region), name="aslab late release").start()
-            except RuntimeError:  # the interpreter is shutting down: its end releases the memory
-                log.debug("no thread for a late release: %r", backend)
-        return begun
+                await backend.release(region)
+            except Exception:
+                log.exception("%r failed to release a region after its allocator was closed", backend)
 
     def _checked(self, backend: Backend, region: object, nbytes: int, align: int) -> Region:
         if not isinstance(region, Region):
             raise BackendError(f"{backend!r} returned {region!r}; allowed is an aslab.backends.Region")
-        memory: object = region.memory
-        if not isinstance(memory, memoryview):
-            fault = f"memory of type {type(memory).__name__}; allowed is a memoryview"
-        elif memory.readonly or not memory.c_contiguous or memory.format != "B" or memory.ndim != 1:
-            fault = "a view that is not writable, contiguous, flat bytes"
-        elif memory.nbytes < nbytes:
-            fault = f"{memory.nbytes} bytes; allowed is at least the {nbytes} asked for"
-        elif region.address % align:
-            fault = f"memory at {region.address:#x}; allowed is a multiple of the alignment {align}"
-        else:
+        try:
+            fault = _fault(region, nbytes, align)
+        except Exception as exc:  # a released view, an address that is no number, ...
+            fault = f"a region that cannot be used: {exc}"
+        if not fault:
             return region
         self.release(backend, region)
         raise BackendError(f"{backend!r} returned {fault}")
 
 
+def _fault(region: Region, nbytes: int, align: int) -> str:
+    memory: object = region.memory
+    if not isinstance(memory, memoryview):
+        return f"memory of type {type(memory).__name__}; allowed is a memoryview"
+    if memory.readonly or not memory.c_contiguous or memory.format != "B" or memory.ndim != 1:
+        return "a view that is not writable, contiguous, flat bytes"
+    if memory.nbytes < nbytes:
+        return f"{memory.nbytes} bytes; allowed is at least the {nbytes} asked for"
+    if region.address % align:
+        return f"memory at {region.address:#x}; allowed is a multiple of the alignment {align}"
+    if region.address != address_of(memory):
+        return f"the address {region.address:#x} for memory at {address_of(memory):#x}"
+    return ""
+
+
 def _unexpected(backend: Backend, call: str, exc: Exception) -> BackendError:
     return BackendError(f"{backend!r}.{call} raised {exc!r}; allowed is MemoryError when there is no memory")
-
-
-def _release_late(backend: Backend, region: Region) -> None:
-    try:
-        anyio.run(backend.release, region)
-    except Exception:
-        log.exception("%r failed to release a region after its allocator was closed", backend)

@@ -1,21 +1,19 @@
 """Who else can still reach this memory?
 
 A `memoryview` cannot be asked directly: a slice of it, or a second memoryview of it, does not count
-as an export of the first, and outlives its release. All views that were derived from one another
-do share one object of CPython's, the managed buffer, which the garbage collector names as the
-only referent of a view. Its reference count tells whether there are others. But those may have been
-released, as ``with view[:n] as part:`` does, and merely be lying around in a variable. So in doubt
-the managed buffer's own count of unreleased views is read, from where CPython keeps it; that this
-is the place is checked at import, and where it is not, lying around counts as use.
+as an export of the first, and outlives its release. But each view made from a ctypes array has a
+managed buffer of its own, which its slices and copies share and which holds on to the array until the
+last of them is released:
 
-For this to speak of one lease alone, each lease needs a managed buffer of its own. A memoryview of
-a memoryview would share one; a memoryview of a ctypes array over the same bytes does not:
+    region.memory ── ctypes array of the slot ─┬─ managed buffer of one view ── the view, slices, arrays
+                                               └─ managed buffer of another ── ...
 
-    region.memory ── ctypes array of the slot ─┬─ managed buffer of lease 1 ── view, slices
-                                               └─ managed buffer of lease 2 ── view, slices
+So once the lease's own view is released, the reference count of the array tells whether anybody is
+left: that is `in_use`, and the truth. `has_company` answers beforehand, without touching the view, so
+that a refused free can leave everything as it was.
 
-(A `pickle.PickleBuffer` would do the same and cost less, but it exports a memoryview, and CPython up
-to 3.13 at least crashes when the garbage collector clears a memoryview that is being exported.)
+(A `pickle.PickleBuffer` in place of the array would cost less, but it exports a memoryview, and
+CPython up to 3.13 at least crashes when the garbage collector clears a memoryview that is exported.)
 
 Cost on CPython 3.11: 0.2 µs to make a view, 0.1 µs to check it.
 """
@@ -23,6 +21,7 @@ Cost on CPython 3.11: 0.2 µs to make a view, 0.1 µs to check it.
 from __future__ import annotations
 
 import ctypes
+import sys
 from gc import get_referents
 from sys import getrefcount
 
@@ -65,11 +64,36 @@ _ALONE = _references(memoryview(bytearray(1)))
 _CAN_COUNT = _can_count()
 
 
-def is_shared(view: memoryview) -> bool:
-    """Whether another memoryview can still reach the memory: a slice, a copy, an array's base."""
-    if getrefcount(get_referents(view)[0]) <= _ALONE:  # as `_references`, which every free would pay for
+def has_company(view: memoryview) -> bool:
+    """Whether another unreleased memoryview shares the managed buffer of an unreleased one.
+
+    The garbage collector names the managed buffer as the only referent of a view. If nothing else refers
+    to it there is no company. Else it may be views that were released and lie around in a variable, as
+    after ``with view[:n] as part:``, so the buffer's own count is read, from where CPython keeps it; at
+    import it is checked that this is the place.
+    """
+    if getrefcount(get_referents(view)[0]) <= _ALONE:  # as in `_references`
         return False
-    return not _CAN_COUNT or _unreleased(get_referents(view)[0]) > 1
+    return _CAN_COUNT and _unreleased(get_referents(view)[0]) > 1
+
+
+class Exported:
+    """Something that holds an exporter in an attribute, as a slot does."""
+
+    __slots__ = ("exporter",)
+
+    def __init__(self, memory: memoryview, offset: int, size: int) -> None:
+        self.exporter: Exporter = exporter(memory, offset, size)
+
+    def in_use(self) -> bool:
+        """Whether any view of this memory is unreleased."""
+        return getrefcount(self.exporter) > _UNUSED
+
+
+_UNUSED = sys.maxsize
+_sample = Exported(memoryview(bytearray(1)), 0, 1)
+_UNUSED = getrefcount(_sample.exporter)
+del _sample
 
 
 def address_of(view: memoryview) -> int:

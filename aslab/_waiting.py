@@ -6,23 +6,25 @@
     cancellation                   what was handed over meanwhile goes to the next
 
 A caller at the limit of its cache waits for a free alone, with no timer: its time starts when growth
-does. A caller whose emergency attempt fails keeps its place and tries again after a pause that
-doubles; one refused by ``max_emergency`` is woken when there is room. Nobody spins, and nobody is
-woken for nothing.
+does. A caller that tries an emergency object stays in line, and takes what comes first; if the attempt
+fails it tries again after a pause that doubles; one refused by ``max_emergency`` is woken when there
+is room. Nobody spins, and nobody is woken for nothing.
 
 Event loop's thread only.
 """
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import anyio
 
 from ._depot import Depot
-from ._emergency import Emergency
+from ._emergency import Emergency, EmergencySlot
 from ._flags import KM
 from ._growth import PAUSE_FIRST, PAUSE_MOST, Growth
 from ._line import Line, Waiter
@@ -33,7 +35,10 @@ T = TypeVar("T")
 
 
 class WaitingRoom(Generic[T]):
-    """The callers of one cache that wait. ``on_change`` is told how many, ``give_back`` takes a slot back."""
+    """The callers of one cache that wait. ``on_change`` is told when their number changes.
+
+    ``give_back`` takes a slot back, ``ring`` makes the event loop call `serve` a little later.
+    """
 
     def __init__(
         self,
@@ -44,11 +49,13 @@ class WaitingRoom(Generic[T]):
         emergency: Emergency[T],
         *,
         grow_timeout: float,
-        on_change: Callable[[int], None],
+        on_change: Callable[[], None],
         give_back: Callable[[Slot[T]], None],
+        ring: Callable[[], None],
     ) -> None:
         self._line = line
         self._refused: Line[T] = Line()  # those of the line who found max_emergency reached
+        self._at_limit: set[Waiter[T]] = set()  # those of the line who wait for a free alone
         self._marks = marks
         self._depot = depot
         self._growth = growth
@@ -56,16 +63,20 @@ class WaitingRoom(Generic[T]):
         self._grow_timeout = grow_timeout
         self._on_change = on_change
         self._give_back = give_back
-        self.in_handover = 0
+        self._ring = ring
+        self._tickets = itertools.count()
+        self._busy = False
+        self._closed: Exception | None = None
+        self.in_handover: int = 0
         """Objects given to waiters that have not resumed yet."""
-        self.waits = 0
+        self.waits: int = 0
         """Callers that had to wait; those that took an emergency object at once did not."""
-        self.timeouts = 0
+        self.timeouts: int = 0
 
-    async def wait(self, flags: KM, ticket: int) -> Slot[T]:
+    async def wait(self, flags: KM) -> Slot[T]:
         """Join the line; leave it with an object, whichever way one comes first."""
-        waiter: Waiter[T] = Waiter(flags, ticket)
-        self._join(waiter)
+        waiter: Waiter[T] = Waiter(flags, next(self._tickets))
+        self._enter(waiter)
         try:
             return await self._stand_in_line(waiter)
         except BaseException:
@@ -74,24 +85,28 @@ class WaitingRoom(Generic[T]):
                 self._give_back(waiter.slot)
             raise
         finally:
-            self._leave(waiter)
+            self._exit(waiter)
             if waiter.may_try:
                 self.let_others_try()
 
     def serve(self) -> None:
         """Hand free objects to waiters, in order, until one or the other runs out."""
+        if self._busy:  # we are in a finaliser, run in the middle of what we would change
+            self._ring()
+            return
         while self._line:
             slot = self._depot.take()
             if slot is None:
                 return
+            self._busy = True
             waiter = self._line.pop()
+            self._busy = False
+            self._on_change()
             if waiter is None:  # a finaliser's free has served the last one while we took
                 self._give_back(slot)
                 return
-            self._on_change(len(self._line))
-            waiter.slot = slot
             self.in_handover += 1
-            waiter.wake()
+            waiter.give(slot)
 
     def let_others_try(self) -> None:
         """Wake as many of the refused as max_emergency has room for."""
@@ -104,11 +119,20 @@ class WaitingRoom(Generic[T]):
             waiter.wake()
             room -= 1
 
-    def close(self, error: Exception) -> None:
-        """Send everybody away."""
+    def growth_begins(self) -> None:
+        """Callers at the limit may hope for growth now: let them wait for it, with a timeout."""
+        while self._at_limit:
+            self._at_limit.pop().wake()
+
+    def send_away(self, error: Exception) -> None:
+        """Tell everybody in line what is wrong."""
         for waiter in self._line:
-            waiter.error = error
-            waiter.wake()
+            waiter.fail(error)
+
+    def close(self, error: Exception) -> None:
+        """Send everybody away, now and later."""
+        self._closed = error
+        self.send_away(error)
 
     async def _stand_in_line(self, waiter: Waiter[T]) -> Slot[T]:
         patience: float | None = None  # when growth becomes late; None while only a free can help
@@ -116,16 +140,19 @@ class WaitingRoom(Generic[T]):
         retry_at, pause = -math.inf, PAUSE_FIRST
         while True:
             self.serve()
-            if waiter.error is not None:
-                raise type(waiter.error)(*waiter.error.args) from waiter.error.__cause__
             if waiter.slot is not None:
                 self.in_handover -= 1
                 slot, waiter.slot = waiter.slot, None
                 return slot
+            error = waiter.error or self._closed
+            if error is not None:
+                raise copy.copy(error) from error.__cause__
             self._growth.ask()
             if self._growth.at_limit:
                 patience, late = None, False
+                self._at_limit.add(waiter)
                 await self._suspend(waiter, math.inf)
+                self._at_limit.discard(waiter)
                 continue
             now = anyio.current_time()
             if patience is None:
@@ -145,9 +172,7 @@ class WaitingRoom(Generic[T]):
             await self._suspend(waiter, until if late else min(until, patience))
 
     async def _suspend(self, waiter: Waiter[T], until: float) -> None:
-        if not waiter.has_waited:
-            waiter.has_waited = True
-            self.waits += 1
+        self.waits += not waiter.has_waited
         await waiter.wait(until)
 
     def _may_try(self, waiter: Waiter[T]) -> bool:
@@ -158,21 +183,28 @@ class WaitingRoom(Generic[T]):
         return permitted
 
     async def _try_emergency(self, waiter: Waiter[T]) -> Slot[T] | None:
-        """One attempt, out of the line; back to the old place if it fails."""
-        self._leave(waiter)
+        """One attempt. What comes meanwhile, in line, is preferred."""
         try:
-            return await self._emergency.make()
+            made = await waiter.attempt(self._emergency.make)
         except MemoryError:
-            self._join(waiter)
             return None
         finally:
             self.let_others_try()
+        if made is not None and (waiter.slot is not None or waiter.error is not None):
+            self._emergency.free(cast("EmergencySlot[T]", made))
+            return None
+        return made
 
-    def _join(self, waiter: Waiter[T]) -> None:
+    def _enter(self, waiter: Waiter[T]) -> None:
+        self._busy = True
         self._line.join(waiter)
-        self._on_change(len(self._line))
+        self._busy = False
+        self._on_change()
 
-    def _leave(self, waiter: Waiter[T]) -> None:
+    def _exit(self, waiter: Waiter[T]) -> None:
+        self._busy = True
         self._line.leave(waiter)
         self._refused.leave(waiter)
-        self._on_change(len(self._line))
+        self._at_limit.discard(waiter)
+        self._busy = False
+        self._on_change()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -21,7 +22,7 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from ._budget import Budget
-from ._errors import ConstructorError, SlabError
+from ._errors import BackendError, ConstructorError, SlabError
 from ._growth import Growth
 from ._slab import Slab
 from ._state import Mark
@@ -30,15 +31,28 @@ from .backends._protocol import Backend
 
 log = logging.getLogger("aslab")
 
+CARVED_AT_ONCE = 256
+"""Slots made before other tasks have their turn."""
+
 
 class Worker:
     """Grows caches, one at a time."""
 
-    def __init__(self, supply: Supply, backend: Backend, budget: Budget, kick_after: float | None) -> None:
+    def __init__(
+        self,
+        supply: Supply,
+        backend: Backend,
+        budget: Budget,
+        kick_after: float | None,
+        make_room: Callable[[Growth[Any]], None],
+    ) -> None:
         self.budget = budget
         self.under_way: dict[Growth[Any], float] = {}
         """The grows under way, and since when."""
         self.kicked: int = 0
+        self.stopping: bool = False
+        self.make_room: Callable[[Growth[Any]], None] = make_room
+        """Asks the other caches for what they do not need."""
         self._supply = supply
         self._backend = backend
         self._kick_after = math.inf if kick_after is None else kick_after
@@ -104,6 +118,10 @@ class Worker:
             slab = await self._make_slab(growth)
         except (MemoryError, SlabError) as exc:
             error: Exception = exc
+        except anyio.get_cancelled_exc_class():
+            if self.stopping:
+                raise
+            error = BackendError(f"{self._backend!r} cancelled its acquire")  # as awaiting a cancelled future does
         finally:
             del self.under_way[growth]
             if not self.under_way:
@@ -125,6 +143,10 @@ class Worker:
         region = await self._supply.acquire(self._backend, shape.slab_size, shape.align, growth.gfp)
         slab: Slab[Any] = Slab(region, shape)
         try:
+            for number in range(shape.objects):
+                slab.carve()
+                if number % CARVED_AT_ONCE == CARVED_AT_ONCE - 1:
+                    await anyio.lowlevel.checkpoint()
             await self._construct(slab, growth)
         except BaseException:
             self._supply.release(self._backend, slab.dismantle(growth.config.dtor))
@@ -138,7 +160,7 @@ class Worker:
             return
         for slot in slab.slots:
             try:
-                slot.construct(ctor)
+                slot.construct(ctor, slab.region)
             except Exception as exc:
                 raise ConstructorError(f"cache {growth.config.name!r}: ctor raised {exc!r}") from exc
             slab.built += 1

@@ -16,7 +16,10 @@ SHAPE = Shape(64, 64, 4)
 def new_slab(objects: int = 4) -> Slab[Any]:
     """A slab on a bytearray."""
     shape = Shape(SHAPE.size, SHAPE.align, objects)
-    return Slab(Region.over(bytearray(shape.slab_size + 64), align=64), shape)
+    slab: Slab[Any] = Slab(Region.over(bytearray(shape.slab_size + 64), align=64), shape)
+    for _ in range(shape.objects):
+        slab.carve()
+    return slab
 
 
 def new_depot(slabs: int, *, objects: int = 4, capacity: int = 4) -> tuple[Depot[Any], Magazine[Any]]:

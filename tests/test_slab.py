@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import mmap
 from typing import Any
@@ -47,6 +46,9 @@ def test_shape_rounds_up_to_the_alignment_and_to_whole_pages_and_no_further(shap
 def test_slots_are_aligned_apart_inside_and_where_they_say(shape: Shape) -> None:
     region = Region.over(bytearray(shape.slab_size + shape.align), align=shape.align)
     slab: Slab[Any] = Slab(region, shape)
+    for _ in range(shape.objects):
+        assert not slab.free
+        slab.carve()
     assert len(slab.slots) == len(slab.free) == shape.objects
     end = region.address
     for slot in slab.slots:
@@ -195,7 +197,7 @@ def test_dismantle_destroys_what_was_built_and_nothing_else() -> None:
     slab = new_slab()
     region = slab.region
     for number, slot in enumerate(slab.slots[:2]):
-        slot.construct(lambda _, number=number: number)  # type: ignore[misc]
+        slot.construct(lambda _, number=number: number, slab.region)  # type: ignore[misc]
         slab.built += 1
     slots = list(slab.slots)
     destroyed: list[object] = []
@@ -207,8 +209,10 @@ def test_dismantle_destroys_what_was_built_and_nothing_else() -> None:
 
 
 def test_ctor_gets_writable_memory_of_exactly_the_slot() -> None:
-    slot = new_slab().slots[1]
-    slot.construct(lambda memory: memory)
+    slab = new_slab()
+    slot = slab.slots[1]
+    slot.construct(lambda memory: memory, slab.region)
+    assert not slot.in_use(), "what the slot keeps is no lease"
     memory = slot.obj
     assert isinstance(memory, memoryview)
     assert (memory.nbytes, address_of(memory)) == (SHAPE.size, slot.address)
@@ -224,30 +228,10 @@ def test_a_dtor_that_raises_is_logged_and_the_others_are_still_called(caplog: py
             raise RuntimeError("cannot")
 
     for number, slot in enumerate(slab.slots):
-        slot.construct(lambda _, number=number: number)  # type: ignore[misc]
+        slot.construct(lambda _, number=number: number, slab.region)  # type: ignore[misc]
         slab.built += 1
     with caplog.at_level(logging.ERROR, "aslab"):
         slab.dismantle(dtor)
     assert seen == [0, 1, 2, 3]
     assert [record.getMessage() for record in caplog.records] == ["dtor failed on 1"]
     assert slab.slots == []
-
-
-def test_a_parked_slot_comes_back_when_the_last_view_dies_and_is_usable_again() -> None:
-    slab = new_slab()
-    slot = slab.slots[2]
-    back: list[Slot[Any]] = []
-    view = lease_view(slot.exporter)
-    part = view[8:16]
-    slot.park(back.append)
-    assert not hasattr(slot, "exporter")
-    del view
-    gc.collect()
-    assert not back, "the slice is still there"
-    part[0] = 77
-    del part
-    assert back == [slot]
-    slot.unpark(slab.region, SHAPE.size)
-    assert slot.parked is None
-    again = lease_view(slot.exporter)
-    assert (again.nbytes, address_of(again), again[8]) == (SHAPE.size, slot.address, 77)

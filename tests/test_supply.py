@@ -235,7 +235,7 @@ async def test_a_slab_freed_after_the_allocator_is_closed_goes_back_in_a_thread(
     buf.view[:] = b"x" * SIZE
     buf.free()
     await until(lambda: bool(slabs.released))
-    assert slabs.threads == {"aslab late release"}
+    assert slabs.threads == {"aslab late releases"}
     assert not slabs.outstanding
 
 
@@ -248,7 +248,7 @@ async def test_an_emergency_object_freed_after_the_allocator_is_closed_goes_back
     assert buf.emergency
     buf.free()
     await until(lambda: bool(emergency.released))
-    assert emergency.threads == {"aslab late release"}
+    assert emergency.threads == {"aslab late releases"}
 
 
 async def test_late_release_works_with_an_async_backend() -> None:

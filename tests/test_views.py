@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from aslab._views import Exporter, address_of, exporter, is_shared, lease_view
+from aslab._views import Exported, Exporter, address_of, exporter, has_company, lease_view
 
 HOLDERS: dict[str, Callable[[memoryview], object]] = {
     "slice": lambda view: view[2:4],
@@ -37,38 +37,38 @@ def test_a_lease_sees_its_part_of_the_memory_as_flat_bytes() -> None:
 
 
 def test_a_view_alone_is_not_shared(source: Exporter) -> None:
-    assert not is_shared(lease_view(source))
+    assert not has_company(lease_view(source))
 
 
 def test_another_name_for_the_same_view_is_no_second_view(source: Exporter) -> None:
     view = lease_view(source)
     names = [view, view]
-    assert not is_shared(names[0])
+    assert not has_company(names[0])
 
 
 @pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS.keys())
-def test_a_view_is_shared_for_as_long_as_something_made_of_it_lives(
+def test_a_view_has_company_for_as_long_as_something_made_of_it_lives(
     source: Exporter, hold: Callable[[memoryview], object]
 ) -> None:
     view = lease_view(source)
     holder = hold(view)
-    assert is_shared(view)
+    assert has_company(view)
     del holder
-    assert not is_shared(view)
+    assert not has_company(view)
 
 
 def test_a_released_slice_counts_no_more(source: Exporter) -> None:
     view = lease_view(source)
     with view[1:3]:
-        assert is_shared(view)
-    assert not is_shared(view)
+        assert has_company(view)
+    assert not has_company(view)
 
 
 def test_leases_of_one_exporter_do_not_count_for_each_other(source: Exporter) -> None:
     one, two = lease_view(source), lease_view(source)
     part = one[1:]
-    assert is_shared(one)
-    assert not is_shared(two)
+    assert has_company(one)
+    assert not has_company(two)
     part[0] = 7
     assert two[1] == 7
 
@@ -77,7 +77,30 @@ def test_a_memoryview_of_a_memoryview_would_count() -> None:
     """Why there is an exporter at all."""
     base = memoryview(bytearray(8))
     lease = base[:]
-    assert is_shared(lease)
+    assert has_company(lease)
+
+
+@pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS.keys())
+def test_memory_is_in_use_until_the_last_view_of_any_lease_is_released(
+    hold: Callable[[memoryview], object],
+) -> None:
+    place = Exported(memoryview(bytearray(64)), 8, 32)
+    assert not place.in_use()
+    view = lease_view(place.exporter)
+    assert place.in_use()
+    holder = hold(view)
+    view.release()
+    assert place.in_use()
+    del holder
+    assert not place.in_use()
+
+
+def test_released_views_lying_around_do_not_use_the_memory() -> None:
+    place = Exported(memoryview(bytearray(64)), 8, 32)
+    with lease_view(place.exporter) as view, view[1:3] as part:
+        pass
+    assert not place.in_use()
+    del view, part
 
 
 def test_address_is_where_the_bytes_are() -> None:

@@ -1,60 +1,57 @@
-"""Single objects from malloc, aligned. For emergency objects: small next to a slab, quick to get."""
+"""Single objects, aligned. For emergency objects: small next to a slab, quick to get."""
 
 from __future__ import annotations
 
 import ctypes
-import weakref
-from functools import partial
 
 from .._flags import GFP
-from ._libc import free, memalign, zero
+from ._mmap import Mmap
 from ._protocol import Region
-from ._threads import run_blocking
 
-INLINE = 256 * 2**10  # bytes that are touched faster than a thread is asked (about 50 µs)
+INLINE = 256 * 2**10  # bytes that are got and zeroed faster than a thread is asked (about 50 µs)
 
 
 class Heap:
-    """Memory from malloc; the default for emergency objects. Usable on any loop, and on several.
+    """Memory from the process's heap; the default for emergency objects. Usable on any loop, and on several.
 
-    The memory goes back to malloc when the last thing that exports it is gone. User space has no say
-    in how the kernel reclaims, so the GFP flags change nothing here.
+    Small objects come from malloc, at once. Larger ones are mappings of their own, as malloc itself would
+    make them, but faulted in beforehand, in a thread. The memory goes when the last thing that exports
+    it is gone. User space has no say in how the kernel reclaims, so the GFP flags change nothing here.
     """
 
-    async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
-        """Allocate and touch; in a thread where that takes time.
+    def __init__(self) -> None:
+        self._large = Mmap()
 
-        :raises MemoryError: if malloc has no memory
+    async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        """Allocate zeroed memory; in a thread where that takes time.
+
+        :raises MemoryError: if there is none
         """
         if nbytes <= INLINE:
-            return _allocate(nbytes, align, touch=True)
-        return await run_blocking(partial(_allocate, nbytes, align, touch=True), undo=_drop)
+            return _small(nbytes, align)
+        return await self._large.acquire(nbytes, align, gfp)
 
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
-        """Allocate without touching: that would block where it is large. The caller meets the page faults.
+        """Allocate. Large objects are not faulted in: that would block. The caller meets the page faults.
 
-        :raises MemoryError: if malloc has no memory
+        :raises MemoryError: if there is none
         """
-        return _allocate(nbytes, align, touch=nbytes <= INLINE)
+        if nbytes <= INLINE:
+            return _small(nbytes, align)
+        return self._large.acquire_nowait(nbytes, align, gfp)
 
     async def release(self, region: Region) -> None:
         """Let go; in a thread where that takes time."""
-        if region.memory.nbytes <= INLINE:
-            _drop(region)
+        if isinstance(region.token, ctypes.Array):
+            region.token = None
+            region.memory = memoryview(b"")
         else:
-            await run_blocking(partial(_drop, region))
+            await self._large.release(region)
 
 
-def _allocate(nbytes: int, align: int, *, touch: bool) -> Region:
-    address = memalign(nbytes, align)
-    block = (ctypes.c_ubyte * nbytes).from_address(address)
-    # The block itself is what every view keeps alive, so free() can never come too early.
-    weakref.finalize(block, free, address).atexit = False
-    if touch:
-        zero(address, nbytes)
-    return Region(memoryview(block).cast("B"), address, block)
-
-
-def _drop(region: Region) -> None:
-    region.token = None
-    region.memory = memoryview(b"")
+def _small(nbytes: int, align: int) -> Region:
+    # The array owns its memory, and every view owns the array, so it cannot be freed too early.
+    block = (ctypes.c_ubyte * (nbytes + align))()
+    region = Region.over(block, align=align, token=block)
+    region.memory = region.memory[:nbytes]
+    return region

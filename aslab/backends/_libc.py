@@ -11,9 +11,6 @@ PAGE_SIZE = mmap.PAGESIZE
 MADV_POPULATE_WRITE = 23  # Linux 5.14
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_libc.posix_memalign.argtypes = (ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_size_t)
-_libc.free.argtypes = (ctypes.c_void_p,)
-_libc.free.restype = None
 
 
 def madvise(address: int, nbytes: int, advice: int) -> None:
@@ -42,20 +39,3 @@ def prefault(address: int, nbytes: int) -> None:
         if exc.errno != errno.EINVAL:
             raise MemoryError(f"cannot populate {nbytes} bytes: {exc.strerror}") from exc
         zero(address, nbytes)  # a kernel that does not know the advice
-
-
-def memalign(nbytes: int, align: int) -> int:
-    """The address of ``nbytes`` bytes from malloc, to be given to `free`.
-
-    :raises MemoryError: if malloc has none
-    """
-    pointer = ctypes.c_void_p()
-    code = _libc.posix_memalign(ctypes.byref(pointer), max(align, ctypes.sizeof(ctypes.c_void_p)), nbytes)
-    if code or pointer.value is None:
-        raise MemoryError(f"malloc has no {nbytes} bytes: {os.strerror(code)}")
-    return pointer.value
-
-
-def free(address: int) -> None:
-    """Give memory back to malloc."""
-    _libc.free(address)

@@ -13,7 +13,7 @@ import mmap
 from functools import partial
 
 from .._flags import GFP
-from .._views import address_of, is_shared
+from .._views import address_of
 from ._libc import PAGE_SIZE, madvise, prefault
 from ._protocol import Region
 from ._threads import run_blocking
@@ -79,17 +79,9 @@ class Mmap:
 
 
 def _unmap(region: Region) -> None:
-    nbytes = region.memory.nbytes
-    shared = is_shared(region.memory)
-    try:
+    mapping, region.token = region.token, None
+    # Whatever still exports the memory keeps the mapping, which then goes with the last of them.
+    with contextlib.suppress(BufferError):
         region.memory.release()
-    except BufferError:
-        shared = True
-    mapping = region.token
-    region.token = None
-    if shared or not isinstance(mapping, mmap.mmap):
-        return
-    # Freeing the pages is the slow part, and close() would do it with the GIL held.
-    with contextlib.suppress(OSError):
-        madvise(region.address, nbytes, mmap.MADV_DONTNEED)
-    mapping.close()
+        if isinstance(mapping, mmap.mmap):
+            mapping.close()

@@ -53,8 +53,8 @@ class _Job(Generic[T]):
 
     def run(self) -> T:
         with self._lock:
-            if self._begun:
-                raise RuntimeError("another thread has taken over what was abandoned")
+            if self._begun or (self._abandoned and self._undo is not None):
+                raise RuntimeError("abandoned before it began")
             self._begun = True
         result = self._call()
         with self._lock:
