@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import anyio
 
 
@@ -48,3 +50,13 @@ class ConstructorError(SlabError):
 
 class ImpossibleTransition(SlabError, RuntimeError):
     """A cache was told an event that its state does not allow: a bug in aslab, please report it."""
+
+
+def twin(error: Exception) -> Exception:
+    """The same error again, to be raised in another task: a traceback belongs to one."""
+    try:
+        again = copy.copy(error)
+    except Exception:  # a subclass whose constructor asks for more than its args
+        again = error
+    again.__cause__ = error.__cause__
+    return again

@@ -10,7 +10,6 @@ Event loop's thread only.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -18,6 +17,7 @@ import anyio
 
 from ._config import CacheConfig
 from ._depot import Depot
+from ._errors import twin
 from ._flags import GFP, KM, gfp_for
 from ._line import Line
 from ._slab import Slab
@@ -163,7 +163,7 @@ class Growth(Generic[T]):
                 self._fillers.remove(filler)
                 self._on_filling()
             if filler.error is not None:
-                raise copy.copy(filler.error) from filler.error.__cause__
+                raise twin(filler.error)
 
     def tell_fillers(self) -> None:
         """Wake those of them whose objects are there."""

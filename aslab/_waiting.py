@@ -15,7 +15,6 @@ Event loop's thread only.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -25,6 +24,7 @@ import anyio
 
 from ._depot import Depot
 from ._emergency import Emergency, EmergencySlot
+from ._errors import twin
 from ._flags import KM
 from ._growth import PAUSE_FIRST, PAUSE_MOST, Growth
 from ._line import Line, Waiter
@@ -146,7 +146,7 @@ class WaitingRoom(Generic[T]):
                 return slot
             error = waiter.error or self._closed
             if error is not None:
-                raise copy.copy(error) from error.__cause__
+                raise twin(error)
             self._growth.ask()
             if self._growth.at_limit:
                 patience, late = None, False

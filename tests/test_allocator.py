@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -316,3 +318,63 @@ async def test_plain_asyncio_needs_nothing_of_anyio() -> None:
                 return len(buf)
 
         assert await asyncio.gather(*(caller() for _ in range(20))) == [SIZE] * 20
+
+
+@pytest.mark.parametrize("ticks", range(5))
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_cancelled_while_it_opens_it_leaves_nothing_behind(ticks: int) -> None:
+    async def service() -> None:
+        async with aslab.open_allocator():
+            await anyio.sleep_forever()
+
+    task = asyncio.create_task(service())
+    await settle(ticks)
+    task.cancel()
+    with anyio.fail_after(30):
+        await asyncio.wait([task])
+    assert task.cancelled()
+
+
+async def test_opened_in_a_scope_that_is_cancelled_already_it_ends() -> None:
+    with anyio.fail_after(30), anyio.CancelScope() as scope:
+        scope.cancel()
+        async with aslab.open_allocator():
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+def test_buffer_that_outlives_the_program_does_not_keep_it_from_ending() -> None:
+    code = (
+        "import asyncio, aslab, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "async def main():\n"
+        "    async with aslab.open_allocator() as kmem:\n"
+        "        return await kmem.create_cache('c', 4096).alloc()\n"
+        "buf = asyncio.run(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+async def test_many_late_releases_share_one_thread() -> None:
+    threads: set[int] = set()
+
+    class Slow(Instant):
+        async def release(self, region: Region) -> None:
+            threads.add(threading.get_ident())
+            await anyio.sleep(0.0001)
+            await super().release(region)
+
+    slabs = Slow()
+    with pytest.warns(ResourceWarning, match="50 buffers"):
+        async with aslab.open_allocator(slabs=slabs) as kmem:
+            cache = kmem.create_cache("c", SIZE, objects_per_slab=1)
+            bufs = [await cache.alloc() for _ in range(50)]
+    before = threading.active_count()
+    for buf in bufs:
+        buf.free()
+        assert threading.active_count() <= before + 1
+    with anyio.fail_after(30):
+        while slabs.outstanding:
+            await anyio.sleep(0.001)
+    assert threading.get_ident() not in threads

@@ -459,3 +459,85 @@ async def test_init_on_free_holds_for_what_the_garbage_collector_returns() -> No
         buf = await cache.alloc()
         assert bytes(buf.view) == bytes(SIZE)
         buf.free()
+
+
+async def test_slice_that_outlives_a_view_the_caller_released_is_found() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        buf = await cache.alloc()
+        with buf.view as view:
+            part = view[8:16]
+        with pytest.raises(BufferError):
+            buf.free()
+        part[:] = b"still me"
+        assert bytes(buf.view[8:16]) == b"still me", "a released view is made anew"
+        del part, view
+        buf.free()
+        check_consistency(cache)
+
+
+async def test_views_made_by_two_threads_at_once_both_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        buf = await cache.alloc()
+        other = lease_view(buf._slot.exporter)  # what the slower of the two threads got
+        assert buf.view is not other
+        with pytest.raises(BufferError):
+            buf.free()
+        del other
+        buf.free()
+
+
+async def test_slice_that_a_finaliser_brings_back_is_nobody_elses_memory() -> None:
+    """The collector calls weak references back before finalisers, so a dead slice may come to life again."""
+    kept: list[memoryview] = []
+
+    class Resurrects:
+        part: memoryview
+
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            kept.append(self.part)
+
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=1)
+        buf = await cache.alloc()
+        holder = Resurrects()
+        holder.part = buf.view[8:16]
+        with pytest.warns(ResourceWarning):
+            del buf, holder
+            gc.collect()
+        next_owner = await cache.alloc()
+        next_owner.view[:] = bytes(SIZE)
+        kept[0][:] = b"STALE!!!"
+        assert bytes(next_owner.view) == bytes(SIZE)
+        next_owner.free()
+        kept.clear()
+        cache._attend()
+        assert cache.stats().obj_held == 0
+        check_consistency(cache)
+
+
+async def test_init_on_free_holds_for_emergency_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    zeroed: list[int] = []
+    monkeypatch.setattr("aslab._cache.zero", lambda address, size: zeroed.append(address))
+    async with allocator(slabs=Gate(), grow_timeout=0, kick_after=None) as kmem:
+        cache = kmem.create_cache("c", SIZE, init_on_free=True)
+        buf = await cache.alloc()
+        address = buf.address
+        buf.free()
+        assert zeroed == [address]
+
+
+async def test_init_on_alloc_and_free_of_a_cache_override_the_allocators() -> None:
+    async with allocator(init_on_free=True) as kmem:
+        for name, keep in (("as the allocator", None), ("not", False)):
+            cache = kmem.create_cache(name, SIZE, init_on_free=keep)
+            buf = await cache.alloc()
+            buf.view[:4] = b"mine"
+            buf.free()
+            buf = await cache.alloc()
+            assert bytes(buf.view[:4]) == (b"mine" if keep is False else bytes(4))
+            buf.free()

@@ -393,3 +393,52 @@ async def test_deadlock_with_an_end_clears_by_itself() -> None:
         stats = cache.stats()
         assert (stats.growing, stats.deadlocked, stats.obj_deadlock) == (False, False, 1)
         assert isinstance(kmem, aslab.Allocator)
+
+
+async def test_prefill_ends_when_frees_bring_what_it_waits_for() -> None:
+    async with allocator() as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, max_objects=8)
+        held = [await cache.alloc() for _ in range(8)]
+        await start(tasks, cache.prefill, 4)
+        for count, buf in enumerate(held):
+            assert cache._growth.filling == (count < 4)
+            buf.free()
+            await settle()
+
+
+@pytest.mark.parametrize("virtual", ["asyncio"], indirect=True)
+async def test_acquire_that_is_cancelled_from_inside_leaves_no_mark() -> None:
+    """As a backend does that awaits a future which somebody else cancels: asyncio's way."""
+
+    class Cancels(Instant):
+        cancel = True
+
+        async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+            if self.cancel:
+                self.cancel = False
+                raise anyio.get_cancelled_exc_class()
+            return await super().acquire(nbytes, align, gfp)
+
+    async with allocator(slabs=Cancels()) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        with pytest.raises(BackendError, match="cancelled"):
+            await cache.alloc()
+        assert not cache.stats().growing
+        (await cache.alloc()).free()
+
+
+async def test_carving_a_slab_of_many_objects_lets_other_tasks_run() -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    async with allocator() as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", 64, objects_per_slab=10_000)
+        tasks.start_soon(other)
+        await cache.prefill(1)
+        tasks.cancel_scope.cancel()
+    assert turns > 30

@@ -201,3 +201,60 @@ async def test_partly_used_slabs_stay_and_are_filled_first() -> None:
         assert cache.stats().slab_total == 1
         for buf in [*bufs[:2], *more]:
             buf.free()
+
+
+async def test_idle_slabs_of_another_cache_make_room_for_who_waits_at_the_limit() -> None:
+    async with allocator(limit=8 * SIZE, expire=None) as kmem:
+        idle, other = kmem.create_cache("idle", SIZE), kmem.create_cache("other", SIZE)
+        await idle.prefill(8)
+        with anyio.fail_after(1):
+            (await other.alloc()).free()
+        assert idle.stats().slab_total == 0
+
+
+async def test_slab_whose_release_is_stuck_is_no_limit_reached() -> None:
+    slabs = Latency(Instant(), 0.0, 1000.0)
+    async with allocator(slabs=slabs, limit=8 * SIZE) as kmem, anyio.create_task_group() as tasks:
+        cache, other = kmem.create_cache("c", SIZE), kmem.create_cache("d", SIZE)
+        await cache.prefill(8)
+        await start(tasks, cache.reap)
+        for one in (cache, other):
+            with anyio.fail_after(0.2):
+                buf = await one.alloc()
+            assert buf.emergency
+            buf.free()
+        await anyio.sleep(3000)
+
+
+async def test_reap_keeps_the_watermark() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, watermark=4)
+        await cache.prefill(24)
+        assert await cache.reap() == 2 * 8 * SIZE
+        assert cache.stats().slab_create == 3
+
+
+async def test_second_aclose_waits_as_the_first_does() -> None:
+    slabs = Latency(Instant(), 0.0, 0.3)
+    async with allocator(slabs=slabs) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE)
+        await cache.prefill(8)
+        await start(tasks, cache.aclose)
+        begin = anyio.current_time()
+        await cache.aclose()
+        assert anyio.current_time() - begin == pytest.approx(0.3)
+        assert kmem.stats().slab_bytes == 0
+
+
+async def test_last_free_of_a_closed_cache_is_not_lost_to_a_lock_that_is_taken() -> None:
+    slabs = Instant()
+    async with allocator(slabs=slabs) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        buf = await cache.alloc()
+        with pytest.warns(ResourceWarning):
+            await cache.aclose()
+        with cache._depot.lock:
+            buf.free()
+        await settle()
+        assert not slabs.outstanding
+        assert not kmem._engine._all_caches()

@@ -297,3 +297,44 @@ async def test_late_release_without_a_thread_to_do_it_crashes_nothing(
 
     monkeypatch.setattr(threading.Thread, "start", no_more_threads)
     buf.free()
+
+
+async def test_lying_or_unusable_region_is_a_broken_contract_and_the_allocator_goes_on() -> None:
+    def lies(region: Region) -> None:
+        region.address = 4096
+
+    def is_no_number(region: Region) -> None:
+        region.address = None  # type: ignore[assignment]
+
+    def is_released(region: Region) -> None:
+        region.memory.release()
+
+    class Spoils(Instant):
+        def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
+            region = super().acquire_nowait(nbytes, align, gfp)
+            if spoil:
+                spoil.pop()(region)
+            return region
+
+    spoil = [lies, is_no_number, is_released]
+    async with allocator(slabs=Spoils(), grow_timeout=100) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        for _ in range(3):
+            with pytest.raises(BackendError, match="returned"):
+                await cache.alloc()
+        (await cache.alloc()).free()
+
+
+async def test_backend_error_of_a_backends_own_kind_reaches_the_caller() -> None:
+    class Mine(BackendError):
+        def __init__(self, *, where: str) -> None:
+            super().__init__(f"broken at {where}")
+            self.where = where
+
+    class Breaks(Instant):
+        async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+            raise Mine(where="home")
+
+    async with allocator(slabs=Breaks(), grow_timeout=100) as kmem:
+        with pytest.raises(Mine, match="home"):
+            await kmem.create_cache("c", SIZE).alloc()

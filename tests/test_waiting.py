@@ -11,9 +11,10 @@ import anyio
 import pytest
 
 import aslab
-from aslab import GFP, KM, CacheFlags
+from aslab import GFP, KM, CacheClosedError, CacheFlags
+from aslab._waiting import WaitingRoom
 from aslab.backends import Region
-from aslab.faults import Deadlock, Failslab
+from aslab.faults import Deadlock, Failslab, Latency
 from aslab.testing import check_consistency
 
 from .support import SIZE, Gate, Instant, allocator, settle, start
@@ -580,3 +581,156 @@ async def test_deadlocked_mark_is_per_cache_and_others_are_served_by_the_next_wo
             assert a.stats().deadlocked
             assert kmem.stats().kicked == 1
             assert isinstance(kmem, aslab.Allocator)
+
+
+async def test_attempt_under_way_is_overtaken_by_a_free() -> None:
+    gate, emergency = Gate(), Gate()
+    gate.open()
+    async with (
+        allocator(slabs=gate, emergency=emergency, kick_after=None) as kmem,
+        anyio.create_task_group() as tasks,
+    ):
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=1)
+        held = await cache.alloc()
+        gate.shut()
+        got: list[bool] = []
+
+        async def caller() -> None:
+            async with cache.lease() as buf:
+                got.append(buf.emergency)
+
+        await start(tasks, caller)
+        await anyio.sleep(0.2)
+        assert emergency.waiting == 1
+        assert cache.stats().waiters == 1
+        held.free()
+        await settle()
+        assert got == [False]
+        assert emergency.waiting == 0
+
+
+async def test_emergency_object_that_comes_together_with_another_is_given_back() -> None:
+    class Stubborn(Gate):
+        """Does not let itself be cancelled."""
+
+        async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+            with anyio.CancelScope(shield=True):
+                region = await super().acquire(nbytes, align, gfp)
+            return region
+
+    gate, emergency = Gate(), Stubborn()
+    gate.open()
+    async with (
+        allocator(slabs=gate, emergency=emergency, kick_after=None) as kmem,
+        anyio.create_task_group() as tasks,
+    ):
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=1)
+        held = await cache.alloc()
+        gate.shut()
+        got: list[bool] = []
+
+        async def caller() -> None:
+            async with cache.lease() as buf:
+                got.append(buf.emergency)
+
+        await start(tasks, caller)
+        await anyio.sleep(0.2)
+        held.free()
+        emergency.open()
+        await settle()
+        assert got == [False]
+        assert cache.stats().obj_emergency == 0
+
+
+async def test_close_ends_an_attempt_under_way() -> None:
+    gate, emergency = Gate(), Gate()
+    async with (
+        allocator(slabs=gate, emergency=emergency, kick_after=None) as kmem,
+        anyio.create_task_group() as tasks,
+    ):
+        cache = kmem.create_cache("c", SIZE)
+        ends: list[str] = []
+
+        async def caller() -> None:
+            try:
+                await cache.alloc()
+            except CacheClosedError:
+                ends.append("closed")
+
+        await start(tasks, caller)
+        await anyio.sleep(0.2)
+        assert emergency.waiting == 1
+        await cache.aclose()
+        await settle()
+        assert ends == ["closed"]
+
+
+@pytest.mark.parametrize("flags", [CacheFlags(0), CacheFlags.NOEMERGENCY])
+async def test_cache_closed_while_a_caller_is_at_its_checkpoint_gives_nothing(flags: CacheFlags) -> None:
+    options = {"slabs": Gate(), "emergency": Gate(), "kick_after": None, "grow_timeout": 0}
+    async with allocator(**options, checkpoints=True) as kmem:
+        cache = kmem.create_cache("c", SIZE, flags=flags, watermark=1)
+        async with anyio.create_task_group() as tasks:
+            ends: list[str] = []
+
+            async def caller() -> None:
+                try:
+                    await cache.alloc()
+                except CacheClosedError:
+                    ends.append("closed")
+
+            for steps in range(4):
+                tasks.start_soon(caller)
+                await settle(steps)
+            await cache.aclose()
+            with anyio.fail_after(5):
+                while len(ends) < 4:
+                    await anyio.sleep(0.01)
+
+
+async def test_late_waiters_are_not_woken_by_each_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A herd would look as often as there are grows: the cost of a waiter would grow with their number."""
+    looks = 0
+    serve = WaitingRoom.serve
+
+    def counted(room: WaitingRoom[Any]) -> None:
+        nonlocal looks
+        looks += 1
+        serve(room)
+
+    monkeypatch.setattr(WaitingRoom, "serve", counted)
+    slabs = Latency(Instant(), 0.01)
+    options = {"slabs": slabs, "grow_timeout": 0.005}
+    async with allocator(**options) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=1, flags=CacheFlags.NOEMERGENCY)
+        held: list[Any] = []
+
+        async def caller() -> None:
+            held.append(await cache.alloc())
+
+        for _ in range(100):
+            tasks.start_soon(caller)
+        await anyio.sleep(3)
+        assert len(held) == 100
+        assert looks < 10 * 100
+        for buf in held:
+            buf.free()
+
+
+async def test_permit_is_back_when_a_ctor_ends_the_program() -> None:
+    class Ends(BaseException):
+        pass
+
+    ending = [True]
+
+    def ctor(memory: memoryview) -> int:
+        if ending[0]:
+            raise Ends
+        return 1
+
+    async with allocator(slabs=Gate(), kick_after=None) as kmem:
+        cache = kmem.create_cache("c", SIZE, ctor=ctor, max_emergency=1)
+        with pytest.raises(Ends):
+            cache.alloc_nowait()
+        ending[0] = False
+        cache.alloc_nowait().free()
