@@ -57,12 +57,12 @@ class Cache(Generic[T]):
         self._magazine: Magazine[T] = Magazine(config.magazine_size)
         self._depot: Depot[T] = Depot(self._magazine)
         self._emergency = Emergency(config, engine.config.emergency, engine.supply, self._depot.lock)
-        line: Line[T] = Line()
+        self._line: Line[T] = Line()
         self._growth = Growth(
             config,
             self._marks,
             self._depot,
-            line,
+            self._line,
             engine.worker,
             on_begin=lambda: self._room.growth_begins(),
             on_slab=self._attend,
@@ -70,9 +70,8 @@ class Cache(Generic[T]):
             on_filling=self._note_waiting,
         )
         self._reclaim = Reclaim(config, self._marks, self._depot, engine, self._attend)
-        self._line = line
         self._room = WaitingRoom(
-            line,
+            self._line,
             self._marks,
             self._depot,
             self._growth,
@@ -294,9 +293,14 @@ class Cache(Generic[T]):
         self._parked.append(slot)
 
     def _unpark(self) -> None:
-        for slot in tuple(self._parked):
-            if not slot.in_use():
-                self._parked.remove(slot)
+        for _ in range(len(self._parked)):
+            try:
+                slot = self._parked.pop(0)
+            except IndexError:  # another thread looks, too
+                return
+            if slot.in_use():
+                self._parked.append(slot)
+            else:
                 self._come_back(slot)
 
     def _note_waiting(self) -> None:

@@ -57,5 +57,9 @@ class Backend(Protocol):
         ...
 
     async def release(self, region: Region) -> None:
-        """Take back a region that this backend gave. May take long; must not block the event loop."""
+        """Take back a region that this backend gave. May take long; must not block the event loop.
+
+        A region that comes back after its allocator was closed is released in another thread, on an asyncio
+        loop of that thread's own.
+        """
         ...

@@ -70,7 +70,7 @@ class Report:
 
 def _purpose(result: Result) -> str:
     if result.run.injected == STUCK.injected:
-        return "No slab comes: after 0.1 s the service goes on with emergency objects from malloc."
+        return "No slab comes: after 0.1 s the service goes on with emergency objects from the heap."
     if result.run.injected:
         return "Slab memory misbehaves: does the service go on?"
     return "Who finds no free buffer waits for one: memory stays within the limit."
