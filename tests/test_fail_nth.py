@@ -55,7 +55,7 @@ async def busy(slabs: aslab.backends.Backend, emergency: aslab.backends.Backend)
 
         async def caller(number: int) -> None:
             nonlocal held
-            for turn in range(6):
+            for turn in range(12):
                 cache = caches[(number + turn) % 2]
                 buf: Buffer[memoryview]
                 if turn % 3 == 2:
@@ -74,7 +74,7 @@ async def busy(slabs: aslab.backends.Backend, emergency: aslab.backends.Backend)
         async with anyio.create_task_group() as callers:
             for number in range(12):
                 callers.start_soon(caller, number)
-            for _ in range(3):
+            for _ in range(8):
                 await anyio.sleep(0.1)
                 await kmem.reap()
         for cache in caches:
