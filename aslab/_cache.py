@@ -367,7 +367,7 @@ class Cache(Generic[T]):
         self._marks.fire("close")
         self._slow = self._always_slow = True
         closed = CacheClosedError(f"cache {self.name!r} was closed")
-        self._room.close(closed)
+        self._room.send_away(closed)
         self._growth.send_fillers_away(closed)
         self._magazine.capacity = -1  # so that each later free comes by `_settle`
         self._engine.retire(self)

@@ -111,7 +111,7 @@ class Supply:
 
     def _release_late(self) -> None:
         """Have one thread release what is queued, with an event loop of its own, unless one does already."""
-        if sys.is_finalizing() or not threading.main_thread().is_alive():
+        if sys.is_finalizing():
             return  # no thread would start any more; the end of the process releases all memory
         if self._queue and self._late.acquire(blocking=False):
             try:

@@ -12,8 +12,8 @@ So once the lease's own view is released, the reference count of the array tells
 left: that is `in_use`, and the truth. `has_company` answers beforehand, without touching the view, so
 that a refused free can leave everything as it was.
 
-(A `pickle.PickleBuffer` in place of the array would cost less, but it exports a memoryview, and
-CPython up to 3.13 at least crashes when the garbage collector clears a memoryview that is exported.)
+(A `pickle.PickleBuffer` in place of the array would cost less, but it exports a memoryview, and CPython
+3.11 and 3.12 crash when the garbage collector clears a memoryview that is exported.)
 
 Cost on CPython 3.11: 0.2 µs to make a view, 0.1 µs to check it.
 """

@@ -66,7 +66,6 @@ class WaitingRoom(Generic[T]):
         self._ring = ring
         self._tickets = itertools.count()
         self._busy = False
-        self._closed: Exception | None = None
         self.in_handover: int = 0
         """Objects given to waiters that have not resumed yet."""
         self.waits: int = 0
@@ -129,11 +128,6 @@ class WaitingRoom(Generic[T]):
         for waiter in self._line:
             waiter.fail(error)
 
-    def close(self, error: Exception) -> None:
-        """Send everybody away, now and later."""
-        self._closed = error
-        self.send_away(error)
-
     async def _stand_in_line(self, waiter: Waiter[T]) -> Slot[T]:
         patience: float | None = None  # when growth becomes late; None while only a free can help
         late = False
@@ -144,9 +138,8 @@ class WaitingRoom(Generic[T]):
                 self.in_handover -= 1
                 slot, waiter.slot = waiter.slot, None
                 return slot
-            error = waiter.error or self._closed
-            if error is not None:
-                raise twin(error)
+            if waiter.error is not None:
+                raise twin(waiter.error)
             self._growth.ask()
             if self._growth.at_limit:
                 patience, late = None, False

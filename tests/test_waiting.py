@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -734,3 +735,30 @@ async def test_permit_is_back_when_a_ctor_ends_the_program() -> None:
             cache.alloc_nowait()
         ending[0] = False
         cache.alloc_nowait().free()
+
+
+async def test_finaliser_that_frees_in_the_middle_of_a_join_disturbs_nothing() -> None:
+    """The garbage collector may run one at any step, and it may free a buffer that others wait for."""
+    async with allocator() as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, max_objects=1)
+        held = await cache.alloc()
+        order: list[int] = []
+
+        async def caller(number: int) -> None:
+            async with cache.lease():
+                order.append(number)
+
+        await start(tasks, caller, 1)
+        line: Any = cache._line
+        serial = line._serial
+
+        def in_the_middle() -> Iterator[int]:
+            held.free()
+            assert cache.stats().obj_handover == 0, "served in the middle of a join"
+            yield from serial
+
+        line._serial = in_the_middle()
+        tasks.start_soon(caller, 2)
+        await anyio.sleep(1)
+        assert order == [1, 2]
+        check_consistency(cache)
