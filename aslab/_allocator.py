@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar, overload
 
 import anyio
-import anyio.lowlevel
 
 from ._cache import Cache
 from ._config import AllocatorConfig, cache_config
@@ -206,7 +205,6 @@ async def open_allocator(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(engine.run)
         try:
-            await anyio.lowlevel.cancel_shielded_checkpoint()  # a task that never began could not clean up
             yield Allocator(engine)
         except BaseException as exc:  # raised again below, outside of the task group
             raised = exc
