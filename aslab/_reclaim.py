@@ -44,7 +44,6 @@ class Reclaim(Generic[T]):
         self._depot = depot
         self._engine = engine
         self._on_reaped = on_reaped
-        self._pending = 0
         self._ended = anyio.Event()
         self._last_seen: object = None
         self._idle_ticks = 0

@@ -21,7 +21,6 @@ Cost on CPython 3.11: 0.2 µs to make a view, 0.1 µs to check it.
 from __future__ import annotations
 
 import ctypes
-import sys
 from gc import get_referents
 from sys import getrefcount
 
@@ -90,7 +89,6 @@ class Exported:
         return getrefcount(self.exporter) > _UNUSED
 
 
-_UNUSED = sys.maxsize
 _sample = Exported(memoryview(bytearray(1)), 0, 1)
 _UNUSED = getrefcount(_sample.exporter)
 del _sample
