@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -35,6 +36,8 @@ LOOK_EVERY = 5.0
 """Seconds between looks at what was lost or waits, where nothing expires."""
 CLOSING_GRACE = 0.5
 """Seconds that closing gives to grows and releases under way."""
+HOUSEKEEPING: ContextVar[bool] = ContextVar("aslab_housekeeping", default=False)
+"""Set in tasks that only look after others: a simulation in which no other has a timer left is stuck."""
 
 
 class Engine:
@@ -47,7 +50,7 @@ class Engine:
         self.budget: Budget = Budget(config.limit)
         self.worker: Worker = Worker(self.supply, config.slabs, self.budget, config.kick_after, self._make_room)
         self.caches: dict[str, Cache[Any]] = {}
-        self._retired: set[Cache[Any]] = set()  # closed, with slabs still
+        self._retired: list[Cache[Any]] = []  # closed, with slabs still
         self.tick: int = 0
         """Counts the looks of the ageing task."""
         self.closed: bool = False
@@ -90,7 +93,7 @@ class Engine:
     def retire(self, cache: Cache[Any]) -> None:
         """A cache is closed. It is looked after until its last slab is back."""
         del self.caches[cache.name]
-        self._retired.add(cache)
+        self._retired.append(cache)
 
     def _make_room(self, growth: Growth[Any]) -> None:
         if self.budget.full(growth.config.shape.slab_size):
@@ -99,7 +102,7 @@ class Engine:
                     cache._reclaim.spare()
 
     def _all_caches(self) -> tuple[Cache[Any], ...]:
-        self._retired = {cache for cache in self._retired if len(cache._depot.slabs)}
+        self._retired = [cache for cache in self._retired if len(cache._depot.slabs)]
         return (*self.caches.values(), *self._retired)
 
     async def close(self) -> list[str]:
@@ -127,6 +130,7 @@ class Engine:
                 cache._attend()
 
     async def _run_ageing(self) -> None:
+        HOUSEKEEPING.set(True)
         interval = (self.config.expire or LOOK_EVERY * AGEING_STEPS) / AGEING_STEPS
         while True:
             await anyio.sleep(interval)

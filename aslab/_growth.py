@@ -70,7 +70,7 @@ class Growth(Generic[T]):
         self._on_slab = on_slab
         self._on_error = on_error
         self._on_filling = on_filling
-        self._fillers: set[Filler] = set()
+        self._fillers: dict[Filler, None] = {}  # in order
         self._pause = PAUSE_FIRST
         self._pausing = False
         self.missed: bool = False
@@ -154,13 +154,13 @@ class Growth(Generic[T]):
         """Suspend until that many objects are free."""
         while self._depot.free < objects:
             filler = Filler(objects)
-            self._fillers.add(filler)
+            self._fillers[filler] = None
             self._on_filling()
             try:
                 self.ask()
                 await filler.event.wait()
             finally:
-                self._fillers.remove(filler)
+                del self._fillers[filler]
                 self._on_filling()
             if filler.error is not None:
                 raise twin(filler.error)

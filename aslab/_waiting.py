@@ -55,7 +55,7 @@ class WaitingRoom(Generic[T]):
     ) -> None:
         self._line = line
         self._refused: Line[T] = Line()  # those of the line who found max_emergency reached
-        self._at_limit: set[Waiter[T]] = set()  # those of the line who wait for a free alone
+        self._at_limit: dict[Waiter[T], None] = {}  # those of the line who wait for a free alone, in order
         self._marks = marks
         self._depot = depot
         self._growth = growth
@@ -120,8 +120,9 @@ class WaitingRoom(Generic[T]):
 
     def growth_begins(self) -> None:
         """Callers at the limit may hope for growth now: let them wait for it, with a timeout."""
-        while self._at_limit:
-            self._at_limit.pop().wake()
+        hopeful, self._at_limit = self._at_limit, {}
+        for waiter in hopeful:
+            waiter.wake()
 
     def send_away(self, error: Exception) -> None:
         """Tell everybody in line what is wrong."""
@@ -143,9 +144,9 @@ class WaitingRoom(Generic[T]):
             self._growth.ask()
             if self._growth.at_limit:
                 patience, late = None, False
-                self._at_limit.add(waiter)
+                self._at_limit[waiter] = None
                 await self._suspend(waiter, math.inf)
-                self._at_limit.discard(waiter)
+                self._at_limit.pop(waiter, None)
                 continue
             now = anyio.current_time()
             if patience is None:
@@ -198,6 +199,6 @@ class WaitingRoom(Generic[T]):
         self._busy = True
         self._line.leave(waiter)
         self._refused.leave(waiter)
-        self._at_limit.discard(waiter)
+        self._at_limit.pop(waiter, None)
         self._busy = False
         self._on_change()

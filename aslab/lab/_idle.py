@@ -1,0 +1,69 @@
+"""When nothing can run: is it the end?
+
+A simulation jumps to the next timer. Where there is none left, every task is stuck, for good. An
+allocator always has a timer, though, with which it looks after its caches; so where only such timers
+are left, and go on being the only ones for long, the tasks are stuck too.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ._stuck import StuckTask, describe
+
+PATIENCE = 600.0
+"""Simulated seconds of nothing but housekeeping that make a run stuck."""
+THREADS_GRACE = 5.0
+"""Real seconds that other threads, if there are any, are given to bring something."""
+
+
+class Idle:
+    """Counts how long nothing but housekeeping has happened. One for each run.
+
+    ``end`` is called when the run is stuck, and must make some task run.
+    """
+
+    def __init__(self, end: Callable[[], object] | None = None) -> None:
+        self.end: Callable[[], object] | None = end
+        self.tasks: Callable[[], list[tuple[str, Any]]] = list
+        """Names and coroutines of all tasks, in the order of their making."""
+        self.since: float | None = None
+        """Since when nothing but housekeeping has happened; None where that is not so."""
+        self.found: tuple[StuckTask, ...] = ()
+        """The tasks that were stuck, once the run has been given up."""
+        self.found_since: float = 0.0
+        self._threads = threading.active_count()
+        self._over = False
+
+    def for_threads(self) -> float:
+        """How many real seconds to wait for what other threads may bring."""
+        return THREADS_GRACE if threading.active_count() > self._threads else 0.0
+
+    def look(self) -> tuple[StuckTask, ...]:
+        """The tasks that are stuck now; empty where a timer of theirs is left."""
+        return describe(self.tasks()) if self.since is not None else ()
+
+    def housekeeping(self, now: float, following: float) -> bool:
+        """Nothing but housekeeping is left, due at ``following``. True if the run was given up."""
+        if self.since is None:
+            self.since = now
+        if following - self.since < PATIENCE or self._over:
+            return False
+        self.stuck(now)
+        return True
+
+    def stuck(self, now: float) -> None:
+        """Give the run up.
+
+        :raises RuntimeError: if it was given up before, and is stuck in its clean-up
+        """
+        if self.since is None:
+            self.since = now
+        tasks = describe(self.tasks())
+        if self._over or self.end is None:
+            raise RuntimeError("every task is stuck: " + "; ".join(map(str, tasks)))
+        self.found, self.found_since = tasks, self.since
+        self._over = True
+        self.end()

@@ -1,0 +1,190 @@
+"""Run an async function in simulated time, from a seed.
+
+An hour passes in milliseconds: whenever no task can run, the clock jumps to the next timer. The same
+seed gives the same run, on the same loop, in every process: the loop's own choices, the generators of
+``random`` and `Lab.random` come from it. What is not simulated is the world outside: sockets, threads
+and subprocesses take real time, in which none passes here; and their order is theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar, TypeVarTuple
+
+import anyio
+
+from .._config import seconds
+from .._engine import HOUSEKEEPING
+from .._errors import ConfigError, SlabError
+from ._idle import Idle
+from ._log import EventLog
+from ._stuck import StuckTask
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+LoopName = Literal["asyncio", "trio"]
+LOOPS: tuple[LoopName, ...] = ("asyncio", "trio")
+
+
+class Stuck(SlabError):
+    """Every task waits, and no timer is left that could end it. The fault of who waits on whom."""
+
+    def __init__(self, tasks: tuple[StuckTask, ...], since: float, log: EventLog) -> None:
+        self.tasks = tasks
+        """Who waits on what."""
+        self.since = since
+        """Simulated seconds, from the start of the run."""
+        self.log = log
+        """What happened until then."""
+        lines = "".join(f"\n  {task}" for task in tasks)
+        super().__init__(f"every task is stuck since {since:g} s:{lines}")
+
+
+class Lab:
+    """The run that a task is part of: see `current`."""
+
+    def __init__(self, seed: int, idle: Idle | None = None) -> None:
+        self.seed = seed
+        self.random: random.Random = random.Random(seed)
+        """For whatever is random in the run."""
+        self.log: EventLog = EventLog(self.time)
+        self._start = anyio.current_time()
+        self._idle = idle or Idle()
+
+    def time(self) -> float:
+        """Seconds since the start of the run."""
+        return anyio.current_time() - self._start
+
+    def stuck(self) -> tuple[StuckTask, ...]:
+        """Who waits on what, where no task has a timer left (see `housekeeping`); else nothing."""
+        return self._idle.look()
+
+
+_current: ContextVar[Lab] = ContextVar("aslab_lab")
+
+
+def current() -> Lab:
+    """The run that this task is part of.
+
+    :raises RuntimeError: outside of `run`
+    """
+    try:
+        return _current.get()
+    except LookupError:
+        raise RuntimeError("not inside of aslab.lab.run()") from None
+
+
+def housekeeping() -> None:
+    """Say that this task only looks after others: where just such tasks have timers left, the run is stuck.
+
+    For monitors and heartbeats. Does not suspend.
+    """
+    HOUSEKEEPING.set(True)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[T]):
+    """How a run went."""
+
+    value: T | None
+    """What the function returned; None where it did not come to that."""
+    finished: bool
+    """Whether it returned, rather than being ended by ``until``."""
+    duration: float
+    """Simulated seconds."""
+    log: EventLog
+    """What was written to `Lab.log`."""
+
+
+def run(
+    main: Callable[[*Args], Awaitable[T]],
+    *args: *Args,
+    seed: int = 0,
+    loop: str = "asyncio",
+    until: float | None = None,
+) -> Outcome[T]:
+    """Run ``main(*args)`` to its end in simulated time.
+
+    Inside, `current` is the run: its log, its random numbers, its time. What ``main`` raises comes out.
+    Blocks until the end; not inside an event loop. One run at a time in a process: the order of tasks
+    and the module ``random`` are seeded for the time of it.
+
+    :param seed: the same seed, the same run
+    :param loop: ``asyncio`` or ``trio``
+    :param until: simulated seconds after which the run is ended, whatever it does
+    :raises Stuck: if every task waits for good; who waits on what is told
+    :raises ConfigError: for a bad argument
+    """
+    if type(seed) is not int:
+        raise ConfigError("seed", seed, "allowed are whole numbers")
+    if loop not in LOOPS:
+        raise ConfigError("loop", loop, f"allowed are {', '.join(LOOPS)}")
+    if until is not None:
+        seconds("until", until, zero=True)
+    idle = Idle()
+    with _seeded(seed), _simulated(loop, seed, idle) as options:
+        return anyio.run(_root, main, args, seed, until, idle, backend=loop, backend_options=options)
+
+
+async def _root(
+    main: Callable[..., Awaitable[T]], args: tuple[Any, ...], seed: int, until: float | None, idle: Idle
+) -> Outcome[T]:
+    lab = Lab(seed, idle)
+    _current.set(lab)
+    value: T | None = None
+    error: BaseException | None = None
+    finished = False
+    async with anyio.create_task_group() as tasks:
+        with anyio.CancelScope() as scope:
+            idle.end = scope.cancel
+            if until is not None:
+                tasks.start_soon(_end_after, until, scope, name="aslab.lab end")
+            try:
+                value = await main(*args)
+                finished = True
+            except BaseException as exc:
+                if not scope.cancel_called:  # raised again below, outside of the task group
+                    error = exc
+                else:
+                    raise
+        tasks.cancel_scope.cancel()
+    if error is not None:
+        raise error
+    if idle.found and not finished:
+        raise Stuck(idle.found, idle.found_since, lab.log)
+    return Outcome(value, finished, lab.time(), lab.log)
+
+
+async def _end_after(until: float, scope: anyio.CancelScope) -> None:
+    housekeeping()
+    await anyio.sleep(until)
+    scope.cancel()
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+@contextlib.contextmanager
+def _simulated(loop: str, seed: int, idle: Idle) -> Iterator[dict[str, Any]]:
+    if loop == "trio":
+        from ._trio import ordered_tasks, simulated_clock
+
+        with ordered_tasks(seed):
+            yield {"clock": simulated_clock(idle)}
+    else:
+        from ._asyncio import SimulatedLoop, ordered_scopes
+
+        with ordered_scopes():
+            yield {"loop_factory": lambda: SimulatedLoop(idle)}
