@@ -14,6 +14,7 @@ walk all states that the table can reach, and docs/states.md is written from it 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ._errors import ImpossibleTransition
@@ -132,10 +133,12 @@ def as_markdown() -> str:
 class Marks:
     """The marks of one cache, changed by events alone."""
 
-    __slots__ = ("state",)
+    __slots__ = ("observer", "state")
 
     def __init__(self) -> None:
         self.state: Mark = NONE
+        self.observer: Callable[[str, Mark, Mark], object] | None = None
+        """Told of each event, after it, with the state before and after."""
 
     def __contains__(self, mark: Mark) -> bool:
         return mark in self.state
@@ -145,4 +148,6 @@ class Marks:
 
     def fire(self, event: str) -> None:
         """Go to the state after ``event``; raises `ImpossibleTransition` and stays where there is none."""
-        self.state = fire(self.state, event)
+        before, self.state = self.state, fire(self.state, event)
+        if self.observer is not None:
+            self.observer(event, before, self.state)

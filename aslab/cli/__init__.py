@@ -3,7 +3,7 @@
     _app       what commands there are
     _demo      ``aslab demo``: its options, and what they mean
     _service   the checksum service that it runs, a good example of how to use aslab
-    _files  _loops  _sizes  _resume        finding files; event loops; sizes; is all well again?
+    _files  _loops  _resume                finding files; event loops; is all well again?
     _report  _output  _progress  _errors   for people; for programs; while it runs; when it does not
 
 Nothing here is imported before `main` is called, because typer and rich come with an extra.

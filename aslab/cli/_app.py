@@ -14,12 +14,14 @@ from aslab.bench import app as bench_app
 from .. import ConfigError
 from ._demo import demo
 from ._errors import BadInput, complain
+from ._lab import app as lab_app
 
 # The base of all complaints about options; typer does not export it, and where it lives depends on the version.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 app.command(name="demo")(demo)
+app.add_typer(lab_app, name="lab", help="Play scenarios of memory that is slow, stuck or refused.")
 app.add_typer(bench_app, name="bench", help="Measure what things cost on this machine.")
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from anyio import to_thread
 
+from .._sizes import parse_size
 from ._errors import BadInput, complain, printable
 from ._files import Found, Unreadable, check_paths, find_files
 from ._loops import Loop, check_installed, run_on
@@ -16,7 +17,6 @@ from ._output import write_json, write_sums
 from ._report import Report
 from ._runs import TOUR, Result, Run, differing, perform
 from ._service import Settings
-from ._sizes import parse_size
 
 BUFFER_MOST = 2**30
 LIMIT_MOST = 2**40

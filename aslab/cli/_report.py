@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
+from .._sizes import format_size
 from ._files import Found
 from ._runs import STUCK, Result, differing
 from ._service import Outcome, Settings
-from ._sizes import format_size
 
 
 class Report:

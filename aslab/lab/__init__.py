@@ -1,6 +1,14 @@
 """The lab: what does a service do when memory stalls? Simulated time, from a seed, repeatable to the byte.
 
-`run` runs any async function so. The pytest fixture ``lab`` is in `aslab.lab.pytest_plugin`.
+    _run  _idle  _stuck  _log           run an async function so; who waits on what; the event log
+    _asyncio  _trio                     simulated time, and order, on each loop
+    pytest_plugin                       the fixture ``lab``
+    _scenario  _values  _load           scenario files: what they may say, and what is wrong with one
+    _machine  _workload  _play          their memory and backends, their tasks, a run of them
+    _metrics  _result                   what is expected of them, and what came
+    _recording  _trace  _report         seeing it
+
+`run` and the fixture need nothing but anyio and the loop; scenarios need the extra ``lab``.
 """
 
 from ._log import Event as Event

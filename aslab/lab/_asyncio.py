@@ -53,7 +53,10 @@ class _Selector(selectors.BaseSelector):
         if ready or timeout == 0:
             return ready
         if timeout is None:
-            return self._real.select(self._idle.for_threads()) or self._idle.stuck(self.now) or []
+            ready = self._real.select(self._idle.for_threads())
+            if not ready:
+                self._idle.stuck(self.now)
+            return ready
         if self._only_housekeeping() and self._idle.housekeeping(self.now, self.now + timeout):
             return []
         self.now += timeout

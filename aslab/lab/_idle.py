@@ -34,6 +34,7 @@ class Idle:
         self.found: tuple[StuckTask, ...] = ()
         """The tasks that were stuck, once the run has been given up."""
         self.found_since: float = 0.0
+        self.patience: float = PATIENCE
         self._threads = threading.active_count()
         self._over = False
 
@@ -49,7 +50,7 @@ class Idle:
         """Nothing but housekeeping is left, due at ``following``. True if the run was given up."""
         if self.since is None:
             self.since = now
-        if following - self.since < PATIENCE or self._over:
+        if following - self.since < self.patience or self._over:
             return False
         self.stuck(now)
         return True

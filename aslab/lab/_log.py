@@ -44,7 +44,7 @@ class EventLog:
     def write(self, who: str, what: str, detail: str = "") -> Event:
         """Add an event, with the time of now. Does not suspend."""
         event = Event(self._clock(), who, what, detail)
-        self._lines.append("%.9f\t%s\t%s\t%s" % event)
+        self._lines.append(str(event))
         return event
 
     @property

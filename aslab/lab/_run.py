@@ -9,7 +9,6 @@ and subprocesses take real time, in which none passes here; and their order is t
 from __future__ import annotations
 
 import contextlib
-import math
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar

@@ -48,8 +48,7 @@ def describe(tasks: Iterable[tuple[str, Any]]) -> tuple[StuckTask, ...]:
         theirs = [frame for frame in frames if not _is_library(frame) and not _is_aslab(frame)]
         place = theirs[-1] if theirs else frames[own[0]]
         where = f"{Path(place.f_code.co_filename).name}:{place.f_lineno} in {place.f_code.co_qualname}"
-        name = "main" if name == _MAIN else name
-        found.append(StuckTask(name, known[-1] if known else beyond, where))
+        found.append(StuckTask("main" if name == _MAIN else name, known[-1] if known else beyond, where))
     return tuple(found)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .._errors import ConfigError
+from ._errors import ConfigError
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 

@@ -1,0 +1,244 @@
+"""Reading a scenario file, and saying in one line what is wrong with it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from .._config import CacheConfig, cache_config
+from .._errors import ConfigError
+from .._flags import CacheFlags
+from ._machine import Machine, keys_under
+from ._metrics import METRICS
+from ._scenario import CacheSection, Expectation, HeapBackend, MmapBackend, Scenario, TaskSection
+from ._values import TIMES, always_zero, parse_time
+
+LARGEST_FILE = 2**20  # bytes
+
+
+def load(path: Path, *, real_time: bool = False) -> Scenario:
+    """Read and check a scenario file. Blocks while it reads.
+
+    :param real_time: whether it is to run on the wall clock: only there real memory is allowed
+    :raises ConfigError: naming file, key, value and what is allowed
+    :raises OSError: if it cannot be read
+    """
+    with path.open("rb") as file:
+        data = file.read(LARGEST_FILE + 1)
+    try:
+        if len(data) > LARGEST_FILE:
+            raise ConfigError("size", len(data), f"allowed are files of up to {LARGEST_FILE} bytes")
+        return check(parse(data), real_time=real_time)
+    except ConfigError as exc:
+        raise ConfigError(f"{path}: {exc.field}", _short(exc.given), exc.allowed) from None
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """TOML to a dictionary.
+
+    :raises ConfigError: if it is none
+    """
+    try:
+        return tomllib.loads(data.decode())
+    except UnicodeDecodeError as exc:
+        raise ConfigError("text", data[exc.start : exc.start + 8], "allowed is TOML, in UTF-8") from None
+    except RecursionError:
+        raise ConfigError("text", data[:8], "allowed is TOML that is not nested without end") from None
+    except ValueError as exc:  # TOMLDecodeError, or a number of more digits than Python reads
+        raise ConfigError("text", _line_of(data, str(exc)), f"allowed is TOML: {str(exc)[:200]}") from None
+
+
+def _line_of(data: bytes, message: str) -> str:
+    """The line that a message of tomllib is about."""
+    found = re.search(r"at line (\d+)", message)
+    lines = data.decode().splitlines() or [""]
+    return lines[min(int(found[1]), len(lines)) - 1] if found else lines[-1]
+
+
+def check(data: dict[str, Any], *, real_time: bool = False) -> Scenario:
+    """A scenario from a dictionary, checked as a whole.
+
+    :raises ConfigError: naming key, value and what is allowed
+    """
+    try:
+        scenario = Scenario.model_validate(data)
+    except ValidationError as exc:
+        raise _first_error(exc) from None
+    machine = Machine(scenario, 0)
+    _check_names(scenario, machine)
+    for name, section in scenario.caches.items():
+        with keys_under(f"caches.{name}"):
+            cache_options(section, name, scenario.allocator.limit)
+    for number, expectation in enumerate(scenario.expect):
+        with keys_under(f"expect.{number}"):
+            bounds(expectation)
+    if not real_time:
+        for name, backend in scenario.backends.items():
+            if isinstance(backend, (MmapBackend, HeapBackend)):
+                allowed = "allowed in simulated time are emulated backends; real memory needs --real-time"
+                raise ConfigError(f"backends.{name}.kind", backend.kind, allowed)
+    return scenario
+
+
+def cache_options(section: CacheSection, name: str, limit: int | None) -> dict[str, Any]:
+    """The arguments of `Allocator.create_cache`, checked as it does.
+
+    :raises ConfigError: for what it would refuse
+    """
+    flags = CacheFlags(0)
+    for word in section.flags:
+        flags |= CacheFlags[word]
+    options = {field: getattr(section, field) for field in CacheSection.model_fields if field != "prefill"}
+    options |= {"name": name, "flags": flags}
+    config: CacheConfig[object] = cache_config(
+        limit=limit, ctor=None, dtor=None, init_on_alloc=False, init_on_free=False, **options
+    )
+    whole_slabs = -(-section.prefill // config.shape.objects)
+    most, room = section.max_objects, limit
+    if most is not None and whole_slabs * config.shape.objects > most:
+        raise ConfigError("prefill", section.prefill, f"allowed are whole slabs within max_objects, {most}")
+    if room is not None and whole_slabs * config.shape.slab_size > room:
+        raise ConfigError("prefill", section.prefill, f"allowed are whole slabs within the limit, {room} bytes")
+    return options
+
+
+def bounds(expectation: Expectation) -> tuple[float | None, float | None]:
+    """``at_most`` and ``at_least`` in seconds or as counts.
+
+    :raises ConfigError: for a figure that is not known, or bounds that are not of its kind
+    """
+    if expectation.what not in METRICS:
+        raise ConfigError("what", expectation.what, f"allowed are {', '.join(METRICS)}")
+    metric = METRICS[expectation.what]
+    for by in ("tasks", "cache"):
+        if getattr(expectation, by) is not None and by not in metric.by:
+            raise ConfigError(by, getattr(expectation, by), f"allowed not for {expectation.what}")
+    found: list[float | None] = []
+    for key in ("at_most", "at_least"):
+        given = getattr(expectation, key)
+        if given is None:
+            found.append(None)
+        elif metric.time:
+            try:
+                found.append(parse_time(given))
+            except ValueError:
+                raise ConfigError(key, given, TIMES) from None
+        elif type(given) is int and given >= 0:
+            found.append(float(given))
+        else:
+            raise ConfigError(key, given, "allowed are whole numbers from 0 on")
+    most, least = found
+    if most is None and least is None:
+        raise ConfigError("at_most", None, "allowed is at_most, at_least, or both")
+    if most is not None and least is not None and least > most:
+        raise ConfigError("at_least", expectation.at_least, f"allowed is up to at_most, {expectation.at_most!r}")
+    return most, least
+
+
+def _check_names(scenario: Scenario, machine: Machine) -> None:
+    backends, caches, tasks = machine.backends, scenario.caches, scenario.tasks
+    _one_of("allocator.slabs", scenario.allocator.slabs, backends)
+    _one_of("allocator.emergency", scenario.allocator.emergency, backends)
+    for name, section in tasks.items():
+        _one_of(f"tasks.{name}.cache", section.cache, caches)
+        if section.timeout is not None and section.flags == "NOSLEEP":
+            raise ConfigError(
+                f"tasks.{name}.timeout", section.timeout, "allowed not with NOSLEEP, which never waits"
+            )
+    for number, expectation in enumerate(scenario.expect):
+        _one_of(f"expect.{number}.tasks", expectation.tasks, tasks)
+        _one_of(f"expect.{number}.cache", expectation.cache, caches)
+    for number, happening in enumerate(scenario.at):
+        key = f"at.{number}"
+        if happening.time > scenario.duration:
+            raise ConfigError(
+                f"{key}.time", happening.time, f"allowed is up to the duration, {scenario.duration:g} s"
+            )
+        wanted = {"let_go": "backend", "pin": "share"}.get(happening.do)
+        for field in ("backend", "share"):
+            if (getattr(happening, field) is not None) != (field == wanted):
+                need = "needed" if field == wanted else "allowed not"
+                raise ConfigError(
+                    f"{key}.{field}", getattr(happening, field), f"{need} with do = {happening.do!r}"
+                )
+        deadlocks = [name for name, section in scenario.backends.items() if section.kind == "deadlock"]
+        _one_of(f"{key}.backend", happening.backend, deadlocks)
+
+
+def _let_time_pass(name: str, section: TaskSection) -> None:
+    """Refuse tasks that come again without end at one moment: simulated time would stand still."""
+    if section.times is None and always_zero(section.arrival):
+        if section.flags == "NOSLEEP":
+            raise ConfigError(f"tasks.{name}.arrival", 0, "allowed for NOSLEEP is above 0, or a number of times")
+        if always_zero(section.hold):
+            raise ConfigError(
+                f"tasks.{name}.arrival", 0, "allowed is above 0, or a hold above 0, or a number of times"
+            )
+
+
+def _one_of(key: str, name: str | None, names: Any) -> None:
+    if name is not None and name not in names:
+        raise ConfigError(key, name, f"allowed are {', '.join(names) or 'none: there is no such thing'}")
+
+
+def _first_error(exc: ValidationError) -> ConfigError:
+    """The first thing that is wrong, in our words."""
+    error = exc.errors(include_url=False)[0]
+    loc = tuple(part for number, part in enumerate(error["loc"]) if not _is_tag(error["loc"], number))
+    key = ".".join(map(str, loc)) or "file"
+    kind, message = error["type"], error["msg"]
+    if kind == "missing":
+        return ConfigError(key, None, "it is missing")
+    if kind == "extra_forbidden":
+        return ConfigError(key, error["input"], f"unknown key, allowed are {', '.join(_known_keys(error['loc']))}")
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        given = error["input"].get("kind") if isinstance(error["input"], dict) else error["input"]
+        return ConfigError(f"{key}.kind", given, f"allowed are {', '.join(_kinds())}")
+    allowed = message.removeprefix("Value error, ").replace("Input should be", "allowed is")
+    if not allowed.startswith("allowed"):
+        allowed = "allowed is: " + allowed
+    return ConfigError(key.removesuffix(".[key]"), error["input"], allowed)
+
+
+def _is_tag(loc: tuple[int | str, ...], number: int) -> bool:
+    """Pydantic puts the kind of a backend into the path to its keys."""
+    return loc[0] == "backends" and number == 2 and loc[number] != "[key]"
+
+
+def _backend_models() -> Iterator[type[BaseModel]]:
+    yield from get_args(get_args(get_args(Scenario.model_fields["backends"].annotation)[1])[0])
+
+
+def _kinds() -> list[str]:
+    return [get_args(model.model_fields["kind"].annotation)[0] for model in _backend_models()]
+
+
+def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys of the table in which ``loc`` is unknown."""
+    if len(loc) == 1:
+        return list(Scenario.model_fields)
+    if loc[0] == "backends":
+        return [
+            key
+            for model in _backend_models()
+            if get_args(model.model_fields["kind"].annotation)[0] == loc[2]
+            for key in model.model_fields
+        ]
+    annotation = Scenario.model_fields[str(loc[0])].annotation
+    candidates = (annotation, *get_args(annotation))
+    models = [one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)]
+    return [key for model in models for key in model.model_fields]
+
+
+def _short(given: object) -> object:
+    """What was given, short enough for one line."""
+    try:
+        text = repr(given)
+    except ValueError:  # an int of more digits than Python writes
+        return "a huge number"
+    return given if len(text) <= 60 else text[:57] + "..."

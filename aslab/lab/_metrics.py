@@ -1,0 +1,160 @@
+"""The figures that a scenario may have expectations of, and how each is watched as the run goes on.
+
+A bound that is passed is noticed at the event that passes it, which is then named: the first one is where
+to look. A figure that must be reached can only be judged at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ._log import Event
+from ._result import Verdict
+
+How = Literal["highest", "lowest", "sum", "last"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One figure."""
+
+    how: How
+    """What becomes of the values that are fed: the highest or lowest of them, their sum, or the last."""
+    about: str
+    time: bool = False
+    """Whether it is in seconds; else it is a count."""
+    by: tuple[str, ...] = ()
+    """What it may be narrowed down to: ``tasks``, ``cache``."""
+    level: bool = False
+    """Whether the values of the caches do not make up the whole, which is fed apart, for no cache."""
+
+    def format(self, value: float) -> str:
+        """A value in words: ``150 ms``, or a count."""
+        return format_seconds(value) if self.time else f"{value:.10g}"
+
+
+_BOTH, _CACHE = ("tasks", "cache"), ("cache",)
+METRICS: dict[str, Metric] = {
+    "longest_wait": Metric("highest", "how long a caller waited, those that gave up included", True, _BOTH),
+    "longest_gap": Metric("highest", "how long a task neither got nor freed an object", True, _BOTH),
+    "allocations": Metric("sum", "objects that callers got", by=_BOTH),
+    "refused": Metric("sum", "NOSLEEP callers that got none", by=_BOTH),
+    "timed_out": Metric("sum", "callers that lost their own patience", by=_BOTH),
+    "unfinished": Metric("sum", "tasks with a number of rounds that had not done them at the end", by=_BOTH),
+    "emergency_made": Metric("sum", "emergency objects that callers got", by=_BOTH),
+    "emergency_max": Metric("highest", "emergency objects outstanding at once", by=_CACHE, level=True),
+    "emergency_left": Metric("sum", "emergency objects outstanding at the end of the work", by=_CACHE),
+    "deadlocks": Metric("sum", "times that a cache was marked DEADLOCKED", by=_CACHE),
+    "deadlocked_left": Metric("sum", "caches still so marked at the end of the work", by=_CACHE),
+    "slabs_made": Metric("sum", "slabs that growth brought", by=_CACHE),
+    "grow_failures": Metric("sum", "grows that ended without a slab", by=_CACHE),
+    "emergency_failures": Metric("sum", "requests for an emergency object that its backend failed"),
+    "kicked": Metric("last", "stuck grows that were set aside"),
+    "lowest_free": Metric("lowest", "free pages of the machine"),
+    "lock_wait": Metric("highest", "how long a call waited for a lock of an address space", True),
+    "lock_wait_total": Metric("last", "all such waiting together", True),
+    "stuck": Metric("last", "tasks that nothing would ever have woken, at the end of the work"),
+    "memory_lost": Metric("last", "regions and pages that were not given back in the end"),
+    "wrong_books": Metric("sum", "caches whose lists and counters did not add up in the end", by=_CACHE),
+}
+
+
+class Watch:
+    """One expectation, and how it fares."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        at_most: float | None,
+        at_least: float | None,
+        tasks: str | None = None,
+        cache: str | None = None,
+    ) -> None:
+        self.what = what
+        self.tasks = tasks
+        self.cache = cache
+        self._metric = METRICS[what]
+        self._at_most = at_most
+        self._at_least = at_least
+        self._value: float | None = None if self._metric.how == "lowest" else 0.0
+        self._broken_by: str | None = None
+
+    def wants(self, tasks: str, cache: str) -> bool:
+        """Whether it is about these tasks and this cache."""
+        if self._metric.level:
+            return (self.cache or "") == cache
+        return (self.tasks is None or self.tasks == tasks) and (self.cache is None or self.cache == cache)
+
+    def feed(self, value: float, event: Event) -> None:
+        """One more value, and the event that it came with."""
+        how, old = self._metric.how, self._value
+        if how == "sum":
+            new = value if old is None else old + value
+        elif old is None or how == "last":
+            new = value
+        else:
+            new = max(old, value) if how == "highest" else min(old, value)
+        self._value = new
+        if self._broken_by is None:
+            above = self._at_most is not None and new > self._at_most
+            below = how == "lowest" and self._at_least is not None and new < self._at_least
+            if above or below:
+                self._broken_by = f"at {event.time:.6f} s by {' '.join(event[1:]).strip()!r}"
+
+    @property
+    def value(self) -> float:
+        """What has come of it so far."""
+        return self._value or 0.0
+
+    def verdict(self) -> Verdict:
+        """At the end."""
+        value = self.value
+        if self._broken_by is None and self._at_least is not None and value < self._at_least:
+            self._broken_by = "at the end: it never came to that"
+        words = [self.what]
+        if self._at_least is not None:
+            words.append(f"at least {self._metric.format(self._at_least)}")
+        if self._at_most is not None:
+            words.append(f"at most {self._metric.format(self._at_most)}")
+        words += [f"of {kind} {name}" for kind, name in (("tasks", self.tasks), ("cache", self.cache)) if name]
+        return Verdict(" ".join(words), self._metric.format(value), self._broken_by)
+
+
+def format_seconds(value: float) -> str:
+    """``1.5 s``, ``150 ms``, ``40 µs``."""
+    for factor, unit in ((1.0, "s"), (1e-3, "ms")):
+        if abs(value) >= factor:
+            return f"{value / factor:.6g} {unit}"
+    return f"{value * 1e6:.6g} µs" if value else "0 s"
+
+
+def in_words(figures: dict[str, float]) -> dict[str, str]:
+    """Those figures that are not 0, for people."""
+    return {name: METRICS[name].format(value) for name, value in figures.items() if value}
+
+
+class Watches:
+    """All expectations of a run, and one watch without bounds for each figure."""
+
+    def __init__(self, expectations: list[Watch]) -> None:
+        self._expectations = expectations
+        self._figures = {what: Watch(what, at_most=None, at_least=None) for what in METRICS}
+        self._by_metric = {what: [watch] for what, watch in self._figures.items()}
+        for watch in expectations:
+            self._by_metric[watch.what].append(watch)
+
+    def feed(self, what: str, value: float, event: Event, tasks: str = "", cache: str = "") -> None:
+        """A value for whoever watches that figure, of these tasks and this cache."""
+        for watch in self._by_metric[what]:
+            if watch.wants(tasks, cache):
+                watch.feed(value, event)
+
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """At the end, in the order of the file."""
+        return tuple(watch.verdict() for watch in self._expectations)
+
+    def figures(self) -> dict[str, float]:
+        """What came of each figure, of all tasks and caches."""
+        return {what: watch.value for what, watch in self._figures.items()}

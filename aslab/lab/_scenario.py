@@ -1,0 +1,202 @@
+"""What a scenario file may say. Its keys are the fields here; docs/lab.md tells them in order.
+
+[memory]          physical pages, and how they are fragmented or filled
+[backends.NAME]   where memory comes from; faults wrap another by its name
+[allocator]       the arguments of `aslab.open_allocator`
+[caches.NAME]     the arguments of `Allocator.create_cache`
+[tasks.NAME]      who allocates, holds and frees
+[[at]]            what happens at a given time
+[[expect]]        what must come of it
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ._values import Distribution, Limit, PositiveTime, Share, Size, Time, TimeOrNever
+
+Count = Annotated[int, Field(ge=0, le=10_000_000)]
+AtLeastOne = Annotated[int, Field(ge=1, le=10_000_000)]
+Percent = Annotated[int, Field(ge=0, le=100)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,60}$")]
+"""What tables, traces and pages can show as it is."""
+
+
+class Section(BaseModel):
+    """A table of the file: no key that is not known, no value of another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+
+
+class Memory(Section):
+    """The machine's pages, 4 KiB each. See `aslab.emulation.PhysicalMemory` and `PageCache`."""
+
+    pages: Annotated[int, Field(ge=16, le=2**22)] = 65536
+    min: Count | None = None
+    low: Count | None = None
+    high: Count | None = None
+    pinned: Share = 0.0
+    """Pinned from the start, evenly spread, so that free memory lies in small pieces."""
+    clean: Count = 0
+    dirty: Count = 0
+    """Pages that hold clean and dirty data, and can be had by reclaim."""
+    scan: Distribution = 0.0
+    writeback: Distribution = 0.0
+    """What it costs to drop a clean page, and to write a dirty one."""
+
+
+class VmallocBackend(Section):
+    """`aslab.emulation.Vmalloc`."""
+
+    kind: Literal["vmalloc"]
+    per_page: Distribution = 0.0
+    per_call: Distribution = 0.0
+    lock: Distribution = 0.0
+    honour_gfp: bool = False
+
+
+class KmallocBackend(Section):
+    """`aslab.emulation.Kmalloc`."""
+
+    kind: Literal["kmalloc"]
+    per_page: Distribution = 0.0
+    per_call: Distribution = 0.0
+    vmap: bool = False
+
+
+class MmapBackend(Section):
+    """`aslab.backends.Mmap`: real memory, for ``--real-time``."""
+
+    kind: Literal["mmap"]
+
+
+class HeapBackend(Section):
+    """`aslab.backends.Heap`: real memory, for ``--real-time``."""
+
+    kind: Literal["heap"]
+
+
+class LatencyFault(Section):
+    """`aslab.faults.Latency`."""
+
+    kind: Literal["latency"]
+    of: Name
+    acquire: Distribution = 0.0
+    release: Distribution = 0.0
+
+
+class DeadlockFault(Section):
+    """`aslab.faults.Deadlock`."""
+
+    kind: Literal["deadlock"]
+    of: Name
+    at: AtLeastOne = 1
+    duration: PositiveTime | None = None
+    probability: Percent | None = None
+    window: Annotated[list[Time], Field(min_length=2, max_length=2)] | None = None
+
+
+class FailslabFault(Section):
+    """`aslab.faults.Failslab`."""
+
+    kind: Literal["failslab"]
+    of: Name
+    probability: Percent = 0
+    interval: AtLeastOne = 1
+    times: Annotated[int, Field(ge=-1, le=10_000_000)] = -1
+    space: Count = 0
+    fail_nth: Count = 0
+
+
+Fault = LatencyFault | DeadlockFault | FailslabFault
+AnyBackend = Annotated[
+    VmallocBackend | KmallocBackend | MmapBackend | HeapBackend | Fault, Field(discriminator="kind")
+]
+
+
+class AllocatorSection(Section):
+    """Arguments of `aslab.open_allocator`; the backends by name."""
+
+    slabs: Name
+    emergency: Name
+    grow_timeout: Time = 0.1
+    limit: Limit | None = None
+    expire: TimeOrNever = 15.0
+    growth_workers: Annotated[int, Field(ge=1, le=64)] = 1
+    kick_after: TimeOrNever = 5.0
+
+
+class CacheSection(Section):
+    """Arguments of `Allocator.create_cache`."""
+
+    size: Size
+    align: Annotated[int, Field(ge=8, le=4096)] = 64
+    objects_per_slab: AtLeastOne | None = None
+    max_slab_size: Size = 32 * 2**20
+    magazine_size: Annotated[int, Field(ge=2, le=256)] | None = None
+    max_objects: AtLeastOne | None = None
+    max_emergency: Count | None = None
+    watermark: Count = 0
+    flags: list[Literal["NOEMERGENCY"]] = []
+    prefill: Count = 0
+    """Objects that must be free before the tasks start; the time that takes counts, too."""
+
+
+class TaskSection(Section):
+    """A group of tasks alike: each allocates, holds, frees, and comes again."""
+
+    cache: Name
+    count: Annotated[int, Field(ge=1, le=100_000)] = 1
+    flags: Literal["SLEEP", "NOSLEEP", "PUSHPAGE"] = "SLEEP"
+    start: Distribution = 0.0
+    """When each of them begins."""
+    arrival: Distribution = 0.0
+    """From a free, or from a failure, to the next allocation."""
+    hold: Distribution = 0.0
+    objects: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Allocated one after the other, and held together."""
+    times: AtLeastOne | None = None
+    """Rounds; without end if not given."""
+    timeout: PositiveTime | None = None
+    """The callers' own patience."""
+
+
+class Happening(Section):
+    """Something that is done to the machine at a time."""
+
+    time: Time
+    do: Literal["let_go", "pin", "unpin", "reap"]
+    backend: Name | None = None
+    """The deadlock that ``let_go`` ends."""
+    share: Share | None = None
+    """Of all pages, that ``pin`` pins."""
+
+
+class Expectation(Section):
+    """A figure, and its bounds; `aslab.lab._metrics.METRICS` has the figures."""
+
+    what: str
+    at_most: int | str | None = None
+    at_least: int | str | None = None
+    tasks: Name | None = None
+    cache: Name | None = None
+
+
+class Scenario(Section):
+    """One file."""
+
+    name: Name
+    about: Annotated[str, Field(min_length=1, max_length=1000)]
+    """What it shows, in a sentence or two."""
+    duration: PositiveTime
+    seed: Annotated[int, Field(ge=0, le=2**63)] = 0
+    """Where the command line gives none."""
+    memory: Memory = Memory()
+    backends: Annotated[dict[Name, AnyBackend], Field(min_length=1)]
+    allocator: AllocatorSection
+    caches: Annotated[dict[Name, CacheSection], Field(min_length=1)]
+    tasks: Annotated[dict[Name, TaskSection], Field(min_length=1)]
+    at: list[Happening] = []
+    expect: Annotated[list[Expectation], Field(min_length=1)]

@@ -1,0 +1,130 @@
+"""The tasks of a scenario: each allocates, holds, frees, and tells what it did."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from .. import KM, Buffer, Cache
+from ..faults import Delay
+from ..faults._delay import drawing
+from ._machine import seed_for
+from ._scenario import TaskSection
+
+if TYPE_CHECKING:
+    from ._play import Run
+
+
+class Worker:
+    """One task of a group."""
+
+    def __init__(self, run: Run, group: str, number: int, section: TaskSection, cache: Cache[Any]) -> None:
+        self.name = f"{group}-{number}"
+        self.group = group
+        self.rounds = 0
+        """Rounds done: objects got, held and freed."""
+        self._run = run
+        self._section = section
+        self._cache = cache
+        self._flags = KM[section.flags]
+        self._asked = f"{cache.name} {section.flags}"
+        self._started = False
+        self._last = 0.0  # when it last got or freed something
+        self._start = self._draw("start", section.start)
+        self._arrival = self._draw("arrival", section.arrival)
+        self._hold = self._draw("hold", section.hold)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it has rounds left to do."""
+        return self._section.times is not None and self.rounds < self._section.times
+
+    async def work(self) -> None:
+        """Until its rounds are done, or for ever. Whatever it holds is freed, also if cancelled."""
+        await anyio.sleep(self._start())
+        self._last, self._started = self._run.time(), True
+        while self._section.times is None or self.unfinished:
+            held: list[tuple[Buffer[Any], float]] = []
+            try:
+                if await self._get_all(held):
+                    await anyio.sleep(self._hold())
+                    self.rounds += 1
+            finally:
+                for buf, since in held:
+                    self._free(buf, since)
+            await anyio.sleep(self._arrival())
+
+    def end(self) -> None:
+        """The work is over: how long is it since it did anything?"""
+        if self.unfinished or (self._started and self._section.times is None):
+            event = self._run.event(self.name, "ends")
+            self._run.feed("longest_gap", event.time - self._last, event, self.group, self._cache.name)
+            self._run.feed("unfinished", self.unfinished, event, self.group, self._cache.name)
+
+    async def _get_all(self, held: list[tuple[Buffer[Any], float]]) -> bool:
+        for _ in range(self._section.objects):
+            buf = await self._get()
+            if buf is None:
+                return False
+            held.append((buf, self._last))
+        return True
+
+    async def _get(self) -> Buffer[Any] | None:
+        run, cache = self._run, self._cache
+        begin = run.event(self.name, "asks", self._asked).time
+        try:
+            if self._flags is KM.NOSLEEP:
+                buf = cache.alloc_nowait()
+            else:
+                buf = await cache.alloc(self._flags, timeout=self._section.timeout)
+        except anyio.WouldBlock:
+            run.feed("refused", 1, run.event(self.name, "refused", cache.name), self.group, cache.name)
+            return None
+        except TimeoutError:
+            event = run.event(self.name, "timed out", cache.name)
+            run.feed("timed_out", 1, event, self.group, cache.name)
+            self._waited(begin, event.time, event)
+            return None
+        except anyio.get_cancelled_exc_class():
+            event = run.event(self.name, "gave up", cache.name)
+            self._waited(begin, event.time, event)
+            raise
+        now = run.time()
+        kind = "emergency" if buf.emergency else "slab"
+        event = run.event(self.name, "got", f"{cache.name} {kind} after {now - begin:.9f}")
+        run.feed("allocations", 1, event, self.group, cache.name)
+        self._waited(begin, now, event)
+        if buf.emergency:
+            run.emergency(+1, event, self.group, cache.name)
+        self._progress(event.time, event)
+        return buf
+
+    def _free(self, buf: Buffer[Any], since: float) -> None:
+        run, emergency = self._run, buf.emergency
+        buf.free()
+        event = run.event(self.name, "freed", f"{self._cache.name} {'emergency' if emergency else 'slab'}")
+        if emergency:
+            run.emergency(-1, event, self.group, self._cache.name)
+        self._progress(event.time, event)
+        run.span(self.name, "emergency" if emergency else "holding", since, event.time, self._cache.name)
+
+    def _waited(self, begin: float, end: float, event: Any) -> None:
+        self._run.feed("longest_wait", end - begin, event, self.group, self._cache.name)
+        if end > begin:
+            self._run.waited(self.name, begin, end, self._cache.name)
+
+    def _progress(self, now: float, event: Any) -> None:
+        self._run.feed("longest_gap", now - self._last, event, self.group, self._cache.name)
+        self._last = now
+
+    def _draw(self, what: str, delay: Delay) -> Any:
+        return drawing(what, delay, seed_for(self._run.seed, f"{self.name}/{what}"))
+
+
+def shuffled(workers: list[Worker], seed: int) -> list[Worker]:
+    """In an order that comes from the seed: which of them is first must not be a matter of the file alone."""
+    order = list(workers)
+    random.Random(seed_for(seed, "order")).shuffle(order)
+    return order

@@ -1,0 +1,37 @@
+"""Scenario files, for programs and tests: load one, play it, look at what came.
+
+    played = play(load(Path("my.toml")), seed=3, loop="trio")
+    assert played.result.passed, played.result.broken
+
+Needs the extra ``lab``: pydantic for the files; plotly too, for reports.
+"""
+
+from ._builtin import builtin as builtin
+from ._load import check as check
+from ._load import load as load
+from ._metrics import METRICS as METRICS
+from ._metrics import Metric as Metric
+from ._play import Played as Played
+from ._play import play as play
+from ._recording import Moment as Moment
+from ._recording import Recording as Recording
+from ._recording import Span as Span
+from ._result import Result as Result
+from ._result import Verdict as Verdict
+from ._scenario import Scenario as Scenario
+
+__all__ = [
+    "METRICS",
+    "Metric",
+    "Moment",
+    "Played",
+    "Recording",
+    "Result",
+    "Scenario",
+    "Span",
+    "Verdict",
+    "builtin",
+    "check",
+    "load",
+    "play",
+]
