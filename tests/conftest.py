@@ -7,10 +7,11 @@ import sys
 from typing import Any
 
 import pytest
-import trio.testing
 import uvloop
 
-from .virtual_time import VirtualLoop
+from aslab.lab._asyncio import SimulatedLoop
+from aslab.lab._idle import Idle
+from aslab.lab._trio import simulated_clock
 
 LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {}),
@@ -37,5 +38,5 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 def virtual(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """The same loops with a simulated clock."""
     if request.param == "trio":
-        return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}
-    return "asyncio", {"loop_factory": VirtualLoop}
+        return "trio", {"clock": simulated_clock(Idle())}
+    return "asyncio", {"loop_factory": SimulatedLoop}

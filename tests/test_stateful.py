@@ -8,10 +8,10 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 import aslab
+from aslab.lab._asyncio import SimulatedLoop
 from aslab.testing import check_consistency
 
 from .support import SIZE, Instant
-from .virtual_time import VirtualLoop
 
 OPERATIONS = st.lists(
     st.one_of(
@@ -56,7 +56,7 @@ def test_counters_equal_a_models(
             await Play(cache).run(operations)
         assert not slabs.outstanding
 
-    anyio.run(main, backend_options={"loop_factory": VirtualLoop})
+    anyio.run(main, backend_options={"loop_factory": SimulatedLoop})
 
 
 class Play:

@@ -1,4 +1,4 @@
-"""How fast is the lab? Simulated allocations in a second of wall time, and whether long runs cost more an event."""
+"""How fast is the lab? Simulated allocations in a second of wall time; and do long runs cost more an event?"""
 
 from __future__ import annotations
 
