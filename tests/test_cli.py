@@ -14,9 +14,9 @@ from typing import IO, Any
 import pytest
 
 from aslab import ConfigError
+from aslab._sizes import format_size, parse_size
 from aslab.cli._errors import BadInput
 from aslab.cli._files import check_paths, find_files
-from aslab._sizes import format_size, parse_size
 
 ROOT = Path(__file__).parent.parent
 BUFFER = 16 * 2**10

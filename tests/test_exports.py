@@ -14,15 +14,26 @@ import pytest
 
 import aslab
 import aslab.backends
+import aslab.emulation
 import aslab.faults
+import aslab.lab
+import aslab.lab.scenarios
 import aslab.testing
 
 ROOT = Path(__file__).parent.parent
-MODULES = [aslab, aslab.backends, aslab.faults, aslab.testing]
+MODULES = [
+    aslab,
+    aslab.backends,
+    aslab.emulation,
+    aslab.faults,
+    aslab.lab,
+    aslab.lab.scenarios,
+    aslab.testing,
+]
 NAMES = [
     pytest.param(module, name, id=f"{module.__name__}.{name}") for module in MODULES for name in module.__all__
 ]
-PLAIN = ("Delay",)  # a type alias has no docstring of its own
+PLAIN = ("Delay", "METRICS")  # a type alias or a dictionary has no docstring of its own
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
@@ -92,11 +103,11 @@ def run(script: str) -> str:
 
 
 def test_it_works_where_nothing_but_anyio_is_installed() -> None:
-    absent = ("trio", "rich", "typer", "numpy", "uvloop", "hypothesis", "pytest")
+    absent = ("trio", "rich", "typer", "numpy", "uvloop", "hypothesis", "pytest", "pydantic", "plotly")
     run(f"""
 import sys
 sys.modules.update(dict.fromkeys({absent!r}))
-import anyio, aslab, aslab.backends, aslab.faults, aslab.testing
+import anyio, aslab, aslab.backends, aslab.emulation, aslab.faults, aslab.lab, aslab.testing
 
 async def main():
     async with aslab.open_allocator() as kmem:
@@ -104,13 +115,15 @@ async def main():
             buf.view[0] = 1
 
 anyio.run(main)
+aslab.lab.run(main)
 """)
 
 
 def test_importing_it_imports_no_event_loop_and_no_optional_package() -> None:
-    loaded = run("import sys, aslab, aslab.backends, aslab.faults, aslab.testing; print(*sys.modules)").split()
+    script = "import sys, aslab, aslab.backends, aslab.emulation, aslab.faults, aslab.testing; print(*sys.modules)"
+    loaded = run(script).split()
     assert "aslab" in loaded
-    assert not {"trio", "rich", "typer", "numpy", "uvloop"} & set(loaded)
+    assert not {"trio", "rich", "typer", "numpy", "uvloop", "pydantic", "plotly"} & set(loaded)
 
 
 def test_anyio_is_the_only_dependency() -> None:

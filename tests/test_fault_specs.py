@@ -52,12 +52,26 @@ def test_latency_by_its_mean_and_seed() -> None:
         ("deadlock:3s", 1, 3),
         ("deadlock:3s,at=2", 2, 3),
         ("deadlock:at=5", 5, None),
+        ("deadlock:duration=250ms", 1, 0.25),
     ],
 )
 def test_deadlock(spec: str, at: int, duration: float | None) -> None:
     backend = wrapped(spec)
     assert isinstance(backend, Deadlock)
     assert (backend._at, backend.duration) == (at, duration)
+    assert (backend.probability, backend.window) == (None, None)
+
+
+def test_deadlock_by_chance() -> None:
+    backend = wrapped("deadlock:probability=20,duration=1s,seed=3")
+    assert (backend.probability, backend.duration, backend.window) == (20, 1, None)
+    drawn = [[wrapped(f"deadlock:probability=2.5,seed={seed}")._draw.random()] for seed in (3, 3, 4)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_deadlock_in_a_window() -> None:
+    backend = wrapped("deadlock:window=250ms-5s")
+    assert (backend.window, backend.probability, backend.duration) == ((0.25, 5), None, None)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +119,19 @@ BAD = [
     "deadlock:0s",
     "deadlock:3s,4s",
     "deadlock:3s,until=4s",
+    "deadlock:3s,duration=4s",
+    "deadlock:3s,seed=1",
+    "deadlock:probability=101",
+    "deadlock:probability=nan",
+    "deadlock:probability=x",
+    "deadlock:probability=",
+    "deadlock:window=",
+    "deadlock:window=3s",
+    "deadlock:window=5s-3s",
+    "deadlock:window=3s-5s-7s",
+    "deadlock:window=3s-5s,at=2",
+    "deadlock:3s,window=3s-5s",
+    "deadlock:window=3s-5s,probability=20",
     "failslab",
     "failslab:",
     "failslab:probability",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anyio
@@ -32,6 +33,8 @@ WRAPPERS: dict[str, Callable[[Backend], Backend]] = {
     "failslab": lambda backend: Failslab(backend, probability=20),
     "deadlock to come": lambda backend: Deadlock(backend, at=10**9),
     "deadlock that ends": lambda backend: Deadlock(backend, duration=1e-4),
+    "deadlock by chance": lambda backend: Deadlock(backend, probability=20, duration=1e-5),
+    "deadlock in a window": lambda backend: Deadlock(backend, window=(0, 1e-4)),
     "latency of failslab": lambda backend: Latency(Failslab(backend, probability=20), [0.0, 1e-5]),
     "failslab of deadlock of latency": lambda backend: Failslab(
         Deadlock(Latency(backend, 1e-5), duration=1e-4), probability=20, seed=7
@@ -226,10 +229,131 @@ class TestDeadlock(Simulated):
         await anyio.sleep(10)
         backend.acquire_nowait(SIZE, 64, GFP.NOWAIT)
 
-    @pytest.mark.parametrize("options", [{"at": 0}, {"at": 1.5}, {"duration": 0}, {"duration": math.inf}])
-    async def test_bad_options_are_refused(self, options: dict[str, Any]) -> None:
-        with pytest.raises(ConfigError, match=next(iter(options))):
+    async def stuck_calls(self, backend: Deadlock, count: int) -> list[bool]:
+        """Which of so many acquires, one at a time, took any time."""
+        return [(await took(backend.acquire, SIZE, 64, GFP.KERNEL))[0] > 0 for _ in range(count)]
+
+    async def test_with_a_probability_each_call_is_stuck_by_chance_and_the_seed_decides_which(self) -> None:
+        one, same, other = [
+            await self.stuck_calls(Deadlock(Instant(), probability=20, duration=1, seed=seed), 1000)
+            for seed in (3, 3, 4)
+        ]
+        assert one == same != other
+        assert 150 < one.count(True) < 250
+
+    async def test_with_a_probability_each_call_is_stuck_for_a_duration_of_its_own(self) -> None:
+        backend = Deadlock(Instant(), at=2, probability=100, duration=5)
+        ends: list[float] = []
+        begin = anyio.current_time()
+
+        async def call() -> None:
+            await backend.acquire(SIZE, 64, GFP.KERNEL)
+            ends.append(round(anyio.current_time() - begin, 6))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(call)
+                await anyio.sleep(1)
+        assert ends == [0, 6, 7]
+        assert await self.stuck_calls(backend, 1) == [True]
+
+    async def test_with_a_probability_a_call_that_may_not_wait_is_refused_by_the_same_chance(self) -> None:
+        backend = Deadlock(Instant(), probability=50, seed=1)
+        stuck = await self.stuck_calls(Deadlock(Instant(), probability=50, duration=1, seed=1), 50)
+        for expected in stuck:
+            if expected:
+                with pytest.raises(anyio.WouldBlock):
+                    backend.acquire_nowait(SIZE, 64, GFP.NOWAIT)
+            else:
+                backend.acquire_nowait(SIZE, 64, GFP.NOWAIT)
+
+    async def test_with_a_window_calls_made_inside_are_stuck_until_its_end(self) -> None:
+        backend = Deadlock(Instant(), window=(3, 5))
+        ends: list[float] = []
+        begin = anyio.current_time()
+
+        async def call(delay: float) -> None:
+            await anyio.sleep(delay)
+            await backend.acquire(SIZE, 64, GFP.KERNEL)
+            ends.append(round(anyio.current_time() - begin, 6))
+
+        async with anyio.create_task_group() as tasks:
+            for delay in (0, 2.5, 3.5, 4.5, 5.5):
+                tasks.start_soon(call, delay)
+            await anyio.sleep(4)
+            with pytest.raises(anyio.WouldBlock):
+                backend.acquire_nowait(SIZE, 64, GFP.NOWAIT)
+        assert ends == [0, 2.5, 5, 5, 5.5]
+        backend.acquire_nowait(SIZE, 64, GFP.NOWAIT)
+
+    async def test_a_window_is_counted_from_the_making_in_a_loop(self) -> None:
+        backend = Deadlock(Instant(), window=(0, 5))
+        await anyio.sleep(4)
+        assert (await took(backend.acquire, SIZE, 64, GFP.KERNEL))[0] == pytest.approx(1)
+
+    @pytest.mark.parametrize("options", [{}, {"probability": 100, "duration": 1000}, {"window": (0, 1000)}])
+    async def test_let_go_wakes_in_the_order_of_the_calls_and_ends_every_mode(
+        self, options: dict[str, Any], virtual: Loop
+    ) -> None:
+        backend = Deadlock(Instant(), **options)
+        woken: list[int] = []
+
+        async def call(number: int) -> None:
+            await backend.acquire(SIZE, 64, GFP.KERNEL)
+            woken.append(number)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(20):
+                await start(tasks, call, number)
+            assert backend.stuck == 20
+            backend.let_go()
+        if virtual[0] == "trio":  # it runs those that are ready in random order
+            woken.sort()
+        assert woken == list(range(20))
+        assert not any(await self.stuck_calls(backend, 3))
+        assert backend.stuck == 0
+
+    @pytest.mark.parametrize(
+        ("field", "options"),
+        [
+            ("at", {"at": 0}),
+            ("at", {"at": 1.5}),
+            ("duration", {"duration": 0}),
+            ("duration", {"duration": math.inf}),
+            *(("probability", {"probability": bad}) for bad in (-1, 101, math.nan, "1", True)),
+            ("seed", {"seed": 1}),
+            *(("window", {"window": bad}) for bad in ((1,), (1, 2, 3), [1, 2], "12", (2, 1), (1, 1))),
+            *(("window", {"window": bad}) for bad in ((-1, 1), (0, math.inf), (0, None))),
+            ("window", {"window": (1, 2), "at": 2}),
+            ("window", {"window": (1, 2), "duration": 1}),
+            ("window", {"window": (1, 2), "probability": 1}),
+        ],
+    )
+    async def test_bad_options_are_refused(self, field: str, options: dict[str, Any]) -> None:
+        with pytest.raises(ConfigError, match=f"^{field}: "):
             Deadlock(Instant(), **options)
+
+
+def test_a_window_of_a_deadlock_made_outside_a_loop_is_counted_from_its_first_call(virtual: Loop) -> None:
+    backend = Deadlock(Instant(), window=(1, 5))
+    backend.acquire_nowait(SIZE, 64, GFP.NOWAIT)  # a thread without a loop cannot know the time
+
+    async def main() -> None:
+        await anyio.sleep(3)
+        assert (await took(backend.acquire, SIZE, 64, GFP.KERNEL))[0] == 0
+        await anyio.sleep(1)
+        assert (await took(backend.acquire, SIZE, 64, GFP.KERNEL))[0] == pytest.approx(4)
+
+    anyio.run(main, backend=virtual[0], backend_options=virtual[1])
+
+
+async def test_a_thread_without_a_loop_is_refused_while_calls_are_stuck_in_a_window() -> None:
+    backend = Deadlock(Instant(), window=(0, 1000))
+    async with anyio.create_task_group() as tasks:
+        await start(tasks, acquires, backend, 1)
+        with pytest.raises(anyio.WouldBlock), ThreadPoolExecutor(1) as pool:
+            pool.submit(backend.acquire_nowait, SIZE, 64, GFP.NOWAIT).result()
+        backend.let_go()
 
 
 class TestFailslab(Simulated):

@@ -8,11 +8,11 @@ The wrapped backend comes first and is the attribute ``backend``. Whatever is ra
 """
 
 from ._deadlock import Deadlock as Deadlock
+from ._delay import Delay as Delay
+from ._delay import Exponential as Exponential
+from ._delay import Uniform as Uniform
 from ._failslab import Failslab as Failslab
-from ._latency import Delay as Delay
-from ._latency import Exponential as Exponential
 from ._latency import Latency as Latency
-from ._latency import Uniform as Uniform
 from ._spec import parse_fault as parse_fault
 
 __all__ = ["Deadlock", "Delay", "Exponential", "Failslab", "Latency", "Uniform", "parse_fault"]

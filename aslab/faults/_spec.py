@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from .._errors import ConfigError
 from ..backends import Backend, Heap
 from ._deadlock import Deadlock
+from ._delay import Exponential, Uniform
 from ._failslab import Failslab
-from ._latency import Exponential, Latency, Uniform
+from ._latency import Latency
 
 ALLOWED = (
     "allowed are latency:250ms, latency:10ms-50ms, latency:mean=20ms, deadlock, deadlock:3s, deadlock:3s,at=2, "
+    "deadlock:probability=20,duration=1s,seed=3, deadlock:window=3s-5s, "
     "failslab:probability=20 (also interval, times, space, fail_nth, seed)"
 )
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
@@ -61,8 +64,17 @@ def _latency(plain: list[str], options: dict[str, str]) -> Callable[[Backend], B
 
 
 def _deadlock(plain: list[str], options: dict[str, str]) -> Callable[[Backend], Backend]:
-    duration = parse_seconds(plain.pop()) if plain else None
-    return partial(Deadlock, at=int(options.pop("at", "1")), duration=duration)
+    knobs: dict[str, Any] = {"at": int(options.pop("at", "1")), "seed": int(options.pop("seed", "0"))}
+    if plain:
+        knobs["duration"] = parse_seconds(plain.pop())
+    elif "duration" in options:
+        knobs["duration"] = parse_seconds(options.pop("duration"))
+    if "probability" in options:
+        knobs["probability"] = float(options.pop("probability"))
+    if "window" in options:
+        begin, _, end = options.pop("window").partition("-")
+        knobs["window"] = parse_seconds(begin), parse_seconds(end)
+    return partial(Deadlock, **knobs)
 
 
 def _failslab(plain: list[str], options: dict[str, str]) -> Callable[[Backend], Backend]:

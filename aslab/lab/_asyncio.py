@@ -1,7 +1,7 @@
 """asyncio in simulated time.
 
 The selector never sleeps: asked to wait for a time, it moves the clock by that much. What it registers
-is real, so sockets and other threads still wake the loop; but no time passes while they work.
+is real, so sockets and threads still wake the loop. While calls are in threads the clock stands still.
 
 Order must not depend on where objects lie in memory. asyncio's ready queue is first in, first out, but
 the order in which tasks are cancelled is that of sets: asyncio's and anyio's of tasks, anyio's of cancel
@@ -21,7 +21,7 @@ from typing import Any
 import anyio._backends._asyncio as anyio_asyncio
 
 from .._engine import HOUSEKEEPING
-from ._idle import Idle
+from ._idle import THREADS_GRACE, Idle
 
 
 class _Selector(selectors.BaseSelector):
@@ -31,6 +31,7 @@ class _Selector(selectors.BaseSelector):
         self._real = selectors.DefaultSelector()
         self._idle = idle
         self.now = 0.0
+        self._waited = False  # for threads, in vain so far
         self.timers: list[asyncio.TimerHandle] = []
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
@@ -51,12 +52,14 @@ class _Selector(selectors.BaseSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = self._real.select(0)
         if ready or timeout == 0:
+            self._waited = False
             return ready
+        if self._idle.threads_at_work() and not self._waited:
+            self._waited = True
+            return self._real.select(THREADS_GRACE)
         if timeout is None:
-            ready = self._real.select(self._idle.for_threads())
-            if not ready:
-                self._idle.stuck(self.now)
-            return ready
+            self._idle.stuck(self.now)
+            return []
         if self._only_housekeeping() and self._idle.housekeeping(self.now, self.now + timeout):
             return []
         self.now += timeout

@@ -11,12 +11,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from ..backends._threads import at_work
 from ._stuck import StuckTask, describe
 
 PATIENCE = 600.0
 """Simulated seconds of nothing but housekeeping that make a run stuck."""
 THREADS_GRACE = 5.0
-"""Real seconds that other threads, if there are any, are given to bring something."""
+"""Real seconds that calls in threads are given to end, while the clock stands still."""
 
 
 class Idle:
@@ -35,12 +36,11 @@ class Idle:
         """The tasks that were stuck, once the run has been given up."""
         self.found_since: float = 0.0
         self.patience: float = PATIENCE
-        self._threads = threading.active_count()
         self._over = False
 
-    def for_threads(self) -> float:
-        """How many real seconds to wait for what other threads may bring."""
-        return THREADS_GRACE if threading.active_count() > self._threads else 0.0
+    def threads_at_work(self) -> bool:
+        """Whether calls in threads are under way."""
+        return threading.active_count() > 1 and at_work() > 0
 
     def look(self) -> tuple[StuckTask, ...]:
         """The tasks that are stuck now; empty where a timer of theirs is left."""

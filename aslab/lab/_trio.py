@@ -18,7 +18,7 @@ import trio._core._run as trio_run
 import trio.testing
 
 from .._engine import HOUSEKEEPING
-from ._idle import Idle
+from ._idle import THREADS_GRACE, Idle
 
 _POLL = 0.001  # real seconds between looks for what another thread brings
 
@@ -32,17 +32,19 @@ def simulated_clock(idle: Idle) -> trio.testing.MockClock:
         nonlocal waited
         runner = trio_run.GLOBAL_RUN_CONTEXT.runner
         now, following = clock.current_time(), runner.deadlines.next_deadline()
-        if following < math.inf:
+        if not idle.threads_at_work():
             waited = 0.0
+        elif waited < THREADS_GRACE:
+            waited += _POLL
+            time.sleep(_POLL)
+            return
+        if following < math.inf:
             if not _only_housekeeping(runner.deadlines._heap):
                 idle.since = None
             elif idle.housekeeping(now, following):
                 return
             if following > now:
                 clock.jump(following - now)
-        elif waited < idle.for_threads():
-            waited += _POLL
-            time.sleep(_POLL)
         else:
             idle.stuck(now)
 

@@ -1,0 +1,90 @@
+"""Linux' page allocator without the kernel: free blocks by order, split on the way out, merged on the way back.
+
+Fragmentation is what makes large contiguous requests fail while memory is free, so it has to be real
+here: pages have numbers, and only a block and its own buddy become one again.
+"""
+
+from __future__ import annotations
+
+from .._config import whole_number
+from .._errors import ConfigError
+
+MAX_ORDER = 10
+
+
+class Buddy:
+    """Free blocks of 2**0 to 2**10 pages, each at a multiple of its size. Not thread-safe, never suspends.
+
+    Any number of pages: what a row of the largest blocks leaves over is split into smaller ones. The block
+    freed last is given out first, as Linux prefers pages that are still in the processor's caches.
+
+    :raises ConfigError: if ``pages`` is not a whole number above 0
+    """
+
+    def __init__(self, pages: int) -> None:
+        whole_number("pages", pages, 1)
+        self.pages: int = pages
+        """All pages, free or not."""
+        self.free_pages: int = pages
+        """Pages that are free."""
+        # Dicts as ordered sets: the last in is the first out, and any one can be removed, both at once.
+        self._free: list[dict[int, None]] = [{} for _ in range(MAX_ORDER + 1)]
+        self._allocated: dict[int, int] = {}
+        pfn = pages
+        for order in range(MAX_ORDER + 1):  # from the end, so that low addresses go out first
+            while pfn and (order == MAX_ORDER or pfn & (1 << order)):
+                pfn -= 1 << order
+                self._free[order][pfn] = None
+
+    def allocate(self, order: int) -> int | None:
+        """The first page's number of 2**order free pages; None if no block is large enough.
+
+        :raises ConfigError: if ``order`` is not 0..10
+        """
+        if not 0 <= order <= MAX_ORDER:
+            raise ConfigError("order", order, f"allowed is 0..{MAX_ORDER}")
+        free = self._free
+        for larger in range(order, MAX_ORDER + 1):
+            if free[larger]:
+                pfn = free[larger].popitem()[0]
+                while larger > order:
+                    larger -= 1  # noqa: PLW2901 - the loop ends here
+                    free[larger][pfn + (1 << larger)] = None
+                self._allocated[pfn] = order
+                self.free_pages -= 1 << order
+                return pfn
+        return None
+
+    def allocate_page(self, pfn: int) -> bool:
+        """Allocate this one page, as order 0. False if it is not free."""
+        for order, blocks in enumerate(self._free):
+            start = pfn & -(1 << order)
+            if start not in blocks:
+                continue
+            del blocks[start]
+            for smaller in range(order - 1, -1, -1):
+                half = pfn >> smaller << smaller
+                self._free[smaller][half ^ (1 << smaller)] = None  # the half that the page is not in
+            self._allocated[pfn] = 0
+            self.free_pages -= 1
+            return True
+        return False
+
+    def free(self, pfn: int, order: int) -> None:
+        """Give a block back, as it was allocated, and merge it with its buddy for as long as that is free.
+
+        :raises ValueError: if no block of this order was allocated there; nothing is changed
+        """
+        if self._allocated.get(pfn) != order:
+            raise ValueError(f"page {pfn} was not allocated with order {order}")
+        del self._allocated[pfn]
+        self.free_pages += 1 << order
+        while order < MAX_ORDER and (buddy := pfn ^ (1 << order)) in self._free[order]:
+            del self._free[order][buddy]
+            pfn &= ~(1 << order)
+            order += 1
+        self._free[order][pfn] = None
+
+    def counts(self) -> tuple[int, ...]:
+        """How many blocks of each order are free, 0 first, as /proc/buddyinfo lists them."""
+        return tuple(len(blocks) for blocks in self._free)

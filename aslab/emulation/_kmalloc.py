@@ -1,0 +1,111 @@
+"""Physically contiguous memory: it keeps to its flags, so it never gets stuck, and fails instead.
+
+Emergency objects come from here; a fragmented machine refuses the large ones.
+"""
+
+from __future__ import annotations
+
+import anyio
+import anyio.lowlevel
+
+from .._config import boolean
+from .._flags import GFP
+from ..backends import Region
+from ..faults import Delay
+from ..faults._delay import drawing
+from ._buddy import MAX_ORDER
+from ._memory import Block, PhysicalMemory
+from ._real import collect, free_all, give_back, pages_for, region_on
+
+
+class Kmalloc:
+    """A backend that works as Linux' kmalloc for large sizes: a block of 2**order pages, with the caller's flags.
+
+    With ``vmap=True`` it maps as many single pages as it takes instead, the flags honoured throughout: SPL's
+    own idea of how to mend its order-5 failures.
+
+    Cancelled or refused, it keeps nothing.
+
+    :param per_page: seconds for each page, those of rounding up to an order included
+    :param per_call: seconds before anything else
+    :param vmap: single pages, mapped together
+    :param seed: the same seed, the same delays
+    """
+
+    def __init__(
+        self,
+        memory: PhysicalMemory,
+        *,
+        per_page: Delay = 0.0,
+        per_call: Delay = 0.0,
+        vmap: bool = False,
+        seed: int = 0,
+    ) -> None:
+        boolean("vmap", vmap)
+        self._per_page = drawing("per_page", per_page, seed)
+        self._per_call = drawing("per_call", per_call, seed + 1)
+        self.memory = memory
+        self.vmap = vmap
+        self.calls: int = 0
+        """Acquires there have been."""
+
+    async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        """Get pages, reclaiming as the flags allow, and real memory for them that is mapped lazily. Suspends.
+
+        :raises PageAllocationFailure: if there are none; it is logged as dmesg would have it
+        :raises MemoryError: if it is more than 2**10 pages, or with ``vmap``, more than all memory
+        """
+        self.calls += 1
+        count, order = self._shape(nbytes, align)
+        await anyio.sleep(self._per_call())
+        blocks: list[Block] = []
+        try:
+            if self.vmap:
+                await collect(self.memory, blocks, count, gfp, self._per_page)
+            else:
+                await anyio.sleep(sum(self._per_page() for _ in range(1 << order)))
+                blocks.append(await self.memory.get(order, gfp))
+            return region_on(blocks, nbytes, align)
+        except BaseException:
+            free_all(self.memory, blocks)
+            raise
+
+    def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        """As `acquire`, at once, without reclaim. From any thread.
+
+        :raises PageAllocationFailure: if there are none; it is logged as dmesg would have it
+        :raises MemoryError: if it is more than 2**10 pages, or with ``vmap``, more than all memory
+        :raises anyio.WouldBlock: if a delay drawn is not 0
+        """
+        self.calls += 1
+        count, order = self._shape(nbytes, align)
+        if self._per_call() + sum(self._per_page() for _ in range(count << order)) > 0:
+            raise anyio.WouldBlock
+        blocks: list[Block] = []
+        try:
+            for _ in range(count):
+                blocks.append(self.memory.allocate(order, gfp))  # noqa: PERF401 - on failure, some are there
+            return region_on(blocks, nbytes, align)
+        except BaseException:
+            free_all(self.memory, blocks)
+            raise
+
+    async def release(self, region: Region) -> None:
+        """Give the pages back, at once; then a checkpoint. On any loop.
+
+        :raises ValueError: if it was released before
+        """
+        give_back(self.memory, region)
+        await anyio.lowlevel.checkpoint()
+
+    def _shape(self, nbytes: int, align: int) -> tuple[int, int]:
+        """How many blocks, and their order."""
+        if self.vmap:
+            pages = pages_for(nbytes)
+            if pages > self.memory.pages:
+                raise MemoryError(f"vmap: {nbytes} bytes are more than all memory, {self.memory.pages} pages")
+            return pages, 0
+        order = (pages_for(max(nbytes, align)) - 1).bit_length()  # a block is aligned to its size
+        if order > MAX_ORDER:
+            raise MemoryError(f"kmalloc: {nbytes} bytes are order {order}, over {MAX_ORDER}")
+        return 1, order

@@ -1,0 +1,106 @@
+"""Memory that could be free: pages of files, clean ones to be dropped and dirty ones to be written first.
+
+This is where an allocation that may reclaim spends its time, and where one that must not start I/O
+has nothing to hope for.
+"""
+
+from __future__ import annotations
+
+import anyio
+
+from .._config import whole_number
+from .._flags import GFP
+from ..faults import Delay
+from ..faults._delay import drawing
+from ._memory import Block, PhysicalMemory
+
+SWAP_CLUSTER_MAX = 32  # Linux: pages that are reclaimed at one go
+
+
+class PageCache:
+    """Holds pages of a memory and gives them up to direct reclaim. For one event loop.
+
+    Makes itself the ``reclaimer`` of the memory. A reclaim drops up to 32 clean pages, or as many as are
+    asked for if that is more. Where there are none, and the caller may do IO and FS, it writes so many dirty
+    ones back instead, one after another, and frees each. A caller that may not is told at once that there is
+    nothing. Cancelled, it keeps what it had not freed yet.
+
+    :param clean: pages that can be dropped
+    :param dirty: pages that must be written first
+    :param scan: seconds for each clean page
+    :param writeback: seconds for each dirty page
+    :param seed: the same seed, the same delays
+    :raises PageAllocationFailure: if the memory has not so many pages above ``min``; it has them all back
+    """
+
+    def __init__(
+        self,
+        memory: PhysicalMemory,
+        *,
+        clean: int = 0,
+        dirty: int = 0,
+        scan: Delay = 0.0,
+        writeback: Delay = 0.0,
+        seed: int = 0,
+    ) -> None:
+        whole_number("clean", clean, 0)
+        whole_number("dirty", dirty, 0)
+        self._scan = drawing("scan", scan, seed)
+        self._writeback = drawing("writeback", writeback, seed + 1)
+        self.memory = memory
+        self.clean: int = clean
+        """Clean pages held, those being dropped included."""
+        self.dirty: int = dirty
+        """Dirty pages held, those being written included."""
+        self.reclaims: int = 0
+        """Times it was asked to free something."""
+        self.written: int = 0
+        """Dirty pages written back."""
+        pages: list[Block] = []
+        try:
+            for _ in range(clean + dirty):
+                pages.append(memory.allocate(0, GFP.KERNEL))  # noqa: PERF401 - on failure, some are there
+        except MemoryError:
+            for page in pages:
+                memory.free(page)
+            raise
+        self._clean, self._dirty = pages[:clean], pages[clean:]
+        memory.reclaimer = self.reclaim
+
+    async def reclaim(self, pages: int, gfp: GFP) -> int:
+        """Free about so many pages, as far as ``gfp`` allows; how many it were. Suspends where it frees any."""
+        self.reclaims += 1
+        wanted = max(pages, SWAP_CLUSTER_MAX)
+        freed = 0
+        while freed < wanted and self._clean:
+            freed += await self._drop(min(wanted - freed, SWAP_CLUSTER_MAX))
+        if freed or GFP.IO | GFP.FS not in gfp:
+            return freed
+        while freed < wanted and self._dirty:
+            freed += await self._write()
+        return freed
+
+    async def _drop(self, most: int) -> int:
+        isolated = self._clean[-most:]
+        del self._clean[-most:]  # a concurrent reclaim finds others, or none
+        try:
+            await anyio.sleep(sum(self._scan() for _ in isolated))
+        except BaseException:
+            self._clean += isolated
+            raise
+        self.clean -= len(isolated)
+        for page in isolated:
+            self.memory.free(page)
+        return len(isolated)
+
+    async def _write(self) -> int:
+        page = self._dirty.pop()
+        try:
+            await anyio.sleep(self._writeback())
+        except BaseException:
+            self._dirty.append(page)
+            raise
+        self.dirty -= 1
+        self.written += 1
+        self.memory.free(page)
+        return 1

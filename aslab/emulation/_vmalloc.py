@@ -1,0 +1,121 @@
+"""Virtually contiguous memory: any free pages will do, but one lock guards the address space.
+
+And its page tables are got with flags that the caller did not choose: the reason for emergency objects.
+"""
+
+from __future__ import annotations
+
+import anyio
+import anyio.lowlevel
+
+from .._config import boolean
+from .._flags import GFP
+from ..backends import Region
+from ..faults import Delay
+from ..faults._delay import drawing
+from ._address_space import AddressSpace
+from ._memory import Block, PhysicalMemory
+from ._real import collect, free_all, give_back, pages_for, region_on
+
+PAGES_PER_TABLE = 512  # x86-64: 8 bytes for each page, in one page
+
+
+class Vmalloc:
+    """A backend that works as Linux' vmalloc: slabs come from here.
+
+    An acquire takes its time, then searches the address space under its lock, then gets single pages with
+    the caller's flags, 64 at a time, then a page for each 512 of them as page tables. Those are got with
+    `GFP.KERNEL` whatever was asked: the kernel of the day did so (OpenZFS SPL, the change "Emergency slab
+    objects", 2012), so that a caller who must not start I/O may come to wait for writeback. With
+    ``honour_gfp`` they are got with the caller's flags.
+
+    Cancelled or refused, it keeps nothing. A release takes no lock: vfree is lazy about address space.
+
+    :param per_page: seconds for each page
+    :param per_call: seconds before anything else
+    :param lock: seconds that the address space is searched, under its lock
+    :param honour_gfp: get page tables with the caller's flags
+    :param seed: the same seed, the same delays
+    :param space: the address space, if several Vmallocs are to share one
+    """
+
+    def __init__(
+        self,
+        memory: PhysicalMemory,
+        *,
+        per_page: Delay = 0.0,
+        per_call: Delay = 0.0,
+        lock: Delay = 0.0,
+        honour_gfp: bool = False,
+        seed: int = 0,
+        space: AddressSpace | None = None,
+    ) -> None:
+        boolean("honour_gfp", honour_gfp)
+        self._per_page = drawing("per_page", per_page, seed)
+        self._per_call = drawing("per_call", per_call, seed + 1)
+        self._lock = drawing("lock", lock, seed + 2)
+        self.memory = memory
+        self.space = AddressSpace() if space is None else space
+        """The address space: its lock, and how long that was waited for and held."""
+        self.honour_gfp = honour_gfp
+        self.calls: int = 0
+        """Acquires there have been."""
+
+    async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        """Get pages, and real memory for them that is mapped lazily. Suspends; may be cancelled at any time.
+
+        :raises PageAllocationFailure: if pages or page tables cannot be had
+        :raises MemoryError: if it is more than all memory, which Linux refuses before it begins
+        """
+        self.calls += 1
+        pages = self._pages_for(nbytes)
+        await anyio.sleep(self._per_call())
+        await self.space.search(self._lock())
+        blocks: list[Block] = []
+        try:
+            await collect(self.memory, blocks, pages, gfp, self._per_page)
+            for _ in range(_tables_for(pages)):
+                blocks.append(await self.memory.get(0, gfp if self.honour_gfp else GFP.KERNEL))  # noqa: PERF401
+            return region_on(blocks, nbytes, align)
+        except BaseException:
+            free_all(self.memory, blocks)
+            raise
+
+    def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        """As `acquire`, at once, and with the caller's flags throughout. From any thread.
+
+        :raises PageAllocationFailure: if pages or page tables cannot be had
+        :raises MemoryError: if it is more than all memory
+        :raises anyio.WouldBlock: if a delay drawn is not 0, or the address space is locked
+        """
+        self.calls += 1
+        pages = self._pages_for(nbytes)
+        delay = self._per_call() + self._lock() + sum(self._per_page() for _ in range(pages))
+        if delay > 0 or self.space.held:
+            raise anyio.WouldBlock
+        blocks: list[Block] = []
+        try:
+            for _ in range(pages + _tables_for(pages)):
+                blocks.append(self.memory.allocate(0, gfp))  # noqa: PERF401 - on failure, some are there
+            return region_on(blocks, nbytes, align)
+        except BaseException:
+            free_all(self.memory, blocks)
+            raise
+
+    async def release(self, region: Region) -> None:
+        """Give the pages back, at once; then a checkpoint. On any loop.
+
+        :raises ValueError: if it was released before
+        """
+        give_back(self.memory, region)
+        await anyio.lowlevel.checkpoint()
+
+    def _pages_for(self, nbytes: int) -> int:
+        pages = pages_for(nbytes)
+        if pages > self.memory.pages:
+            raise MemoryError(f"vmalloc: {nbytes} bytes are more than all memory, {self.memory.pages} pages")
+        return pages
+
+
+def _tables_for(pages: int) -> int:
+    return -(-pages // PAGES_PER_TABLE)
