@@ -7,6 +7,7 @@
 #   _growth  _worker  _budget  _reclaim    getting slabs and giving them back
 #   _engine  _supply  _bell                the tasks that do it
 #   backends/  faults/  testing/           where memory comes from; making it fail; checking that it works
+#   emulation/  lab/                       a machine short of memory; simulated time and scenarios
 #   cli/  bench/                           the commands
 #
 # Imports point downwards only.
