@@ -37,6 +37,8 @@ class GFP(enum.Flag):
     """May call into filesystems."""
     MEMALLOC = enum.auto()
     """May use the last reserve."""
+    HIGH = enum.auto()
+    """May use a part of the reserve (Linux: half of it)."""
     NOIO = RECLAIM
     NOFS = RECLAIM | IO
     KERNEL = RECLAIM | IO | FS
@@ -52,7 +54,7 @@ class CacheFlags(enum.Flag):
 def gfp_for(flags: KM) -> GFP:
     """What growth on behalf of such a caller may do.
 
-    A PUSHPAGE caller is itself part of writing memory back, so growth for it must not wait for
-    that, and may use the reserve (SPL translates the flags so).
+    A PUSHPAGE caller is itself part of writing memory back, so growth for it must not wait for that, and
+    may use a part of the reserve (SPL adds __GFP_HIGH for KM_PUSHPAGE; such callers must not start I/O).
     """
-    return GFP.NOIO | GFP.MEMALLOC if flags is KM.PUSHPAGE else GFP.KERNEL
+    return GFP.NOIO | GFP.HIGH if flags is KM.PUSHPAGE else GFP.KERNEL

@@ -52,6 +52,27 @@ class TestWatermarks:
         with pytest.raises(PageAllocationFailure):
             memory.allocate(0, GFP.MEMALLOC)
 
+    def test_high_takes_half_of_the_reserve_and_no_more(self) -> None:
+        memory = small()
+        take(memory, 48)
+        take(memory, 8, GFP.NOIO | GFP.HIGH)
+        with pytest.raises(PageAllocationFailure):
+            memory.allocate(0, GFP.NOIO | GFP.HIGH)
+        assert memory.free_pages == 8
+
+    def test_whoever_wakes_kswapd_does_so_until_there_is_enough(self) -> None:
+        memory = small()
+        woken: list[int] = []
+        memory.wake_kswapd = lambda: woken.append(1)
+        blocks = take(memory, 44)
+        assert not woken
+        blocks += take(memory, 2)
+        assert len(woken) == 2
+        for block in blocks[:6]:
+            memory.free(block)
+        memory.allocate(0, GFP.KERNEL)
+        assert len(woken) == 2
+
     def test_kswapd_is_woken_below_low_once_and_sleeps_again_at_high(self) -> None:
         memory = small()
         blocks = take(memory, 44)
@@ -131,14 +152,14 @@ class TestWatermarks:
         st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.sampled_from([GFP.KERNEL, GFP.NOIO, GFP.NOWAIT]))),
         st.lists(st.integers(0, 63), max_size=8),
     )
-    def test_nobody_but_memalloc_ever_goes_below_min(
+    def test_nobody_but_memalloc_and_high_ever_goes_below_min(
         self, steps: list[tuple[bool, int, GFP]], urgent: list[int]
     ) -> None:
         memory = small()
         held: list[Block] = []
         for number, (taking, order, gfp) in enumerate(steps):
             before = memory.free_pages
-            flags = gfp | GFP.MEMALLOC if number in urgent else gfp
+            flags = gfp | (GFP.MEMALLOC, GFP.HIGH)[number % 2] if number in urgent else gfp
             if taking:
                 try:
                     held.append(memory.allocate(order, flags))
@@ -146,7 +167,8 @@ class TestWatermarks:
                     assert memory.free_pages == before
                 else:
                     assert memory.free_pages == before - (1 << order)
-                    assert memory.free_pages >= memory.min or GFP.MEMALLOC in flags
+                    least = memory.min // 2 if GFP.HIGH in flags else memory.min
+                    assert memory.free_pages >= least or GFP.MEMALLOC in flags
             elif held:
                 memory.free(held.pop(order % len(held)))
             assert memory.under_pressure or memory.free_pages >= memory.low
@@ -166,6 +188,7 @@ class TestFailures:
             (GFP.NOFS, "0x50"),
             (GFP.KERNEL, "0xd0"),
             (GFP.NOIO | GFP.MEMALLOC, "0x2010"),
+            (GFP.NOIO | GFP.HIGH, "0x30"),
         ],
     )
     @pytest.mark.anyio

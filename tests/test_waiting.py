@@ -449,7 +449,7 @@ async def test_emergency_requests_are_noio_and_growth_follows_the_most_urgent() 
         async with allocator(slabs=instant) as kmem:
             (await kmem.create_cache("c", SIZE).alloc(flags)).free()
         grown += [gfp for _, gfp in instant.asked]
-    assert grown == [GFP.KERNEL, GFP.NOIO | GFP.MEMALLOC]
+    assert grown == [GFP.KERNEL, GFP.NOIO | GFP.HIGH]
 
 
 async def test_growth_is_as_urgent_as_the_most_urgent_of_many_waiters() -> None:
@@ -464,7 +464,7 @@ async def test_growth_is_as_urgent_as_the_most_urgent_of_many_waiters() -> None:
         tasks.start_soon(caller, KM.SLEEP)
         tasks.start_soon(caller, KM.PUSHPAGE)
         await settle()
-        assert slabs.asked[0][1] == GFP.NOIO | GFP.MEMALLOC
+        assert slabs.asked[0][1] == GFP.NOIO | GFP.HIGH
 
 
 async def test_callers_own_timeout_raises_and_loses_nothing() -> None:

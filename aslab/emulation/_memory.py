@@ -22,7 +22,7 @@ from ._buddy import MAX_ORDER, Buddy
 
 Reclaimer = Callable[[int, GFP], Awaitable[int]]
 
-_BITS = ((GFP.RECLAIM, 0x10), (GFP.IO, 0x40), (GFP.FS, 0x80), (GFP.MEMALLOC, 0x2000))
+_BITS = ((GFP.RECLAIM, 0x10), (GFP.HIGH, 0x20), (GFP.IO, 0x40), (GFP.FS, 0x80), (GFP.MEMALLOC, 0x2000))
 log = logging.getLogger("aslab.emulation")
 
 
@@ -58,8 +58,8 @@ class PhysicalMemory:
     """Pages behind watermarks. Thread-safe; only `get` ever suspends.
 
     The rule is Linux' (mm/page_alloc.c, zone_watermark_ok since 4.4, for one zone): an allocation has to
-    leave ``low`` pages free, or kswapd is woken; then at least ``min``; MEMALLOC may take them all. Then
-    a block of the order has to exist. The marks' defaults are Linux' too: min is sqrt(16 * KiB of
+    leave ``low`` pages free, or kswapd is woken; then at least ``min``, HIGH half of that; MEMALLOC may take
+    them all. Then a block of the order has to exist. The marks' defaults are Linux' too: min is sqrt(16 * KiB of
     memory) KiB, within 128 KiB and 64 MiB, and here at most 1/8 of all pages; low is 5/4, high 3/2 of it.
 
     There is no kswapd: `under_pressure` says when it would run. Sizes are in pages.
@@ -89,6 +89,8 @@ class PhysicalMemory:
         whole_number("high", self.high, self.low, pages)
         self.reclaimer: Reclaimer | None = None
         """Asked by `get` for so many pages, with the caller's flags; answers how many it has freed."""
+        self.wake_kswapd: Callable[[], object] | None = None
+        """Called when kswapd is woken; must be quick, and not come back here."""
         self.under_pressure: bool = False
         """From kswapd's being woken until ``high`` pages are free."""
         self.kswapd_wakeups: int = 0
@@ -173,7 +175,8 @@ class PhysicalMemory:
         whole_number("order", order, 0, MAX_ORDER)
         with self._lock:
             left = self._buddy.free_pages - (1 << order)
-            pfn = self._buddy.allocate(order) if left >= self.min or GFP.MEMALLOC in gfp else None
+            mark = self.min // 2 if GFP.HIGH in gfp else self.min
+            pfn = self._buddy.allocate(order) if left >= mark or GFP.MEMALLOC in gfp else None
             self._note(woken=pfn is None or left < self.low)
         return None if pfn is None else Block(pfn, order)
 
@@ -182,9 +185,12 @@ class PhysicalMemory:
         if free < self.lowest_free:
             self.lowest_free = free
         # Where only fragmentation is in the way, kswapd finds the zone balanced and sleeps on.
-        if woken and free < self.high and not self.under_pressure:
-            self.under_pressure = True
-            self.kswapd_wakeups += 1
+        if woken and free < self.high:
+            if not self.under_pressure:
+                self.under_pressure = True
+                self.kswapd_wakeups += 1
+            if self.wake_kswapd is not None:  # again: the last time there may have been nothing to free
+                self.wake_kswapd()
 
     def _rest_perhaps(self) -> None:
         if self._buddy.free_pages >= self.high:

@@ -38,7 +38,7 @@ async def _check_sizes(backend: Backend) -> None:
     _require(callable(getattr(backend, "acquire_nowait", None)), "a backend has acquire_nowait")
     for nbytes in SIZES:
         for align in ALIGNMENTS:
-            for gfp in (GFP.KERNEL, GFP.NOIO | GFP.MEMALLOC):
+            for gfp in (GFP.KERNEL, GFP.NOIO | GFP.HIGH, GFP.NOWAIT | GFP.MEMALLOC):
                 region = await _acquire(backend, nbytes, align, gfp)
                 _check_region(region, nbytes, align)
                 await backend.release(region)
