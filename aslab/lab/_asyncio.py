@@ -32,7 +32,7 @@ class _Selector(selectors.BaseSelector):
         self._idle = idle
         self.now = 0.0
         self._waited = False  # for threads, in vain so far
-        self.timers: list[asyncio.TimerHandle] = []
+        self.timers: Callable[[], list[asyncio.TimerHandle]] = list
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         return self._real.register(fileobj, events, data)
@@ -67,10 +67,11 @@ class _Selector(selectors.BaseSelector):
 
     def _only_housekeeping(self) -> bool:
         """Whether all timers are of tasks that only look after others."""
-        if not _is_housekeeping(self.timers[0]):  # the usual case, and the quick answer
+        timers = self.timers()
+        if not _is_housekeeping(timers[0]):  # the usual case, and the quick answer
             self._idle.since = None
             return False
-        if all(timer.cancelled() or _is_housekeeping(timer) for timer in self.timers):
+        if all(timer.cancelled() or _is_housekeeping(timer) for timer in timers):
             return True
         self._idle.since = None
         return False
@@ -87,7 +88,8 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     def __init__(self, idle: Idle | None = None) -> None:
         self._selector_of_time = _Selector(idle or Idle())
         super().__init__(self._selector_of_time)
-        self._selector_of_time.timers = self._scheduled  # type: ignore[attr-defined]
+        # asked each time: asyncio makes a new list when many of the timers are cancelled
+        self._selector_of_time.timers = lambda: self._scheduled  # type: ignore[attr-defined]
         self._selector_of_time._idle.tasks = self._tasks
         self._numbers = itertools.count()
         self.set_task_factory(self._new_task)

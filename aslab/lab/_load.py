@@ -150,6 +150,7 @@ def _check_names(scenario: Scenario, machine: Machine) -> None:
             raise ConfigError(
                 f"tasks.{name}.timeout", section.timeout, "allowed not with NOSLEEP, which never waits"
             )
+        _let_time_pass(name, section)
     for number, expectation in enumerate(scenario.expect):
         _one_of(f"expect.{number}.tasks", expectation.tasks, tasks)
         _one_of(f"expect.{number}.cache", expectation.cache, caches)

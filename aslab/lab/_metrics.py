@@ -98,7 +98,7 @@ class Watch:
             new = max(old, value) if how == "highest" else min(old, value)
         self._value = new
         if self._broken_by is None:
-            above = self._at_most is not None and new > self._at_most
+            above = how != "lowest" and self._at_most is not None and new > self._at_most
             below = how == "lowest" and self._at_least is not None and new < self._at_least
             if above or below:
                 self._broken_by = f"at {event.time:.6f} s by {' '.join(event[1:]).strip()!r}"
@@ -111,7 +111,9 @@ class Watch:
     def verdict(self) -> Verdict:
         """At the end."""
         value = self.value
-        if self._broken_by is None and self._at_least is not None and value < self._at_least:
+        too_little = self._at_least is not None and value < self._at_least
+        too_much = self._at_most is not None and value > self._at_most
+        if self._broken_by is None and (too_little or too_much):
             self._broken_by = "at the end: it never came to that"
         words = [self.what]
         if self._at_least is not None:
