@@ -211,7 +211,7 @@ class Cache(Generic[T]):
             if self._growth.at_limit or not self._emergency.permit():
                 raise anyio.WouldBlock
             try:
-                slot = self._emergency.make_nowait()
+                slot = self._emergency.make_nowait(flags)
             except MemoryError:
                 raise anyio.WouldBlock from None
         return self._hand_out(slot)

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 from ._config import CacheConfig
 from ._errors import ConstructorError
-from ._flags import GFP, CacheFlags
+from ._flags import GFP, KM, CacheFlags, gfp_for_emergency
 from ._slab import Slot
 from ._supply import Supply
 from .backends._protocol import Backend, Region
@@ -66,22 +66,22 @@ class Emergency(Generic[T]):
             self._in_making += 1
             return True
 
-    async def make(self) -> EmergencySlot[T]:
-        """Make one. GFP_NOIO, whatever the caller said: it must not wait for writeback.
+    async def make(self, flags: KM) -> EmergencySlot[T]:
+        """Make one for such a caller.
 
         :raises MemoryError: if the backend has none
         """
         region = None
         try:
             shape = self._config.shape
-            region = await self._supply.acquire(self._backend, shape.size, shape.align, GFP.NOIO)
+            region = await self._supply.acquire(self._backend, shape.size, shape.align, gfp_for_emergency(flags))
         finally:
             if region is None:
                 self._in_making_less()
         return self._add(region)
 
-    def make_nowait(self) -> EmergencySlot[T]:
-        """Make one without waiting.
+    def make_nowait(self, flags: KM) -> EmergencySlot[T]:
+        """Make one for such a caller, without waiting.
 
         :raises MemoryError: if the backend has none
         :raises anyio.WouldBlock: if it would have to wait
@@ -89,7 +89,8 @@ class Emergency(Generic[T]):
         region = None
         try:
             shape = self._config.shape
-            region = self._supply.acquire_nowait(self._backend, shape.size, shape.align, GFP.NOWAIT)
+            gfp = gfp_for_emergency(flags) & ~GFP.RECLAIM
+            region = self._supply.acquire_nowait(self._backend, shape.size, shape.align, gfp)
         finally:
             if region is None:
                 self._in_making_less()

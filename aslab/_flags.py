@@ -39,6 +39,8 @@ class GFP(enum.Flag):
     """May use the last reserve."""
     HIGH = enum.auto()
     """May use a part of the reserve (Linux: half of it)."""
+    NORETRY = enum.auto()
+    """Fails rather than wait for what others free."""
     NOIO = RECLAIM
     NOFS = RECLAIM | IO
     KERNEL = RECLAIM | IO | FS
@@ -58,3 +60,13 @@ def gfp_for(flags: KM) -> GFP:
     may use a part of the reserve (SPL adds __GFP_HIGH for KM_PUSHPAGE; such callers must not start I/O).
     """
     return GFP.NOIO | GFP.HIGH if flags is KM.PUSHPAGE else GFP.KERNEL
+
+
+def gfp_for_emergency(flags: KM) -> GFP:
+    """What making an emergency object for such a caller may do: never I/O, whatever the caller said.
+
+    For PUSHPAGE it may use a part of the reserve. Without that it fails just where it is needed, since a
+    stuck grow may hold all that is above the reserve.
+    """
+    gfp = GFP.NOWAIT if flags is KM.NOSLEEP else GFP.NOIO
+    return gfp | GFP.HIGH if flags is KM.PUSHPAGE else gfp

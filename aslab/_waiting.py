@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, TypeVar, cast
 
 import anyio
@@ -179,7 +180,7 @@ class WaitingRoom(Generic[T]):
     async def _try_emergency(self, waiter: Waiter[T]) -> Slot[T] | None:
         """One attempt. What comes meanwhile, in line, is preferred."""
         try:
-            made = await waiter.attempt(self._emergency.make)
+            made = await waiter.attempt(partial(self._emergency.make, waiter.flags))
         except MemoryError:
             return None
         finally:

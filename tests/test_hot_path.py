@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aslab import Buffer, Cache
+from aslab import KM, Buffer, Cache
 
 from .support import SIZE, allocator
 
@@ -71,7 +71,7 @@ async def test_free_of_a_slab_object_makes_the_same_calls_while_emergency_object
         await warm(cache)
         without = calls_of(lambda: cache.alloc_nowait().free())
         assert cache._emergency.permit()
-        slot = await cache._emergency.make()
+        slot = await cache._emergency.make(KM.SLEEP)
         assert calls_of(lambda: cache.alloc_nowait().free()) == without
         cache._free_emergency(slot)
 

@@ -434,13 +434,16 @@ async def test_noemergency_waits_for_growth_for_as_long_as_it_takes() -> None:
         assert got == [False]
 
 
-async def test_emergency_requests_are_noio_and_growth_follows_the_most_urgent() -> None:
+async def test_emergency_requests_are_noio_and_urgent_as_the_caller_and_growth_follows_the_most_urgent() -> None:
     slabs, emergency = Gate(), Instant()
     async with allocator(slabs=slabs, emergency=emergency, kick_after=None) as kmem:
         cache = kmem.create_cache("c", SIZE)
         for flags in (KM.PUSHPAGE, KM.SLEEP):
             (await cache.alloc(flags)).free()
-        assert [gfp for _, gfp in emergency.asked] == [GFP.NOIO, GFP.NOIO]
+        for flags in (KM.PUSHPAGE, KM.NOSLEEP):
+            cache.alloc_nowait(flags).free()
+        asked = [gfp for _, gfp in emergency.asked]
+        assert asked == [GFP.NOIO | GFP.HIGH, GFP.NOIO, GFP.HIGH, GFP.NOWAIT]
         slabs.open()
         await settle()
     grown: list[GFP] = []

@@ -61,7 +61,8 @@ class Kmalloc:
         blocks: list[Block] = []
         try:
             if self.vmap:
-                await collect(self.memory, blocks, count, gfp, self._per_page)
+                # Several that each wait for one page more, holding what they have, would wait for each other.
+                await collect(self.memory, blocks, count, gfp | GFP.NORETRY, self._per_page)
             else:
                 await anyio.sleep(sum(self._per_page() for _ in range(1 << order)))
                 blocks.append(await self.memory.get(order, gfp))

@@ -10,6 +10,7 @@ import math
 import random
 import threading
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import anyio
@@ -24,6 +25,9 @@ Reclaimer = Callable[[int, GFP], Awaitable[int]]
 
 _BITS = ((GFP.RECLAIM, 0x10), (GFP.HIGH, 0x20), (GFP.IO, 0x40), (GFP.FS, 0x80), (GFP.MEMALLOC, 0x2000))
 log = logging.getLogger("aslab.emulation")
+
+PF_MEMALLOC: ContextVar[bool] = ContextVar("aslab_pf_memalloc", default=False)
+"""Linux' flag of a task: whatever it asks for may use the last reserve, and never enters reclaim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,8 @@ class PhysicalMemory:
         """Asked by `get` for so many pages, with the caller's flags; answers how many it has freed."""
         self.wake_kswapd: Callable[[], object] | None = None
         """Called when kswapd is woken; must be quick, and not come back here."""
+        self.on_free: Callable[[], object] | None = None
+        """Called after each `free`."""
         self.under_pressure: bool = False
         """From kswapd's being woken until ``high`` pages are free."""
         self.kswapd_wakeups: int = 0
@@ -128,7 +134,8 @@ class PhysicalMemory:
         """
         progress = 1
         while (block := self._take(order, gfp)) is None:
-            if not progress or self.reclaimer is None or GFP.RECLAIM not in gfp:
+            may_reclaim = GFP.RECLAIM in gfp and not PF_MEMALLOC.get()
+            if not progress or self.reclaimer is None or not may_reclaim:
                 raise self._failure(order, gfp)
             progress = await self.reclaimer(1 << order, gfp)
         return block
@@ -141,6 +148,8 @@ class PhysicalMemory:
         with self._lock:
             self._buddy.free(block.pfn, block.order)
             self._rest_perhaps()
+        if self.on_free is not None:
+            self.on_free()
 
     def counts(self) -> tuple[int, ...]:
         """How many blocks of each order are free, 0 first."""
@@ -176,7 +185,8 @@ class PhysicalMemory:
         with self._lock:
             left = self._buddy.free_pages - (1 << order)
             mark = self.min // 2 if GFP.HIGH in gfp else self.min
-            pfn = self._buddy.allocate(order) if left >= mark or GFP.MEMALLOC in gfp else None
+            allowed = left >= mark or GFP.MEMALLOC in gfp or PF_MEMALLOC.get()
+            pfn = self._buddy.allocate(order) if allowed else None
             self._note(woken=pfn is None or left < self.low)
         return None if pfn is None else Block(pfn, order)
 

@@ -47,7 +47,7 @@ def parse_fault(spec: str) -> Callable[[Backend], Backend]:
 
 def parse_seconds(text: str) -> float:
     """``3s``, ``250ms``, ``40us``, ``1m``, or a plain number of seconds."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s|m)?", text)
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(us|ms|s|m)?", text)
     if match is None:
         raise ValueError(text)
     return float(match[1]) * _UNITS[match[2] or "s"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import itertools
 import selectors
 from collections.abc import Callable, Iterator, Mapping
@@ -62,7 +63,7 @@ class _Selector(selectors.BaseSelector):
             return []
         if self._only_housekeeping() and self._idle.housekeeping(self.now, self.now + timeout):
             return []
-        self.now += timeout
+        self.now = max(self.now, self.timers()[0].when())  # adding the timeout would round
         return []
 
     def _only_housekeeping(self) -> bool:
@@ -102,8 +103,9 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return _OrderedTask(next(self._numbers), coroutine, loop=loop, **options)
 
     def _tasks(self) -> list[tuple[str, Any]]:
-        tasks = sorted(asyncio.all_tasks(self), key=hash)
-        return [(task.get_name(), task.get_coro()) for task in tasks]
+        tasks = [task for task in asyncio.all_tasks(self) if isinstance(task, _OrderedTask)]
+        tasks.sort(key=hash)
+        return [(task.get_name(), task.get_coro()) for task in tasks if not task.context.get(HOUSEKEEPING, False)]
 
 
 class _OrderedTask(asyncio.Task[Any]):
@@ -111,7 +113,8 @@ class _OrderedTask(asyncio.Task[Any]):
 
     def __init__(self, number: int, coroutine: Any, **options: Any) -> None:
         self._number = number
-        super().__init__(coroutine, **options)
+        self.context = options.pop("context", None) or contextvars.copy_context()
+        super().__init__(coroutine, context=self.context, **options)
 
     def __hash__(self) -> int:
         return self._number

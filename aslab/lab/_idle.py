@@ -20,6 +20,10 @@ THREADS_GRACE = 5.0
 """Real seconds that calls in threads are given to end, while the clock stands still."""
 
 
+class StuckInCleanUp(RuntimeError):
+    """A run that was given up is stuck again."""
+
+
 class Idle:
     """Counts how long nothing but housekeeping has happened. One for each run.
 
@@ -58,13 +62,13 @@ class Idle:
     def stuck(self, now: float) -> None:
         """Give the run up.
 
-        :raises RuntimeError: if it was given up before, and is stuck in its clean-up
+        :raises StuckInCleanUp: if it was given up before
         """
         if self.since is None:
             self.since = now
         tasks = describe(self.tasks())
         if self._over or self.end is None:
-            raise RuntimeError("every task is stuck: " + "; ".join(map(str, tasks)))
+            raise StuckInCleanUp("every task is stuck: " + "; ".join(map(str, tasks)))
         self.found, self.found_since = tasks, self.since
         self._over = True
         self.end()

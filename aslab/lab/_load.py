@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from .._config import CacheConfig, cache_config
 from .._errors import ConfigError
 from .._flags import CacheFlags
+from ._complaints import complaint, printable, short
 from ._machine import Machine, keys_under
 from ._metrics import METRICS
 from ._scenario import CacheSection, Expectation, HeapBackend, MmapBackend, Scenario, TaskSection
 from ._values import TIMES, always_zero, parse_time
 
 LARGEST_FILE = 2**20  # bytes
+MOST = 10**15
 
 
 def load(path: Path, *, real_time: bool = False) -> Scenario:
@@ -35,7 +36,7 @@ def load(path: Path, *, real_time: bool = False) -> Scenario:
             raise ConfigError("size", len(data), f"allowed are files of up to {LARGEST_FILE} bytes")
         return check(parse(data), real_time=real_time)
     except ConfigError as exc:
-        raise ConfigError(f"{path}: {exc.field}", _short(exc.given), exc.allowed) from None
+        raise ConfigError(f"{printable(str(path))}: {exc.field}", short(exc.given), exc.allowed) from None
 
 
 def parse(data: bytes) -> dict[str, Any]:
@@ -50,14 +51,15 @@ def parse(data: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError("text", data[:8], "allowed is TOML that is not nested without end") from None
     except ValueError as exc:  # TOMLDecodeError, or a number of more digits than Python reads
-        raise ConfigError("text", _line_of(data, str(exc)), f"allowed is TOML: {str(exc)[:200]}") from None
+        why = str(exc)[:200] if isinstance(exc, tomllib.TOMLDecodeError) else "a number has too many digits"
+        raise ConfigError("text", _line_of(data, str(exc)), f"allowed is TOML: {why}") from None
 
 
 def _line_of(data: bytes, message: str) -> str:
     """The line that a message of tomllib is about."""
     found = re.search(r"at line (\d+)", message)
     lines = data.decode().splitlines() or [""]
-    return lines[min(int(found[1]), len(lines)) - 1] if found else lines[-1]
+    return lines[min(int(found[1]), len(lines)) - 1] if found else lines[0]
 
 
 def check(data: dict[str, Any], *, real_time: bool = False) -> Scenario:
@@ -68,12 +70,15 @@ def check(data: dict[str, Any], *, real_time: bool = False) -> Scenario:
     try:
         scenario = Scenario.model_validate(data)
     except ValidationError as exc:
-        raise _first_error(exc) from None
+        raise complaint(exc) from None
     machine = Machine(scenario, 0)
     _check_names(scenario, machine)
     for name, section in scenario.caches.items():
-        with keys_under(f"caches.{name}"):
+        try:
             cache_options(section, name, scenario.allocator.limit)
+        except ConfigError as exc:
+            table = "allocator" if exc.field == "limit" else f"caches.{name}"
+            raise ConfigError(f"{table}.{exc.field}", exc.given, exc.allowed) from None
     for number, expectation in enumerate(scenario.expect):
         with keys_under(f"expect.{number}"):
             bounds(expectation)
@@ -128,10 +133,10 @@ def bounds(expectation: Expectation) -> tuple[float | None, float | None]:
                 found.append(parse_time(given))
             except ValueError:
                 raise ConfigError(key, given, TIMES) from None
-        elif type(given) is int and given >= 0:
+        elif type(given) is int and 0 <= given <= MOST:
             found.append(float(given))
         else:
-            raise ConfigError(key, given, "allowed are whole numbers from 0 on")
+            raise ConfigError(key, given, f"allowed are whole numbers from 0 on, up to {MOST}")
     most, least = found
     if most is None and least is None:
         raise ConfigError("at_most", None, "allowed is at_most, at_least, or both")
@@ -185,61 +190,3 @@ def _let_time_pass(name: str, section: TaskSection) -> None:
 def _one_of(key: str, name: str | None, names: Any) -> None:
     if name is not None and name not in names:
         raise ConfigError(key, name, f"allowed are {', '.join(names) or 'none: there is no such thing'}")
-
-
-def _first_error(exc: ValidationError) -> ConfigError:
-    """The first thing that is wrong, in our words."""
-    error = exc.errors(include_url=False)[0]
-    loc = tuple(part for number, part in enumerate(error["loc"]) if not _is_tag(error["loc"], number))
-    key = ".".join(map(str, loc)) or "file"
-    kind, message = error["type"], error["msg"]
-    if kind == "missing":
-        return ConfigError(key, None, "it is missing")
-    if kind == "extra_forbidden":
-        return ConfigError(key, error["input"], f"unknown key, allowed are {', '.join(_known_keys(error['loc']))}")
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        given = error["input"].get("kind") if isinstance(error["input"], dict) else error["input"]
-        return ConfigError(f"{key}.kind", given, f"allowed are {', '.join(_kinds())}")
-    allowed = message.removeprefix("Value error, ").replace("Input should be", "allowed is")
-    if not allowed.startswith("allowed"):
-        allowed = "allowed is: " + allowed
-    return ConfigError(key.removesuffix(".[key]"), error["input"], allowed)
-
-
-def _is_tag(loc: tuple[int | str, ...], number: int) -> bool:
-    """Pydantic puts the kind of a backend into the path to its keys."""
-    return loc[0] == "backends" and number == 2 and loc[number] != "[key]"
-
-
-def _backend_models() -> Iterator[type[BaseModel]]:
-    yield from get_args(get_args(get_args(Scenario.model_fields["backends"].annotation)[1])[0])
-
-
-def _kinds() -> list[str]:
-    return [get_args(model.model_fields["kind"].annotation)[0] for model in _backend_models()]
-
-
-def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
-    """The keys of the table in which ``loc`` is unknown."""
-    if len(loc) == 1:
-        return list(Scenario.model_fields)
-    if loc[0] == "backends":
-        return [
-            key
-            for model in _backend_models()
-            if get_args(model.model_fields["kind"].annotation)[0] == loc[2]
-            for key in model.model_fields
-        ]
-    annotation = Scenario.model_fields[str(loc[0])].annotation
-    candidates = (annotation, *get_args(annotation))
-    models = [one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)]
-    return [key for model in models for key in model.model_fields]
-
-
-def _short(given: object) -> object:
-    """What was given, short enough for one line."""
-    try:
-        text = repr(given)
-    except ValueError:  # an int of more digits than Python writes
-        return "a huge number"
-    return given if len(text) <= 60 else text[:57] + "..."

@@ -129,20 +129,19 @@ def keys_under(path: str) -> Iterator[None]:
 
 
 def _page_cache(memory: PhysicalMemory, section: Memory, seed: int) -> PageCache:
-    try:
-        return PageCache(
-            memory,
-            clean=section.clean,
-            dirty=section.dirty,
-            scan=section.scan,
-            writeback=section.writeback,
-            seed=seed,
-        )
-    except MemoryError:
-        most = memory.free_pages - memory.min
-        raise ConfigError(
-            "memory.dirty", section.dirty, f"allowed are, with the {section.clean} clean ones, {most} pages"
-        ) from None
+    most = max(0, memory.pages - memory.min)
+    for field, held in (("clean", section.clean), ("dirty", section.clean + section.dirty)):
+        if held > most:
+            allowed = f"allowed are {most} clean and dirty pages in all: the rest is below the mark min"
+            raise ConfigError(f"memory.{field}", getattr(section, field), allowed)
+    return PageCache(
+        memory,
+        clean=section.clean,
+        dirty=section.dirty,
+        scan=section.scan,
+        writeback=section.writeback,
+        seed=seed,
+    )
 
 
 class Told:

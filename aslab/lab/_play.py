@@ -141,8 +141,9 @@ class Run:
             tasks.start_soon(self._end, tasks.cancel_scope, name="the end")
             for number, happening in enumerate(self._scenario.at):
                 tasks.start_soon(self._happen, happening, kmem, name=f"at.{number}")
-            for name, section in self._scenario.caches.items():
-                await self._caches[name].prefill(section.prefill)
+            async with anyio.create_task_group() as prefills:
+                for name, section in self._scenario.caches.items():
+                    prefills.start_soon(self._caches[name].prefill, section.prefill, name=f"prefill of {name}")
             async with anyio.create_task_group() as workers:
                 for worker in shuffled(self._workers, self.seed):
                     workers.start_soon(worker.work, name=worker.name)
@@ -152,7 +153,7 @@ class Run:
     async def _end(self, scope: anyio.CancelScope) -> None:
         housekeeping()
         await anyio.sleep(self._scenario.duration - self.time())
-        self._stuck = tuple(map(str, self._lab.stuck()))
+        self._stuck = tuple(str(task) for task in self._lab.stuck() if task.name != "main")
         self._measure()
         scope.cancel()
 

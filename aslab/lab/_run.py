@@ -17,10 +17,10 @@ from typing import Any, Generic, Literal, TypeVar, TypeVarTuple
 
 import anyio
 
-from .._config import seconds
+from .._config import seconds, whole_number
 from .._engine import HOUSEKEEPING
 from .._errors import ConfigError, SlabError
-from ._idle import Idle
+from ._idle import Idle, StuckInCleanUp
 from ._log import EventLog
 from ._stuck import StuckTask
 
@@ -49,7 +49,7 @@ class Lab:
 
     def __init__(self, seed: int, idle: Idle | None = None) -> None:
         self.seed = seed
-        self.random: random.Random = random.Random(seed)
+        self.random: random.Random = random.Random(f"{seed}/lab")
         """For whatever is random in the run."""
         self.log: EventLog = EventLog(self.time)
         self._start = anyio.current_time()
@@ -117,17 +117,22 @@ def run(
     :param loop: ``asyncio`` or ``trio``
     :param until: simulated seconds after which the run is ended, whatever it does
     :raises Stuck: if every task waits for good; who waits on what is told
+    :raises RuntimeError: if that is so again while it is cleaned up
     :raises ConfigError: for a bad argument
     """
-    if type(seed) is not int:
-        raise ConfigError("seed", seed, "allowed are whole numbers")
+    whole_number("seed", seed, 0)
     if loop not in LOOPS:
         raise ConfigError("loop", loop, f"allowed are {', '.join(LOOPS)}")
     if until is not None:
         seconds("until", until, zero=True)
     idle = Idle()
     with _seeded(seed), _simulated(loop, seed, idle) as options:
-        return anyio.run(_root, main, args, seed, until, idle, backend=loop, backend_options=options)
+        try:
+            return anyio.run(_root, main, args, seed, until, idle, backend=loop, backend_options=options)
+        except BaseException as exc:  # trio wraps what comes out of its clock
+            if isinstance(exc.__cause__, StuckInCleanUp):
+                raise exc.__cause__ from None
+            raise
 
 
 async def _root(
@@ -146,11 +151,10 @@ async def _root(
             try:
                 value = await main(*args)
                 finished = True
-            except BaseException as exc:
-                if not scope.cancel_called:  # raised again below, outside of the task group
-                    error = exc
-                else:
+            except BaseException as exc:  # raised again below, outside of the task group
+                if scope.cancel_called and not isinstance(exc, Exception):
                     raise
+                error = exc
         tasks.cancel_scope.cancel()
     if error is not None:
         raise error

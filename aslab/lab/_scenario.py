@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,7 +33,7 @@ class Section(BaseModel):
 class Memory(Section):
     """The machine's pages, 4 KiB each. See `aslab.emulation.PhysicalMemory` and `PageCache`."""
 
-    pages: Annotated[int, Field(ge=16, le=2**22)] = 65536
+    pages: Annotated[int, Field(ge=16, le=2**20)] = 65536
     min: Count | None = None
     low: Count | None = None
     high: Count | None = None
@@ -178,8 +178,8 @@ class Expectation(Section):
     """A figure, and its bounds; `aslab.lab._metrics.METRICS` has the figures."""
 
     what: str
-    at_most: int | str | None = None
-    at_least: int | str | None = None
+    at_most: Any = None
+    at_least: Any = None
     tasks: Name | None = None
     cache: Name | None = None
 
@@ -194,7 +194,7 @@ class Scenario(Section):
     seed: Annotated[int, Field(ge=0, le=2**63)] = 0
     """Where the command line gives none."""
     memory: Memory = Memory()
-    backends: Annotated[dict[Name, AnyBackend], Field(min_length=1)]
+    backends: Annotated[dict[Name, AnyBackend], Field(min_length=1, max_length=100)]
     allocator: AllocatorSection
     caches: Annotated[dict[Name, CacheSection], Field(min_length=1)]
     tasks: Annotated[dict[Name, TaskSection], Field(min_length=1)]

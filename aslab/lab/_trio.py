@@ -70,7 +70,11 @@ def _tasks() -> list[tuple[str, Any]]:
     runner = trio_run.GLOBAL_RUN_CONTEXT.runner
     main = runner.main_task
     tasks = sorted(runner.tasks, key=lambda task: task._counter)
-    return [(task.name, task.coro) for task in tasks if task is main or task not in system]
+    return [
+        (task.name, task.coro)
+        for task in tasks
+        if (task is main or task not in system) and not task.context.get(HOUSEKEEPING, False)
+    ]
 
 
 @contextlib.contextmanager

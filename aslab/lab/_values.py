@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainValidator
@@ -76,12 +77,9 @@ def _size(given: object, most: int = LARGEST) -> int:
 
 
 def _share(given: object) -> float:
-    if isinstance(given, str) and given.endswith("%"):
-        try:
-            share = float(given[:-1]) / 100
-        except ValueError:
-            share = -1.0
-        if 0 <= share <= 1:
+    if isinstance(given, str) and re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,9})?%", given):
+        share = float(given[:-1]) / 100
+        if share <= 1:
             return share
     raise ValueError("allowed are shares from '0%' to '100%'")
 
