@@ -41,7 +41,8 @@ async def service() -> None:
             for number in range(32):
                 tasks.start_soon(worker, f"rush-{number}", 12 * MINUTE, 40 * MINUTE)
         stats = frames.stats()
-        print(f"longest wait {longest * 1000:.0f} ms, {emergency} emergency objects, {stats.obj_deadlock} deadlock")
+        print(f"longest wait {longest * 1000:.0f} ms, {emergency} emergency objects", end=", ")
+        print(f"{stats.obj_deadlock} deadlock")
         print(f"in the end {stats.obj_emergency} emergency objects are left, and growth is", end=" ")
         print("stuck" if stats.deadlocked else "well")
 
