@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aslab.cli._errors import BadInput
-from aslab.cli._lab import _need
+from aslab.cli._lab import need
 from aslab.lab.scenarios import builtin
 
 from .test_cli import aslab, told
@@ -181,7 +181,7 @@ def test_a_missing_pydantic_is_told_the_same_way(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(BadInput, match=r"the lab needs the extra 'lab'"):
-        _need("scenarios", "pydantic")
+        need("scenarios", "pydantic")
 
 
 def test_without_plotly_everything_but_reports_works(good: Path) -> None:

@@ -12,6 +12,7 @@ import typer
 from aslab.bench import app as bench_app
 
 from .. import ConfigError
+from . import _story as _story  # registers its command
 from ._demo import demo
 from ._errors import BadInput, complain
 from ._lab import app as lab_app

@@ -46,13 +46,13 @@ def list_scenarios(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """The built-in scenarios. Any of them can be run by its name."""
-    lab = _need("scenarios", "pydantic")
+    lab = need("scenarios", "pydantic")
     found = {name: lab.load(path) for name, path in lab.builtin().items()}
     if as_json:
         rows = [
             {"name": name, "about": one.about, "file": str(lab.builtin()[name])} for name, one in found.items()
         ]
-        _print_json({"scenarios": rows})
+        print_json({"scenarios": rows})
         return 0
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     width = max((len(name) for name in found), default=0)
@@ -79,12 +79,12 @@ def run_scenario(
 
     Exit code 0 if all of it came, 1 if not, 2 if the file is bad.
     """
-    lab = _need("scenarios", "pydantic")
+    lab = need("scenarios", "pydantic")
     check_installed(Loop(loop.value))
     if report is not None:
-        _need("_report", "plotly")
+        need("_report", "plotly")
     for path in (report, trace, log):
-        _check_writable(path)
+        check_writable(path)
     scenario = _load(file, real_time=real_time)
     begin = time.perf_counter()
     with _progress(scenario.name) as advance:
@@ -98,13 +98,13 @@ def run_scenario(
         )
     _write(played, report, trace, log)
     if as_json:
-        _print_json(played.result.as_json())
+        print_json(played.result.as_json())
     else:
         _show(played, time.perf_counter() - begin)
     return 0 if played.result.passed else 1
 
 
-def _need(module: str, library: str) -> Any:
+def need(module: str, library: str) -> Any:
     """A module of the lab that needs a library of the extra."""
     try:
         return importlib.import_module(f"aslab.lab.{module}")
@@ -128,7 +128,7 @@ def _load(file: str, *, real_time: bool) -> Scenario:
         raise exc
 
 
-def _check_writable(path: Path | None) -> None:
+def check_writable(path: Path | None) -> None:
     """Before a long run, not after it."""
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
         raise BadInput(f"cannot write {printable(str(path))}: it is a folder, or its folder does not exist")
@@ -214,6 +214,7 @@ def _show_figures(console: Console, figures: dict[str, str]) -> None:
         console.print(text)
 
 
-def _print_json(told: dict[str, Any]) -> None:
+def print_json(told: object) -> None:
+    """Print one JSON value."""
     json.dump(told, sys.stdout, indent=2)
     sys.stdout.write("\n")

@@ -24,6 +24,7 @@ COLOURS = {  # after Okabe and Ito: told apart by the colour-blind, and on white
     "growing": "#009e73",
     "stuck": "#c4609a",
     "failed": "#8a8a8a",
+    "txg sync": "#4a9fd8",
     "GROWING": "#009e73",
     "DEADLOCKED": "#c4609a",
     "REAPING": "#b08d57",

@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-Kind = Literal["waiting", "holding", "emergency", "growing", "stuck", "failed", "GROWING", "DEADLOCKED", "REAPING"]
+Kind = Literal[
+    "waiting", "holding", "emergency", "growing", "stuck", "failed", "txg sync", "GROWING", "DEADLOCKED", "REAPING"
+]
 
 
 class Span(NamedTuple):
@@ -17,7 +19,8 @@ class Span(NamedTuple):
     row: str
     """Who: a task, a backend under the worker, or a cache."""
     kind: Kind
-    """A task waits, holds, or holds an emergency object; a grow is under way or failed; a cache has a mark."""
+    """A task waits, holds, or holds an emergency object; a grow is under way or failed; a transaction group is
+    written; a cache has a mark."""
     start: float
     """Seconds since the run began."""
     end: float

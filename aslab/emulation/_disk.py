@@ -1,0 +1,45 @@
+"""A disk: so many writes at once, each of which takes its time, and a page of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import anyio
+
+from .._flags import GFP
+from ._memory import PhysicalMemory
+
+RETRY = 0.01  # seconds until a driver without memory tries again
+
+
+class Disk:
+    """The driver and the device. For one event loop.
+
+    :param latency: seconds of a write
+    :param depth: writes that the device takes at once; others queue
+    """
+
+    def __init__(self, memory: PhysicalMemory, latency: Callable[[], float], depth: int) -> None:
+        self.memory = memory
+        self.depth = depth
+        self.writes: int = 0
+        self.starved: int = 0
+        """Times that the driver found no page for a request, and had to wait."""
+        self._latency = latency
+        self._slots = anyio.CapacityLimiter(depth)
+
+    async def write(self) -> None:
+        """One write. The driver's own page comes from the reserve: it must not wait for writeback, being it."""
+        async with self._slots:
+            while True:
+                try:
+                    page = self.memory.allocate(0, GFP.HIGH)
+                    break
+                except MemoryError:
+                    self.starved += 1
+                    await anyio.sleep(RETRY)
+            try:
+                await anyio.sleep(self._latency())
+            finally:
+                self.memory.free(page)
+            self.writes += 1

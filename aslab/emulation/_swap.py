@@ -1,0 +1,146 @@
+"""The pages of processes, and what Linux does when there are too few: kswapd, direct reclaim, writeback.
+
+Pages that a process has dirtied can only be had by writing them to the swap device. kswapd does that when
+fewer than ``low`` pages are free; an allocation that finds fewer than ``min`` has to do it itself, and
+waits. Whether it may is said by its flags: without IO it may not.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+import anyio
+import anyio.lowlevel
+
+from .._flags import GFP
+from ._memory import Block, PhysicalMemory
+from ._page_cache import SWAP_CLUSTER_MAX
+from ._waits import WaitGraph
+
+KSWAPD_WRITES = 8
+"""Clusters that kswapd has under way at once; Linux stops where the device is congested."""
+
+SMALL = 8
+"""Pages in a row that Linux goes on trying to get (PAGE_ALLOC_COSTLY_ORDER)."""
+
+WriteOut = Callable[[], Awaitable[None]]
+
+
+class Anonymous:
+    """Dirty pages of processes, oldest first. Makes itself the memory's reclaimer, and its kswapd.
+
+    ``write_out`` writes one cluster of `SWAP_CLUSTER_MAX` pages to the swap device, ``shrink`` is asked for
+    the memory of caches where there is nothing to write; it answers whether it freed any. For one event loop.
+    """
+
+    def __init__(
+        self,
+        memory: PhysicalMemory,
+        waits: WaitGraph,
+        write_out: WriteOut,
+        shrink: Callable[[], Awaitable[bool]],
+    ) -> None:
+        self.memory = memory
+        self.written: int = 0
+        """Pages written to the swap device."""
+        self.direct_reclaims: int = 0
+        """Allocations that had to free memory themselves."""
+        self._waits = waits
+        self._write_out = write_out
+        self._shrink = shrink
+        self._lru: deque[list[Block]] = deque()
+        self._under_way = 0
+        self._progress = anyio.Event()  # set, and made anew, whenever a cluster was written
+        self._freed: anyio.Event | None = None  # set when a page is freed, if anybody waits for one
+        self._woken = anyio.Event()
+        memory.on_free = self._note_free
+        memory.reclaimer = self.reclaim
+        memory.wake_kswapd = self._wake
+
+    def add(self, cluster: list[Block]) -> None:
+        """A process has dirtied these pages, `SWAP_CLUSTER_MAX` at most."""
+        self._lru.append(cluster)
+
+    async def reclaim(self, pages: int, gfp: GFP) -> int:
+        """Direct reclaim: write one cluster out, or wait for others to. Answers the pages freed.
+
+        Without IO it can only wait for what others free. Linux lets small requests (up to 8 pages in a row)
+        do so for ever, and fails larger ones, and those with NORETRY.
+        """
+        if GFP.IO not in gfp:
+            if pages > SMALL or GFP.NORETRY in gfp:
+                return 0
+            if self._freed is None:
+                self._freed = anyio.Event()
+            with self._waits.on("free pages", "writeback"):
+                await self._freed.wait()
+            return 1
+        self.direct_reclaims += 1
+        with self._waits.on("reclaim", "writeback"):
+            if self._lru:
+                return await self._write(self._lru.popleft())
+            if self._under_way:
+                before = self.written
+                await self._progress.wait()
+                return self.written - before
+        return 0
+
+    async def run_kswapd(self) -> None:
+        """Keep ``high`` pages free, whenever fewer than ``low`` are. Until cancelled."""
+        self._waits.be("kswapd")
+        async with anyio.create_task_group() as writes:
+            while True:
+                await self._woken.wait()
+                self._woken = anyio.Event()
+                while self.memory.free_pages < self.memory.high:
+                    if self._lru and self._under_way < KSWAPD_WRITES:
+                        writes.start_soon(self._write, self._lru.popleft(), name="kswapd write")
+                        await anyio.lowlevel.checkpoint()
+                    elif self._under_way:
+                        with self._waits.on("writeback"):
+                            await self._progress.wait()
+                    elif not await self._shrink():
+                        break  # nothing to free now; the next allocation wakes it again
+
+    def _note_free(self) -> None:
+        if self._freed is not None:
+            self._freed.set()
+            self._freed = None
+
+    def _wake(self) -> None:
+        self._woken.set()
+
+    async def _write(self, cluster: list[Block]) -> int:
+        self._under_way += 1
+        try:
+            with self._waits.on("writeback", "zvol"):
+                await self._write_out()
+        except BaseException:
+            self._lru.appendleft(cluster)
+            raise
+        finally:
+            self._under_way -= 1
+        for page in cluster:
+            self.memory.free(page)
+        self.written += len(cluster)
+        progress, self._progress = self._progress, anyio.Event()
+        progress.set()
+        return len(cluster)
+
+
+async def hog(anonymous: Anonymous, clusters: int, pause: Callable[[], float]) -> None:
+    """A process that dirties so many clusters of pages, one after the other, and never looks back.
+
+    :param pause: seconds that it takes to fill one
+    """
+    memory = anonymous.memory
+    for _ in range(clusters):
+        cluster: list[Block] = []
+        while len(cluster) < SWAP_CLUSTER_MAX:
+            try:
+                cluster.append(await memory.get(0, GFP.KERNEL))
+            except MemoryError:  # nothing to reclaim at this moment; Linux tries such small requests for ever
+                await anyio.sleep(0.01)
+        await anyio.sleep(pause())
+        anonymous.add(cluster)

@@ -1,0 +1,197 @@
+"""As little of ZFS as tells the truth about swapping to it.
+
+    zvol      a write to swap: joins the open transaction group, and copies its data into a buffer
+    txg_sync  closes the group, and writes all of it; only then its buffers come back
+    z_wr_iss  starts each write of it: a buffer for the data as it goes to disk
+    vdev      queues the writes; each I/O needs a buffer to aggregate into
+    z_wr_int  ends each write: gives its buffers back, and starts the next I/O of the queue
+
+All buffers are of 128 KiB, from two caches. Group and pipeline are bounded, so each waits for the next;
+and where one of them waits for memory that only a write to swap can free, all do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ._disk import Disk
+from ._waits import WaitGraph
+
+BLOCK = 128 * 1024  # bytes: a cluster of 32 pages
+ZVOL_TASKS, ISSUE_TASKS, INTERRUPT_TASKS = 4, 8, 1
+VDEV = 10  # writes that wait in the queue of the device
+TXG_TIMEOUT = 5.0  # seconds after which a group is closed that is not full
+TXG_BLOCKS = 64  # blocks of a group
+
+
+class Buffers(Protocol):
+    """A cache of 128 KiB buffers, as a machine has it."""
+
+    async def alloc(self) -> Any:
+        """A buffer, for a caller that is part of writing memory back (KM_PUSHPAGE)."""
+        ...
+
+    def free(self, buffer: Any) -> None:
+        """Give it back."""
+        ...
+
+
+class _Zio:
+    """One block on its way to disk."""
+
+    def __init__(self, block: Any, done: Callable[[], None]) -> None:
+        self.block = block
+        self.transformed: Any = None
+        self.aggregate: Any = None
+        self.done = done
+
+
+class Zfs:
+    """A pool of one disk with one zvol. ``cpu`` is drawn for each step of the pipeline, in seconds."""
+
+    def __init__(self, disk: Disk, arc: Buffers, zio: Buffers, waits: WaitGraph, cpu: Callable[[], float]) -> None:
+        self.syncs: list[tuple[float, float]] = []
+        """When each transaction group began to be written, and when that ended."""
+        self._disk = disk
+        self._arc = arc
+        self._zio = zio
+        self._waits = waits
+        self._cpu = cpu
+        self._requests = anyio.create_memory_object_stream[anyio.Event](math.inf)
+        self._issue = anyio.create_memory_object_stream[_Zio](math.inf)
+        self._interrupts = anyio.create_memory_object_stream[_Zio](math.inf)
+        self._vdev: deque[_Zio] = deque()
+        self._in_flight = 0
+        self._open: list[Any] = []
+        self._joining = 0  # writes that have joined the open group, and not copied their data yet
+        self._changed = anyio.Event()  # set, and made anew, whenever the open group changes
+        self._room = anyio.Event()  # in the vdev queue
+        self._sync_since: float | None = None
+
+    async def write(self) -> None:
+        """A write of one block to the zvol. Suspends until the data is copied."""
+        copied = anyio.Event()
+        self._requests[0].send_nowait(copied)
+        await copied.wait()
+
+    def start(self, tasks: TaskGroup) -> None:
+        """Start all tasks; they run until cancelled."""
+        self._tasks = tasks
+        for _ in range(ZVOL_TASKS):
+            tasks.start_soon(self._run_zvol, name="zvol")
+        tasks.start_soon(self._run_txg_sync, name="txg_sync")
+        for _ in range(ISSUE_TASKS):
+            tasks.start_soon(self._run_issue, name="z_wr_iss")
+        for _ in range(INTERRUPT_TASKS):
+            tasks.start_soon(self._run_interrupt, name="z_wr_int")
+
+    async def drain(self) -> None:
+        """Suspend until all that was written to the zvol is on disk."""
+        while self._open or self._joining or self._sync_since is not None:
+            await self._changed.wait()
+
+    def note(self) -> None:
+        """Count the sync that is under way."""
+        if self._sync_since is not None:
+            self.syncs.append((self._sync_since, anyio.current_time()))
+
+    async def _run_zvol(self) -> None:
+        self._waits.be("zvol")
+        async for copied in self._requests[1]:
+            while len(self._open) + self._joining >= TXG_BLOCKS:
+                with self._waits.on("txg_sync"):
+                    await self._changed.wait()
+            self._joining += 1
+            with self._waits.held("txg"):
+                block = await self._arc.alloc()
+                await anyio.sleep(self._cpu())
+            self._open.append(block)
+            self._joining -= 1
+            self._change()
+            copied.set()
+
+    async def _run_txg_sync(self) -> None:
+        self._waits.be("txg_sync")
+        while True:
+            while not self._open:
+                await self._changed.wait()
+            with anyio.move_on_after(TXG_TIMEOUT):
+                while len(self._open) < TXG_BLOCKS:
+                    await self._changed.wait()
+            self._sync_since = anyio.current_time()
+            while self._joining:  # quiesce: who has joined may still finish
+                with self._waits.on("txg"):
+                    await self._changed.wait()
+            blocks, self._open = self._open, []
+            self._change()
+            await self._sync(blocks)
+            self.note()
+            self._sync_since = None
+            self._change()
+
+    async def _sync(self, blocks: list[Any]) -> None:
+        left = len(blocks)
+        synced = anyio.Event()
+
+        def done() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                synced.set()
+
+        for block in blocks:
+            self._issue[0].send_nowait(_Zio(block, done))
+        with self._waits.on("zio"):
+            await synced.wait()
+        for block in blocks:
+            self._arc.free(block)
+
+    async def _run_issue(self) -> None:
+        self._waits.be("z_wr_iss")
+        async for zio in self._issue[1]:
+            with self._waits.held("zio"):
+                while len(self._vdev) >= VDEV:
+                    self._room = anyio.Event() if self._room.is_set() else self._room
+                    with self._waits.on("vdev"):
+                        await self._room.wait()
+                zio.transformed = await self._zio.alloc()
+                await anyio.sleep(self._cpu())
+                self._vdev.append(zio)
+                await self._start_io()
+
+    async def _run_interrupt(self) -> None:
+        self._waits.be("z_wr_int")
+        async for zio in self._interrupts[1]:
+            with self._waits.held("zio"):
+                self._zio.free(zio.aggregate)
+                self._zio.free(zio.transformed)
+                await anyio.sleep(self._cpu())
+                zio.done()
+                self._in_flight -= 1
+                await self._start_io()
+
+    async def _start_io(self) -> None:
+        """vdev_queue_io_to_issue: as many of the queue as the disk takes."""
+        while self._vdev and self._in_flight < self._disk.depth:
+            self._in_flight += 1
+            zio = self._vdev.popleft()
+            self._room.set()
+            with self._waits.held("vdev"):
+                zio.aggregate = await self._zio.alloc()
+            self._tasks.start_soon(self._io, zio, name="disk")
+
+    async def _io(self, zio: _Zio) -> None:
+        self._waits.be("disk")
+        with self._waits.held("zio"):
+            await self._disk.write()
+        self._interrupts[0].send_nowait(zio)
+
+    def _change(self) -> None:
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()

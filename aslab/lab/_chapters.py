@@ -1,0 +1,153 @@
+"""The story told many times: what came of each machine over many seeds, as one row, and as one page."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ._machines import COMPUTER, Machine
+from ._metrics import format_seconds
+from ._recording import Recording
+from ._result import Result, Verdict
+from ._story import Chapter, tell
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One machine over all seeds."""
+
+    machine: Machine
+    chapters: tuple[Chapter, ...]
+
+    @property
+    def stuck(self) -> int:
+        """Seeds with which it did not finish."""
+        return sum(not chapter.finished for chapter in self.chapters)
+
+    @property
+    def cycle(self) -> tuple[str, ...]:
+        """Who waits on whom where it is stuck, as most often."""
+        found = Counter(chapter.cycle for chapter in self.chapters if chapter.cycle)
+        return found.most_common(1)[0][0] if found else ()
+
+    @property
+    def time_to_finish(self) -> float | None:
+        """Median of the seeds that finished, in seconds."""
+        times = [chapter.time for chapter in self.chapters if chapter.finished]
+        return statistics.median(times) if times else None
+
+    @property
+    def failed_by_order(self) -> dict[str, int]:
+        """Page allocations that failed, by order, over all seeds."""
+        total: Counter[int] = Counter()
+        for chapter in self.chapters:
+            total.update(dict(enumerate(chapter.failed_by_order)))
+        return {str(order): count for order, count in sorted(total.items()) if count}
+
+    @property
+    def as_told(self) -> bool:
+        """Whether it ended as the change says: nearly always where it gets stuck, always where it finishes."""
+        if self.machine.ends == "finished":
+            return not self.stuck
+        return self.stuck >= 0.9 * len(self.chapters)
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``aslab lab story --json`` prints of it."""
+        chapters = self.chapters
+        return {
+            "machine": self.machine.name,
+            "seeds": len(chapters),
+            "finished": len(chapters) - self.stuck,
+            "stuck": self.stuck,
+            "cycle": list(self.cycle),
+            "time_to_finish": self.time_to_finish,
+            "longest_txg_sync": max(chapter.longest_txg_sync for chapter in chapters),
+            "longest_wait": max(chapter.longest_wait for chapter in chapters),
+            "emergency_left": max(chapter.emergency_left for chapter in chapters),
+            "emergency_max": max(chapter.emergency_max for chapter in chapters),
+            "deadlocks": sum(chapter.deadlocks for chapter in chapters),
+            "failed_by_order": self.failed_by_order,
+            "lowest_free_pages": min(chapter.lowest_free_pages for chapter in chapters),
+            "reserve_used": max(0, COMPUTER.min - min(chapter.lowest_free_pages for chapter in chapters)),
+            "va_lock_time": statistics.median(chapter.va_lock_time for chapter in chapters),
+            "index": self.machine.index,
+        }
+
+    def shown(self) -> dict[str, str]:
+        """The same for people, a column each."""
+        told = self.as_json()
+        finish = self.time_to_finish
+        failed = ", ".join(f"{count} of order {order}" for order, count in self.failed_by_order.items())
+        return {
+            "machine": self.machine.name,
+            "finished": f"{told['finished']} of {told['seeds']}",
+            "time": "-" if finish is None else f"{finish:.2f} s",
+            "txg sync": format_seconds(round(told["longest_txg_sync"], 4)),
+            "wait": format_seconds(round(told["longest_wait"], 4)),
+            "emergency": f"{told['emergency_left']}/{told['emergency_max']}",
+            "dlock": str(told["deadlocks"]),
+            "failed": failed or "-",
+            "lowest free": str(told["lowest_free_pages"]),
+            "reserve used": f"{told['reserve_used'] / COMPUTER.min:.0%}",
+            "va lock": format_seconds(round(told["va_lock_time"], 6)),
+        }
+
+
+def play_story(
+    machines: Iterable[Machine],
+    seeds: range,
+    *,
+    loop: str = "asyncio",
+    pinned: float = 0.0,
+    progress: Callable[[str, int], object] | None = None,
+) -> list[Row]:
+    """Tell it with every machine and every seed. Blocks; a second or two for each."""
+    rows = []
+    for machine in machines:
+        chapters = []
+        for seed in seeds:
+            chapters.append(tell(machine, seed, loop=loop, pinned=pinned))
+            if progress is not None:
+                progress(machine.name, seed)
+        rows.append(Row(machine, tuple(chapters)))
+    return rows
+
+
+def as_result(rows: list[Row], seed: int, loop: str) -> tuple[Result, Recording]:
+    """One seed of every machine, one above the other, for the page that scenarios have, too."""
+    recording = Recording()
+    figures: dict[str, float] = {}
+    verdicts = []
+    for row in rows:
+        name = row.machine.name
+        chapter = next(one for one in row.chapters if one.seed == seed)
+        recording.tasks += chapter.spans
+        recording.counters |= {f"{what}, {name}": points for what, points in chapter.counters.items()}
+        came = f"finished after {chapter.time:.2f} s"
+        if not chapter.finished:
+            came = f"stuck: {' → '.join((*chapter.cycle, *chapter.cycle[:1]))}"
+        surprise = chapter.finished != (row.machine.ends == "finished")
+        verdicts.append(Verdict(f"{name}: {row.machine.ends}", came, "with this seed" if surprise else None))
+        figures[f"{name}: swapped pages"] = chapter.swapped
+        figures[f"{name}: lowest free pages"] = chapter.lowest_free_pages
+    chapters = [chapter for row in rows for chapter in row.chapters if chapter.seed == seed]
+    result = Result(
+        scenario="The story of 2012",
+        about="Four processes swap to a zvol, on machines that grow their caches in different ways.",
+        seed=seed,
+        loop=loop,
+        real_time=False,
+        verdicts=tuple(verdicts),
+        log_sha256="",
+        events=0,
+        duration=max(chapter.time for chapter in chapters),
+        emergency_max=max(chapter.emergency_max for chapter in chapters),
+        deadlocks=sum(chapter.deadlocks for chapter in chapters),
+        longest_wait=max(chapter.longest_wait for chapter in chapters),
+        stuck=(),
+        figures=figures,
+    )
+    return result, recording

@@ -1,0 +1,289 @@
+"""The story of 2012, run: four processes swap to a zvol, on machines that grow their caches in different ways.
+
+Nobody injects the deadlock. It arises from its parts: a slab needs page tables, page tables need memory,
+memory is freed by writing to swap, swap is written by ZFS, and ZFS waits for the slab.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from .. import GFP, KM, Buffer, Cache, open_allocator
+from ..backends import Backend, Region
+from ..emulation import AddressSpace, Kmalloc, PhysicalMemory, Vmalloc
+from ..emulation._disk import Disk
+from ..emulation._memory import PF_MEMALLOC
+from ..emulation._page_cache import SWAP_CLUSTER_MAX
+from ..emulation._spl import SplCache, SplObject, SplQueue
+from ..emulation._swap import Anonymous, hog
+from ..emulation._waits import WaitGraph
+from ..emulation._zfs import BLOCK, Buffers, Zfs
+from ._machine import seed_for
+from ._machines import COMPUTER, Computer, Machine
+from ._recording import Span
+from ._run import current, housekeeping
+from ._run import run as run_simulated
+
+CACHES = ("zio_data_buf_131072", "zio_buf_131072")
+LOOK_EVERY = 1.0
+"""Simulated seconds between looks whether anybody can still go on."""
+COUNT_EVERY = 0.02
+"""Simulated seconds between the points of the curves."""
+UNTIL = 600.0
+"""Simulated seconds after which a machine that still works is given up."""
+
+
+@dataclass(slots=True)
+class Chapter:
+    """What came of one machine with one seed."""
+
+    machine: str
+    seed: int
+    finished: bool = False
+    time: float = 0.0
+    """Simulated seconds until the last process was done, or until everything was stuck."""
+    cycle: tuple[str, ...] = ()
+    """Who waits on whom, where it is stuck."""
+    longest_txg_sync: float = 0.0
+    longest_wait: float = 0.0
+    emergency_max: int = 0
+    emergency_left: int = 0
+    deadlocks: int = 0
+    failed_by_order: list[int] = field(default_factory=list)
+    lowest_free_pages: int = 0
+    va_lock_time: float = 0.0
+    starved: int = 0
+    """Times that the disk's driver had no page for a request."""
+    swapped: int = 0
+    """Pages written to swap."""
+    spans: list[Span] = field(default_factory=list)
+    counters: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+
+class _Traced:
+    """Vmalloc as a node of the wait graph."""
+
+    def __init__(self, backend: Backend, waits: WaitGraph, worker: str | None) -> None:
+        self.backend = backend
+        self._waits = waits
+        self._worker = worker
+
+    async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        if self._worker is not None:
+            self._waits.be(self._worker)
+        with self._waits.on("vmalloc"):
+            return await self.backend.acquire(nbytes, align, gfp)
+
+    def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        return self.backend.acquire_nowait(nbytes, align, gfp)
+
+    async def release(self, region: Region) -> None:
+        await self.backend.release(region)
+
+
+class _AslabBuffers:
+    """A cache of aslab's, as ZFS uses it."""
+
+    def __init__(self, cache: Cache[Any], waits: WaitGraph) -> None:
+        self.cache = cache
+        self.longest_wait = 0.0
+        self._waits = waits
+
+    async def alloc(self) -> Buffer[Any]:
+        began = anyio.current_time()
+        try:
+            with self._waits.on(f"cache {self.cache.name}", "growth worker"):
+                return await self.cache.alloc(KM.PUSHPAGE)
+        finally:
+            self.longest_wait = max(self.longest_wait, anyio.current_time() - began)
+
+    def free(self, buffer: Buffer[Any]) -> None:
+        buffer.free()
+
+
+def tell(machine: Machine, seed: int, *, loop: str = "asyncio", pinned: float = 0.0) -> Chapter:
+    """Run one machine with one seed. Blocks until it has finished, is stuck, or is given up.
+
+    :param pinned: the share of all pages that is pinned, evenly, so that memory is fragmented
+    """
+    computer = replace(COMPUTER, pinned=pinned)
+    chapter = Chapter(machine.name, seed)
+    run_simulated(_Telling(machine, computer, seed, chapter).run, seed=seed, loop=loop, until=UNTIL)
+    return chapter
+
+
+class _SplBuffers:
+    """A cache of SPL's, as ZFS uses it."""
+
+    def __init__(self, cache: SplCache, tasks: TaskGroup) -> None:
+        self.cache = cache
+        self._tasks = tasks
+
+    async def alloc(self) -> SplObject:
+        return await self.cache.alloc()
+
+    def free(self, buffer: SplObject) -> None:
+        self._tasks.start_soon(self.cache.free, buffer)
+
+
+class _Telling:
+    """One run."""
+
+    def __init__(self, machine: Machine, computer: Computer, seed: int, chapter: Chapter) -> None:
+        self._machine = machine
+        self._computer = computer
+        self._seed = seed
+        self._chapter = chapter
+        self._waits = WaitGraph()
+        self._since = 0.0
+
+    async def run(self) -> None:
+        """Until all processes are done and all is written; notes what came also if it is cut off."""
+        computer, machine = self._computer, self._machine
+        self._memory = PhysicalMemory(computer.pages, min=computer.min, low=computer.low, high=computer.high)
+        self._memory.fragment(computer.pinned)
+        self._space = AddressSpace()
+        vmalloc = Vmalloc(
+            self._memory,
+            per_page=computer.per_page,
+            lock=computer.lock,
+            honour_gfp=machine.honour_gfp,
+            space=self._space,
+        )
+        single = Kmalloc(self._memory, per_page=computer.per_page, vmap=machine.single_pages)
+        tell = self._tell_aslab if machine.growth is None else self._tell_spl
+        await tell(vmalloc, single)
+
+    async def _tell_aslab(self, vmalloc: Backend, single: Backend) -> None:
+        slabs = _Traced(vmalloc, self._waits, "growth worker")
+        async with open_allocator(slabs=slabs, emergency=single) as kmem:
+            caches = [kmem.create_cache(name, BLOCK) for name in CACHES]
+            await caches[0].prefill(self._computer.arc_buffers)
+            buffers = [_AslabBuffers(cache, self._waits) for cache in caches]
+
+            async def shrink() -> bool:
+                return await kmem.reap() > 0
+
+            def note() -> None:
+                stats = [cache.stats() for cache in caches]
+                self._chapter.deadlocks = sum(one.obj_deadlock for one in stats)
+                self._chapter.emergency_max = max(one.obj_emergency_max for one in stats)
+                self._chapter.emergency_left = sum(one.obj_emergency for one in stats)
+                self._chapter.longest_wait = max(one.longest_wait for one in buffers)
+
+            async with anyio.create_task_group() as tasks:
+                await self._swap(tasks, buffers[0], buffers[1], shrink, note)
+                tasks.cancel_scope.cancel()
+
+    async def _tell_spl(self, vmalloc: Backend, single: Backend) -> None:
+        growth = self._machine.growth
+        assert growth is not None
+        waits = self._waits
+        async with anyio.create_task_group() as tasks:
+            queue = SplQueue(waits)
+            tasks.start_soon(queue.run)
+            caches = [
+                SplCache(
+                    name,
+                    BLOCK,
+                    growth,
+                    GFP.NOIO | GFP.HIGH,
+                    slabs=_Traced(vmalloc, waits, None),
+                    emergency=single,
+                    queue=queue,
+                    waits=waits,
+                )
+                for name in CACHES
+            ]
+
+            async def shrink() -> bool:
+                return any([await cache.shrink() for cache in caches])
+
+            def note() -> None:
+                self._chapter.deadlocks = sum(cache.deadlocks for cache in caches)
+                self._chapter.emergency_max = max(cache.emergency_max for cache in caches)
+                self._chapter.emergency_left = sum(cache.emergency for cache in caches)
+                self._chapter.longest_wait = max(cache.longest_wait for cache in caches)
+
+            await caches[0].prefill(self._computer.arc_buffers)
+            arc, zio = (_SplBuffers(cache, tasks) for cache in caches)
+            await self._swap(tasks, arc, zio, shrink, note)
+            tasks.cancel_scope.cancel()
+
+    async def _swap(
+        self,
+        tasks: TaskGroup,
+        arc: Buffers,
+        zio: Buffers,
+        shrink: Callable[[], Awaitable[bool]],
+        note: Callable[[], None],
+    ) -> None:
+        computer, memory, waits = self._computer, self._memory, self._waits
+        disk = Disk(memory, self._drawing("disk", computer.disk), computer.depth)
+        zfs = Zfs(disk, arc, zio, waits, self._drawing("cpu", computer.cpu))
+        anonymous = Anonymous(memory, waits, zfs.write, shrink)
+        clusters = computer.pages * computer.overcommit // computer.hogs // SWAP_CLUSTER_MAX
+        try:
+            if self._machine.memalloc:
+                PF_MEMALLOC.set(True)  # the tasks started now have it
+            zfs.start(tasks)
+            PF_MEMALLOC.set(False)
+            tasks.start_soon(anonymous.run_kswapd, name="kswapd")
+            tasks.start_soon(self._watch, tasks.cancel_scope)
+            tasks.start_soon(self._count, memory, anonymous, note)
+            async with anyio.create_task_group() as hogs:
+                for number in range(computer.hogs):
+                    fill = self._drawing(f"hog-{number}", computer.fill)
+                    hogs.start_soon(hog, anonymous, clusters, fill, name=f"hog-{number}")
+            self._chapter.finished = True
+            self._chapter.time = current().time()
+            await zfs.drain()
+        finally:
+            zfs.note()
+            note()
+            chapter = self._chapter
+            chapter.time = chapter.time or current().time()
+            name = chapter.machine
+            chapter.longest_txg_sync = max((end - begin for begin, end in zfs.syncs), default=0.0)
+            chapter.spans = [Span(name, "txg sync", begin, end) for begin, end in zfs.syncs]
+            if not chapter.finished:
+                chapter.spans.append(Span(name, "stuck", self._since, chapter.time))
+            chapter.failed_by_order = list(memory.failures_by_order)
+            chapter.lowest_free_pages = memory.lowest_free
+            chapter.va_lock_time = self._space.lock_wait_total + self._space.lock_held_total
+            chapter.starved = disk.starved
+            chapter.swapped = anonymous.written
+
+    async def _watch(self, scope: anyio.CancelScope) -> None:
+        """Once nobody can go on, see why, and end."""
+        housekeeping()
+        while not current().stuck():  # noqa: ASYNC110  (what it looks for is that nothing happens)
+            await anyio.sleep(LOOK_EVERY)
+        self._since = current().time() - LOOK_EVERY
+        self._chapter.cycle = self._waits.cycle()
+        scope.cancel()
+
+    async def _count(self, memory: PhysicalMemory, anonymous: Anonymous, note: Callable[[], None]) -> None:
+        """Note what is to be drawn, now and then."""
+        housekeeping()
+        while True:
+            note()
+            now = current().time()
+            values = {
+                "free pages": memory.free_pages,
+                "swapped pages": anonymous.written,
+                "emergency": self._chapter.emergency_left,
+            }
+            for what, value in values.items():
+                self._chapter.counters.setdefault(what, []).append((now, value))
+            await anyio.sleep(COUNT_EVERY)
+
+    def _drawing(self, what: str, between: tuple[float, float]) -> Callable[[], float]:
+        draw = random.Random(seed_for(self._seed, what))
+        return lambda: draw.uniform(*between)
