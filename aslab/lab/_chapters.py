@@ -125,7 +125,8 @@ def as_result(rows: list[Row], seed: int, loop: str) -> tuple[Result, Recording]
         name = row.machine.name
         chapter = next(one for one in row.chapters if one.seed == seed)
         recording.tasks += chapter.spans
-        recording.counters |= {f"{what}, {name}": points for what, points in chapter.counters.items()}
+        for what in ("emergency", "swapped pages"):
+            recording.counters[f"{what}, {name}"] = chapter.counters[what]
         came = f"finished after {chapter.time:.2f} s"
         if not chapter.finished:
             came = f"stuck: {' → '.join((*chapter.cycle, *chapter.cycle[:1]))}"

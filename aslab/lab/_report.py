@@ -57,7 +57,7 @@ def _body(result: Result, recording: Recording, figures: dict[str, Figure]) -> s
     parts.append(_plot("timeline", "What happened when", figures["timeline"], _how_to_zoom()))
     if "waits" in figures:
         parts.append(_plot("waits", "How long callers waited", figures["waits"], _about_waits(recording.waits)))
-    else:
+    elif result.log_sha256:
         parts.append(_section("How long callers waited", "<p>Nobody had to wait.</p>"))
     rows = [
         f"<tr><th scope=row>{_text(name)}<td class=number>{_number(value)}"
@@ -84,13 +84,15 @@ def _header(result: Result) -> str:
         "Deadlocks": f"{result.deadlocks:,}",
         "Most emergency objects": f"{result.emergency_max:,}",
     }
+    digest = f"<div class=all><dt>SHA-256 of the event log<dd><code>{_text(result.log_sha256)}</code></div>"
+    if not result.log_sha256:
+        del facts["Events"]
+        digest = ""
     listed = "".join(f"<div><dt>{_text(name)}<dd>{_text(value)}</div>" for name, value in facts.items())
     return (
         f"<header><h1>{_text(result.scenario)}</h1>"
         f"<div class='verdict {'good' if result.passed else 'bad'}' id=verdict>{words}</div>"
-        f"<p>{_text(result.about)}</p><dl>{listed}"
-        "<div class=all><dt>SHA-256 of the event log<dd>"
-        f"<code>{_text(result.log_sha256)}</code></div></dl></header>"
+        f"<p>{_text(result.about)}</p><dl>{listed}{digest}</dl></header>"
     )
 
 
@@ -110,6 +112,10 @@ def _verdicts(result: Result) -> str:
 def _stuck(result: Result) -> str:
     if not result.stuck:
         return ""
+    digest = f"<div class=all><dt>SHA-256 of the event log<dd><code>{_text(result.log_sha256)}</code></div>"
+    if not result.log_sha256:
+        del facts["Events"]
+        digest = ""
     listed = "".join(f"<li>{_text(line)}" for line in result.stuck[:MOST_STUCK])
     more = len(result.stuck) - MOST_STUCK
     rest = f"<p class=note>And {more:,} more.</p>" if more > 0 else ""

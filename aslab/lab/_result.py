@@ -38,7 +38,8 @@ class Result:
     verdicts: tuple[Verdict, ...]
     """In the order of the file."""
     log_sha256: str
-    """Of the event log; the same for every run of the same file, seed and loop in simulated time."""
+    """Of the event log; the same for every run of the same file, seed and loop in simulated time. Empty where
+    no log was kept."""
     events: int
     """Lines of the event log."""
     duration: float
