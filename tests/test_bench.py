@@ -14,6 +14,7 @@ QUICK = {
     "waiters": ["--rounds", "1", "--most", "200"],
     "pair": ["--rounds", "1", "--pairs", "100"],
     "emergency-free": ["--rounds", "2", "--most", "20"],
+    "index": ["--rounds", "1"],
     "lab": ["--rounds", "1", "--most", "3000"],
 }
 

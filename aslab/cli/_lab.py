@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from ._errors import BadInput, complain, printable
-from ._loops import Loop, check_installed
+from ._loops import Loop, check_installed, plain_interrupts
 
 if TYPE_CHECKING:
     from ..lab.scenarios import Played, Scenario
@@ -87,7 +88,7 @@ def run_scenario(
         check_writable(path)
     scenario = _load(file, real_time=real_time)
     begin = time.perf_counter()
-    with _progress(scenario.name) as advance:
+    with _progress(scenario.name) as advance, plain_interrupts():
         played = lab.play(
             scenario,
             seed=seed,
@@ -130,8 +131,12 @@ def _load(file: str, *, real_time: bool) -> Scenario:
 
 def check_writable(path: Path | None) -> None:
     """Before a long run, not after it."""
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+    if path is None:
+        return
+    if path.is_dir() or not path.parent.is_dir():
         raise BadInput(f"cannot write {printable(str(path))}: it is a folder, or its folder does not exist")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise BadInput(f"cannot write {printable(str(path))}: no permission")
 
 
 def _write(played: Played, report: Path | None, trace: Path | None, log: Path | None) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import importlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, TypeVarTuple
 
 import anyio
@@ -32,12 +33,19 @@ def run_on(loop: Loop, function: Callable[[*Args], Awaitable[T]], *args: *Args) 
     options: dict[str, Any] = {}
     if loop is Loop.UVLOOP:
         options["loop_factory"] = importlib.import_module("uvloop").new_event_loop
-    try:
+    with plain_interrupts():
         return anyio.run(function, *args, backend=backend, backend_options=options)
+
+
+@contextmanager
+def plain_interrupts() -> Iterator[None]:
+    """Have Ctrl-C come out as it is, also where the loop hands it on in an exception group."""
+    try:
+        yield
     except BaseExceptionGroup as group:
         if group.subgroup(KeyboardInterrupt) is None:
             raise
-    raise KeyboardInterrupt
+        raise KeyboardInterrupt from None
 
 
 def check_installed(loop: Loop) -> None:

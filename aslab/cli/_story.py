@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ._errors import BadInput, printable
 from ._lab import LabLoop, app, check_writable, need, print_json
-from ._loops import Loop, check_installed
+from ._loops import Loop, check_installed, plain_interrupts
 
 if TYPE_CHECKING:
     from ..lab._chapters import Row
@@ -57,7 +57,7 @@ def story(
     check_writable(report)
     from ..lab._chapters import as_result, play_story
 
-    with _progress(len(chosen) * len(which)) as advance:
+    with _progress(len(chosen) * len(which)) as advance, plain_interrupts():
         rows = play_story(chosen, which, loop=loop.value, pinned=fragmented / 100, progress=advance)
     if report is not None:
         from ..lab._report import write_report

@@ -26,7 +26,7 @@ class AddressSpace:
         """The longest that one was in the queue."""
         self.lock_held_total: float = 0.0
         """Time that the lock was held."""
-        self._queue: OrderedDict[anyio.Event, None] = OrderedDict()
+        self._queue: OrderedDict[anyio.Event, float] = OrderedDict()  # and since when
 
     async def search(self, duration: float) -> None:
         """Take the lock, hold it for so long, let go. Suspends; may be cancelled at any time."""
@@ -41,11 +41,17 @@ class AddressSpace:
             self.lock_held_total += anyio.current_time() - begin
             self._pass_on()
 
+    def queued(self) -> tuple[float, float]:
+        """How long those that are in the queue have waited so far: the longest, and all together."""
+        now = anyio.current_time()
+        waits = [now - since for since in self._queue.values()]
+        return max(waits, default=0.0), sum(waits)
+
     async def _wait(self) -> None:
         turn = anyio.Event()
-        self._queue[turn] = None
-        self.lock_waits += 1
         begin = anyio.current_time()
+        self._queue[turn] = begin
+        self.lock_waits += 1
         try:
             await turn.wait()
         except BaseException:

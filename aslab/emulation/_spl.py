@@ -158,6 +158,8 @@ class SplCache:
                     await self._grown.wait()
                 if self._free > 0:
                     break
+                if self._growth.patience is None:
+                    continue  # the grow failed
                 if self._growing and not self._deadlocked:
                     self.deadlocks += 1
                     self._deadlocked = self._growth.mark

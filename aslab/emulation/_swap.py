@@ -51,7 +51,7 @@ class Anonymous:
         self._shrink = shrink
         self._lru: deque[list[Block]] = deque()
         self._under_way = 0
-        self._progress = anyio.Event()  # set, and made anew, whenever a cluster was written
+        self._progress = anyio.Event()  # set, and made anew, whenever a write has ended
         self._freed: anyio.Event | None = None  # set when a page is freed, if anybody waits for one
         self._woken = anyio.Event()
         memory.on_free = self._note_free
@@ -79,11 +79,10 @@ class Anonymous:
         self.direct_reclaims += 1
         with self._waits.on("reclaim", "writeback"):
             if self._lru:
-                return await self._write(self._lru.popleft())
+                return await self._write(self._next())
             if self._under_way:
-                before = self.written
                 await self._progress.wait()
-                return self.written - before
+                return 1  # or so: it was written, or can be now
         return 0
 
     async def run_kswapd(self) -> None:
@@ -95,7 +94,7 @@ class Anonymous:
                 self._woken = anyio.Event()
                 while self.memory.free_pages < self.memory.high:
                     if self._lru and self._under_way < KSWAPD_WRITES:
-                        writes.start_soon(self._write, self._lru.popleft(), name="kswapd write")
+                        writes.start_soon(self._write, self._next(), name="kswapd write")
                         await anyio.lowlevel.checkpoint()
                     elif self._under_way:
                         with self._waits.on("writeback"):
@@ -111,21 +110,25 @@ class Anonymous:
     def _wake(self) -> None:
         self._woken.set()
 
+    def _next(self) -> list[Block]:
+        self._under_way += 1  # here, not in the write: that may begin later
+        return self._lru.popleft()
+
     async def _write(self, cluster: list[Block]) -> int:
-        self._under_way += 1
         try:
             with self._waits.on("writeback", "zvol"):
                 await self._write_out()
         except BaseException:
             self._lru.appendleft(cluster)
             raise
+        else:
+            for page in cluster:
+                self.memory.free(page)
+            self.written += len(cluster)
         finally:
             self._under_way -= 1
-        for page in cluster:
-            self.memory.free(page)
-        self.written += len(cluster)
-        progress, self._progress = self._progress, anyio.Event()
-        progress.set()
+            progress, self._progress = self._progress, anyio.Event()
+            progress.set()  # also when cancelled: who waited for this write may do it now
         return len(cluster)
 
 

@@ -31,7 +31,7 @@ class WaitGraph:
         """While this lasts, the task waits on the first, which waits on the next, and so on."""
         chain = (_node.get(), *nodes)
         token = _node.set(chain[-1])
-        edges = list(pairwise(chain))
+        edges = [(waiter, what) for waiter, what in pairwise(chain) if waiter != what]  # entered twice
         for waiter, what in edges:
             self._edges.setdefault(waiter, Counter())[what] += 1
         try:

@@ -96,6 +96,11 @@ class Zfs:
         while self._open or self._joining or self._sync_since is not None:
             await self._changed.wait()
 
+    def close(self) -> None:
+        """Once its tasks have ended."""
+        for stream in (*self._requests, *self._issue, *self._interrupts):
+            stream.close()
+
     def note(self) -> None:
         """Count the sync that is under way."""
         if self._sync_since is not None:

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import contextvars
 import itertools
+import math
 import selectors
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -32,7 +33,6 @@ class _Selector(selectors.BaseSelector):
         self._real = selectors.DefaultSelector()
         self._idle = idle
         self.now = 0.0
-        self._waited = False  # for threads, in vain so far
         self.timers: Callable[[], list[asyncio.TimerHandle]] = list
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
@@ -53,18 +53,26 @@ class _Selector(selectors.BaseSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = self._real.select(0)
         if ready or timeout == 0:
-            self._waited = False
             return ready
-        if self._idle.threads_at_work() and not self._waited:
-            self._waited = True
-            return self._real.select(THREADS_GRACE)
-        if timeout is None:
+        if self._idle.threads_at_work():
+            return self._wait_for_threads()
+        timers = self.timers()
+        if timeout is None or timers[0].when() == math.inf:
+            if self._idle.hope_again():
+                return self._wait_for_threads()
             self._idle.stuck(self.now)
             return []
+        self._idle.jumps()
         if self._only_housekeeping() and self._idle.housekeeping(self.now, self.now + timeout):
             return []
         self.now = max(self.now, self.timers()[0].when())  # adding the timeout would round
         return []
+
+    def _wait_for_threads(self) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = self._real.select(THREADS_GRACE)
+        if not ready:
+            self._idle.give_threads_up()
+        return ready
 
     def _only_housekeeping(self) -> bool:
         """Whether all timers are of tasks that only look after others."""
@@ -72,7 +80,7 @@ class _Selector(selectors.BaseSelector):
         if not _is_housekeeping(timers[0]):  # the usual case, and the quick answer
             self._idle.since = None
             return False
-        if all(timer.cancelled() or _is_housekeeping(timer) for timer in timers):
+        if all(timer.cancelled() or timer.when() == math.inf or _is_housekeeping(timer) for timer in timers):
             return True
         self._idle.since = None
         return False

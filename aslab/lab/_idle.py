@@ -18,6 +18,8 @@ PATIENCE = 600.0
 """Simulated seconds of nothing but housekeeping that make a run stuck."""
 THREADS_GRACE = 5.0
 """Real seconds that calls in threads are given to end, while the clock stands still."""
+COLLECT_EVERY = 5000
+"""Jumps of the clock between collections of garbage."""
 
 
 class StuckInCleanUp(RuntimeError):
@@ -40,11 +42,35 @@ class Idle:
         """The tasks that were stuck, once the run has been given up."""
         self.found_since: float = 0.0
         self.patience: float = PATIENCE
+        self.collect: Callable[[], object] = lambda: None
         self._over = False
+        self._jumps = 0
+        self._given_up = 0  # threads that are not waited for any more
+        self._hoped = False
+
+    def jumps(self) -> None:
+        """The clock is about to jump. Now and then that is the moment to collect garbage."""
+        self._jumps += 1
+        if self._jumps % COLLECT_EVERY == 0:
+            self.collect()
 
     def threads_at_work(self) -> bool:
-        """Whether calls in threads are under way."""
-        return threading.active_count() > 1 and at_work() > 0
+        """Whether calls in threads are under way that are worth waiting for."""
+        number = at_work() if threading.active_count() > 1 else 0
+        self._given_up = min(self._given_up, number)
+        return number > self._given_up
+
+    def give_threads_up(self) -> None:
+        """Those that are under way have had their time: go on without them."""
+        self._given_up = at_work()
+
+    def hope_again(self) -> bool:
+        """Before the run is given up, threads that were get their time once more. Whether there are any."""
+        hoped, self._hoped = self._hoped, True
+        if hoped or not self._given_up:
+            return False
+        self._given_up = 0
+        return True
 
     def look(self) -> tuple[StuckTask, ...]:
         """The tasks that are stuck now; empty where a timer of theirs is left."""
@@ -54,7 +80,7 @@ class Idle:
         """Nothing but housekeeping is left, due at ``following``. True if the run was given up."""
         if self.since is None:
             self.since = now
-        if following - self.since < self.patience or self._over:
+        if following - self.since < self.patience:
             return False
         self.stuck(now)
         return True
@@ -69,6 +95,6 @@ class Idle:
         tasks = describe(self.tasks())
         if self._over or self.end is None:
             raise StuckInCleanUp("every task is stuck: " + "; ".join(map(str, tasks)))
-        self.found, self.found_since = tasks, self.since
+        self.found, self.found_since, self.since = tasks, self.since, None
         self._over = True
         self.end()

@@ -159,6 +159,7 @@ def _check_names(scenario: Scenario, machine: Machine) -> None:
     for number, expectation in enumerate(scenario.expect):
         _one_of(f"expect.{number}.tasks", expectation.tasks, tasks)
         _one_of(f"expect.{number}.cache", expectation.cache, caches)
+        _can_fail(f"expect.{number}", expectation, tasks)
     for number, happening in enumerate(scenario.at):
         key = f"at.{number}"
         if happening.time > scenario.duration:
@@ -174,6 +175,20 @@ def _check_names(scenario: Scenario, machine: Machine) -> None:
                 )
         deadlocks = [name for name, section in scenario.backends.items() if section.kind == "deadlock"]
         _one_of(f"{key}.backend", happening.backend, deadlocks)
+
+
+def _can_fail(key: str, expectation: Expectation, tasks: dict[str, TaskSection]) -> None:
+    """Refuse what is true of every run."""
+    what = expectation.what
+    if expectation.at_most is None and expectation.at_least in (0, "0s"):
+        raise ConfigError(f"{key}.at_least", expectation.at_least, "allowed is above 0: anything is at least 0")
+    needed = {"timed_out": "timeout", "unfinished": "times"}.get(what)
+    for name, section in tasks.items():
+        meant = expectation.tasks in (None, name) and expectation.cache in (None, section.cache)
+        if meant and (needed is None or getattr(section, needed) is not None):
+            return
+    if needed is not None:
+        raise ConfigError(f"{key}.what", what, f"allowed for tasks with {needed}: others are never counted")
 
 
 def _let_time_pass(name: str, section: TaskSection) -> None:

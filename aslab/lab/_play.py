@@ -184,8 +184,10 @@ class Run:
             self.feed("emergency_left", stats.obj_emergency, event, cache=name)
             self.feed("deadlocked_left", stats.deadlocked, event, cache=name)
         space = self._machine.space
-        self.feed("lock_wait", space.lock_wait_longest, event)
-        self.feed("lock_wait_total", space.lock_wait_total, event)
+        longest, total = space.queued()
+        self.feed("lock_wait", max(longest, space.lock_wait_longest), event)
+        self.feed("lock_wait_total", total + space.lock_wait_total, event)
+        self.feed("lowest_free", self._machine.memory.lowest_free, event)
         self.feed("stuck", len(self._stuck), event)
 
     async def _give_back(self, kmem: Allocator) -> None:

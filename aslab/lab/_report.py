@@ -112,10 +112,6 @@ def _verdicts(result: Result) -> str:
 def _stuck(result: Result) -> str:
     if not result.stuck:
         return ""
-    digest = f"<div class=all><dt>SHA-256 of the event log<dd><code>{_text(result.log_sha256)}</code></div>"
-    if not result.log_sha256:
-        del facts["Events"]
-        digest = ""
     listed = "".join(f"<li>{_text(line)}" for line in result.stuck[:MOST_STUCK])
     more = len(result.stuck) - MOST_STUCK
     rest = f"<p class=note>And {more:,} more.</p>" if more > 0 else ""

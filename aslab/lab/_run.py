@@ -9,10 +9,12 @@ and subprocesses take real time, in which none passes here; and their order is t
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Literal, TypeVar, TypeVarTuple
 
 import anyio
@@ -81,7 +83,8 @@ def current() -> Lab:
 def housekeeping() -> None:
     """Say that this task only looks after others: where just such tasks have timers left, the run is stuck.
 
-    For monitors and heartbeats. Does not suspend.
+    For monitors, not for what others wait for: a run in which only housekeeping makes others go on is
+    called stuck in the end. Does not suspend.
     """
     HOUSEKEEPING.set(True)
 
@@ -126,9 +129,10 @@ def run(
     if until is not None:
         seconds("until", until, zero=True)
     idle = Idle()
-    with _seeded(seed), _simulated(loop, seed, idle) as options:
+    with _seeded(seed), _collecting(idle), _simulated(loop, seed, idle) as run_here:
         try:
-            return anyio.run(_root, main, args, seed, until, idle, backend=loop, backend_options=options)
+            outcome: Outcome[T] = run_here(_root, main, args, seed, until, idle)
+            return outcome
         except BaseException as exc:  # trio wraps what comes out of its clock
             if isinstance(exc.__cause__, StuckInCleanUp):
                 raise exc.__cause__ from None
@@ -180,14 +184,32 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _simulated(loop: str, seed: int, idle: Idle) -> Iterator[dict[str, Any]]:
+def _simulated(loop: str, seed: int, idle: Idle) -> Iterator[Callable[..., Any]]:
     if loop == "trio":
+        import trio
+
         from ._trio import ordered_tasks, simulated_clock
 
-        with ordered_tasks(seed):
-            yield {"clock": simulated_clock(idle)}
+        with ordered_tasks(seed):  # not by anyio.run, which before 4.14 forgot the clock
+            yield partial(trio.run, clock=simulated_clock(idle))
     else:
         from ._asyncio import SimulatedLoop, ordered_scopes
 
         with ordered_scopes():
-            yield {"loop_factory": lambda: SimulatedLoop(idle)}
+            yield partial(anyio.run, backend_options={"loop_factory": lambda: SimulatedLoop(idle)})
+
+
+@contextlib.contextmanager
+def _collecting(idle: Idle) -> Iterator[None]:
+    """Collect garbage at points that are the same in every run: finalisers bring buffers back."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    gc.freeze()  # what was there before is none of the run's business
+    idle.collect = gc.collect
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()

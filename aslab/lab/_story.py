@@ -35,7 +35,7 @@ LOOK_EVERY = 1.0
 """Simulated seconds between looks whether anybody can still go on."""
 COUNT_EVERY = 0.02
 """Simulated seconds between the points of the curves."""
-UNTIL = 600.0
+UNTIL = 60.0
 """Simulated seconds after which a machine that still works is given up."""
 
 
@@ -142,6 +142,7 @@ class _Telling:
         self._chapter = chapter
         self._waits = WaitGraph()
         self._since = 0.0
+        self._zfs: Zfs | None = None
 
     async def run(self) -> None:
         """Until all processes are done and all is written; notes what came also if it is cut off."""
@@ -158,7 +159,11 @@ class _Telling:
         )
         single = Kmalloc(self._memory, per_page=computer.per_page, vmap=machine.single_pages)
         tell = self._tell_aslab if machine.growth is None else self._tell_spl
-        await tell(vmalloc, single)
+        try:
+            await tell(vmalloc, single)
+        finally:
+            if self._zfs is not None:
+                self._zfs.close()
 
     async def _tell_aslab(self, vmalloc: Backend, single: Backend) -> None:
         slabs = _Traced(vmalloc, self._waits, "growth worker")
@@ -226,7 +231,7 @@ class _Telling:
     ) -> None:
         computer, memory, waits = self._computer, self._memory, self._waits
         disk = Disk(memory, self._drawing("disk", computer.disk), computer.depth)
-        zfs = Zfs(disk, arc, zio, waits, self._drawing("cpu", computer.cpu))
+        zfs = self._zfs = Zfs(disk, arc, zio, waits, self._drawing("cpu", computer.cpu))
         anonymous = Anonymous(memory, waits, zfs.write, shrink)
         clusters = computer.pages * computer.overcommit // computer.hogs // SWAP_CLUSTER_MAX
         try:

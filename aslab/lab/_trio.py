@@ -38,14 +38,17 @@ def simulated_clock(idle: Idle) -> trio.testing.MockClock:
             waited += _POLL
             time.sleep(_POLL)
             return
+        else:
+            idle.give_threads_up()
         if following < math.inf:
+            idle.jumps()
             if not _only_housekeeping(runner.deadlines._heap):
                 idle.since = None
             elif idle.housekeeping(now, following):
                 return
             if following > now:
                 clock.jump(following - now)
-        else:
+        elif not idle.hope_again():
             idle.stuck(now)
 
     clock._autojump = autojump  # type: ignore[method-assign]

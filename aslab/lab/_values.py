@@ -16,7 +16,9 @@ from ..faults._spec import parse_seconds
 LONGEST = 7 * 24 * 3600.0  # seconds; more is surely a slip
 LARGEST = 2**30  # bytes, for one object or slab; an allocator's limit may be larger
 
-TIMES = "allowed are times with a unit, such as '40us', '250ms', '3s', '2m', up to a week"
+SHORTEST = 1e-9  # seconds; less is lost in the rounding of a clock
+
+TIMES = "allowed are times with a unit, such as '40us', '250ms', '3s', '2m', from 1 ns to a week"
 DISTRIBUTIONS = (
     "allowed are a time such as '250ms', {low = '1ms', high = '5ms'}, {mean = '10ms'}, or a list of times"
 )
@@ -29,7 +31,7 @@ def parse_time(given: object) -> float:
             number = parse_seconds(given)
         except (ValueError, OverflowError):
             number = math.nan
-        if given[-1:].isalpha() and 0 <= number <= LONGEST:
+        if given[-1:].isalpha() and (number == 0 or SHORTEST <= number <= LONGEST):
             return number
     raise ValueError(TIMES)
 

@@ -30,8 +30,8 @@ class Worker:
         self._cache = cache
         self._flags = KM[section.flags]
         self._asked = f"{cache.name} {section.flags}"
-        self._started = False
-        self._last = 0.0  # when it last got or freed something
+        self._asked_to_start = False
+        self._last = 0.0  # when it last got or freed something, or was to start
         self._start = self._draw("start", section.start)
         self._arrival = self._draw("arrival", section.arrival)
         self._hold = self._draw("hold", section.hold)
@@ -43,8 +43,10 @@ class Worker:
 
     async def work(self) -> None:
         """Until its rounds are done, or for ever. Whatever it holds is freed, also if cancelled."""
-        await anyio.sleep(self._start())
-        self._last, self._started = self._run.time(), True
+        delay = self._start()
+        self._last = self._run.time() + delay
+        self._asked_to_start = True
+        await anyio.sleep(delay)
         while self._section.times is None or self.unfinished:
             held: list[tuple[Buffer[Any], float]] = []
             try:
@@ -58,9 +60,12 @@ class Worker:
 
     def end(self) -> None:
         """The work is over: how long is it since it did anything?"""
-        if self.unfinished or (self._started and self._section.times is None):
+        if not self._asked_to_start:  # prefill is not done: it has waited since the beginning
+            self._last = self._start()
+        if self.unfinished or self._section.times is None:
             event = self._run.event(self.name, "ends")
-            self._run.feed("longest_gap", event.time - self._last, event, self.group, self._cache.name)
+            gap = max(0.0, event.time - self._last)
+            self._run.feed("longest_gap", gap, event, self.group, self._cache.name)
             self._run.feed("unfinished", self.unfinished, event, self.group, self._cache.name)
 
     async def _get_all(self, held: list[tuple[Buffer[Any], float]]) -> bool:

@@ -1,0 +1,268 @@
+"""The story of 2012: one machine gets stuck, the others do not, and nothing but their mechanism tells them apart.
+
+``ASLAB_SEEDS=200`` tries so many seeds of each machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+import aslab
+from aslab import CacheStats
+from aslab.emulation._spl import Growth
+from aslab.lab import _story
+from aslab.lab._chapters import Row
+from aslab.lab._machines import COMPUTER, MACHINES, TICK, Computer, Machine
+from aslab.lab._story import Chapter
+from aslab.lab.scenarios import builtin, load, play
+
+SEEDS = int(os.environ.get("ASLAB_SEEDS", "2"))
+ROOT = Path(__file__).parent.parent
+BY_NAME = {machine.name: machine for machine in MACHINES}
+FINISHING = ("kernel_patch", "emergency", "emergency_v2", "aslab")
+FRAGMENTED = 1 / 32
+LONG = 30.0
+"""Simulated seconds: four times what a machine takes that does not get stuck."""
+
+loops = pytest.mark.parametrize("loop", ["asyncio", "trio"])
+each_seed = pytest.mark.parametrize("seed", range(SEEDS))
+
+
+def begin(name: str, seed: int, loop: str, until: float, pinned: float = 0.0) -> Chapter:
+    """A run that is cut off at some time. What ZFS holds in the end is lost with the pool, and no leak."""
+    with mock.patch.object(_story, "UNTIL", until), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        chapter = _story.tell(BY_NAME[name], seed, loop=loop, pinned=pinned)
+        gc.collect()
+    return chapter
+
+
+@functools.cache
+def tell(name: str, seed: int, loop: str = "asyncio", pinned: float = 0.0) -> Chapter:
+    """One run, made once for all tests."""
+    return begin(name, seed, loop, LONG, pinned)
+
+
+def rate(chapter: Chapter) -> float:
+    """Pages swapped a second in the last half of the time that the processes took."""
+    points = [point for point in chapter.counters["swapped pages"] if chapter.time / 2 <= point[0] <= chapter.time]
+    (began, first), (ended, last) = points[0], points[-1]
+    return (last - first) / (ended - began)
+
+
+@asynccontextmanager
+async def remembering(found: dict[str, CacheStats], **options: Any) -> AsyncIterator[aslab.Allocator]:
+    """An allocator whose caches' last figures are kept."""
+    async with aslab.open_allocator(**options) as kmem:
+        yield kmem
+        found |= {name: cache.stats() for name, cache in kmem._engine.caches.items()}
+
+
+class TestOriginal:
+    @loops
+    def test_gets_stuck_with_9_of_10_seeds(self, loop: str) -> None:
+        assert sum(not tell("original", seed, loop).finished for seed in range(10)) >= 9
+
+    @loops
+    def test_its_cycle_names_all_its_parts(self, loop: str) -> None:
+        row = Row(BY_NAME["original"], tuple(tell("original", seed, loop) for seed in range(10)))
+        assert {"vmalloc", "reclaim", "writeback"} <= set(row.cycle)
+        assert {"txg_sync", "z_wr_iss", "z_wr_int"} & set(row.cycle)
+        assert any(node.startswith("cache ") for node in row.cycle)
+
+    @loops
+    def test_whenever_it_is_stuck_that_is_seen_soon_and_who_waits_on_whom(self, loop: str) -> None:
+        for seed in range(10):
+            chapter = tell("original", seed, loop)
+            if not chapter.finished:
+                assert chapter.time < LONG, f"seed {seed}: it was given up"
+                assert {"vmalloc", "writeback", "zvol", "txg_sync"} <= set(chapter.cycle)
+                assert (chapter.spans[-1].row, chapter.spans[-1].kind) == ("original", "stuck")
+
+    def test_nobody_injects_what_it_is_stuck_in(self) -> None:
+        names = ("lab/_story.py", "emulation/_swap.py", "emulation/_zfs.py", "emulation/_spl.py")
+        assert not any("Deadlock(" in (ROOT / "aslab" / name).read_text() for name in names)
+
+
+class TestOthers:
+    @each_seed
+    @pytest.mark.parametrize("name", FINISHING)
+    def test_finish_with_every_seed(self, name: str, seed: int) -> None:
+        chapter = tell(name, seed)
+        assert chapter.finished
+        assert (chapter.cycle, chapter.emergency_left) == ((), 0)
+        assert chapter.swapped > COMPUTER.pages * (COMPUTER.overcommit - 1)
+
+    @pytest.mark.parametrize("name", FINISHING)
+    def test_finish_on_the_other_loop_too(self, name: str) -> None:
+        assert tell(name, 0, "trio").finished
+
+    @each_seed
+    def test_pf_memalloc_uses_up_the_reserve_that_the_others_leave_alone(self, seed: int) -> None:
+        half = COMPUTER.min // 2  # as far as HIGH goes
+        assert tell("pf_memalloc", seed).lowest_free_pages < half / 2
+        for name in FINISHING:
+            assert tell(name, seed).lowest_free_pages >= half, name
+
+    def test_only_machines_with_an_emergency_path_take_emergency_objects(self) -> None:
+        took = {name: max(tell(name, seed).emergency_max for seed in range(max(SEEDS, 2))) for name in BY_NAME}
+        assert not any(took[name] for name in ("original", "pf_memalloc", "kernel_patch"))
+        assert took["emergency"] > 0
+        assert took["aslab"] > 0
+
+
+class TestRecovery:
+    @each_seed
+    def test_aslab_has_no_emergency_object_left_and_had_some(self, seed: int) -> None:
+        points = tell("aslab", seed).counters["emergency"]
+        assert max(count for _, count in points) > 0
+        assert points[-1][1] == 0
+        assert tell("aslab", seed).emergency_left == 0
+
+    def test_aslab_completes_the_grow_and_no_cache_stays_deadlocked(self) -> None:
+        found: dict[str, CacheStats] = {}
+        with mock.patch.object(_story, "open_allocator", functools.partial(remembering, found)):
+            chapter = begin("aslab", 0, "asyncio", LONG)
+        assert chapter.deadlocks > 0, "there was something to recover from"
+        assert set(found) == set(_story.CACHES)
+        for stats in found.values():
+            assert (stats.obj_emergency, stats.deadlocked, stats.growing) == (0, False, False)
+        assert found[_story.CACHES[1]].slab_create > 0
+
+    @each_seed
+    @pytest.mark.parametrize("name", ["emergency", "emergency_v2", "aslab"])
+    def test_rate_is_that_of_a_machine_that_was_never_stuck(self, name: str, seed: int) -> None:
+        assert rate(tell(name, seed)) == pytest.approx(rate(tell("kernel_patch", seed)), rel=0.1)
+
+
+class TestSeeds:
+    @loops
+    @pytest.mark.parametrize("name", ["original", "emergency", "aslab"])
+    def test_same_seed_gives_the_same_chapter_and_another_another(self, name: str, loop: str) -> None:
+        first, again, other = (begin(name, seed, loop, 1.5) for seed in (0, 0, 1))
+        assert first == again
+        assert first.counters != other.counters
+
+    def test_same_seed_gives_the_same_chapter_in_another_process(self) -> None:
+        program = (
+            "from aslab.lab import _story\nfrom aslab.lab._machines import MACHINES\n_story.UNTIL = 1.5\n"
+            "for machine in MACHINES: print(_story.tell(machine, 3))"
+        )
+        outputs = [
+            subprocess.run(
+                [sys.executable, "-c", program],
+                env={**os.environ, "PYTHONHASHSEED": hashing, "PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                timeout=60,
+                check=True,
+            ).stdout
+            for hashing in ("1", "2")
+        ]
+        assert outputs[0] == outputs[1]
+        assert outputs[0].count(b"Chapter(") == len(MACHINES)
+
+
+class TestFragmented:
+    def test_large_emergency_objects_fail_at_order_5_and_slow_the_machine_down_or_stop_it(self) -> None:
+        for name in ("emergency", "emergency_v2"):
+            chapters = [tell(name, seed, pinned=FRAGMENTED) for seed in range(max(SEEDS, 2))]
+            hurt = [chapter for chapter in chapters if chapter.failed_by_order[5]]
+            assert hurt, name
+            patience = BY_NAME[name].growth.patience  # type: ignore[union-attr]
+            assert patience is not None
+            for chapter in hurt:
+                assert chapter.emergency_max == 0
+                assert not chapter.finished or chapter.longest_wait > 2 * patience
+            for seed in range(len(chapters)):
+                assert tell(name, seed).failed_by_order[5] == 0, "it is fragmentation that does it"
+
+    @each_seed
+    def test_aslab_goes_on_with_single_pages(self, seed: int) -> None:
+        chapter = tell("aslab", seed, pinned=FRAGMENTED)
+        assert chapter.finished
+        assert not any(chapter.failed_by_order[1:])
+        assert chapter.emergency_max > 0
+        assert chapter.emergency_left == 0
+
+
+class TestMachines:
+    MAY_DIFFER: dict[str, set[str]] = {  # noqa: RUF012
+        "original": set(),
+        "pf_memalloc": {"memalloc"},
+        "kernel_patch": {"honour_gfp"},
+        "emergency": {"growth"},
+        "emergency_v2": {"growth"},
+        "aslab": {"growth", "single_pages"},
+    }
+
+    def test_differ_from_the_original_in_the_mechanism_named_and_nothing_else(self) -> None:
+        assert set(self.MAY_DIFFER) == set(BY_NAME)
+        original = dataclasses.asdict(BY_NAME["original"])
+        for name, machine in BY_NAME.items():
+            fields = dataclasses.asdict(machine)
+            differ = {key for key in fields if fields[key] != original[key]}
+            assert differ - {"name", "about", "ends"} == self.MAY_DIFFER[name], name
+
+    def test_growth_is_that_of_each_version_of_spl(self) -> None:
+        assert {name: machine.growth for name, machine in BY_NAME.items()} == {
+            "original": Growth("caller"),
+            "pf_memalloc": Growth("caller"),
+            "kernel_patch": Growth("caller"),
+            "emergency": Growth("worker", TICK, mark=False, index="list"),
+            "emergency_v2": Growth("worker", 0.1, mark=True, index="tree"),
+            "aslab": None,
+        }
+
+    def test_none_has_a_number_of_its_own_but_the_patience(self) -> None:
+        for machine in MACHINES:
+            for field in dataclasses.fields(Machine):
+                value = getattr(machine, field.name)
+                assert isinstance(value, (str, bool, Growth, type(None))), f"{machine.name}: {field.name}"
+
+    def test_all_have_the_same_computer_which_nobody_can_change(self) -> None:
+        seen: list[Computer] = []
+        telling = _story._Telling.__init__
+
+        def note(self: object, machine: Machine, computer: Computer, seed: int, chapter: Chapter) -> None:
+            seen.append(computer)
+            telling(self, machine, computer, seed, chapter)  # type: ignore[arg-type]
+
+        with mock.patch.object(_story._Telling, "__init__", note):
+            for machine in MACHINES:
+                begin(machine.name, 0, "asyncio", 0.1)
+        assert seen == [COMPUTER] * len(MACHINES)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            COMPUTER.min = 1  # type: ignore[misc]
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            MACHINES[0].memalloc = True  # type: ignore[misc]
+
+    def test_no_module_of_the_model_knows_a_machine_by_its_name(self) -> None:
+        for path in [*(ROOT / "aslab" / "emulation").glob("*.py"), ROOT / "aslab" / "lab" / "_story.py"]:
+            for name in BY_NAME.keys() - {"aslab"}:
+                assert not re.search(rf'==\s*"{name}"|"{name}"\s*==|case "{name}"', path.read_text()), path.name
+            assert '== "aslab"' not in path.read_text()
+            assert "machine.name ==" not in path.read_text()
+
+
+@loops
+def test_four_workers_wait_for_the_address_space_more_than_one(loop: str) -> None:
+    files = builtin()
+    waited = {
+        name: play(load(files[name]), seed=0, loop=loop).result.figures["lock_wait_total"]
+        for name in ("one-worker", "four-workers")
+    }
+    assert waited["four-workers"] > 10 * waited["one-worker"]
