@@ -25,7 +25,7 @@ from ._waits import WaitGraph
 
 BLOCK = 128 * 1024  # bytes: a cluster of 32 pages
 ZVOL_TASKS, ISSUE_TASKS, INTERRUPT_TASKS = 4, 8, 1
-VDEV = 10  # writes that wait in the queue of the device
+VDEV = 4  # writes that wait in the queue of the device
 TXG_TIMEOUT = 5.0  # seconds after which a group is closed that is not full
 TXG_BLOCKS = 64  # blocks of a group
 
