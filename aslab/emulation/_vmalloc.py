@@ -55,7 +55,7 @@ class Vmalloc:
         self._per_call = drawing("per_call", per_call, seed + 1)
         self._lock = drawing("lock", lock, seed + 2)
         self.memory = memory
-        self.space = AddressSpace() if space is None else space
+        self.space: AddressSpace = AddressSpace() if space is None else space
         """The address space: its lock, and how long that was waited for and held."""
         self.honour_gfp = honour_gfp
         self.calls: int = 0
