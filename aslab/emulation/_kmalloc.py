@@ -15,7 +15,7 @@ from ..faults import Delay
 from ..faults._delay import drawing
 from ._buddy import MAX_ORDER
 from ._memory import Block, PhysicalMemory
-from ._real import collect, free_all, give_back, pages_for, region_on
+from ._real import collect, free_all, give_back, pages_for, region_at_once, region_on
 
 
 class Kmalloc:
@@ -82,14 +82,7 @@ class Kmalloc:
         count, order = self._shape(nbytes, align)
         if self._per_call() + sum(self._per_page() for _ in range(count << order)) > 0:
             raise anyio.WouldBlock
-        blocks: list[Block] = []
-        try:
-            for _ in range(count):
-                blocks.append(self.memory.allocate(order, gfp))  # noqa: PERF401 - on failure, some are there
-            return region_on(blocks, nbytes, align)
-        except BaseException:
-            free_all(self.memory, blocks)
-            raise
+        return region_at_once(self.memory, count, order, gfp, nbytes, align)
 
     async def release(self, region: Region) -> None:
         """Give the pages back, at once; then a checkpoint. On any loop.

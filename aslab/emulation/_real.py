@@ -43,6 +43,21 @@ def region_on(blocks: list[Block], nbytes: int, align: int) -> Region:
     return region
 
 
+def region_at_once(memory: PhysicalMemory, count: int, order: int, gfp: GFP, nbytes: int, align: int) -> Region:
+    """A region on so many blocks, got without waiting; none is kept where one of them fails. From any thread.
+
+    :raises PageAllocationFailure: if there are too few
+    """
+    blocks: list[Block] = []
+    try:
+        for _ in range(count):
+            blocks.append(memory.allocate(order, gfp))  # noqa: PERF401 - on failure, some are there
+        return region_on(blocks, nbytes, align)
+    except BaseException:
+        free_all(memory, blocks)
+        raise
+
+
 def give_back(memory: PhysicalMemory, region: Region) -> None:
     """Release a region, and its blocks to the memory they are from. From any thread.
 

@@ -15,7 +15,7 @@ from ..faults import Delay
 from ..faults._delay import drawing
 from ._address_space import AddressSpace
 from ._memory import Block, PhysicalMemory
-from ._real import collect, free_all, give_back, pages_for, region_on
+from ._real import collect, free_all, give_back, pages_for, region_at_once, region_on
 
 PAGES_PER_TABLE = 512  # x86-64: 8 bytes for each page, in one page
 
@@ -93,14 +93,7 @@ class Vmalloc:
         delay = self._per_call() + self._lock() + sum(self._per_page() for _ in range(pages))
         if delay > 0 or self.space.held:
             raise anyio.WouldBlock
-        blocks: list[Block] = []
-        try:
-            for _ in range(pages + _tables_for(pages)):
-                blocks.append(self.memory.allocate(0, gfp))  # noqa: PERF401 - on failure, some are there
-            return region_on(blocks, nbytes, align)
-        except BaseException:
-            free_all(self.memory, blocks)
-            raise
+        return region_at_once(self.memory, pages + _tables_for(pages), 0, gfp, nbytes, align)
 
     async def release(self, region: Region) -> None:
         """Give the pages back, at once; then a checkpoint. On any loop.
