@@ -28,6 +28,7 @@ PROMISED = {
     "failed_by_order",
     "lowest_free_pages",
     "va_lock_time",
+    "emergency_free_us",
 }
 ORIGINAL = ("lab", "story", "--machine", "original")
 
@@ -50,6 +51,22 @@ def test_json_is_a_list_with_one_object_a_machine_and_the_promised_keys() -> Non
     assert ours["time_to_finish"] > 1
     assert ours["emergency_left"] == 0
     assert not done.stderr
+
+
+def test_more_jobs_tell_the_same_of_each_seed() -> None:
+    def tell(jobs: str) -> dict[str, object]:
+        done = aslab("lab", "story", "--machine", "pf_memalloc", "--seeds", "3", "--jobs", jobs, "--json")
+        assert not done.stderr, "failures of pages are counted, not printed"
+        [row] = json.loads(done.stdout)
+        return dict(row)
+
+    assert tell("2") == tell("1")
+
+
+def test_freeing_is_measured_where_there_are_emergency_objects() -> None:
+    [original, emergency] = json.loads(aslab(*ORIGINAL, "--machine", "emergency", "--seeds", "1", "--json").stdout)
+    assert original["emergency_free_us"] == {}
+    assert set(emergency["emergency_free_us"]) == {"10", "1000", "10000"}
 
 
 def test_seeds_are_so_many_or_those_of_a_range() -> None:
@@ -90,7 +107,8 @@ def test_table_of_all_machines_with_large_figures_is_not_cut(capsys: pytest.Capt
         lowest_free_pages=16_384,
         va_lock_time=12.345678,
     )
-    _show([Row(machine, (large,)) for machine in MACHINES])
+    cost = dict.fromkeys((10, 1_000, 10_000), 0.123456)
+    _show([Row(machine, (large,), cost) for machine in MACHINES])
     table = capsys.readouterr().out.split("\n\n")[0].splitlines()
     assert [line.split()[0] for line in table[1:]] == [machine.name for machine in MACHINES]
     assert len({len(line.rstrip()) for line in table}) == 1

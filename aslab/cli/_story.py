@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..lab._chapters import Row
 
 SEEDS_MOST = 100_000
-WIDE = 170
+WIDE = 190
 
 
 @app.command(name="story")
@@ -34,6 +34,7 @@ def story(
     fragmented: Annotated[
         float, typer.Option(min=0, max=50, metavar="PERCENT", help="Pages pinned evenly all over memory.")
     ] = 0.0,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes at once.")] = 1,
     report: Annotated[
         Path | None, typer.Option(metavar="OUT.html", help="Write a page about the first seed.")
     ] = None,
@@ -58,7 +59,7 @@ def story(
     from ..lab._chapters import as_result, play_story
 
     with _progress(len(chosen) * len(which)) as advance, plain_interrupts():
-        rows = play_story(chosen, which, loop=loop.value, pinned=fragmented / 100, progress=advance)
+        rows = play_story(chosen, which, loop=loop.value, pinned=fragmented / 100, jobs=jobs, progress=advance)
     if report is not None:
         from ..lab._report import write_report
 

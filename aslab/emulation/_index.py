@@ -6,7 +6,9 @@ Python, so that what it costs to look something up grows as it does in the kerne
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+import time
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -98,6 +100,31 @@ class HashIndex(Generic[T]):
 
 
 INDEXES: dict[str, Callable[[], Index[Any]]] = {"list": ListIndex, "tree": TreeIndex, "hash": HashIndex}
+BATCH = 10  # removals between two looks at the clock
+
+
+def removal_cost(kinds: Iterable[str], size: int, rounds: int) -> dict[str, float]:
+    """Seconds, of real time, to find and remove one of ``size`` things, at random, by kind of `INDEXES`.
+
+    The best of so many rounds, interleaved. Blocks.
+    """
+    draw = random.Random(1)
+    addresses = draw.sample(range(0, size * 2**20, 4096), size)
+    kept = {kind: INDEXES[kind]() for kind in kinds}
+    for structure in kept.values():
+        for address in addresses:
+            structure.add(address, address)
+    best = dict.fromkeys(kept, float("inf"))
+    for _ in range(rounds):
+        victims = draw.sample(addresses, min(BATCH, size))
+        for kind, structure in kept.items():
+            begin = time.perf_counter()
+            for address in victims:
+                structure.remove(address)
+            best[kind] = min(best[kind], (time.perf_counter() - begin) / len(victims))
+            for address in victims:
+                structure.add(address, address)
+    return best
 
 
 def _insert(root: _Node[T] | None, new: _Node[T]) -> _Node[T]:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from ..emulation._index import removal_cost
 from ._machines import COMPUTER, Machine
 from ._metrics import format_seconds
 from ._recording import Recording
 from ._result import Result, Verdict
 from ._story import Chapter, tell
+
+OUTSTANDING = (10, 1_000, 10_000)
+"""Emergency objects among which one is freed, for its cost. They come in batches of thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +29,8 @@ class Row:
 
     machine: Machine
     chapters: tuple[Chapter, ...]
+    free_cost: dict[int, float] = field(default_factory=dict)
+    """Seconds, of real time, to find and free one emergency object of so many."""
 
     @property
     def stuck(self) -> int:
@@ -74,6 +84,7 @@ class Row:
             "reserve_used": max(0, COMPUTER.min - min(chapter.lowest_free_pages for chapter in chapters)),
             "va_lock_time": statistics.median(chapter.va_lock_time for chapter in chapters),
             "index": self.machine.index,
+            "emergency_free_us": {str(size): cost * 1e6 for size, cost in self.free_cost.items()},
         }
 
     def shown(self) -> dict[str, str]:
@@ -81,6 +92,7 @@ class Row:
         told = self.as_json()
         finish = self.time_to_finish
         failed = ", ".join(f"{count} of order {order}" for order, count in self.failed_by_order.items())
+        cost = self.free_cost.get(OUTSTANDING[-1])
         return {
             "machine": self.machine.name,
             "finished": f"{told['finished']} of {told['seeds']}",
@@ -93,6 +105,7 @@ class Row:
             "lowest free": str(told["lowest_free_pages"]),
             "reserve used": f"{told['reserve_used'] / COMPUTER.min:.0%}",
             "va lock": format_seconds(round(told["va_lock_time"], 6)),
+            f"free 1 of {OUTSTANDING[-1]:,}": format_seconds(round(cost, 8)) if cost else "-",
         }
 
 
@@ -102,18 +115,43 @@ def play_story(
     *,
     loop: str = "asyncio",
     pinned: float = 0.0,
+    jobs: int = 1,
     progress: Callable[[str, int], object] | None = None,
 ) -> list[Row]:
-    """Tell it with every machine and every seed. Blocks; a second or two for each."""
-    rows = []
-    for machine in machines:
-        chapters = []
-        for seed in seeds:
-            chapters.append(tell(machine, seed, loop=loop, pinned=pinned))
-            if progress is not None:
-                progress(machine.name, seed)
-        rows.append(Row(machine, tuple(chapters)))
-    return rows
+    """Tell it with every machine and every seed. Blocks; a second or two for each.
+
+    :param jobs: so many processes at once
+    """
+    machines = tuple(machines)
+    runs = [(machine, seed) for machine in machines for seed in seeds]
+    chapters: dict[tuple[str, int], Chapter] = {}
+
+    def note(chapter: Chapter) -> None:
+        chapters[chapter.machine, chapter.seed] = chapter
+        if progress is not None:
+            progress(chapter.machine, chapter.seed)
+
+    once = partial(tell, loop=loop, pinned=pinned)
+    if jobs == 1:
+        for run in runs:
+            note(once(*run))
+    else:
+        # Failures of pages are part of the story, and counted; its caller decides what to log, so not here.
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, spawn, initializer=logging.disable) as pool:
+            for future in as_completed([pool.submit(once, *run) for run in runs]):
+                note(future.result())
+    costs = _free_costs({machine.index for machine in machines} - {""})
+    return [
+        Row(machine, tuple(chapters[machine.name, seed] for seed in seeds), costs.get(machine.index, {}))
+        for machine in machines
+    ]
+
+
+def _free_costs(kinds: set[str]) -> dict[str, dict[int, float]]:
+    """Of each index, measured on this machine now."""
+    by_size = {size: removal_cost(kinds, size, rounds=20) for size in OUTSTANDING}
+    return {kind: {size: costs[kind] for size, costs in by_size.items()} for kind in kinds}
 
 
 def as_result(rows: list[Row], seed: int, loop: str) -> tuple[Result, Recording]:
