@@ -203,7 +203,7 @@ class Buffer(Generic[T]):
                     raise BufferError("a slice or another memoryview of it is alive")
                 view.release()
             if slot.in_use():  # made by another thread just now, or from a view that was released before
-                self._view = None
+                self._view = lease_view(slot.exporter)  # not None: the next `free` has to look, too
                 raise BufferError("a memoryview of it is alive")
         except BufferError as exc:
             self._slot = slot

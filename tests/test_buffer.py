@@ -467,8 +467,9 @@ async def test_slice_that_outlives_a_view_the_caller_released_is_found() -> None
         buf = await cache.alloc()
         with buf.view as view:
             part = view[8:16]
-        with pytest.raises(BufferError):
-            buf.free()
+        for _ in range(3):
+            with pytest.raises(BufferError):
+                buf.free()
         part[:] = b"still me"
         assert bytes(buf.view[8:16]) == b"still me", "a released view is made anew"
         del part, view
