@@ -3,10 +3,14 @@
 #   _allocator  _cache  _lease  _buffer    the public objects
 #   _flags  _errors  _stats  _state        their words: urgency, errors, counters, marks
 #   _magazine  _depot  _slab  _views       free objects at hand, slabs behind them, who can see them
-#   _line  _waiting  _emergency            who waits, and the way out of waiting
-#   _growth  _worker  _budget  _reclaim    getting slabs and giving them back
+#   _pool                                  brings together, for one cache or several, what follows
+#   _line  _waiting  _emergency  _reserve  who waits, and the ways out of waiting
+#   _growth  _worker  _budget              getting slabs, within limits
+#   _reclaim  _demand  _relief             giving them back: what is idle, what can be spared
+#   _move  _pin                            moving objects so that whole slabs go, and holding them in place
 #   _engine  _supply  _bell                the tasks that do it
 #   backends/  faults/  testing/           where memory comes from; making it fail; checking that it works
+#   pressure/                              what tells that memory is short
 #   emulation/  lab/                       a machine short of memory; simulated time and scenarios
 #   cli/  bench/                           the commands
 #
@@ -23,18 +27,23 @@ from ._errors import CacheClosedError as CacheClosedError
 from ._errors import ConfigError as ConfigError
 from ._errors import ConstructorError as ConstructorError
 from ._errors import ImpossibleTransition as ImpossibleTransition
+from ._errors import SealedError as SealedError
 from ._errors import SlabError as SlabError
 from ._errors import WrongCacheError as WrongCacheError
 from ._flags import GFP as GFP
 from ._flags import KM as KM
+from ._flags import KMEM_CBRC as KMEM_CBRC
 from ._flags import CacheFlags as CacheFlags
 from ._lease import Lease as Lease
+from ._lease import ManyLease as ManyLease
+from ._pin import Pin as Pin
 from ._stats import AllocatorStats as AllocatorStats
 from ._stats import CacheStats as CacheStats
 
 __all__ = [
     "GFP",
     "KM",
+    "KMEM_CBRC",
     "Allocator",
     "AllocatorStats",
     "BackendError",
@@ -48,6 +57,9 @@ __all__ = [
     "ConstructorError",
     "ImpossibleTransition",
     "Lease",
+    "ManyLease",
+    "Pin",
+    "SealedError",
     "SlabError",
     "WrongCacheError",
     "open_allocator",

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import anyio
 
 from ._cache import Cache
-from ._config import AllocatorConfig, cache_config
+from ._config import AllocatorConfig, cache_config, whole_number
 from ._engine import Engine
-from ._errors import CacheClosedError, ConfigError
+from ._errors import CacheClosedError, ConfigError, SealedError
 from ._flags import CacheFlags
 from ._stats import HEADER, AllocatorStats, row
 from .backends import Heap, Mmap
 from .backends._protocol import Backend
+
+if TYPE_CHECKING:
+    from .pressure import Source
 
 T = TypeVar("T")
 
@@ -44,9 +48,14 @@ class Allocator:
         magazine_size: int | None = ...,
         ctor: None = ...,
         dtor: None = ...,
+        reclaim: Callable[[int], int] | None = ...,
+        reserve: int = ...,
+        min_objects: int = ...,
         max_objects: int | None = ...,
         max_emergency: int | None = ...,
         watermark: int = ...,
+        movable: bool = ...,
+        merge: bool = ...,
         init_on_alloc: bool | None = ...,
         init_on_free: bool | None = ...,
         flags: CacheFlags = ...,
@@ -64,9 +73,14 @@ class Allocator:
         magazine_size: int | None = ...,
         ctor: Callable[[memoryview], T],
         dtor: Callable[[T], None] | None = ...,
+        reclaim: Callable[[int], int] | None = ...,
+        reserve: int = ...,
+        min_objects: int = ...,
         max_objects: int | None = ...,
         max_emergency: int | None = ...,
         watermark: int = ...,
+        movable: bool = ...,
+        merge: bool = ...,
         init_on_alloc: bool | None = ...,
         init_on_free: bool | None = ...,
         flags: CacheFlags = ...,
@@ -83,9 +97,14 @@ class Allocator:
         magazine_size: int | None = None,
         ctor: Callable[[memoryview], Any] | None = None,
         dtor: Callable[[Any], None] | None = None,
+        reclaim: Callable[[int], int] | None = None,
+        reserve: int = 0,
+        min_objects: int = 0,
         max_objects: int | None = None,
         max_emergency: int | None = None,
         watermark: int = 0,
+        movable: bool = False,
+        merge: bool = False,
         init_on_alloc: bool | None = None,
         init_on_free: bool | None = None,
         flags: CacheFlags = CacheFlags(0),  # noqa: B008  (an immutable flag)
@@ -103,17 +122,28 @@ class Allocator:
             object is built as it is made, in the thread of the caller.
         :param dtor: undoes ``ctor``, before the slab is given back; for an emergency object, in the thread
             that frees it. What it raises is logged.
+        :param reclaim: asked under pressure to free so many of its objects; answers how many it freed. Called on
+            the event loop, outside of any allocation: keep it short. What it raises is logged.
+        :param reserve: objects set aside for PUSHPAGE callers (Linux' mempool); filled from here on, see
+            `Allocator.ready`, and refilled first by what is freed
+        :param min_objects: room for so many, in whole slabs, is set aside for this cache under ``limit``
         :param max_objects: in slabs, which come whole. At the limit callers wait for a free.
         :param max_emergency: emergency objects outstanding; None is no bound
         :param watermark: growth starts in the background when fewer objects are free
+        :param movable: buffers may be moved, so that sparse slabs can go: reach their memory by `Buffer.pin`
+        :param merge: share slabs with other such caches that are the same in everything but name and ``reclaim``
+            (as SLUB does); bounds then are those of the slabs they share
         :param init_on_alloc: zero each object when it is allocated; None is as the allocator has it
         :param init_on_free: zero each object when it is freed; None is as the allocator has it
         :param flags: `CacheFlags.NOEMERGENCY`
         :raises ConfigError: for anything that is not allowed; nothing is created then
         :raises CacheClosedError: if the allocator is closed
+        :raises SealedError: if it is sealed
         """
         if self._engine.closed:
             raise CacheClosedError("the allocator is closed")
+        if self._engine.budget.sealed:
+            raise SealedError(f"the allocator is sealed: cache {name!r} could never have an object")
         defaults = self._engine.config
         config = cache_config(
             limit=defaults.limit,
@@ -125,22 +155,56 @@ class Allocator:
             magazine_size=magazine_size,
             ctor=ctor,
             dtor=dtor,
+            reclaim=reclaim,
+            reserve=reserve,
+            min_objects=min_objects,
             max_objects=max_objects,
             max_emergency=max_emergency,
             watermark=watermark,
+            movable=movable,
+            merge=merge,
             init_on_alloc=defaults.init_on_alloc if init_on_alloc is None else init_on_alloc,
             init_on_free=defaults.init_on_free if init_on_free is None else init_on_free,
             flags=flags,
         )
         if name in self._engine.caches:
             raise ConfigError("name", name, "allowed is a name that no other cache of this allocator has")
-        cache: Cache[Any] = Cache(self._engine, config)
-        self._engine.caches[name] = cache
-        return cache
+        room = self._engine.budget.unpromised
+        if room is not None and config.guaranteed > room:
+            raise ConfigError(
+                "min_objects", min_objects, f"allowed is what {room} bytes hold: the limit less other guarantees"
+            )
+        return self._engine.make_cache(config)
 
-    async def reap(self) -> int:
-        """`Cache.reap` for every cache; answers the bytes given back. Suspends; may be cancelled."""
-        return sum([await cache.reap() for cache in self.caches])
+    async def ready(self) -> None:
+        """Suspend until the reserve of every cache is full. May be cancelled, and keeps what came.
+
+        :raises BackendError: if a backend broke its contract
+        :raises ConstructorError: if the ``ctor`` of a cache with a reserve raised
+        """
+        for pool in tuple(self._engine.pools):
+            await pool.growth.ready(pool.tally)
+
+    def seal(self) -> None:
+        """Nothing grows from here on, and nothing goes back.
+
+        For services that allocate at start-up and never again. Grows under way still end. What would have grown
+        waits for a free, and is counted (`CacheStats.sealed`).
+        There is no way back. Does not suspend; event loop's thread only.
+        """
+        self._engine.budget.sealed = True
+
+    async def reap(self, nbytes: int | None = None) -> int:
+        """Give memory back, in steps: empty slabs, magazines, what clients free when asked, defragmentation.
+
+        :param nbytes: stop as soon as so many bytes are back; None is all four steps
+        :return: the bytes given back; none where the allocator is sealed. Suspends; if cancelled, what was begun
+            goes on. Event loop's thread only.
+        """
+        if nbytes is not None:
+            whole_number("nbytes", nbytes, 1)
+        relief = self._engine.relief
+        return await relief.steps(math.inf if nbytes is None else nbytes, relief.everything)
 
     def stats(self) -> AllocatorStats:
         """A snapshot of all counters. Any thread."""
@@ -148,6 +212,7 @@ class Allocator:
             slab_bytes=self._engine.budget.used,
             limit=self._engine.config.limit,
             kicked=self._engine.worker.kicked,
+            sealed=self._engine.budget.sealed,
             caches=tuple(cache.stats() for cache in self.caches),
         )
 
@@ -166,6 +231,7 @@ async def open_allocator(
     expire: float | None = 15.0,
     growth_workers: int = 1,
     kick_after: float | None = 5.0,
+    pressure: Sequence[Source] = (),
     init_on_alloc: bool = False,
     init_on_free: bool = False,
     checkpoints: bool = False,
@@ -183,6 +249,7 @@ async def open_allocator(
     :param expire: seconds after which idle magazines drain and idle empty slabs go back; None is never
     :param growth_workers: more than the single serialized worker only for experiments
     :param kick_after: seconds after which a stuck grow is set aside, so that other caches grow; None is never
+    :param pressure: what tells that memory is short, such as `aslab.pressure.Cgroup`; idle memory goes back then
     :param init_on_alloc: zero each object when it is allocated, in the caller's thread (about 0.1 ms a MiB)
     :param init_on_free: zero each object when it is freed
     :param checkpoints: every `Cache.alloc` is a full checkpoint, even on a hit (trio's rule)
@@ -196,6 +263,7 @@ async def open_allocator(
         expire=expire,
         growth_workers=growth_workers,
         kick_after=kick_after,
+        pressure=tuple(pressure),
         init_on_alloc=init_on_alloc,
         init_on_free=init_on_free,
         checkpoints=checkpoints,

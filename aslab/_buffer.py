@@ -23,14 +23,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from ._errors import BufferFreedError
+from ._pin import Pin
 from ._views import has_company, lease_view
-from .backends._libc import zero
 
 if TYPE_CHECKING:
     from typing import Self
 
     from ._cache import Cache
-    from ._emergency import EmergencySlot
     from ._slab import Slot
 
 T = TypeVar("T")
@@ -75,6 +74,17 @@ class Buffer(Generic[T]):
             self._view = None
             return self.view
         return view
+
+    def pin(self) -> Pin:
+        """``with buf.pin() as view:`` is the memory for the time of a block, for any buffer.
+
+        In a cache that is ``movable`` this is the way to it: the buffer stays where it is inside the block, and
+        may be moved between two. The view ends with the block. A slice or an array of it that is kept longer
+        keeps the buffer where it is.
+
+        :raises BufferFreedError: on entry, after `free`
+        """
+        return Pin(self)
 
     @property
     def obj(self) -> T:
@@ -126,7 +136,7 @@ class Buffer(Generic[T]):
         magazine = cache._magazine
         magazine.append(slot)
         if cache._waiting or len(magazine) > magazine.capacity:
-            cache._settle()
+            cache._pool.settle()
 
     def __enter__(self) -> Self:
         self._allocated()
@@ -172,6 +182,21 @@ class Buffer(Generic[T]):
             f"cache {name!r}: a Buffer was garbage-collected without free()", ResourceWarning, 2, source=self
         )
 
+    def _pinned_view(self) -> memoryview:
+        """A view of its own, that `free` knows to look for."""
+        _ = self.view
+        return lease_view(self._allocated().exporter)
+
+    def _end_quietly(self) -> Slot[T] | None:
+        """End the handle for its client; None where it had ended before, or somebody exports the memory still."""
+        try:
+            return self._claim()
+        except BufferFreedError:
+            return None
+        except BufferError:
+            self._park()
+            return None
+
     def _allocated(self) -> Slot[T]:
         try:
             return self._slot
@@ -216,12 +241,15 @@ class Buffer(Generic[T]):
         try:
             slot = self._claim()
         except BufferError:
-            slot = self._slot
-            del self._slot
-            self._view = _FREED
-            self._cache._park(slot)
+            self._park()
         else:
-            self._cache._come_back(slot)
+            self._cache._pool.come_back(slot)
+
+    def _park(self) -> None:
+        slot = self._slot
+        del self._slot
+        self._view = _FREED
+        self._cache._pool.park(self._cache, slot, self.emergency)
 
 
 def _released(view: memoryview) -> bool:
@@ -232,24 +260,59 @@ def _released(view: memoryview) -> bool:
     return False
 
 
-class ScrubbedBuffer(Buffer[T]):
-    """A buffer of a cache with ``init_on_free``."""
+class ManagedBuffer(Buffer[T]):
+    """A buffer whose coming and going needs more than the magazine.
 
-    __slots__ = ()
+    Emergency objects, and those of a cache that zeroes on free, shares its slabs, or moves its objects. What
+    another thread may do at the same time as a move is done under the pool's guard.
+    """
+
+    __slots__ = ("emergency", "moving", "touched")
+
+    emergency: bool
+    moving: bool
+    """The mover copies it now; a free meanwhile leaves the slot to the mover."""
+    touched: bool
+    """Somebody could write into it since the copy began."""
+
+    @property
+    def view(self) -> memoryview:
+        """As `Buffer.view`. In a movable cache the buffer stays where it is from then on, until it is freed.
+
+        :raises BufferFreedError: after `free`
+        """
+        with self._cache._pool.guard:
+            self.touched = True
+            return super().view
 
     def free(self) -> None:
-        """As `Buffer.free`, and overwrites the memory with zeros, in the caller's thread."""
-        slot = self._claim()
-        zero(slot.address, self._cache.size)
-        self._cache._take_back(slot)
+        """As `Buffer.free`."""
+        pool = self._cache._pool
+        with pool.guard:
+            slot = self._claim()
+            left_to_mover = self.moving
+        if not left_to_mover:
+            pool.take_back_managed(slot)
 
+    def lead_to(self, slot: Slot[T]) -> None:
+        """From here on this handle is that of another place: it was moved."""
+        slot.owner, self._slot.owner = self._slot.owner, None
+        self._slot = slot
+        if self.emergency:
+            self.emergency = False
+            self._cache._tally.emergency -= 1
 
-class EmergencyBuffer(Buffer[T]):
-    """An emergency object: its memory is its own, and goes back to the emergency backend."""
+    def _pinned_view(self) -> memoryview:
+        with self._cache._pool.guard:
+            self.touched = True
+            return lease_view(self._allocated().exporter)
 
-    __slots__ = ()
-    emergency = True
-
-    def free(self) -> None:
-        """As `Buffer.free`; found by its address in the hash, in constant time."""
-        self._cache._free_emergency(cast("EmergencySlot[T]", self._claim()))
+    def _claim(self) -> Slot[T]:
+        slot = self._allocated()
+        if self._view is None and slot.in_use():  # by a pin, or what is left of one
+            raise BufferError(
+                f"cache {self._cache.name!r}: the buffer is still in use and stays allocated: it is pinned"
+            )
+        slot = super()._claim()
+        self._cache._note_return(self.emergency)
+        return slot

@@ -1,47 +1,41 @@
 """Cache: allocating and freeing objects of one size.
 
-The order of the file is the way of an allocation: the hot path; what can be had without waiting; the
-way back; looking and closing. Waiting is in _waiting.py, growing in _growth.py, giving memory back
-in _reclaim.py.
+The order of the file is the way of an allocation: the hot path; what can be had without waiting; several at
+once; then moving, filling, looking and closing. What lies behind it is in _pool.py.
 
-Threads: ``alloc_nowait``, frees and the garbage collector's returns come from any thread. Waiters
-and marks belong to the event loop's thread alone; the others ring the allocator's bell for it.
+Threads: ``alloc_nowait``, frees and the garbage collector's returns come from any thread; what suspends, and
+what is said so, from the event loop's alone.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import warnings
+import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import anyio
 import anyio.lowlevel
 
-from ._buffer import Buffer, EmergencyBuffer, ScrubbedBuffer
+from ._buffer import Buffer, ManagedBuffer
 from ._config import CacheConfig, seconds, whole_number
-from ._depot import Depot
-from ._emergency import Emergency, EmergencySlot
 from ._errors import CacheClosedError, ConfigError, WrongCacheError
 from ._flags import KM
-from ._growth import Growth
-from ._lease import Lease
-from ._line import Line
-from ._magazine import Magazine
-from ._reclaim import Reclaim
+from ._lease import Lease, ManyLease
 from ._slab import Slot
-from ._state import Mark, Marks
-from ._stats import CacheStats
-from ._waiting import WaitingRoom
+from ._stats import CacheStats, Tally
 from .backends._libc import zero
 
 if TYPE_CHECKING:
-    from ._engine import Engine
+    from ._move import Move
+    from ._pool import Pool
 
 T = TypeVar("T")
+log = logging.getLogger("aslab")
 
 _SLEEP, _NOSLEEP, _PUSHPAGE = KM.SLEEP, KM.NOSLEEP, KM.PUSHPAGE
-KVMEM = 1 << 7
-"""SPL's flag bit for a cache whose slabs are virtually contiguous; all of aslab's are."""
 
 
 class Cache(Generic[T]):
@@ -50,49 +44,23 @@ class Cache(Generic[T]):
     ``T`` is what ``ctor`` builds; memoryview without one.
     """
 
-    def __init__(self, engine: Engine, config: CacheConfig[T]) -> None:
-        self._engine = engine
+    def __init__(self, pool: Pool[T], config: CacheConfig[T]) -> None:
+        self._pool = pool
         self._config = config
-        self._marks = Marks()
-        self._magazine: Magazine[T] = Magazine(config.magazine_size)
-        self._depot: Depot[T] = Depot(self._magazine)
-        self._emergency = Emergency(config, engine.config.emergency, engine.supply, self._depot.lock)
-        self._line: Line[T] = Line()
-        self._growth = Growth(
-            config,
-            self._marks,
-            self._depot,
-            self._line,
-            engine.worker,
-            on_begin=lambda: self._room.growth_begins(),
-            on_slab=self._attend,
-            on_error=lambda error: self._room.send_away(error),
-            on_filling=self._note_waiting,
-        )
-        self._reclaim = Reclaim(config, self._marks, self._depot, engine, self._attend)
-        self._room = WaitingRoom(
-            self._line,
-            self._marks,
-            self._depot,
-            self._growth,
-            self._emergency,
-            grow_timeout=engine.config.grow_timeout,
-            on_change=self._note_waiting,
-            give_back=self._take_back,
-            ring=engine.bell.ring,
-        )
-        self._parked: list[Slot[T]] = []  # lost by their owners while somebody still exports their memory
+        self._engine = pool.engine
+        self._magazine = pool.magazine
+        self._tally = Tally()
         self._closing: anyio.Event | None = None
         self._hits = 0
         self._misses = 0
-        self._kind: type[Buffer[Any]] = ScrubbedBuffer if config.init_on_free else Buffer
+        self._managed = config.init_on_free or config.movable or config.merge
         # What an allocation must always do besides popping from the magazine; whether it must do anything
         # besides now; and whether somebody wants to know of each free. The hot path looks at these alone.
-        self._always_slow = engine.config.checkpoints or config.init_on_alloc or config.init_on_free
+        self._always_slow = self._engine.config.checkpoints or config.init_on_alloc or self._managed
         self._always_slow = self._always_slow or config.watermark > 0
         self._slow = self._always_slow
         self._waiting = False
-        self._growth.ask()
+        pool.join(self)
 
     @property
     def name(self) -> str:
@@ -112,8 +80,8 @@ class Cache(Generic[T]):
     def __repr__(self) -> str:
         stats = self.stats()
         return (
-            f"<Cache {self.name!r}, {self.size} bytes: {stats.obj_held} held, {self._depot.free} free, "
-            f"{stats.waiters} waiting, marks {self._marks}>"
+            f"<Cache {self.name!r}, {self.size} bytes: {stats.obj_held} held, {self._pool.depot.free} free, "
+            f"{stats.waiters} waiting, marks {self._pool.marks}>"
         )
 
     # -- the hot path
@@ -186,45 +154,45 @@ class Cache(Generic[T]):
 
     async def _alloc_slowly(self, flags: KM, timeout: float | None) -> Buffer[T]:
         self._check(flags, _SLEEP, _PUSHPAGE, _NOSLEEP)
+        if flags is _NOSLEEP:
+            if self._engine.config.checkpoints:
+                await anyio.lowlevel.checkpoint()
+            return self._alloc_now(flags)
+        (slot,) = await self._get(1, flags, timeout)
+        return self._hand_out(slot)
+
+    async def _get(self, n: int, flags: KM, timeout: float | None) -> list[Slot[T]]:
         if timeout is not None:
             seconds("timeout", timeout, zero=True)
         if self._engine.config.checkpoints:
             await anyio.lowlevel.checkpoint()
-            self._check(flags, flags)
-        if flags is _NOSLEEP:
-            return self._alloc_now(flags)
-        slot = self._at_hand()
-        if slot is None:
-            if timeout is None:
-                slot = await self._room.wait(flags)
-            else:
-                with anyio.fail_after(timeout):
-                    slot = await self._room.wait(flags)
-        return self._hand_out(slot)
+            self._check_open()
+        slot = self._at_hand() if n == 1 else None
+        if slot is not None:
+            return [slot]
+        if timeout is None:
+            return await self._pool.room.wait(flags, n, self._tally)
+        with anyio.fail_after(timeout):
+            return await self._pool.room.wait(flags, n, self._tally)
 
     def _alloc_now(self, flags: KM) -> Buffer[T]:
         self._check(flags, _NOSLEEP, _PUSHPAGE)
-        slot = self._at_hand()
-        if slot is None:
-            self._growth.missed = True
-            self._engine.attend(self._growth.ask)
-            if self._growth.at_limit or not self._emergency.permit():
-                raise anyio.WouldBlock
-            try:
-                slot = self._emergency.make_nowait(flags)
-            except MemoryError:
-                raise anyio.WouldBlock from None
+        slot = self._at_hand() or self._pool.get_now(flags, self._tally)
         return self._hand_out(slot)
 
     def _check(self, flags: KM, *allowed: KM) -> None:
         if not any(flags is one for one in allowed):
             raise ConfigError("flags", flags, f"allowed here are {', '.join(map(str, allowed))}")
-        if Mark.DESTROY in self._marks:
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closing is not None:
             raise CacheClosedError(f"cache {self.name!r} is closed")
 
     def _at_hand(self) -> Slot[T] | None:
         """A free object, unless somebody waits for it already."""
-        if not self._line:
+        line = self._pool.line
+        if not line:
             try:
                 slot = self._magazine.pop()
             except IndexError:
@@ -233,96 +201,120 @@ class Cache(Generic[T]):
                 self._hits += 1
                 return slot
         self._misses += 1
-        self._unpark()
-        return None if self._line else self._depot.take()
+        self._pool.unpark()
+        return None if line else self._pool.depot.take()
 
     def _hand_out(self, slot: Slot[T]) -> Buffer[T]:
         if self._config.init_on_alloc:
             zero(slot.address, self.size)
         if self._config.watermark:
-            self._engine.attend(self._growth.ask)
-        kind: type[Buffer[T]] = EmergencyBuffer if slot.slab is None else self._kind
-        buf = kind()
+            self._engine.attend(self._pool.growth.ask)
+        if not self._managed and slot.slab is not None:
+            buf: Buffer[T] = Buffer()
+        else:
+            buf = self._managed_handle(slot)
         buf._cache = self
         buf._view = None
         buf._slot = slot
         return buf
 
-    # -- the way back
+    def _managed_handle(self, slot: Slot[T]) -> Buffer[T]:
+        buf: ManagedBuffer[T] = ManagedBuffer()
+        buf.emergency = slot.slab is None
+        buf.moving = buf.touched = False
+        if self._pool.mover.able:
+            slot.owner = weakref.ref(buf)
+        tally = self._tally
+        tally.handed_out += 1
+        if buf.emergency:
+            tally.emergency += 1
+            tally.emergency_max = max(tally.emergency_max, tally.emergency)
+            self._pool.note_waiting()
+        return buf
 
-    def _take_back(self, slot: Slot[T]) -> None:
-        """A free, from any thread. (`Buffer.free` writes this out.)"""
-        magazine = self._magazine
-        magazine.append(slot)
-        if self._waiting or len(magazine) > magazine.capacity:
-            self._settle()
+    def _note_return(self, emergency: bool) -> None:
+        self._tally.returned += 1
+        self._tally.emergency -= emergency
 
-    def _settle(self) -> None:
-        """After a free that finds waiters or a full magazine. Waits for no lock."""
-        if not self._depot.flush(self._engine.tick):
-            self._engine.bell.ring()
-        elif Mark.DESTROY in self._marks:
-            self._reclaim.empty_out()
-        elif self._waiting:
-            self._engine.attend(self._serve)
+    # -- several at once
 
-    def _come_back(self, slot: Slot[T]) -> None:
-        """What the garbage collector returns, at any moment, in any thread."""
-        if slot.slab is None:
-            self._free_emergency(cast("EmergencySlot[T]", slot))
-            return
-        if self._config.init_on_free:
-            zero(slot.address, self.size)
-        self._magazine.append(slot)
-        if Mark.DESTROY in self._marks:
-            self._settle()
-        elif self._waiting or len(self._magazine) > self._magazine.capacity:
-            self._engine.bell.ring()
+    async def alloc_many(self, n: int, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> list[Buffer[T]]:
+        """Allocate ``n`` objects, all or none.
 
-    def _free_emergency(self, slot: EmergencySlot[T]) -> None:
-        if self._config.init_on_free:
-            zero(slot.address, self.size)
-        self._emergency.free(slot)
+        It waits in the same line as `alloc`, in one place, until there are enough for it; nobody behind it gets
+        any before. So tasks that need several cannot lock each other out, as they can by taking one by one. When
+        growth is late, what is missing comes as emergency objects. Suspends, may be cancelled, and loses nothing
+        then. Event loop's thread only.
 
-    def _park(self, slot: Slot[T]) -> None:
-        """Keep a slot whose handle is gone while somebody still exports its memory.
-
-        No finaliser or weak reference can tell when they are gone for good: the garbage collector may run
-        theirs later, and bring them back. So now and then the slot is looked at (`_unpark`).
+        :param flags: SLEEP or PUSHPAGE
+        :param timeout: the caller's own patience for all of them, in seconds
+        :raises ConfigError: if ``max_objects`` or ``limit`` can never allow as many to such a caller
+        :raises TimeoutError: if ``timeout`` has passed
+        :raises CacheClosedError: if the cache is closed, or is while waiting
+        :raises BackendError: if a backend broke its contract
+        :raises ConstructorError: if the cache's ``ctor`` raised
         """
-        self._parked.append(slot)
+        whole_number("n", n, 1)
+        self._check(flags, _SLEEP, _PUSHPAGE)
+        self._check_possible(n, 0 if flags is _PUSHPAGE else self._config.reserve)
+        return [self._hand_out(slot) for slot in await self._get(n, flags, timeout)]
 
-    def _unpark(self) -> None:
-        for _ in range(len(self._parked)):
-            try:
-                slot = self._parked.pop(0)
-            except IndexError:  # another thread looks, too
-                return
-            if slot.in_use():
-                self._parked.append(slot)
-            else:
-                self._come_back(slot)
+    def lease_many(self, n: int, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> ManyLease[T]:
+        """``async with cache.lease_many(n) as bufs:`` is `alloc_many` and a free of each around a block."""
+        return ManyLease(self, n, flags, timeout)
 
-    def _note_waiting(self) -> None:
-        self._waiting = bool(self._line) or self._growth.filling > 0
-        self._slow = bool(self._line) or self._always_slow
+    # -- moving
 
-    def _serve(self) -> None:
-        self._room.serve()
-        self._growth.tell_fillers()
+    def set_move(self, callback: Move[T]) -> None:
+        """Have a client move its objects when asked (illumos' kmem_cache_set_move). Event loop's thread only.
 
-    def _attend(self) -> None:
-        """Look after everything: objects came, or the bell was rung for what another thread did."""
-        self._depot.flush(self._engine.tick)
-        self._unpark()
-        if Mark.DESTROY in self._marks:
-            self._reclaim.empty_out()
-            return
-        self._serve()
-        self._room.let_others_try()
-        self._growth.ask()
+        ``callback(old, new, size)`` gets the handle that the client has and a new one of another place, both
+        allocated and constructed. It moves what it keeps and answers with a `KMEM_CBRC`, and frees neither. It
+        is called on the event loop, so keep it short. An exception, and any other answer, counts as NO and is
+        logged. Buffers then cost more to allocate and free, by about 2 µs.
 
-    # -- filling, reaping, ageing, closing
+        :raises ConfigError: if it is no function, objects have been allocated already, or the cache moves by
+            itself or shares its slabs
+        :raises CacheClosedError: if the cache is closed
+        """
+        self._check_open()
+        if not callable(callback):
+            raise ConfigError("callback", callback, "allowed is a function of old, new and size")
+        if self._config.movable or self._config.merge:
+            raise ConfigError("callback", callback, "allowed where neither movable nor merge is set")
+        if self._hits or self._misses or self._pool.mover.able:
+            raise ConfigError("callback", callback, "allowed once, and before the first allocation")
+        self._pool.mover.callback = callback
+        self._managed = self._always_slow = self._slow = True
+
+    async def defragment(self) -> int:
+        """One pass: emergency objects move into slabs; sparse slabs are emptied into fuller ones, and given back.
+
+        Only for caches that are ``movable`` or have a move callback. Slabs are grown for emergency objects as far
+        as that is allowed, and not late. Stops where callers wait for objects. Answers the bytes given back.
+        Suspends; may be cancelled between two moves. Event loop's thread only.
+        """
+        self._check_open()
+        await self._pool.mover.defragment()
+        return await self._pool.reclaim.reap(drain=False) if self._pool.mover.able else 0
+
+    def _ask_client(self, nbytes: float) -> int:
+        """Pressure: have the client free objects of so many bytes. Answers how many it says it has freed."""
+        objects = self._pool.held(self)
+        if not math.isinf(nbytes):
+            objects = min(objects, math.ceil(nbytes / self._config.shape.stride))
+        if self._config.reclaim is None or objects <= 0:
+            return 0
+        try:
+            freed = self._config.reclaim(objects)
+            whole_number("reclaim(n)", freed, 0)
+        except Exception:
+            log.exception("cache %r: its reclaim callback failed", self.name)
+            return 0
+        self._tally.reclaimed += freed
+        return freed
+
+    # -- filling, reaping, closing, looking
 
     async def prefill(self, n: int) -> None:
         """Grow until ``n`` objects are free. Suspends until they are; may be cancelled, and keeps what came.
@@ -331,22 +323,27 @@ class Cache(Generic[T]):
         :raises BackendError: if the backend broke its contract
         """
         whole_number("n", n, 0)
-        self._check(_SLEEP, _SLEEP)
+        self._check_open()
+        self._check_possible(n, self._config.reserve)
+        await self._pool.growth.fill(n, self._tally)
+
+    def _check_possible(self, n: int, reserved: int) -> None:
+        """Refuse to wait for more objects than there can ever be."""
         shape = self._config.shape
-        slabs = -(-n // shape.objects)
+        slabs = -(-(n + reserved) // shape.objects)
         most, limit = self._config.max_objects, self._engine.config.limit
+        but = f", less the reserve of {reserved}" if reserved else ""
         if most is not None and slabs * shape.objects > most:
-            raise ConfigError("n", n, f"allowed are whole slabs within max_objects, {most}")
+            raise ConfigError("n", n, f"allowed are whole slabs within max_objects, {most}{but}")
         if limit is not None and slabs * shape.slab_size > limit:
-            raise ConfigError("n", n, f"allowed are whole slabs within the limit, {limit} bytes")
-        await self._growth.fill(n)
+            raise ConfigError("n", n, f"allowed are whole slabs within the limit, {limit} bytes{but}")
 
     async def reap(self) -> int:
         """Drain the magazine and give every empty slab back. Suspends until they are back.
 
-        Answers the bytes given back. If cancelled, what was begun goes on.
+        Answers the bytes given back; none where the allocator is sealed. If cancelled, what was begun goes on.
         """
-        return await self._reclaim.reap()
+        return await self._pool.reclaim.reap()
 
     async def aclose(self) -> None:
         """Close: waiters get `CacheClosedError`, free memory goes back. Suspends until it is back.
@@ -364,52 +361,12 @@ class Cache(Generic[T]):
 
     def _shut(self) -> str:
         """Close. Answers what there is to warn of."""
-        self._marks.fire("close")
         self._slow = self._always_slow = True
-        closed = CacheClosedError(f"cache {self.name!r} was closed")
-        self._room.send_away(closed)
-        self._growth.send_fillers_away(closed)
-        self._magazine.capacity = -1  # so that each later free comes by `_settle`
-        self._engine.retire(self)
-        self._closing = self._reclaim.empty_out()
+        del self._engine.caches[self.name]
+        self._closing = self._pool.leave(self, CacheClosedError(f"cache {self.name!r} was closed"))
         held = self.stats().obj_held
         return f"cache {self.name!r} was closed with {held} buffers still held" if held else ""
 
-    def _age(self, *, expires: bool) -> None:
-        used = (self._hits, self._misses, self._depot.slabs.slots_out, len(self._magazine))
-        if expires:
-            self._reclaim.age(used, self._config.watermark)
-        self._attend()
-
     def stats(self) -> CacheStats:
         """A snapshot of the counters. Any thread."""
-        slabs = self._depot.slabs
-        cached, handover, emergency = len(self._magazine), self._room.in_handover, len(self._emergency)
-        return CacheStats(
-            name=self.name,
-            flags=self._marks.state.value | self._config.flags.value | KVMEM,
-            size=self.size,
-            slab_size=self._config.shape.slab_size,
-            slab_total=len(slabs),
-            slab_alloc=slabs.slabs_used,
-            slab_max=slabs.slabs_used_max,
-            slab_fail=self._growth.failures,
-            slab_create=slabs.created,
-            slab_destroy=slabs.destroyed,
-            obj_total=slabs.slots_total + emergency,
-            obj_alloc=slabs.slots_out,
-            obj_max=slabs.slots_out_max,
-            obj_deadlock=self._growth.deadlocks,
-            obj_emergency=emergency,
-            obj_emergency_max=self._emergency.highest,
-            obj_held=slabs.slots_out - cached - handover + emergency,
-            obj_cached=cached,
-            obj_handover=handover,
-            waiters=len(self._line),
-            hits=self._hits,
-            misses=self._misses,
-            waits=self._room.waits,
-            timeouts=self._room.timeouts,
-            growing=Mark.GROWING in self._marks,
-            deadlocked=Mark.DEADLOCKED in self._marks,
-        )
+        return self._pool.stats(self)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._errors import ConfigError
 from ._flags import CacheFlags
@@ -13,6 +13,9 @@ from ._magazine import LARGEST, SMALLEST, default_size
 from ._slab import Shape
 from .backends._libc import PAGE_SIZE
 from .backends._protocol import Backend
+
+if TYPE_CHECKING:
+    from .pressure import Source
 
 T = TypeVar("T")
 
@@ -58,6 +61,7 @@ class AllocatorConfig:
     expire: float | None
     growth_workers: int
     kick_after: float | None
+    pressure: Sequence[Source]
     init_on_alloc: bool
     init_on_free: bool
     checkpoints: bool
@@ -74,6 +78,9 @@ class AllocatorConfig:
             if getattr(self, field) is not None:
                 seconds(field, getattr(self, field))
         whole_number("growth_workers", self.growth_workers, 1)
+        for source in self.pressure:
+            if isinstance(source, type) or not callable(getattr(source, "run", None)):
+                raise ConfigError("pressure", source, "allowed are sources, such as aslab.pressure.Psi()")
         for field in ("init_on_alloc", "init_on_free", "checkpoints"):
             boolean(field, getattr(self, field))
 
@@ -87,12 +94,26 @@ class CacheConfig(Generic[T]):
     magazine_size: int
     ctor: Callable[[memoryview], T] | None
     dtor: Callable[[T], None] | None
+    reclaim: Callable[[int], int] | None
+    reserve: int
+    min_objects: int
     max_objects: int | None
     max_emergency: int | None
     watermark: int
+    movable: bool
+    merge: bool
     init_on_alloc: bool
     init_on_free: bool
     flags: CacheFlags
+
+    @property
+    def guaranteed(self) -> int:
+        """Bytes of the slabs for ``min_objects``."""
+        return -(-self.min_objects // self.shape.objects) * self.shape.slab_size
+
+    def shares_with(self, other: CacheConfig[Any]) -> bool:
+        """Whether both may share slabs: both want to, and nothing else sets them apart."""
+        return self.merge and replace(self, name=other.name, reclaim=other.reclaim) == other
 
 
 def cache_config(
@@ -106,16 +127,75 @@ def cache_config(
     magazine_size: int | None,
     ctor: Callable[[memoryview], T] | None,
     dtor: Callable[[T], None] | None,
+    reclaim: Callable[[int], int] | None,
+    reserve: int,
+    min_objects: int,
     max_objects: int | None,
     max_emergency: int | None,
     watermark: int,
+    movable: bool,
+    merge: bool,
     init_on_alloc: bool,
     init_on_free: bool,
     flags: CacheFlags,
 ) -> CacheConfig[T]:
-    """Check everything, then work out the shape of a slab."""
+    """Check everything, and work out the shape of a slab."""
     if not isinstance(name, str) or not name or not name.isprintable():
         raise ConfigError("name", name, "allowed is a printable name that is not empty")
+    shape = _shape(size, align, objects_per_slab, max_slab_size, max_objects)
+    if limit is not None and shape.slab_size > limit:
+        raise ConfigError(
+            "limit", limit, f"allowed is at least one slab of cache {name!r}, {shape.slab_size} bytes"
+        )
+    if magazine_size is not None:
+        whole_number("magazine_size", magazine_size, SMALLEST, LARGEST)
+    optional_function("ctor", ctor)
+    optional_function("dtor", dtor)
+    optional_function("reclaim", reclaim)
+    if dtor is not None and ctor is None:
+        raise ConfigError("dtor", dtor, "allowed only with a ctor: there is nothing to destroy")
+    if max_emergency is not None:
+        whole_number("max_emergency", max_emergency, 0)
+    whole_number("watermark", watermark, 0, max_objects)
+    most = _most(shape, limit, max_objects)
+    whole_number("reserve", reserve, 0, most)
+    whole_number("min_objects", min_objects, 0, most)
+    for field, value in (
+        ("movable", movable),
+        ("merge", merge),
+        ("init_on_alloc", init_on_alloc),
+        ("init_on_free", init_on_free),
+    ):
+        boolean(field, value)
+    if movable and ctor is not None:
+        raise ConfigError("movable", movable, "allowed only without a ctor: what it built would stay behind")
+    if merge and (ctor is not None or movable or reserve or min_objects):
+        raise ConfigError("merge", merge, "allowed only without ctor, movable, reserve and min_objects")
+    if not isinstance(flags, CacheFlags):
+        raise ConfigError("flags", flags, "allowed are members of CacheFlags")
+    return CacheConfig(
+        name=name,
+        shape=shape,
+        magazine_size=magazine_size or default_size(size),
+        ctor=ctor,
+        dtor=dtor,
+        reclaim=reclaim,
+        reserve=reserve,
+        min_objects=min_objects,
+        max_objects=max_objects,
+        max_emergency=max_emergency,
+        watermark=watermark,
+        movable=movable,
+        merge=merge,
+        init_on_alloc=init_on_alloc,
+        init_on_free=init_on_free,
+        flags=flags,
+    )
+
+
+def _shape(
+    size: int, align: int, objects_per_slab: int | None, max_slab_size: int, max_objects: int | None
+) -> Shape:
     whole_number("max_slab_size", max_slab_size, PAGE_SIZE)
     whole_number("align", align, 8, PAGE_SIZE)
     if align & (align - 1):
@@ -140,33 +220,10 @@ def cache_config(
         )
     if max_objects is not None and max_objects < objects:
         raise ConfigError("max_objects", max_objects, f"allowed is at least one slab, {objects} objects")
-    if limit is not None and shape.slab_size > limit:
-        raise ConfigError(
-            "limit", limit, f"allowed is at least one slab of cache {name!r}, {shape.slab_size} bytes"
-        )
-    if magazine_size is not None:
-        whole_number("magazine_size", magazine_size, SMALLEST, LARGEST)
-    optional_function("ctor", ctor)
-    optional_function("dtor", dtor)
-    if dtor is not None and ctor is None:
-        raise ConfigError("dtor", dtor, "allowed only with a ctor: there is nothing to destroy")
-    if max_emergency is not None:
-        whole_number("max_emergency", max_emergency, 0)
-    whole_number("watermark", watermark, 0, max_objects)
-    boolean("init_on_alloc", init_on_alloc)
-    boolean("init_on_free", init_on_free)
-    if not isinstance(flags, CacheFlags):
-        raise ConfigError("flags", flags, "allowed are members of CacheFlags")
-    return CacheConfig(
-        name=name,
-        shape=shape,
-        magazine_size=magazine_size or default_size(size),
-        ctor=ctor,
-        dtor=dtor,
-        max_objects=max_objects,
-        max_emergency=max_emergency,
-        watermark=watermark,
-        init_on_alloc=init_on_alloc,
-        init_on_free=init_on_free,
-        flags=flags,
-    )
+    return shape
+
+
+def _most(shape: Shape, limit: int | None, max_objects: int | None) -> int | None:
+    """How many objects there can ever be, in whole slabs; None is no bound."""
+    slabs = [most // each for most, each in ((limit, shape.slab_size), (max_objects, shape.objects)) if most]
+    return min(slabs) * shape.objects if slabs else None

@@ -67,10 +67,29 @@ class Depot(Generic[T]):
         with self.lock:
             self.slabs.add(slab)
 
-    def remove_empty(self, keep: int = 0, until: int | None = None) -> list[Slab[T]]:
+    def remove_empty(self, keep: int = 0, until: int | None = None, most: int | None = None) -> list[Slab[T]]:
         """Take out slabs that can go; see `SlabLists.remove_empty`. The magazine counts among the kept."""
         with self.lock:
-            return self.slabs.remove_empty(max(0, keep - len(self._magazine)), until)
+            return self.slabs.remove_empty(max(0, keep - len(self._magazine)), until, most)
+
+    def put(self, slot: Slot[T], age: int) -> None:
+        """Put one back into its slab, past the magazine."""
+        with self.lock:
+            self.slabs.put(slot, age)
+
+    def take_packed(self, other_than: Slab[T] | None = None) -> Slot[T] | None:
+        """One from the slabs, past the magazine; for moving out of a slab only from another that is in use."""
+        with self.lock:
+            slab = next(iter(self.slabs.partial), None)
+            if other_than is not None and (slab is None or slab is other_than or not slab.in_use):
+                return None
+            return self.slabs.take()
+
+    def sort(self, age: int) -> None:
+        """Put everything back, then have the fullest slabs first."""
+        with self.lock:
+            self._put_back(len(self._magazine), age)
+            self.slabs.sort()
 
     @property
     def free(self) -> int:

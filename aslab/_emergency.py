@@ -51,33 +51,42 @@ class Emergency(Generic[T]):
         return len(self._objects)
 
     @property
-    def room(self) -> float:
-        """How many more max_emergency allows now; infinite without one."""
+    def most(self) -> float:
+        """How many there may be; infinite without a bound."""
         most = self._config.max_emergency
         if CacheFlags.NOEMERGENCY in self._config.flags:
             return 0
-        return math.inf if most is None else most - len(self._objects) - self._in_making
+        return math.inf if most is None else most
 
-    def permit(self) -> bool:
-        """Ask to make one more; `make` or `make_nowait` must follow."""
+    @property
+    def room(self) -> float:
+        """How many more there may be now."""
+        return self.most - len(self._objects) - self._in_making
+
+    def permit(self, objects: int) -> bool:
+        """Ask to make so many more; for each `make`, `make_nowait` or `forgo` must follow."""
         with self._lock:
-            if self.room < 1:
+            if self.room < objects:
                 return False
-            self._in_making += 1
+            self._in_making += objects
             return True
+
+    def forgo(self, objects: int) -> None:
+        """So many that were permitted are not made."""
+        with self._lock:
+            self._in_making -= objects
+
+    def objects(self) -> list[EmergencySlot[T]]:
+        """Those that are outstanding, oldest first."""
+        return list(self._objects.values())
 
     async def make(self, flags: KM) -> EmergencySlot[T]:
         """Make one for such a caller.
 
         :raises MemoryError: if the backend has none
         """
-        region = None
-        try:
-            shape = self._config.shape
-            region = await self._supply.acquire(self._backend, shape.size, shape.align, gfp_for_emergency(flags))
-        finally:
-            if region is None:
-                self._in_making_less()
+        shape = self._config.shape
+        region = await self._supply.acquire(self._backend, shape.size, shape.align, gfp_for_emergency(flags))
         return self._add(region)
 
     def make_nowait(self, flags: KM) -> EmergencySlot[T]:
@@ -86,14 +95,9 @@ class Emergency(Generic[T]):
         :raises MemoryError: if the backend has none
         :raises anyio.WouldBlock: if it would have to wait
         """
-        region = None
-        try:
-            shape = self._config.shape
-            gfp = gfp_for_emergency(flags) & ~GFP.RECLAIM
-            region = self._supply.acquire_nowait(self._backend, shape.size, shape.align, gfp)
-        finally:
-            if region is None:
-                self._in_making_less()
+        shape = self._config.shape
+        gfp = gfp_for_emergency(flags) & ~GFP.RECLAIM
+        region = self._supply.acquire_nowait(self._backend, shape.size, shape.align, gfp)
         return self._add(region)
 
     def free(self, slot: EmergencySlot[T]) -> None:
@@ -112,7 +116,6 @@ class Emergency(Generic[T]):
             try:
                 slot.construct(ctor, region)
             except BaseException as exc:
-                self._in_making_less()
                 del slot
                 self._supply.release(self._backend, region)
                 if isinstance(exc, Exception):
@@ -123,7 +126,3 @@ class Emergency(Generic[T]):
             self._objects[slot.address] = slot
             self.highest = max(self.highest, len(self._objects))
         return slot
-
-    def _in_making_less(self) -> None:
-        with self._lock:
-            self._in_making -= 1

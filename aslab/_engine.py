@@ -5,6 +5,8 @@
     budget   the limit
     worker   growth
     ageing   what nobody uses goes back
+    relief   what can be spared goes back when memory is short
+    moves    objects move to where whole slabs come free
 
 All tasks live in the task group of `open_allocator`; there is no global state. They are shielded from
 the cancellation of its block: when a service is cancelled, its memory still has to go back. `stop`
@@ -13,24 +15,33 @@ ends them.
 
 from __future__ import annotations
 
+import itertools
+import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from anyio.abc import TaskGroup
 
 from ._bell import Bell
-from ._budget import Budget
-from ._config import AllocatorConfig
+from ._budget import Account, Budget
+from ._cache import Cache
+from ._config import AllocatorConfig, CacheConfig
 from ._growth import Growth
+from ._move import Moves
+from ._pool import Pool
 from ._reclaim import AGEING_STEPS
+from ._relief import Relief
 from ._supply import Supply
 from ._worker import Worker
 from .backends._protocol import Region
 
 if TYPE_CHECKING:
-    from ._cache import Cache
+    from .pressure import Source
+
+log = logging.getLogger("aslab")
 
 LOOK_EVERY = 5.0
 """Seconds between looks at what was lost or waits, where nothing expires."""
@@ -50,27 +61,56 @@ class Engine:
         self.budget: Budget = Budget(config.limit)
         self.worker: Worker = Worker(self.supply, config.slabs, self.budget, config.kick_after, self._make_room)
         self.caches: dict[str, Cache[Any]] = {}
-        self._retired: list[Cache[Any]] = []  # closed, with slabs still
+        self.pools: list[Pool[Any]] = []
+        self._retired: list[Pool[Any]] = []  # closed, with slabs still
+        self.tickets = itertools.count()
+        """For all who wait: the lower has waited longer."""
+        self.interval: float = (config.expire or LOOK_EVERY * AGEING_STEPS) / AGEING_STEPS
+        """Seconds between two looks of the ageing task."""
+        self.relief: Relief = Relief(self)
+        self.moves: Moves = Moves()
+        self.moving = anyio.Lock()
+        """Moves are one after another."""
         self.tick: int = 0
         """Counts the looks of the ageing task."""
         self.closed: bool = False
         self._thread = threading.get_ident()
         self._scope = anyio.CancelScope(shield=True)
+        self._tasks: TaskGroup | None = None
 
     async def run(self) -> None:
         """Run all tasks until `stop`."""
         with self._scope, self.bell:
             async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
                 tasks.start_soon(self._run_bell)
                 tasks.start_soon(self.supply.run)
                 for _ in range(self.config.growth_workers):
                     tasks.start_soon(self.worker.run, tasks)
                 tasks.start_soon(self._run_ageing)
+                tasks.start_soon(self._run_relief)
+                tasks.start_soon(self.moves.run)
+                for source in self.config.pressure:
+                    tasks.start_soon(self._run_source, source)
 
     def stop(self) -> None:
         """End all tasks; what is stuck in a thread is left behind."""
         self.worker.stopping = True
         self._scope.cancel()
+
+    def start(self, function: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Start a task that lives as long as the allocator at most; event loop's thread only."""
+        if self._tasks is not None:
+            self._tasks.start_soon(function)
+
+    def make_cache(self, config: CacheConfig[Any]) -> Cache[Any]:
+        """A cache with a pool of its own, or with that of others like it if it may share."""
+        pool = next((pool for pool in self.pools if pool.config.shares_with(config)), None)
+        if pool is None:
+            pool = Pool(self, config)
+            self.pools.append(pool)
+        cache = self.caches[config.name] = Cache(pool, config)
+        return cache
 
     def attend(self, call: Callable[[], object]) -> None:
         """Call on the event loop's thread: now if this is it; else the bell makes every cache look."""
@@ -83,27 +123,40 @@ class Engine:
         """Queue a slab's region for release; ``done`` is called on the event loop's thread. Any thread."""
         self.supply.release(self.config.slabs, region, done)
 
-    def room_made(self, nbytes: int) -> None:
-        """That many bytes are back at the backend: others may grow."""
-        self.budget.back(nbytes)
-        for cache in self.caches.values():
-            cache._growth.ask()
+    def room_made(self, account: Account) -> None:
+        """A slab is back at the backend: others may grow."""
+        self.budget.back(account)
+        self.ask_all()
         self.worker.look_again()
 
-    def retire(self, cache: Cache[Any]) -> None:
-        """A cache is closed. It is looked after until its last slab is back."""
-        del self.caches[cache.name]
-        self._retired.append(cache)
+    def ask_all(self) -> None:
+        """Have every pool ask for a slab, if it wants one."""
+        for pool in self.pools:
+            pool.growth.ask()
+
+    def look_again(self) -> None:
+        """The order of those who wait has changed. If anybody let others go first, have them all ask, soon."""
+        if self.budget.yielding:
+            self.budget.yielding = False
+            self.bell.ring()
+
+    def retire(self, pool: Pool[Any]) -> None:
+        """A pool is closed. It is looked after until its last slab is back."""
+        self.pools.remove(pool)
+        self._retired.append(pool)
+        self.look_again()
 
     def _make_room(self, growth: Growth[Any]) -> None:
-        if self.budget.full(growth.config.shape.slab_size):
-            for cache in self.caches.values():
-                if cache._growth is not growth:
-                    cache._reclaim.spare()
+        missing = self.budget.missing(growth.account)
+        for pool in self.pools:
+            if missing > 0 and pool.growth is not growth:
+                missing -= pool.reclaim.spare(missing)
+        if missing > 0:
+            self.relief.limit_reached(missing)
 
-    def _all_caches(self) -> tuple[Cache[Any], ...]:
-        self._retired = [cache for cache in self._retired if len(cache._depot.slabs)]
-        return (*self.caches.values(), *self._retired)
+    def _all_pools(self) -> tuple[Pool[Any], ...]:
+        self._retired = [pool for pool in self._retired if len(pool.depot.slabs)]
+        return (*self.pools, *self._retired)
 
     async def close(self) -> list[str]:
         """Close the caches, and give what is under way a moment to end. Answers what there is to warn of."""
@@ -126,14 +179,24 @@ class Engine:
         while True:
             await self.bell.wait()
             self.supply.attend()
-            for cache in self._all_caches():
-                cache._attend()
+            for pool in self._all_pools():
+                pool.attend()
 
     async def _run_ageing(self) -> None:
         HOUSEKEEPING.set(True)
-        interval = (self.config.expire or LOOK_EVERY * AGEING_STEPS) / AGEING_STEPS
         while True:
-            await anyio.sleep(interval)
+            await anyio.sleep(self.interval)
             self.tick += 1
-            for cache in self._all_caches():
-                cache._age(expires=self.config.expire is not None)
+            for pool in self._all_pools():
+                pool.age(expires=self.config.expire is not None)
+
+    async def _run_relief(self) -> None:
+        HOUSEKEEPING.set(True)  # it looks again an interval later
+        await self.relief.run()
+
+    async def _run_source(self, source: Source) -> None:
+        HOUSEKEEPING.set(True)
+        try:
+            await source.run(self.relief.press)
+        except Exception:
+            log.exception("%r failed; the allocator goes on without it", source)

@@ -36,6 +36,10 @@ class CacheClosedError(SlabError, anyio.ClosedResourceError):
     """The caller used a cache that is closed, or it was closed while the caller waited."""
 
 
+class SealedError(SlabError):
+    """The caller asked a sealed allocator for what only growth can give."""
+
+
 class BackendError(SlabError):
     """A backend broke its contract: too little memory, a wrong type, or an unexpected exception.
 

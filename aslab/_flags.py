@@ -21,6 +21,21 @@ class KM(enum.Enum):
     """As SLEEP, but served first: for callers whose progress frees memory for the others."""
 
 
+class KMEM_CBRC(enum.Enum):  # noqa: N801  (the name is illumos')
+    """What a move callback answers (kmem_cbrc_t of illumos). It frees neither object itself."""
+
+    YES = "yes"
+    """Moved: the client uses the new object. The old one is freed."""
+    NO = "no"
+    """Not moved, and no use to ask again soon: the new one is freed, the slab left alone."""
+    LATER = "later"
+    """Not moved now: the new one is freed. The third LATER for one slab is a NO."""
+    DONT_NEED = "dont_need"
+    """The client needs it no more: both are freed."""
+    DONT_KNOW = "dont_know"
+    """The client does not know this object, or not any more: the new one is freed."""
+
+
 class GFP(enum.Flag):
     """What a backend may do to find memory (Linux' GFP flags, by their meaning).
 

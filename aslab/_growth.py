@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import anyio
 
+from ._budget import Account, Claim
 from ._config import CacheConfig
 from ._depot import Depot
 from ._errors import twin
 from ._flags import GFP, KM, gfp_for
 from ._line import Line
+from ._reserve import Reserve
 from ._slab import Slab
 from ._state import Mark, Marks
+from ._stats import Tally
 
 if TYPE_CHECKING:
     from ._worker import Worker
@@ -33,10 +36,12 @@ PAUSE_FIRST, PAUSE_MOST = 0.01, 1.0
 
 
 class Filler:
-    """A caller that waits until ``objects`` are free."""
+    """A caller that waits until ``done``, for which ``objects`` have to be free."""
 
-    def __init__(self, objects: int) -> None:
+    def __init__(self, objects: int, tally: Tally, done: Callable[[], bool]) -> None:
         self.objects: int = objects
+        self.tally: Tally = tally
+        self.done: Callable[[], bool] = done
         self.event: anyio.Event = anyio.Event()
         self.error: Exception | None = None
 
@@ -54,6 +59,7 @@ class Growth(Generic[T]):
         marks: Marks,
         depot: Depot[T],
         line: Line[T],
+        reserve: Reserve[T],
         worker: Worker,
         *,
         on_begin: Callable[[], None],
@@ -65,7 +71,10 @@ class Growth(Generic[T]):
         self.marks = marks
         self._depot = depot
         self._line = line
+        self._reserve = reserve
         self._worker = worker
+        self.account: Account = Account(config.shape.slab_size, config.guaranteed, self._claim)
+        worker.budget.open(self.account)
         self._on_begin = on_begin
         self._on_slab = on_slab
         self._on_error = on_error
@@ -75,19 +84,28 @@ class Growth(Generic[T]):
         self._pausing = False
         self.missed: bool = False
         """Somebody who could not wait found nothing. Set from any thread."""
+        self.repacking: int = 0
+        """Free objects that emergency objects could move into."""
         self.failures: int = 0
         self.deadlocks: int = 0
 
     @property
     def at_limit(self) -> bool:
         """Whether only a free can help: slabs may not become more, and none is on its way."""
-        most = self.config.max_objects
-        shape = self.config.shape
         if Mark.GROWING in self.marks:
             return False
-        if most is not None and self._depot.slabs.slots_total + shape.objects > most:
-            return True
-        return self._worker.budget.full(shape.slab_size)
+        budget = self._worker.budget
+        return budget.sealed or self._at_most or budget.full(self.account) or budget.yields(self.account)
+
+    @property
+    def sealed(self) -> bool:
+        """Whether nothing grows any more."""
+        return self._worker.budget.sealed
+
+    @property
+    def _at_most(self) -> bool:
+        most = self.config.max_objects
+        return most is not None and self._depot.slabs.slots_total + self.config.shape.objects > most
 
     @property
     def gfp(self) -> GFP:
@@ -150,10 +168,17 @@ class Growth(Generic[T]):
         """Callers of `fill` that wait."""
         return len(self._fillers)
 
-    async def fill(self, objects: int) -> None:
+    async def fill(self, objects: int, tally: Tally) -> None:
         """Suspend until that many objects are free."""
-        while self._depot.free < objects:
-            filler = Filler(objects)
+        await self._until(Filler(objects, tally, lambda: self._depot.free >= objects))
+
+    async def ready(self, tally: Tally) -> None:
+        """Suspend until the reserve is full."""
+        await self._until(Filler(0, tally, lambda: not self._reserve.short))
+
+    async def _until(self, filler: Filler) -> None:
+        while not filler.done():
+            filler.event = anyio.Event()
             self._fillers[filler] = None
             self._on_filling()
             try:
@@ -168,15 +193,24 @@ class Growth(Generic[T]):
     def tell_fillers(self) -> None:
         """Wake those of them whose objects are there."""
         for filler in self._fillers:
-            if self._depot.free >= filler.objects:
+            if filler.done():
                 filler.event.set()
 
-    def send_fillers_away(self, error: Exception) -> None:
-        """Tell them what is wrong."""
+    def send_fillers_away(self, error: Exception, tally: Tally | None = None) -> None:
+        """Tell them, or those of one cache, what is wrong."""
         for filler in self._fillers:
-            filler.error = error
-            filler.event.set()
+            if tally is None or filler.tally is tally:
+                filler.error = error
+                filler.event.set()
 
     def _wanted(self) -> bool:
-        least = max([self.config.watermark, *(filler.objects for filler in self._fillers)])
-        return len(self._line) > 0 or self._depot.free < max(least, self.missed)
+        if self._line or self._reserve.short:
+            return True
+        least = max([self.config.watermark, self.repacking, *(filler.objects for filler in self._fillers)])
+        return self._depot.free < max(least, self.missed)
+
+    def _claim(self) -> Claim | None:
+        """Who waits for a slab here and may have one as far as the cache's own bound goes."""
+        busy = self.marks.state & (Mark.GROWING | Mark.DESTROY) or self._pausing
+        first = None if busy or self._at_most else self._line.first()
+        return first.rank if first is not None else None

@@ -16,6 +16,7 @@ import anyio
 
 from ._flags import KM
 from ._slab import Slot
+from ._stats import Tally
 
 T = TypeVar("T")
 
@@ -23,18 +24,36 @@ T = TypeVar("T")
 class Waiter(Generic[T]):
     """One caller that waits. Lives on the event loop's thread alone."""
 
-    __slots__ = ("_attempt", "_event", "error", "flags", "has_waited", "may_try", "slot", "ticket")
+    __slots__ = (
+        "_attempt",
+        "_event",
+        "error",
+        "flags",
+        "has_waited",
+        "may_try",
+        "need",
+        "sealed",
+        "slots",
+        "tally",
+        "ticket",
+    )
 
-    def __init__(self, flags: KM, ticket: int) -> None:
+    def __init__(self, flags: KM, ticket: int, need: int = 1, tally: Tally | None = None) -> None:
         self.flags: KM = flags
         self.ticket: int = ticket
-        self.slot: Slot[T] | None = None
-        """The object handed over; it is this waiter's to use or to give back."""
+        self.need: int = need
+        """Objects that it wants, all at once."""
+        self.tally: Tally = tally or Tally()
+        """The counters of its cache."""
+        self.slots: list[Slot[T]] | None = None
+        """The objects handed over; they are this waiter's to use or to give back."""
         self.error: Exception | None = None
         """Why waiting longer makes no sense."""
         self.may_try: bool = False
         """It was woken because an emergency object may be made now."""
         self.has_waited: bool = False
+        self.sealed: bool = False
+        """It would have had the cache grow, had that not been sealed."""
         self._event: anyio.Event | None = None
         self._attempt: anyio.CancelScope | None = None
 
@@ -61,9 +80,19 @@ class Waiter(Generic[T]):
         if self._event is not None:
             self._event.set()
 
-    def give(self, slot: Slot[T]) -> None:
-        """Hand an object over. Whatever it was doing for one ends."""
-        self.slot = slot
+    @property
+    def urgent(self) -> bool:
+        """Whether it is a PUSHPAGE caller."""
+        return self.flags is KM.PUSHPAGE
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Its place: the smaller comes first."""
+        return (0 if self.urgent else 1), self.ticket
+
+    def give(self, slots: list[Slot[T]]) -> None:
+        """Hand over all that it needs. Whatever it was doing for them ends."""
+        self.slots = slots
         self._end()
 
     def fail(self, error: Exception) -> None:
@@ -96,8 +125,7 @@ class Line(Generic[T]):
         if waiter in self._places:
             return
         place = self._places[waiter] = [waiter]
-        rank = 0 if waiter.flags is KM.PUSHPAGE else 1
-        heapq.heappush(self._heap, (rank, waiter.ticket, next(self._serial), place))
+        heapq.heappush(self._heap, (*waiter.rank, next(self._serial), place))
 
     def leave(self, waiter: Waiter[T]) -> None:
         """Give up the place, if it has one."""

@@ -1,4 +1,4 @@
-"""Giving memory back: reaping on request, and ageing of what nobody uses.
+"""Giving memory back: on request, for others at the limit, under pressure, and what nobody uses.
 
 While free slabs are on their way back the cache is REAPING and does not grow (SPL): a slab about to
 be asked for must not be paid for twice. Releasing goes through the allocator's queue, so a caller
@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import anyio
 
+from ._budget import Account
 from ._config import CacheConfig
+from ._demand import Demand
 from ._depot import Depot
 from ._slab import Slab
 from ._state import Mark, Marks
@@ -29,7 +31,7 @@ AGEING_STEPS = 3
 
 
 class Reclaim(Generic[T]):
-    """The reaping and ageing of one cache. ``on_reaped`` is called when a reap has ended."""
+    """The reaping and ageing of one pool. ``on_reaped`` is called when a reap has ended."""
 
     def __init__(
         self,
@@ -37,50 +39,95 @@ class Reclaim(Generic[T]):
         marks: Marks,
         depot: Depot[T],
         engine: Engine,
+        account: Account,
         on_reaped: Callable[[], None],
     ) -> None:
+        self.demand: Demand = Demand(engine.interval * AGEING_STEPS)
         self._config = config
         self._marks = marks
         self._depot = depot
         self._engine = engine
+        self._account = account
         self._on_reaped = on_reaped
         self._ended = anyio.Event()
         self._last_seen: object = None
         self._idle_ticks = 0
 
-    async def reap(self) -> int:
-        """Give back every empty slab beyond the watermark; suspends until they are back. Answers their bytes."""
+    async def reap(self, *, drain: bool = True) -> int:
+        """Give back every empty slab beyond the watermark; suspends until they are back. Answers their bytes.
+
+        :param drain: empty the magazine first
+        """
         while Mark.REAPING in self._marks:
             await self._ended.wait()
-        if Mark.DESTROY in self._marks:
+        if self._settled:
             return 0
-        self._depot.drain(self._engine.tick)
+        if drain:
+            self._depot.drain(self._engine.tick)
         slabs = self._depot.remove_empty(self._config.watermark)
-        ended = self._give_back(slabs)
-        await ended.wait()
+        await self._give_back(slabs).wait()
         return len(slabs) * self._config.shape.slab_size
 
-    def age(self, seen: object, least: int) -> None:
-        """One tick. ``seen`` differs from the last time if the cache was used; ``least`` objects stay free."""
+    async def relieve(self, since: float, *, drain: bool) -> int:
+        """Pressure: give back what has not been needed since then, but nothing while growing. Answers the bytes.
+
+        Suspends only for slabs that are on their way already, and for no longer than an interval.
+        """
+        with anyio.move_on_after(self._engine.interval):
+            while Mark.REAPING in self._marks:
+                await self._ended.wait()
+        now = anyio.current_time()
+        if self._marks.state & (Mark.GROWING | Mark.REAPING) or self._settled:
+            return 0
+        self._note_peak(now)
+        if drain:
+            self._depot.drain(self._engine.tick)
+        out = self._depot.slabs.slots_out
+        keep = max(self._config.watermark, self.demand.needed(since) - out)
+        slabs = self._depot.remove_empty(keep)
+        if slabs:
+            self.demand.gave_back(now)
+        self._give_back(slabs)
+        return len(slabs) * self._config.shape.slab_size
+
+    def age(self, seen: object, *, expires: bool) -> None:
+        """One tick. ``seen`` differs from the last time if the cache was used; what is idle may expire."""
         self._idle_ticks = self._idle_ticks + 1 if seen == self._last_seen else 0
         self._last_seen = seen
-        if Mark.REAPING in self._marks or Mark.DESTROY in self._marks:
+        self._note_peak(anyio.current_time())
+        if not expires or Mark.REAPING in self._marks or self._settled:
             return
         until = self._engine.tick - AGEING_STEPS
         if self._idle_ticks >= AGEING_STEPS:
             self._depot.drain(until)  # what has lain in an idle magazine is as old as that
-        self._give_back(self._depot.remove_empty(least, until))
+        self._give_back(self._depot.remove_empty(self._config.watermark, until))
 
-    def spare(self) -> None:
-        """Another cache waits at the limit: give back what nobody uses here."""
-        if Mark.REAPING not in self._marks and Mark.DESTROY not in self._marks:
-            self._depot.drain(self._engine.tick)
-            self._give_back(self._depot.remove_empty(self._config.watermark))
+    def spare(self, nbytes: int) -> int:
+        """Another cache waits at the limit: give back as much of what nobody uses here. Answers the bytes.
+
+        What this one was guaranteed it keeps: that room is its own.
+        """
+        beyond = self._account.used - self._account.returning - self._account.guaranteed
+        slabs = -(-min(nbytes, beyond) // self._account.slab_size)
+        if slabs <= 0 or Mark.REAPING in self._marks or self._settled:
+            return 0
+        self._depot.drain(self._engine.tick)
+        given = self._depot.remove_empty(self._config.watermark, most=slabs)
+        self._give_back(given)
+        return len(given) * self._config.shape.slab_size
 
     def empty_out(self) -> anyio.Event:
         """Closing: everything that is free goes back. The event is set when it is back."""
         self._depot.drain(self._engine.tick)
         return self._give_back(self._depot.remove_empty())
+
+    @property
+    def _settled(self) -> bool:
+        """Nothing may go, as it could not come back, or nothing is left to decide."""
+        return Mark.DESTROY in self._marks or self._engine.budget.sealed
+
+    def _note_peak(self, now: float) -> None:
+        self.demand.roll(now, self._depot.slabs.restart_peak())
 
     def _give_back(self, slabs: list[Slab[T]]) -> anyio.Event:
         ended = anyio.Event()
@@ -94,7 +141,7 @@ class Reclaim(Generic[T]):
         left = [len(slabs)]
 
         def one_is_back() -> None:
-            self._engine.room_made(self._config.shape.slab_size)
+            self._engine.room_made(self._account)
             left[0] -= 1
             if not left[0]:
                 if marked:
@@ -103,6 +150,6 @@ class Reclaim(Generic[T]):
                 self._on_reaped()
 
         for slab in slabs:
-            self._engine.budget.give_back(self._config.shape.slab_size)
+            self._engine.budget.give_back(self._account)
             self._engine.release_slab(slab.dismantle(self._config.dtor), one_is_back)
         return ended

@@ -13,6 +13,7 @@ Plain synchronous code: a cache calls it under its lock.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar, cast
@@ -46,8 +47,10 @@ class Shape(NamedTuple):
 class Slot(Exported, Generic[T]):
     """The place of one object. Only `Buffer` handles, which come and go, reach a caller."""
 
-    __slots__ = ("address", "obj", "slab")
+    __slots__ = ("address", "obj", "owner", "slab")
 
+    owner: weakref.ref[object] | None
+    """The handle that leads here, in caches whose objects may be moved."""
     address: int
     obj: T | None
     """What the cache's constructor built here; kept from one owner to the next (Bonwick 1994)."""
@@ -57,6 +60,7 @@ class Slot(Exported, Generic[T]):
     def __init__(self, slab: Slab[T] | None, region: Region, offset: int, size: int) -> None:
         super().__init__(region.memory, offset, size)
         self.slab = slab
+        self.owner = None
         self.address = region.address + offset
         self.obj = None
 
@@ -78,7 +82,7 @@ class Slot(Exported, Generic[T]):
 class Slab(Generic[T]):
     """A region and its slots, some free, the others out."""
 
-    __slots__ = ("age", "built", "free", "region", "shape", "slots")
+    __slots__ = ("age", "built", "free", "later", "region", "shape", "slots", "stays")
 
     def __init__(self, region: Region, shape: Shape) -> None:
         self.region: Region = region
@@ -87,6 +91,10 @@ class Slab(Generic[T]):
         """The ageing tick at which it became empty."""
         self.built: int = 0
         """How many slots, from the first, hold a constructed object."""
+        self.stays: bool = False
+        """A client has refused to move an object of it; holds until it leaves the partial list."""
+        self.later: int = 0
+        """How often a client has answered LATER, until then."""
         self.slots: list[Slot[T]] = []
         self.free: list[Slot[T]] = []
 
@@ -96,6 +104,10 @@ class Slab(Generic[T]):
         self.slots.append(slot)
         if len(self.slots) == self.shape.objects:
             self.free = self.slots[::-1]
+
+    def may_move_again(self) -> None:
+        """It has left the partial list, or is empty: what clients said of it does not count any more."""
+        self.stays, self.later = False, 0
 
     @property
     def in_use(self) -> int:
@@ -126,6 +138,7 @@ class SlabLists(Generic[T]):
         self.slots_total: int = 0
         self.slots_out: int = 0
         self.slots_out_max: int = 0
+        self._slots_out_peak = 0  # since `restart_peak`
         self.slabs_used: int = 0
         self.slabs_used_max: int = 0
         self.created: int = 0
@@ -157,8 +170,11 @@ class SlabLists(Generic[T]):
         if not slab.free:
             del self.partial[slab]
             self.complete.add(slab)
+            slab.may_move_again()
         self.slots_out += 1
-        self.slots_out_max = max(self.slots_out_max, self.slots_out)
+        if self.slots_out > self._slots_out_peak:
+            self._slots_out_peak = self.slots_out
+            self.slots_out_max = max(self.slots_out_max, self.slots_out)
         return slot
 
     def put(self, slot: Slot[T], age: int) -> None:
@@ -175,15 +191,26 @@ class SlabLists(Generic[T]):
         if not slab.in_use:
             self.slabs_used -= 1
             slab.age = age
+            slab.may_move_again()
             self.partial.move_to_end(slab)
 
-    def remove_empty(self, keep: int = 0, until: int | None = None) -> list[Slab[T]]:
+    def sort(self) -> None:
+        """Fuller slabs first, exactly: the order that they are kept in otherwise only tends to it."""
+        self.partial = OrderedDict.fromkeys(sorted(self.partial, key=lambda slab: len(slab.free)))
+
+    def restart_peak(self) -> int:
+        """The most slots that were out since this was called last."""
+        peak, self._slots_out_peak = self._slots_out_peak, self.slots_out
+        return peak
+
+    def remove_empty(self, keep: int = 0, until: int | None = None, most: int | None = None) -> list[Slab[T]]:
         """Take empty slabs off the tail, stopping at the first in use.
 
-        ``keep`` free slots stay; with ``until``, slabs that became empty after that tick stay too.
+        ``keep`` free slots stay, and what exceeds ``most`` slabs; with ``until``, slabs that became empty after
+        that tick stay too.
         """
         removed: list[Slab[T]] = []
-        while self.partial:
+        while self.partial and (most is None or len(removed) < most):
             slab = next(reversed(self.partial))
             too_young = until is not None and slab.age > until
             if slab.in_use or too_young or self.free - len(slab.slots) < keep:

@@ -5,11 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+@dataclass(slots=True)
+class Tally:
+    """What is counted for each cache by itself, also where several share their slabs.
+
+    The last five only for managed buffers, whose every coming and going is seen.
+    """
+
+    waiters: int = 0
+    waits: int = 0
+    timeouts: int = 0
+    sealed: int = 0
+    handed_out: int = 0
+    returned: int = 0
+    emergency: int = 0
+    emergency_max: int = 0
+    reclaimed: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheStats:
     """The counters of one cache at one moment. The slab and object names have SPL's meaning.
 
-    ``obj_alloc == obj_held - obj_emergency + obj_cached + obj_handover`` at every moment.
+    ``obj_alloc == obj_held - obj_emergency + obj_cached + obj_reserved + obj_handover`` at every moment. Where
+    caches share slabs, what is said of slabs and of free objects holds for all of them together, the other
+    counters for this cache alone, and ``obj_alloc`` has what all of them hold.
     """
 
     name: str
@@ -32,6 +52,8 @@ class CacheStats:
     """Slabs ever made."""
     slab_destroy: int
     """Slabs ever given back."""
+    slab_regret: int
+    """Times that it grew again within its ageing time after it gave slabs back under pressure."""
     obj_total: int
     """Objects in all slabs, plus emergency objects."""
     obj_alloc: int
@@ -48,8 +70,12 @@ class CacheStats:
     """Objects that callers hold, emergency objects included."""
     obj_cached: int
     """Free objects in the magazine."""
+    obj_reserved: int
+    """Objects set aside for PUSHPAGE callers now."""
     obj_handover: int
-    """Objects given to waiters that have not resumed yet."""
+    """Objects given to waiters that have not resumed yet, or which something moves into just now."""
+    obj_reclaimed: int
+    """Objects that its ``reclaim`` callback says it has freed."""
     waiters: int
     """Callers that wait in line now."""
     hits: int
@@ -60,10 +86,24 @@ class CacheStats:
     """Allocations that had to wait."""
     timeouts: int
     """Waits that outlasted grow_timeout."""
+    sealed: int
+    """Allocations that would have had it grow, had the allocator not been sealed."""
+    move_yes: int
+    """Objects moved."""
+    move_no: int
+    """Answers NO of the move callback, exceptions included."""
+    move_later: int
+    """Answers LATER; in a movable cache, moves in vain since the buffer was pinned meanwhile."""
+    move_dont_need: int
+    """Answers DONT_NEED: objects that the client gave up."""
+    move_dont_know: int
+    """Answers DONT_KNOW."""
     growing: bool
     """A slab has been asked for and has not come yet."""
     deadlocked: bool
     """It is late: callers take emergency objects without waiting."""
+    merged: tuple[str, ...]
+    """Other caches that share its slabs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +116,8 @@ class AllocatorStats:
     """The most ``slab_bytes`` may become."""
     kicked: int
     """Grows that were set aside because they were stuck."""
+    sealed: bool
+    """Nothing grows any more."""
     caches: tuple[CacheStats, ...]
     """Each cache, in the order of creation."""
 

@@ -101,18 +101,17 @@ class Worker:
     def _next(self) -> Growth[Any] | None:
         """The first in the queue that may grow now, with its room promised."""
         for growth in tuple(self._queue):
-            nbytes = growth.config.shape.slab_size
-            if Mark.DESTROY in growth.marks or self.budget.full(nbytes):
+            budget = self.budget
+            if Mark.DESTROY in growth.marks or budget.sealed or budget.full(growth.account):
                 self._queue.remove(growth)
                 growth.called_off()
-            elif self.budget.promise(nbytes):
+            elif budget.promise(growth.account):
                 self._queue.remove(growth)
                 return growth
             # Else stuck grows alone are in the way. It stays, GROWING: nobody must take that for the limit.
         return None
 
     async def _grow(self, growth: Growth[Any], ended: anyio.Event) -> None:
-        nbytes = growth.config.shape.slab_size
         slab: Slab[Any] | None = None
         try:
             slab = await self._make_slab(growth)
@@ -127,9 +126,9 @@ class Worker:
             if not self.under_way:
                 self._idle.set()
             if slab is None:
-                self.budget.promised -= nbytes
+                self.budget.break_promise(growth.account)
             else:
-                self.budget.keep(nbytes)
+                self.budget.keep(growth.account)
             ended.set()
             self._more.set()
         if slab is not None:

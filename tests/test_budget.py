@@ -1,43 +1,118 @@
-"""The limit over all caches: what is held, and what is promised to grows under way."""
+"""The limit over all caches: what is held, promised and set aside, and who comes first."""
 
 from __future__ import annotations
 
-from aslab._budget import Budget
+from aslab._budget import Account, Budget, Claim
+
+
+def account(budget: Budget, slab_size: int, guaranteed: int = 0, claim: Claim | None = None) -> Account:
+    """A pool's account, with somebody who waits or nobody."""
+    made = Account(slab_size, guaranteed, lambda: claim)
+    budget.open(made)
+    return made
+
+
+def hold(budget: Budget, one: Account, slabs: int = 1) -> None:
+    for _ in range(slabs):
+        assert budget.promise(one)
+        budget.keep(one)
 
 
 def test_without_a_limit_nothing_is_full() -> None:
     budget = Budget(None)
-    assert budget.promise(2**60)
-    budget.keep(2**60)
-    assert not budget.full(2**60)
-    assert (budget.used, budget.promised) == (2**60, 0)
+    one = account(budget, 2**60)
+    hold(budget, one)
+    assert not budget.full(one)
+    assert not budget.yields(one)
+    assert (budget.used, one.promised, budget.unpromised) == (2**60, 0, None)
 
 
 def test_a_promise_is_kept_up_to_the_last_byte_and_refused_beyond() -> None:
     budget = Budget(100)
-    assert budget.promise(60)
-    assert not budget.promise(41)
-    assert budget.promise(40)
-    assert (budget.used, budget.promised) == (0, 100)
+    large, small, tiny = account(budget, 60), account(budget, 40), account(budget, 1)
+    assert budget.promise(large)
+    assert budget.promise(small)
+    assert not budget.promise(tiny)
+    assert (budget.used, tiny.promised) == (0, 0)
 
 
-def test_what_is_promised_blocks_others_but_is_no_limit_reached() -> None:
+def test_what_is_promised_or_broken_blocks_others_but_is_no_limit_reached() -> None:
     budget = Budget(100)
-    assert budget.promise(100)
-    assert not budget.promise(1)
-    assert not budget.full(100)
+    stuck, other = account(budget, 100), account(budget, 1)
+    assert budget.promise(stuck)
+    assert not budget.promise(other)
+    assert not budget.full(other)
+    budget.break_promise(stuck)
+    assert budget.promise(other)
 
 
-def test_what_is_held_is_the_limit_reached() -> None:
+def test_what_is_held_is_the_limit_reached_until_it_is_on_its_way_back() -> None:
     budget = Budget(100)
-    assert budget.promise(60)
-    budget.keep(60)
-    assert (budget.used, budget.promised) == (60, 0)
-    assert not budget.full(40)
-    assert budget.full(41)
+    one, other = account(budget, 60), account(budget, 41)
+    hold(budget, one)
+    assert budget.missing(other) == 1
+    budget.give_back(one)
+    assert not budget.full(other), "room is on its way"
+    assert not budget.promise(other), "it has not arrived"
+    budget.back(one)
+    assert budget.promise(other)
 
 
-def test_a_refused_promise_takes_nothing() -> None:
+def test_what_one_was_guaranteed_nobody_else_may_have() -> None:
     budget = Budget(100)
-    assert not budget.promise(101)
-    assert budget.promise(100)
+    one, other = account(budget, 10, guaranteed=30), account(budget, 10)
+    hold(budget, other, 7)
+    assert budget.full(other)
+    assert not budget.promise(other)
+    assert not budget.full(one)
+    hold(budget, one, 3)
+    assert budget.full(one), "beyond it, it is one of many"
+    assert budget.unpromised == 70
+
+
+def test_room_set_aside_shrinks_as_it_is_used_and_goes_with_its_pool() -> None:
+    budget = Budget(100)
+    one, other = account(budget, 10, guaranteed=30), account(budget, 10)
+    hold(budget, one, 3)
+    hold(budget, other, 7)
+    assert budget.full(other)
+    budget.give_back(one)
+    budget.back(one)
+    assert budget.full(other), "set aside again"
+    budget.close(one)
+    assert not budget.full(other)
+
+
+def test_closed_account_counts_until_its_last_slab_is_back_and_is_then_forgotten() -> None:
+    budget = Budget(100)
+    one = account(budget, 100)
+    hold(budget, one)
+    budget.close(one)
+    assert budget.used == 100
+    budget.give_back(one)
+    budget.back(one)
+    assert (budget.used, budget._accounts) == (0, [])
+
+
+def test_who_came_later_yields_to_who_waits_longer_and_only_then() -> None:
+    budget = Budget(100)
+    older, younger, nobody = (
+        account(budget, 90, claim=(1, 5)),
+        account(budget, 10, claim=(1, 6)),
+        account(budget, 10),
+    )
+    assert budget.yields(younger)
+    assert budget.yielding
+    assert budget.yields(nobody), "growth in advance comes last"
+    assert not budget.yields(older)
+    account(budget, 10, claim=(0, 7))
+    assert budget.yields(older), "PUSHPAGE comes before SLEEP"
+
+
+def test_nobody_yields_what_was_guaranteed() -> None:
+    budget = Budget(100)
+    account(budget, 90, claim=(1, 5))
+    younger = account(budget, 10, guaranteed=10, claim=(1, 6))
+    assert not budget.yields(younger)
+    hold(budget, younger)
+    assert budget.yields(younger)

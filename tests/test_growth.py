@@ -401,7 +401,7 @@ async def test_prefill_ends_when_frees_bring_what_it_waits_for() -> None:
         held = [await cache.alloc() for _ in range(8)]
         await start(tasks, cache.prefill, 4)
         for count, buf in enumerate(held):
-            assert cache._growth.filling == (count < 4)
+            assert cache._pool.growth.filling == (count < 4)
             buf.free()
             await settle()
 

@@ -70,10 +70,10 @@ async def test_free_of_a_slab_object_makes_the_same_calls_while_emergency_object
         cache = kmem.create_cache("c", SIZE, objects_per_slab=1, max_objects=1)
         await warm(cache)
         without = calls_of(lambda: cache.alloc_nowait().free())
-        assert cache._emergency.permit()
-        slot = await cache._emergency.make(KM.SLEEP)
+        assert cache._pool.emergency.permit(1)
+        slot = await cache._pool.emergency.make(KM.SLEEP)
         assert calls_of(lambda: cache.alloc_nowait().free()) == without
-        cache._free_emergency(slot)
+        cache._pool.emergency.free(slot)
 
 
 async def test_emergency_free_makes_the_same_calls_however_many_are_outstanding() -> None:

@@ -253,8 +253,8 @@ async def test_last_free_of_a_closed_cache_is_not_lost_to_a_lock_that_is_taken()
         buf = await cache.alloc()
         with pytest.warns(ResourceWarning):
             await cache.aclose()
-        with cache._depot.lock:
+        with cache._pool.depot.lock:
             buf.free()
         await settle()
         assert not slabs.outstanding
-        assert not kmem._engine._all_caches()
+        assert not kmem._engine._all_pools()

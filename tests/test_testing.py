@@ -171,7 +171,7 @@ Tamper = Callable[[Any], Callable[[], object]]
 
 def counter(name: str) -> Tamper:
     def tamper(cache: Any) -> Callable[[], object]:
-        slabs = cache._depot.slabs
+        slabs = cache._pool.depot.slabs
         kept = getattr(slabs, name)
         setattr(slabs, name, kept + 1)
         return lambda: setattr(slabs, name, kept)
@@ -180,29 +180,29 @@ def counter(name: str) -> Tamper:
 
 
 def lost_slot(cache: Any) -> Callable[[], object]:
-    slab = next(reversed(cache._depot.slabs.partial))
+    slab = next(reversed(cache._pool.depot.slabs.partial))
     slot = slab.free.pop()
     return lambda: slab.free.append(slot)
 
 
 def doubled_in_the_magazine(cache: Any) -> Callable[[], object]:
-    cache._magazine.append(cache._magazine[0])
-    return cache._magazine.pop  # type: ignore[no-any-return]
+    cache._pool.magazine.append(cache._pool.magazine[0])
+    return cache._pool.magazine.pop  # type: ignore[no-any-return]
 
 
 def free_and_in_the_magazine(cache: Any) -> Callable[[], object]:
-    slab = next(reversed(cache._depot.slabs.partial))
-    cache._magazine.append(slab.free[0])
-    return cache._magazine.pop  # type: ignore[no-any-return]
+    slab = next(reversed(cache._pool.depot.slabs.partial))
+    cache._pool.magazine.append(slab.free[0])
+    return cache._pool.magazine.pop  # type: ignore[no-any-return]
 
 
 def stranger(cache: Any) -> Callable[[], object]:
-    cache._magazine.append(new_slab().slots[0])
-    return cache._magazine.pop  # type: ignore[no-any-return]
+    cache._pool.magazine.append(new_slab().slots[0])
+    return cache._pool.magazine.pop  # type: ignore[no-any-return]
 
 
 def complete_with_a_free_slot(cache: Any) -> Callable[[], object]:
-    slabs = cache._depot.slabs
+    slabs = cache._pool.depot.slabs
     slab = slabs.partial.popitem()[0]
     slabs.complete.add(slab)
 
@@ -214,7 +214,7 @@ def complete_with_a_free_slot(cache: Any) -> Callable[[], object]:
 
 
 def partial_without_a_free_slot(cache: Any) -> Callable[[], object]:
-    slabs = cache._depot.slabs
+    slabs = cache._pool.depot.slabs
     slab = slabs.complete.pop()
     slabs.partial[slab] = None
 
@@ -226,17 +226,17 @@ def partial_without_a_free_slot(cache: Any) -> Callable[[], object]:
 
 
 def impossible_marks(cache: Any) -> Callable[[], object]:
-    cache._marks.state = Mark.DEADLOCKED
+    cache._pool.marks.state = Mark.DEADLOCKED
 
     def mend() -> None:
-        cache._marks.state = Mark(0)
+        cache._pool.marks.state = Mark(0)
 
     return mend
 
 
 def full_magazine(cache: Any) -> Callable[[], object]:
-    kept, cache._magazine.capacity = cache._magazine.capacity, 0
-    return lambda: setattr(cache._magazine, "capacity", kept)
+    kept, cache._pool.magazine.capacity = cache._pool.magazine.capacity, 0
+    return lambda: setattr(cache._pool.magazine, "capacity", kept)
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ async def test_last_look_at_the_slabs_before_an_emergency_object() -> None:
 
         await start(tasks, caller)
         await anyio.sleep(0.05)
-        cache._magazine.append(held._claim())
+        cache._pool.magazine.append(held._claim())
         await anyio.sleep(0.06)
         assert got == [False]
         assert cache.stats().obj_emergency_max == 0
@@ -378,7 +378,7 @@ async def test_who_was_told_to_try_and_is_cancelled_passes_the_chance_on() -> No
         await start(tasks, first)
         await start(tasks, second)
         held.free()
-        while cache._room._refused.first() is not None and len(cache._room._refused) == 2:
+        while cache._pool.room._refused.first() is not None and len(cache._pool.room._refused) == 2:
             await anyio.lowlevel.checkpoint()
         scope.cancel()
         await settle(60)
@@ -522,32 +522,34 @@ async def test_ten_thousand_waiters_half_of_them_cancelled_none_lost_and_order_k
         check_consistency(cache)
 
 
-async def test_object_taken_for_a_line_that_a_finaliser_has_served_meanwhile_is_given_back(
+async def test_what_a_finaliser_frees_while_waiters_are_served_is_served_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with allocator() as kmem, anyio.create_task_group() as tasks:
-        cache = kmem.create_cache("c", SIZE, max_objects=1)
-        held = await cache.alloc()
-        scope = anyio.CancelScope()
+        cache = kmem.create_cache("c", SIZE, max_objects=2, objects_per_slab=1)
+        one, other = await cache.alloc(), await cache.alloc()
+        got: list[int] = []
 
-        async def caller() -> None:
-            with scope:
-                await cache.alloc()
+        async def caller(number: int) -> None:
+            async with cache.lease():
+                got.append(number)
+                await anyio.sleep(1)
 
-        await start(tasks, caller)
-        take = cache._depot.take
+        for number in range(2):
+            await start(tasks, caller, number)
+        take = cache._pool.depot.take
 
-        def take_while_the_line_empties() -> object:
-            slot = take()
-            cache._room._line.pop()
-            return slot
+        def take_while_another_is_freed() -> object:
+            monkeypatch.undo()
+            other.free()
+            assert not got
+            return take()
 
-        monkeypatch.setattr(cache._depot, "take", take_while_the_line_empties)
-        held.free()
-        monkeypatch.undo()
-        assert cache.stats().obj_cached == 1
+        monkeypatch.setattr(cache._pool.depot, "take", take_while_another_is_freed)
+        one.free()
+        await settle()
+        assert got == [0, 1]
         check_consistency(cache)
-        scope.cancel()
 
 
 def _ranks(order: list[int]) -> list[int]:
@@ -752,7 +754,7 @@ async def test_finaliser_that_frees_in_the_middle_of_a_join_disturbs_nothing() -
                 order.append(number)
 
         await start(tasks, caller, 1)
-        line: Any = cache._line
+        line: Any = cache._pool.line
         serial = line._serial
 
         def in_the_middle() -> Iterator[int]:

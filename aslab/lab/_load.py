@@ -101,7 +101,7 @@ def cache_options(section: CacheSection, name: str, limit: int | None) -> dict[s
     options = {field: getattr(section, field) for field in CacheSection.model_fields if field != "prefill"}
     options |= {"name": name, "flags": flags}
     config: CacheConfig[object] = cache_config(
-        limit=limit, ctor=None, dtor=None, init_on_alloc=False, init_on_free=False, **options
+        limit=limit, ctor=None, dtor=None, reclaim=None, init_on_alloc=False, init_on_free=False, **options
     )
     whole_slabs = -(-section.prefill // config.shape.objects)
     most, room = section.max_objects, limit

@@ -127,7 +127,7 @@ class Run:
         ) as kmem:
             for name, cache in self._scenario.caches.items():
                 self._caches[name] = kmem.create_cache(**cache_options(cache, name, section.limit))
-                self._caches[name]._marks.observer = partial(self._marked, name)
+                self._caches[name]._pool.marks.observer = partial(self._marked, name)
             for group, tasks in self._scenario.tasks.items():
                 self._workers += [
                     Worker(self, group, number, tasks, self._caches[tasks.cache]) for number in range(tasks.count)

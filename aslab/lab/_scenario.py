@@ -138,9 +138,13 @@ class CacheSection(Section):
     objects_per_slab: AtLeastOne | None = None
     max_slab_size: Size = 32 * 2**20
     magazine_size: Annotated[int, Field(ge=2, le=256)] | None = None
+    reserve: Count = 0
+    min_objects: Count = 0
     max_objects: AtLeastOne | None = None
     max_emergency: Count | None = None
     watermark: Count = 0
+    movable: bool = False
+    merge: bool = False
     flags: list[Literal["NOEMERGENCY"]] = []
     prefill: Count = 0
     """Objects that must be free before the tasks start; the time that takes counts, too."""

@@ -16,7 +16,16 @@ from typing import Any
 
 _ASLAB = str(Path(__file__).parent.parent) + os.sep
 _LIBRARIES = tuple({sysconfig.get_paths()[name] + os.sep for name in ("stdlib", "purelib", "platlib")})
-_AT_REST = {"Engine.run", "Engine._run_bell", "Engine._run_ageing", "Supply.run", "Worker.run"}
+_AT_REST = {
+    "Engine.run",
+    "Engine._run_bell",
+    "Engine._run_ageing",
+    "Engine._run_source",
+    "Moves.run",
+    "Relief.run",
+    "Supply.run",
+    "Worker.run",
+}
 """Tasks of an allocator that wait for work whenever all is well."""
 _MAIN = "aslab.lab._run._root"
 
@@ -78,10 +87,13 @@ def _known(frame: FrameType) -> str:
     if not _is_aslab(frame):
         return ""
     names, code = frame.f_locals, frame.f_code.co_qualname
-    if code == "Cache._alloc_slowly":
-        return f"an object of cache {names['self'].name!r}"
+    if code == "Cache._get":
+        what = "an object" if names["n"] == 1 else f"{names['n']} objects at once"
+        return f"{what} of cache {names['self'].name!r}"
     if code == "Growth.fill":
         return f"{names['objects']} free objects of cache {names['self'].config.name!r}"
+    if code == "Growth.ready":
+        return f"the reserve of cache {names['self'].config.name!r}"
     if code == "Worker._make_slab":
         return f"a slab for cache {names['growth'].config.name!r}"
     if code == "Deadlock._get_stuck":

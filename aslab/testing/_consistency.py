@@ -13,12 +13,13 @@ def check_consistency(cache: Cache[Any]) -> None:
 
     :raises AssertionError: naming what does not add up
     """
-    depot, stats = cache._depot, cache.stats()
+    pool, stats = cache._pool, cache.stats()
+    depot = pool.depot
     slabs = depot.slabs
     every = [*slabs.partial, *slabs.complete]
     slots = {slot for slab in every for slot in slab.slots}
     free = [slot for slab in every for slot in slab.free]
-    cached = list(cache._magazine)
+    cached = [*pool.magazine, *pool.reserve]
 
     _same("slots in all slabs", len(slots), slabs.slots_total)
     _same("slots out of their slabs", len(slots) - len(free), slabs.slots_out)
@@ -28,13 +29,14 @@ def check_consistency(cache: Cache[Any]) -> None:
     _same("complete slabs without a free slot", sum(1 for slab in slabs.complete if slab.free), 0)
     _same("partial slabs with a free slot", sum(1 for slab in slabs.partial if not slab.free), 0)
     _same("free slots of no slab", len((set(free) | set(cached)) - slots), 0)
-    accounted = stats.obj_held + len(free) + len(cached) + stats.obj_handover
-    _same("held + free + cached + in hand-over", accounted, stats.obj_total)
+    held = sum(pool.held(one) for one in pool.caches) if pool.config.merge else stats.obj_held
+    accounted = held + len(free) + len(cached) + stats.obj_handover
+    _same("held + free + cached + reserved + in hand-over", accounted, stats.obj_total)
     if stats.obj_held < 0:
         raise AssertionError(f"cache {cache.name!r}: {stats.obj_held} objects held")
-    if cache._marks.state not in reachable():
-        raise AssertionError(f"cache {cache.name!r}: marks {cache._marks} cannot come about")
-    if stats.obj_cached > max(0, cache._magazine.capacity) and depot.lock.acquire(blocking=False):
+    if pool.marks.state not in reachable():
+        raise AssertionError(f"cache {cache.name!r}: marks {pool.marks} cannot come about")
+    if stats.obj_cached > max(0, pool.magazine.capacity) and depot.lock.acquire(blocking=False):
         depot.lock.release()
         raise AssertionError(f"cache {cache.name!r}: magazine over its capacity")
 

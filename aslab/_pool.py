@@ -1,0 +1,294 @@
+"""Pool: slabs of one shape, and all that serves them. One cache's, or that of several which share (merge).
+
+Everything comes together here: a free finds who waits, a slab that came finds who wanted it. Waiting is in
+_waiting.py, growing in _growth.py, giving memory back in _reclaim.py.
+
+Threads: frees and the garbage collector's returns come from any thread. Waiters and marks belong to the event
+loop's thread alone; the others ring the allocator's bell for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
+
+import anyio
+
+from ._config import CacheConfig
+from ._depot import Depot
+from ._emergency import Emergency, EmergencySlot
+from ._flags import KM
+from ._growth import Growth
+from ._line import Line
+from ._magazine import Magazine
+from ._move import Mover
+from ._reclaim import Reclaim
+from ._reserve import Reserve
+from ._slab import Slot
+from ._state import Mark, Marks
+from ._stats import CacheStats, Tally
+from ._waiting import WaitingRoom
+from .backends._libc import zero
+
+if TYPE_CHECKING:
+    from ._cache import Cache
+    from ._engine import Engine
+
+T = TypeVar("T")
+
+KVMEM = 1 << 7
+"""SPL's flag bit for a cache whose slabs are virtually contiguous; all of aslab's are."""
+
+
+class Pool(Generic[T]):
+    """The machinery behind a `Cache`."""
+
+    def __init__(self, engine: Engine, config: CacheConfig[T]) -> None:
+        self.engine = engine
+        self.config = config
+        self.caches: list[Cache[T]] = []
+        """Those that are open."""
+        self.tally: Tally = Tally()
+        """Of its own affairs."""
+        self.wanted: bool = False
+        """Somebody wants to know of each free."""
+        self.marks: Marks = Marks()
+        self.magazine: Magazine[T] = Magazine(config.magazine_size)
+        self.depot: Depot[T] = Depot(self.magazine)
+        self.emergency: Emergency[T] = Emergency(config, engine.config.emergency, engine.supply, self.depot.lock)
+        self.line: Line[T] = Line()
+        self.reserve: Reserve[T] = Reserve(config.reserve)
+        self.growth: Growth[T] = Growth(
+            config,
+            self.marks,
+            self.depot,
+            self.line,
+            self.reserve,
+            engine.worker,
+            on_begin=self._growth_begins,
+            on_slab=self.attend,
+            on_error=lambda error: self.room.send_away(error),
+            on_filling=self.note_waiting,
+        )
+        self.reclaim: Reclaim[T] = Reclaim(
+            config, self.marks, self.depot, engine, self.growth.account, self.attend
+        )
+        self.mover: Mover[T] = Mover(self)
+        self.room: WaitingRoom[T] = WaitingRoom(
+            self.line,
+            self.marks,
+            self.depot,
+            self.reserve,
+            self.growth,
+            self.emergency,
+            tickets=engine.tickets,
+            grow_timeout=engine.config.grow_timeout,
+            on_change=self.note_waiting,
+            give_back=self.take_back,
+            ring=engine.bell.ring,
+        )
+        self.guard: threading.RLock = threading.RLock()
+        """Held while the handle of a managed buffer changes hands; a finaliser may come in between."""
+        self._parked: list[tuple[Cache[T], Slot[T], bool]] = []
+
+    def join(self, cache: Cache[T]) -> None:
+        """A cache begins to use it."""
+        self.caches.append(cache)
+        self.note_waiting()
+        self.growth.ask()
+
+    def get_now(self, flags: KM, tally: Tally) -> Slot[T]:
+        """What a caller who cannot wait gets where nothing is at hand: the reserve, or an emergency object.
+
+        :raises anyio.WouldBlock: if there is none
+        """
+        slot = self.reserve.take() if flags is KM.PUSHPAGE else None
+        if slot is not None:
+            self.engine.attend(self.attend)
+            return slot
+        self.growth.missed = True
+        self.engine.attend(self.growth.ask)
+        if self.growth.at_limit:
+            tally.sealed += self.growth.sealed
+            raise anyio.WouldBlock
+        if not self.emergency.permit(1):
+            raise anyio.WouldBlock
+        made = False
+        try:
+            slot = self.emergency.make_nowait(flags)
+            made = True
+        except MemoryError:
+            raise anyio.WouldBlock from None
+        finally:
+            self.emergency.forgo(not made)
+        return slot
+
+    def take_back(self, slot: Slot[T]) -> None:
+        """A free, from any thread. (`Buffer.free` writes this out.)"""
+        self.magazine.append(slot)
+        if self.wanted or len(self.magazine) > self.magazine.capacity:
+            self.settle()
+
+    def take_back_managed(self, slot: Slot[T]) -> None:
+        """A free of a slot that may need more than the magazine. Any thread."""
+        if self.config.init_on_free:
+            zero(slot.address, self.config.shape.size)
+        if slot.slab is None:
+            self.emergency.free(cast("EmergencySlot[T]", slot))
+        else:
+            self.take_back(slot)
+
+    def settle(self) -> None:
+        """After a free that finds waiters or a full magazine. Waits for no lock."""
+        if not self.depot.flush(self.engine.tick):
+            self.engine.bell.ring()
+        elif Mark.DESTROY in self.marks:
+            self.reclaim.empty_out()
+        elif self.wanted:
+            self.engine.attend(self._serve)
+
+    def come_back(self, slot: Slot[T]) -> None:
+        """What the garbage collector returns, at any moment, in any thread."""
+        if self.config.init_on_free:
+            zero(slot.address, self.config.shape.size)
+        if slot.slab is None:
+            self.emergency.free(cast("EmergencySlot[T]", slot))
+            return
+        self.magazine.append(slot)
+        if Mark.DESTROY in self.marks:
+            self.settle()
+        elif self.wanted or len(self.magazine) > self.magazine.capacity:
+            self.engine.bell.ring()
+
+    def park(self, cache: Cache[T], slot: Slot[T], emergency: bool) -> None:
+        """Keep a slot whose handle is gone while somebody still exports its memory.
+
+        No finaliser or weak reference can tell when they are gone for good: the garbage collector may run
+        theirs later, and bring them back. So now and then the slot is looked at (`unpark`).
+        """
+        self._parked.append((cache, slot, emergency))
+
+    def unpark(self) -> None:
+        """Take those back that nobody exports any more. Any thread."""
+        for _ in range(len(self._parked)):
+            try:
+                cache, slot, emergency = self._parked.pop(0)
+            except IndexError:  # another thread looks, too
+                return
+            if slot.in_use():
+                self._parked.append((cache, slot, emergency))
+            else:
+                cache._note_return(emergency)
+                self.come_back(slot)
+
+    def attend(self) -> None:
+        """Look after everything: objects came, or the bell was rung for what another thread did."""
+        self.depot.flush(self.engine.tick)
+        self.unpark()
+        if Mark.DESTROY in self.marks:
+            self.reclaim.empty_out()
+            return
+        self._serve()
+        self.room.let_others_try()
+        self.growth.ask()
+
+    def age(self, *, expires: bool) -> None:
+        """One tick of the ageing task."""
+        used = [(cache._hits, cache._misses) for cache in self.caches]
+        self.reclaim.age((used, self.depot.slabs.slots_out, len(self.magazine)), expires=expires)
+        if self.mover.tick():
+            self.engine.moves.ask(self, defragment=True)
+        self.attend()
+
+    def leave(self, cache: Cache[T], error: Exception) -> anyio.Event:
+        """A cache closes. The last one to go takes the pool with it; the event is set when memory is back."""
+        self.caches.remove(cache)
+        self.room.send_away(error, cache._tally)
+        self.growth.send_fillers_away(error, cache._tally)
+        if self.caches:
+            back = anyio.Event()
+            back.set()
+            return back
+        self.marks.fire("close")
+        self.magazine.capacity = -1  # so that each later free comes by `settle`
+        self.reserve.give_up(self.magazine.append)
+        self.engine.budget.close(self.growth.account)
+        self.engine.retire(self)
+        return self.reclaim.empty_out()
+
+    def note_waiting(self) -> None:
+        """Who waits has changed: what the hot paths of the caches look at."""
+        slow = bool(self.line)
+        self.wanted = slow or self.growth.filling > 0 or self.reserve.short or self.mover.hungry
+        for cache in self.caches:
+            cache._waiting = self.wanted
+            cache._slow = slow or cache._always_slow
+        self.engine.look_again()
+
+    def repack_reserve(self) -> None:
+        """Have the reserve lie in the fullest slabs."""
+        while (slot := self.reserve.take()) is not None:
+            self.depot.put(slot, self.engine.tick)
+        self._serve()
+
+    def objects_came(self) -> None:
+        """Some are free that were not. Event loop's thread only."""
+        if self.wanted:
+            self._serve()
+
+    def held(self, cache: Cache[T]) -> int:
+        """Objects that the callers of a cache hold."""
+        if self.config.merge:
+            return cache._tally.handed_out - cache._tally.returned
+        elsewhere = len(self.magazine) + self.room.in_handover + len(self.reserve) + self.mover.in_hand
+        return self.depot.slabs.slots_out - elsewhere + len(self.emergency)
+
+    def stats(self, cache: Cache[T]) -> CacheStats:
+        """The counters as one of its caches sees them."""
+        slabs, tally, shared = self.depot.slabs, cache._tally, self.config.merge
+        emergency = len(self.emergency)
+        return CacheStats(
+            name=cache.name,
+            flags=self.marks.state.value | self.config.flags.value | KVMEM,
+            size=self.config.shape.size,
+            slab_size=self.config.shape.slab_size,
+            slab_total=len(slabs),
+            slab_alloc=slabs.slabs_used,
+            slab_max=slabs.slabs_used_max,
+            slab_fail=self.growth.failures,
+            slab_create=slabs.created,
+            slab_destroy=slabs.destroyed,
+            slab_regret=self.reclaim.demand.regrets,
+            obj_total=slabs.slots_total + emergency,
+            obj_alloc=slabs.slots_out,
+            obj_max=slabs.slots_out_max,
+            obj_deadlock=self.growth.deadlocks,
+            obj_emergency=tally.emergency if shared else emergency,
+            obj_emergency_max=tally.emergency_max if shared else self.emergency.highest,
+            obj_held=self.held(cache),
+            obj_cached=len(self.magazine),
+            obj_reserved=len(self.reserve),
+            obj_handover=self.room.in_handover + self.mover.in_hand,
+            obj_reclaimed=tally.reclaimed,
+            waiters=tally.waiters,
+            hits=cache._hits,
+            misses=cache._misses,
+            waits=tally.waits,
+            timeouts=tally.timeouts,
+            sealed=tally.sealed,
+            **{f"move_{answer.value}": count for answer, count in self.mover.answers.items()},
+            growing=Mark.GROWING in self.marks,
+            deadlocked=Mark.DEADLOCKED in self.marks,
+            merged=tuple(one.name for one in self.caches if one is not cache),
+        )
+
+    def _growth_begins(self) -> None:
+        self.room.growth_begins()
+        self.reclaim.demand.grows(anyio.current_time())
+        self.engine.look_again()
+
+    def _serve(self) -> None:
+        self.room.serve()
+        self.growth.tell_fillers()
+        if self.mover.could_repack:
+            self.engine.moves.ask(self)
