@@ -33,6 +33,11 @@ class Account:
         self.promised: int = 0
         self.closed: bool = False
 
+    @property
+    def within_guarantee(self) -> bool:
+        """Whether one more slab is its own by right."""
+        return self.used + self.promised + self.slab_size <= self.guaranteed
+
 
 class Budget:
     """Bytes of slabs. Event loop's thread only.
@@ -86,7 +91,7 @@ class Budget:
 
     def yields(self, account: Account) -> bool:
         """Whether the callers of another pool, which is at the limit, have waited longer."""
-        if self.limit is None or account.used + account.promised + account.slab_size <= account.guaranteed:
+        if self.limit is None or account.within_guarantee:
             return False
         mine = account.claim()
         for one in self._accounts:
@@ -98,15 +103,22 @@ class Budget:
 
     def promise(self, account: Account) -> bool:
         """Set room aside for a grow; False if there is none at present."""
-        if self.limit is not None:
-            held = sum(one.used + one.promised for one in self._accounts)
-            aside = sum(
-                max(0, one.guaranteed - one.used - one.promised) for one in self._accounts if one is not account
-            )
-            if held + aside + account.slab_size > self.limit:
-                return False
+        if not self._fits(account, sum(one.used for one in self._accounts)):
+            return False
         account.promised += account.slab_size
         return True
+
+    def arriving(self, account: Account) -> bool:
+        """Whether there will be room as soon as what is on its way back has arrived."""
+        return self._fits(account, sum(one.used - one.returning for one in self._accounts))
+
+    def _fits(self, account: Account, used: int) -> bool:
+        if self.limit is None:
+            return True
+        promised = sum(one.promised for one in self._accounts)
+        others = (one for one in self._accounts if one is not account)
+        aside = sum(max(0, one.guaranteed - one.used - one.promised) for one in others)
+        return used + promised + aside + account.slab_size <= self.limit
 
     def keep(self, account: Account) -> None:
         """The grow brought its slab."""

@@ -82,8 +82,9 @@ class Reclaim(Generic[T]):
         self._note_peak(now)
         if drain:
             self._depot.drain(self._engine.tick)
-        out = self._depot.slabs.slots_out
-        keep = max(self._config.watermark, self.demand.needed(since) - out)
+            self._depot.slabs.restart_peak()  # what lay in the magazine is not in use
+        in_use = self._depot.slabs.slots_total - self._depot.free
+        keep = max(self._config.watermark, self.demand.needed(since) - in_use)
         slabs = self._depot.remove_empty(keep)
         if slabs:
             self.demand.gave_back(now)
@@ -97,7 +98,7 @@ class Reclaim(Generic[T]):
         self._note_peak(anyio.current_time())
         if not expires or Mark.REAPING in self._marks or self._settled:
             return
-        until = self._engine.tick - AGEING_STEPS
+        until = self._engine.tick - AGEING_STEPS - 1  # it became empty at some time after that tick
         if self._idle_ticks >= AGEING_STEPS:
             self._depot.drain(until)  # what has lain in an idle magazine is as old as that
         self._give_back(self._depot.remove_empty(self._config.watermark, until))

@@ -174,6 +174,8 @@ class WaitingRoom(Generic[T]):
             if waiter.slots is not None:
                 self.in_handover -= waiter.need
                 slots, waiter.slots = waiter.slots, None
+                if self._reserve.short:
+                    self._growth.ask()
                 return slots
             if waiter.error is not None:
                 raise twin(waiter.error)
@@ -219,7 +221,9 @@ class WaitingRoom(Generic[T]):
         missing = waiter.need
         if self._is_first(waiter):  # what is free belongs to the first in line
             missing -= self._at_hand(urgent=waiter.urgent)
-        if missing > 0 and self._emergency.permit(missing):
+        other = self._refused.first()
+        after = other is not None and other.rank < waiter.rank
+        if missing > 0 and not after and self._emergency.permit(missing):
             return missing
         if waiter.need <= self._emergency.most:  # else its turn never comes, and it would be in others' way
             self._refused.join(waiter)
@@ -272,3 +276,4 @@ class WaitingRoom(Generic[T]):
         self._at_limit.pop(waiter, None)
         self._busy = False
         self._on_change()
+        self.serve()  # what was too little for this one may be enough for the next

@@ -100,15 +100,18 @@ class Worker:
 
     def _next(self) -> Growth[Any] | None:
         """The first in the queue that may grow now, with its room promised."""
+        overtaking = False
         for growth in tuple(self._queue):
             budget = self.budget
             if Mark.DESTROY in growth.marks or budget.sealed or budget.full(growth.account):
                 self._queue.remove(growth)
                 growth.called_off()
-            elif budget.promise(growth.account):
+            elif (not overtaking or growth.account.within_guarantee) and budget.promise(growth.account):
                 self._queue.remove(growth)
                 return growth
-            # Else stuck grows alone are in the way. It stays, GROWING: nobody must take that for the limit.
+            # Else what is on its way back, or stuck grows, are in the way. It stays, GROWING: nobody must take
+            # that for the limit. Room that is on its way is for the first who waits for it.
+            overtaking = overtaking or budget.arriving(growth.account)
         return None
 
     async def _grow(self, growth: Growth[Any], ended: anyio.Event) -> None:

@@ -6,12 +6,16 @@ import asyncio
 import sys
 from typing import Any
 
+import hypothesis
 import pytest
 import uvloop
 
 from aslab.lab._asyncio import SimulatedLoop
 from aslab.lab._idle import Idle
 from aslab.lab._trio import simulated_clock
+
+hypothesis.settings.register_profile("aslab", deadline=None)  # how long an example takes says nothing
+hypothesis.settings.load_profile("aslab")
 
 LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {}),

@@ -18,6 +18,7 @@ import aslab.emulation
 import aslab.faults
 import aslab.lab
 import aslab.lab.scenarios
+import aslab.pressure
 import aslab.testing
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +29,7 @@ MODULES = [
     aslab.faults,
     aslab.lab,
     aslab.lab.scenarios,
+    aslab.pressure,
     aslab.testing,
 ]
 NAMES = [

@@ -18,6 +18,7 @@ from ._memory import PageAllocationFailure as PageAllocationFailure
 from ._memory import PhysicalMemory as PhysicalMemory
 from ._memory import Pins as Pins
 from ._page_cache import PageCache as PageCache
+from ._shrinker import Shrinker as Shrinker
 from ._vmalloc import Vmalloc as Vmalloc
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "PageCache",
     "PhysicalMemory",
     "Pins",
+    "Shrinker",
     "Vmalloc",
 ]

@@ -1,0 +1,150 @@
+"""Pressure from a memory limit of one's own: the events of a cgroup v2.
+
+A container that nears its limit is throttled or made to reclaim long before the machine is short of
+anything. The kernel counts these moments in ``memory.events`` and tells when they change. Facts:
+Documentation/admin-guide/cgroup-v2.rst, "Memory Interface Files".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from .._errors import ConfigError
+from ._inotify import DELETE, DELETE_SELF, MODIFY, Inotify
+
+log = logging.getLogger("aslab.pressure")
+
+COUNTERS = ("high", "max", "oom")
+"""Throttled over memory.high; about to pass memory.max; reclaim could not prevent it."""
+
+
+class Cgroup:
+    """A `Source`: the cgroup v2 that this process is in, or the one whose directory is given.
+
+    Each time the kernel has counted more ``high``, ``max`` or ``oom`` events, of the group or of a group
+    below it, the bytes wanted are what memory.current is above memory.high, or above memory.max where
+    there is no high; None where it is not above. The kernel tells at most 100 times a second.
+
+    The limits of groups above (a slice, a pod) have events of their own: give that directory. Reading
+    needs no privilege. There is nothing to watch in the root group, under cgroup v1, or where the memory
+    controller is not enabled; then, and when the group is removed, `run` returns.
+
+    Costs two file descriptors, a wake-up for each change, and one for each group removed beside it.
+
+    :param path: the group's directory; a relative one is looked up when it runs
+    :raises ConfigError: if ``path`` is neither a path nor None
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        if path is not None and not isinstance(path, (str, os.PathLike)):
+            raise ConfigError("path", path, "allowed is the directory of a cgroup, or None")
+        self._path = None if path is None else os.fspath(path)
+
+    async def run(self, on_pressure: Callable[[int | None], object]) -> None:
+        """As `Source.run`. For one event loop; several runs of one object do not disturb each other."""
+        with contextlib.ExitStack() as stack:
+            try:
+                group = stack.enter_context(_Group(own_directory() if self._path is None else self._path))
+                inotify = stack.enter_context(Inotify())
+                group.watch(inotify)
+                seen = group.events()  # after the watch: what comes in between is heard
+            except OSError as exc:
+                log.debug("no memory pressure from a cgroup: %s", exc)
+                return
+            while True:
+                await inotify.changed()
+                try:
+                    events = group.events()
+                    risen = any(events.get(name, 0) > seen.get(name, 0) for name in COUNTERS)
+                    wanted = group.excess() if risen else None
+                except OSError as exc:
+                    log.debug("no more memory pressure from a cgroup, it is gone: %s", exc)
+                    return
+                seen = events
+                if risen:
+                    on_pressure(wanted)
+
+
+class _Group:
+    """The files of one cgroup. By its open directory: a new one of the same name is another group."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def watch(self, inotify: Inotify) -> None:
+        inotify.watch(os.path.join(self._path, "memory.events"), MODIFY | DELETE_SELF)  # noqa: PTH118
+        # When a cgroup is removed, Linux 6.18 tells only whoever watches the directory above.
+        with contextlib.suppress(OSError):
+            inotify.watch(os.path.join(self._path, os.pardir), DELETE)  # noqa: PTH118 - not resolved by name
+
+    def events(self) -> dict[str, int]:
+        """All counters, by name."""
+        pairs = (line.split() for line in self._read("memory.events").splitlines())
+        return {name: int(count) for name, count in pairs}
+
+    def excess(self) -> int | None:
+        """Bytes above the limit that matters."""
+        limit = self._read("memory.high").strip()
+        if limit == "max":
+            limit = self._read("memory.max").strip()
+        if limit == "max":
+            return None
+        above = int(self._read("memory.current")) - int(limit)
+        return above if above > 0 else None
+
+    def _read(self, name: str) -> str:
+        fd = os.open(name, os.O_RDONLY, dir_fd=self._directory)
+        try:
+            return os.read(fd, 4096).decode()
+        finally:
+            os.close(fd)
+
+    def __enter__(self) -> _Group:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        os.close(self._directory)
+
+
+def own_directory() -> str:
+    """The directory of the cgroup v2 that this process is in.
+
+    :raises OSError: if there is none
+    """
+    process = Path("/proc/self")
+    found = find_directory((process / "cgroup").read_text(), (process / "mountinfo").read_text())
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, "no cgroup v2 of this process is mounted")
+    return found
+
+
+def find_directory(cgroup: str, mountinfo: str) -> str | None:
+    """From the texts of the two files in /proc (formats: cgroups(7), proc_pid_mountinfo(5)).
+
+    What is mounted may be only a part of the tree, and the group may lie outside of it.
+    """
+    path = next((line[3:] for line in cgroup.splitlines() if line.startswith("0::")), None)
+    if path is None:
+        return None
+    for line in mountinfo.splitlines():
+        mount, _, source = line.partition(" - ")
+        if not source.startswith("cgroup2 "):
+            continue
+        root, point = (_unescaped(field) for field in mount.split(" ")[3:5])
+        group = PurePosixPath(path)
+        if group.is_relative_to(root):
+            below = group.relative_to(root)
+            if os.pardir not in below.parts:
+                return str(point / below)
+    return None
+
+
+def _unescaped(field: str) -> PurePosixPath:
+    return PurePosixPath(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field))

@@ -1,0 +1,138 @@
+"""Pressure on the machine: Linux' pressure stall information, by a trigger that wakes whoever waits.
+
+Facts: Documentation/accounting/psi.rst, kernel/sched/psi.c. A trigger's file descriptor reports POLLPRI,
+which event loops do not wait for. But an epoll descriptor is readable when anything it watches is
+ready; so the trigger goes into an epoll of its own, and the loop waits for that one.
+
+The kernel takes the event back from the trigger as soon as anybody looks at it, and the loop's look at
+the epoll is such a look. So the loop's waking up is the event; asking the epoll afterwards finds
+nothing, unless the trigger is gone for good. And a look made while the loop only begins to wait would
+lose an event, hence the question before each wait. What is left is the moment between the two: after
+an event the next one is a window away, so it takes a loop that was late by a window to meet that
+moment, and pressure that lasts is told again in the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+from collections.abc import Callable
+from functools import partial
+
+import anyio
+import anyio.lowlevel
+
+from .._config import boolean, seconds
+from .._errors import ConfigError
+from ..backends._threads import run_blocking
+
+log = logging.getLogger("aslab.pressure")
+
+SHORTEST_WINDOW, LONGEST_WINDOW = 0.5, 10.0
+MICROSECOND = 1e-6
+CLOSE_PATIENCE = 1.0
+"""Seconds that the end waits for the thread that closes the trigger, before it leaves that one to itself."""
+
+
+class Psi:
+    """A `Source`: tasks were stalled for want of memory, for ``stall`` seconds in ``window`` seconds.
+
+    ``on_pressure`` is called with None, all that can be spared: stalls say how bad it is, not how many bytes
+    would help. At most once in a window.
+
+    Anybody may set a trigger whose window is a multiple of 2 s, since Linux 6.4; the kernel then looks
+    every 2 s. Any other window, and any window before 6.4, takes CAP_SYS_RESOURCE, and the kernel looks ten
+    times in a window. Where there is no such file (other systems, a kernel without PSI), or the kernel
+    refuses, `run` returns; it returns too when the cgroup that ``path`` belongs to is removed.
+
+    Costs two file descriptors and nothing while there is no pressure. Taking the trigger away blocks for
+    10 to 20 ms (measured), so that is done in a thread.
+
+    :param stall: seconds of stall, up to ``window``
+    :param window: seconds, 0.5..10
+    :param full: count only the time in which all tasks are stalled, rather than at least one
+    :param path: the file, such as the ``memory.pressure`` of a cgroup v2
+    :raises ConfigError: for an option that is not allowed
+    """
+
+    def __init__(
+        self,
+        *,
+        stall: float = 0.15,
+        window: float = 2.0,
+        full: bool = False,
+        path: str | os.PathLike[str] = "/proc/pressure/memory",
+    ) -> None:
+        seconds("window", window)
+        if not SHORTEST_WINDOW <= window <= LONGEST_WINDOW:
+            raise ConfigError("window", window, f"allowed are {SHORTEST_WINDOW:g}..{LONGEST_WINDOW:g} seconds")
+        seconds("stall", stall)
+        if not MICROSECOND <= stall <= window:
+            raise ConfigError(
+                "stall", stall, f"allowed are seconds from {MICROSECOND:f} to the window, {window:g}"
+            )
+        boolean("full", full)
+        if not isinstance(path, (str, os.PathLike)):
+            raise ConfigError("path", path, "allowed is the path of a pressure file")
+        self._path = os.fspath(path)
+        self._trigger = f"{'full' if full else 'some'} {_microseconds(stall)} {_microseconds(window)}"
+        self._arm: Callable[[str, str], int] = arm
+
+    async def run(self, on_pressure: Callable[[int | None], object]) -> None:
+        """As `Source.run`. For one event loop; several runs of one object do not disturb each other."""
+        if not hasattr(select, "epoll"):
+            self._absent("this system has no epoll")
+            return
+        try:
+            trigger = self._arm(self._path, self._trigger)
+        except OSError as exc:
+            self._absent(exc)
+            return
+        try:
+            await self._listen(trigger, on_pressure)
+        finally:
+            with anyio.move_on_after(CLOSE_PATIENCE, shield=True):
+                await run_blocking(partial(os.close, trigger))
+
+    async def _listen(self, trigger: int, on_pressure: Callable[[int | None], object]) -> None:
+        with contextlib.ExitStack() as stack:
+            try:
+                epoll = stack.enter_context(select.epoll())
+                epoll.register(trigger, select.EPOLLPRI | select.EPOLLERR)
+            except OSError as exc:
+                self._absent(exc)
+                return
+            while True:
+                events = epoll.poll(0)
+                if events:
+                    await anyio.lowlevel.checkpoint()  # whatever the descriptor does, the loop goes round
+                else:
+                    await anyio.wait_readable(epoll.fileno())
+                    events = epoll.poll(0)  # of an event nothing is left
+                if any(flags & (select.EPOLLERR | select.EPOLLHUP) for _, flags in events):
+                    log.debug("no more memory pressure from %s: it is gone", self._path)
+                    return
+                on_pressure(None)
+
+    def _absent(self, why: object) -> None:
+        log.debug("no memory pressure from %s (%s): %s", self._path, self._trigger, why)
+
+
+def arm(path: str, trigger: str) -> int:
+    """Set a trigger; it lasts as long as the file descriptor. Quick, does not block.
+
+    :raises OSError: if there is no such file, or the kernel refuses
+    """
+    fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.write(fd, trigger.encode() + b"\0")  # the kernel overwrites the last byte
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _microseconds(given: float) -> int:
+    return round(given / MICROSECOND)

@@ -1,0 +1,242 @@
+"""Under one limit: what each cache is guaranteed, who is next, and what others do not use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from aslab import Cache, ConfigError
+from aslab.faults import Latency
+from aslab.testing import check_consistency
+
+from .support import SIZE, Instant, allocator, settle, start
+
+pytestmark = pytest.mark.anyio
+SLAB = 8 * SIZE
+
+
+@pytest.fixture
+def anyio_backend(virtual: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    return virtual
+
+
+async def test_a_cache_has_what_it_is_guaranteed_however_much_another_wants() -> None:
+    async with allocator(limit=4 * SLAB) as kmem, anyio.create_task_group() as tasks:
+        greedy = kmem.create_cache("greedy", SIZE)
+        modest = kmem.create_cache("modest", SIZE, min_objects=9)
+
+        async def hold() -> None:
+            async with greedy.lease():
+                await anyio.sleep(1000)
+
+        for _ in range(100):
+            tasks.start_soon(hold)
+        await anyio.sleep(1)
+        assert greedy.stats().slab_total == 2, "two slabs are set aside"
+        with anyio.fail_after(0.05):
+            bufs = await modest.alloc_many(16)
+        for buf in bufs:
+            buf.free()
+        tasks.cancel_scope.cancel()
+
+
+async def test_beyond_its_minimum_a_cache_is_one_of_many() -> None:
+    async with allocator(limit=4 * SLAB) as kmem:
+        one = kmem.create_cache("one", SIZE, min_objects=8)
+        other = kmem.create_cache("other", SIZE, min_objects=8)
+        bufs = await one.alloc_many(24)
+        with pytest.raises(TimeoutError):
+            await one.alloc(timeout=1)
+        bufs += await other.alloc_many(8)
+        for buf in bufs:
+            buf.free()
+
+
+async def test_what_is_guaranteed_goes_back_to_all_when_the_cache_closes() -> None:
+    async with allocator(limit=2 * SLAB) as kmem, anyio.create_task_group() as tasks:
+        modest = kmem.create_cache("modest", SIZE, min_objects=8)
+        other = kmem.create_cache("other", SIZE)
+        got: list[int] = []
+
+        async def caller() -> None:
+            async with other.lease_many(16) as bufs:
+                got.append(len(bufs))
+
+        await start(tasks, caller)
+        await anyio.sleep(10)
+        assert not got
+        await modest.aclose()
+        await settle()
+        assert got == [16]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"min_objects": -1}, r"allowed is 0\.\.32"),
+        ({"min_objects": 33}, r"allowed is 0\.\.32"),
+        ({"min_objects": 9, "max_objects": 8}, r"allowed is 0\.\.8"),
+        ({"min_objects": 24}, f"allowed is what {2 * SLAB} bytes hold: the limit less other guarantees"),
+    ],
+    ids=str,
+)
+async def test_what_can_not_be_guaranteed_is_refused(options: dict[str, Any], words: str) -> None:
+    async with allocator(limit=4 * SLAB) as kmem:
+        kmem.create_cache("first", SIZE, min_objects=10)
+        with pytest.raises(
+            ConfigError, match=rf"^min_objects: {options['min_objects']} is not allowed; .*{words}"
+        ):
+            kmem.create_cache("c", SIZE, **options)
+        assert len(kmem.caches) == 1
+
+
+async def waiting_in_turn(caches: list[Cache[memoryview]], tasks: Any) -> list[str]:
+    """Callers that come one after the other, one of each cache."""
+    order: list[str] = []
+
+    async def caller(cache: Cache[memoryview]) -> None:
+        async with cache.lease():
+            order.append(cache.name)
+            await anyio.sleep(1)
+        await cache.reap()
+
+    for cache in caches:
+        await start(tasks, caller, cache)
+        await anyio.sleep(0.01)
+    return order
+
+
+async def test_room_goes_to_who_has_waited_longest_whatever_the_order_of_creation() -> None:
+    async with allocator(limit=SLAB) as kmem, anyio.create_task_group() as tasks:
+        caches = [kmem.create_cache(name, SIZE) for name in "abcd"]
+        buf = await caches[0].alloc()
+        order = await waiting_in_turn([caches[2], caches[3], caches[1]], tasks)
+        buf.free()
+        await caches[0].reap()
+        await anyio.sleep(10)
+        assert order == ["c", "d", "b"]
+
+
+async def test_a_cache_with_large_slabs_is_not_starved_by_those_whose_small_ones_always_fit() -> None:
+    async with allocator(limit=4 * SLAB) as kmem, anyio.create_task_group() as tasks:
+        small = [kmem.create_cache(f"small {number}", SIZE) for number in range(4)]
+        large = kmem.create_cache("large", 4 * SIZE)
+        held = [await cache.alloc() for cache in small]
+        order = await waiting_in_turn([large], tasks)
+        late = await waiting_in_turn([kmem.create_cache("late", SIZE)], tasks)
+        for buf in held:
+            buf.free()
+            await buf.cache.reap()
+            await settle()
+            assert late == [], "it would have fitted, but another has waited longer"
+        await anyio.sleep(10)
+        assert (order, late) == (["large"], ["late"])
+
+
+async def test_those_that_came_later_go_on_when_who_waited_longer_is_served_by_a_free() -> None:
+    async with allocator(limit=4 * SLAB) as kmem, anyio.create_task_group() as tasks:
+        large = kmem.create_cache("large", 2 * SIZE)
+        small = kmem.create_cache("small", SIZE)
+        held = await large.alloc_many(8)
+        more = await small.alloc_many(8)
+        order = await waiting_in_turn([large], tasks)
+        late = await waiting_in_turn([kmem.create_cache("late", SIZE)], tasks)
+        await anyio.sleep(1)
+        assert (order, late) == ([], [])
+        held.pop().free()
+        await settle()
+        assert (order, late) == (["large"], ["late"])
+        await anyio.sleep(10)
+        for buf in [*held, *more]:
+            buf.free()
+
+
+async def test_empty_slabs_of_others_are_taken_before_anybody_waits_and_no_more_than_needed() -> None:
+    async with allocator(limit=4 * SLAB) as kmem:
+        idle, busy = kmem.create_cache("idle", SIZE), kmem.create_cache("busy", SIZE)
+        await idle.prefill(32)
+        begin = anyio.current_time()
+        bufs = await busy.alloc_many(8)
+        assert anyio.current_time() == begin
+        assert (idle.stats().slab_total, busy.stats().slab_total) == (3, 1)
+        for buf in bufs:
+            buf.free()
+
+
+async def test_what_is_guaranteed_is_not_taken_from_a_cache_though_it_is_idle() -> None:
+    async with allocator(limit=4 * SLAB) as kmem:
+        idle = kmem.create_cache("idle", SIZE, min_objects=16)
+        busy = kmem.create_cache("busy", SIZE)
+        await idle.prefill(32)
+        bufs = await busy.alloc_many(16)
+        with pytest.raises(TimeoutError):
+            await busy.alloc(timeout=5)
+        assert (idle.stats().slab_total, busy.stats().slab_total) == (2, 2)
+        for buf in bufs:
+            buf.free()
+
+
+async def test_the_callers_of_a_cache_at_the_limit_are_asked_for_what_they_can_free() -> None:
+    held: list[Any] = []
+
+    def give_up(objects: int) -> int:
+        given = [held.pop() for _ in range(min(objects, len(held)))]
+        for buf in given:
+            buf.free()
+        return len(given)
+
+    async with allocator(limit=2 * SLAB) as kmem:
+        hoarder = kmem.create_cache("hoarder", SIZE, reclaim=give_up, objects_per_slab=1)
+        other = kmem.create_cache("other", SIZE)
+        held += await hoarder.alloc_many(16)
+        begin = anyio.current_time()
+        bufs = await other.alloc_many(8)
+        assert anyio.current_time() - begin < 0.01
+        assert (hoarder.stats().obj_reclaimed, hoarder.stats().slab_total) == (8, 8)
+        for buf in [*bufs, *held]:
+            buf.free()
+        check_consistency(hoarder)
+
+
+async def test_a_cache_at_the_limit_has_its_own_clients_asked_too() -> None:
+    held: list[Any] = []
+    asked: list[int] = []
+
+    def give_up(objects: int) -> int:
+        asked.append(objects)
+        held.pop().free()
+        return 1
+
+    async with allocator(slabs=Latency(Instant(), 0.001), limit=SLAB) as kmem:
+        cache = kmem.create_cache("c", SIZE, reclaim=give_up)
+        held += await cache.alloc_many(8)
+        async with cache.lease():
+            assert asked == [8]
+        for buf in held:
+            buf.free()
+
+
+async def test_clients_are_asked_once_an_interval_however_many_wait() -> None:
+    asked: list[float] = []
+
+    def refuse(objects: int) -> int:
+        asked.append(anyio.current_time())
+        return 0
+
+    async with allocator(limit=SLAB, expire=30.0) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, reclaim=refuse)
+        held = await cache.alloc_many(8)
+
+        async def caller() -> None:
+            async with cache.lease():
+                pass
+
+        for _ in range(5):
+            for _ in range(5):
+                await start(tasks, caller)
+            await anyio.sleep(5)
+        assert 2 <= len(asked) <= 3
+        for buf in held:
+            buf.free()
