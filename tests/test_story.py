@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import gc
 import os
 import re
 import subprocess
 import sys
-import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +21,7 @@ import pytest
 
 import aslab
 from aslab import CacheStats
+from aslab.emulation import _zfs
 from aslab.emulation._spl import Growth
 from aslab.lab import _story
 from aslab.lab._chapters import Row
@@ -33,7 +32,7 @@ from aslab.lab.scenarios import builtin, load, play
 SEEDS = int(os.environ.get("ASLAB_SEEDS", "2"))
 ROOT = Path(__file__).parent.parent
 BY_NAME = {machine.name: machine for machine in MACHINES}
-FINISHING = ("kernel_patch", "emergency", "emergency_v2", "aslab")
+FINISHING = ("kernel_patch", "emergency", "emergency_v2", "aslab", "aslab_reserve")
 FRAGMENTED = 1 / 32
 LONG = 30.0
 """Simulated seconds: four times what a machine takes that does not get stuck."""
@@ -43,12 +42,9 @@ each_seed = pytest.mark.parametrize("seed", range(SEEDS))
 
 
 def begin(name: str, seed: int, loop: str, until: float, pinned: float = 0.0) -> Chapter:
-    """A run that is cut off at some time. What ZFS holds in the end is lost with the pool, and no leak."""
-    with mock.patch.object(_story, "UNTIL", until), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        chapter = _story.tell(BY_NAME[name], seed, loop=loop, pinned=pinned)
-        gc.collect()
-    return chapter
+    """A run that is cut off at some time."""
+    with mock.patch.object(_story, "UNTIL", until):
+        return _story.tell(BY_NAME[name], seed, loop=loop, pinned=pinned)
 
 
 @functools.cache
@@ -123,6 +119,17 @@ class TestOthers:
         assert not any(took[name] for name in ("original", "pf_memalloc", "kernel_patch"))
         assert took["emergency"] > 0
         assert took["aslab"] > 0
+
+    @each_seed
+    def test_with_a_reserve_there_is_no_stall_to_recover_from(self, seed: int) -> None:
+        chapter = tell("aslab_reserve", seed)
+        assert (chapter.emergency_max, chapter.deadlocks) == (0, 0)
+        assert chapter.longest_wait < tell("aslab", seed).longest_wait / 10
+
+    def test_a_longer_queue_uses_the_emergency_path_up_and_a_reserve_of_one_write_mends_that(self) -> None:
+        with mock.patch.object(_zfs, "VDEV", 10):
+            assert not begin("aslab", 5, "asyncio", 15.0).finished
+            assert begin("aslab_reserve", 5, "asyncio", 15.0).finished
 
 
 class TestRecovery:
@@ -209,6 +216,7 @@ class TestMachines:
         "emergency": {"growth"},
         "emergency_v2": {"growth"},
         "aslab": {"growth", "single_pages"},
+        "aslab_reserve": {"growth", "single_pages", "reserve"},
     }
 
     def test_differ_from_the_original_in_the_mechanism_named_and_nothing_else(self) -> None:
@@ -227,6 +235,7 @@ class TestMachines:
             "emergency": Growth("worker", TICK, mark=False, index="list"),
             "emergency_v2": Growth("worker", 0.1, mark=True, index="tree"),
             "aslab": None,
+            "aslab_reserve": None,
         }
 
     def test_none_has_a_number_of_its_own_but_the_patience(self) -> None:

@@ -31,6 +31,8 @@ class Machine:
     """Whether the tasks of ZFS run with PF_MEMALLOC: all they ask for may use the last reserve."""
     single_pages: bool = False
     """Whether emergency objects are made of single pages, rather than of a block in a row."""
+    reserve: bool = False
+    """Whether buffers for a write are set aside before anything runs."""
 
     @property
     def index(self) -> str:
@@ -72,9 +74,17 @@ MACHINES: tuple[Machine, ...] = (
     ),
     Machine(
         "aslab",
-        "This package: frees and slabs are handed to who waits, emergency objects are of single pages.",
+        "This package: frees and slabs are handed to who waits; emergency objects are of single pages, and move "
+        "into slabs as there is room.",
         "finished",
         single_pages=True,
+    ),
+    Machine(
+        "aslab_reserve",
+        "As aslab, with the buffers of one write set aside beforehand.",
+        "finished",
+        single_pages=True,
+        reserve=True,
     ),
 )
 
@@ -90,6 +100,8 @@ class Computer:
     high: int = 1536
     arc_buffers: int = 128
     """Free buffers of 128 KiB that ZFS has for data from earlier work: two transaction groups' worth."""
+    reserve: int = 2
+    """Buffers that one write needs."""
     hogs: int = 4
     overcommit: int = 4
     """The hogs together dirty so many times all pages."""

@@ -94,17 +94,26 @@ class _AslabBuffers:
         self.cache = cache
         self.longest_wait = 0.0
         self._waits = waits
+        self._out: dict[Buffer[Any], None] = {}
 
     async def alloc(self) -> Buffer[Any]:
         began = anyio.current_time()
         try:
             with self._waits.on(f"cache {self.cache.name}", "growth worker"):
-                return await self.cache.alloc(KM.PUSHPAGE)
+                buffer = await self.cache.alloc(KM.PUSHPAGE)
         finally:
             self.longest_wait = max(self.longest_wait, anyio.current_time() - began)
+        self._out[buffer] = None
+        return buffer
 
     def free(self, buffer: Buffer[Any]) -> None:
+        del self._out[buffer]
         buffer.free()
+
+    def free_all(self) -> None:
+        """What a pool that is cut off still holds."""
+        for buffer in tuple(self._out):
+            self.free(buffer)
 
 
 def tell(machine: Machine, seed: int, *, loop: str = "asyncio", pinned: float = 0.0) -> Chapter:
@@ -168,8 +177,13 @@ class _Telling:
     async def _tell_aslab(self, vmalloc: Backend, single: Backend) -> None:
         slabs = _Traced(vmalloc, self._waits, "growth worker")
         async with open_allocator(slabs=slabs, emergency=single) as kmem:
-            caches = [kmem.create_cache(name, BLOCK) for name in CACHES]
+            reserve = self._computer.reserve if self._machine.reserve else 0
+            caches = [
+                kmem.create_cache(name, BLOCK, movable=True, reserve=objects)
+                for name, objects in zip(CACHES, (0, reserve), strict=True)
+            ]
             await caches[0].prefill(self._computer.arc_buffers)
+            await kmem.ready()
             buffers = [_AslabBuffers(cache, self._waits) for cache in caches]
 
             async def shrink() -> bool:
@@ -182,9 +196,13 @@ class _Telling:
                 self._chapter.emergency_left = sum(one.obj_emergency for one in stats)
                 self._chapter.longest_wait = max(one.longest_wait for one in buffers)
 
-            async with anyio.create_task_group() as tasks:
-                await self._swap(tasks, buffers[0], buffers[1], shrink, note)
-                tasks.cancel_scope.cancel()
+            try:
+                async with anyio.create_task_group() as tasks:
+                    await self._swap(tasks, buffers[0], buffers[1], shrink, note)
+                    tasks.cancel_scope.cancel()
+            finally:
+                for one in buffers:
+                    one.free_all()
 
     async def _tell_spl(self, vmalloc: Backend, single: Backend) -> None:
         growth = self._machine.growth
