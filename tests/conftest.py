@@ -11,6 +11,7 @@ from typing import Any
 import hypothesis
 import pytest
 import uvloop
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from aslab.lab._asyncio import SimulatedLoop
 from aslab.lab._idle import Idle
@@ -32,6 +33,21 @@ if sys.version_info >= (3, 12):
         return loop
 
     LOOPS["asyncio+eager"] = ("asyncio", {"loop_factory": _eager_loop})
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """With ``-n``: the tests of these files run in one process, since they share long simulations."""
+
+    TOGETHER = ("test_story.py", "test_cli_story.py", "test_scenarios.py", "test_lab_play.py")
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if file.endswith(self.TOGETHER) else nodeid.partition("[")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
 
 
 _setups = itertools.count()
