@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import os
+import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import hypothesis
@@ -13,6 +16,7 @@ import pytest
 import uvloop
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
+from aslab.cli import main
 from aslab.lab._asyncio import SimulatedLoop
 from aslab.lab._idle import Idle
 from aslab.lab._trio import simulated_clock
@@ -74,3 +78,17 @@ def virtual(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     if request.param == "trio":
         return "trio", {"clock": simulated_clock(Idle())}
     return "asyncio", {"loop_factory": SimulatedLoop}
+
+
+@pytest.fixture
+def here(capfd: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """The command line without a process of its own, which takes most of the time where input is refused."""
+
+    def run(*args: str | os.PathLike[str]) -> subprocess.CompletedProcess[bytes]:
+        with pytest.raises(SystemExit) as ended:
+            main([os.fspath(arg) for arg in args])
+        assert isinstance(ended.value.code, int)
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess(args, ended.value.code, out.encode(), err.encode())
+
+    return run

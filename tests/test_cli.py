@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,6 +37,7 @@ NAMES = (
 
 Argument = str | os.PathLike[str]
 Finished = subprocess.CompletedProcess[bytes]
+Here = Callable[..., Finished]
 
 
 def aslab(*args: Argument, cwd: Path | None = None, without: str = "") -> Finished:
@@ -305,8 +307,8 @@ def test_an_error_while_reading_is_told_and_the_others_are_hashed(tmp_path: Path
         (("nonsense",), "nonsense"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(args: tuple[str, ...], word: str) -> None:
-    assert word in told(aslab(*args), 2)
+def test_bad_input_is_refused_in_one_line(here: Here, args: tuple[str, ...], word: str) -> None:
+    assert word in told(here(*args), 2)
 
 
 @pytest.mark.parametrize(

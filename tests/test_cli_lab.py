@@ -12,7 +12,7 @@ from aslab.cli._errors import BadInput
 from aslab.cli._lab import need
 from aslab.lab.scenarios import builtin
 
-from .test_cli import aslab, told
+from .test_cli import Here, aslab, told
 
 SCENARIO = """
 name = "small"
@@ -141,33 +141,35 @@ def test_real_time_takes_the_same_file_on_the_wall_clock(tmp_path: Path) -> None
     assert answer["duration"] >= 0.1
 
 
-def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
-    assert "No such file" in told(aslab("lab", "run", tmp_path / "none.toml"), 2)
-    assert "Is a directory" in told(aslab("lab", "run", tmp_path), 2)
-    assert "allowed are a file, or one of" in told(aslab("lab", "run", "nope"), 2)
+def test_a_file_that_cannot_be_read_is_one_line(here: Here, tmp_path: Path) -> None:
+    assert "No such file" in told(here("lab", "run", tmp_path / "none.toml"), 2)
+    assert "Is a directory" in told(here("lab", "run", tmp_path), 2)
+    assert "allowed are a file, or one of" in told(here("lab", "run", "nope"), 2)
 
 
-def test_a_file_that_is_wrong_is_one_line_with_file_key_value_and_what_is_allowed(good: Path) -> None:
+def test_a_file_that_is_wrong_is_one_line_with_file_key_value_and_what_is_allowed(here: Here, good: Path) -> None:
     good.write_text(good.read_text().replace('"4KiB"', '"4 parsecs"'))
-    message = told(aslab("lab", "run", good), 2)
+    message = told(here("lab", "run", good), 2)
     assert "good.toml: caches.io.size: '4 parsecs' is not allowed; allowed are sizes such as" in message
 
 
-def test_a_file_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_no_text_is_one_line(here: Here, tmp_path: Path) -> None:
     path = tmp_path / "binary.toml"
     path.write_bytes(bytes(range(256)))
-    assert "allowed is TOML, in UTF-8" in told(aslab("lab", "run", path), 2)
+    assert "allowed is TOML, in UTF-8" in told(here("lab", "run", path), 2)
 
 
 @pytest.mark.parametrize("option", ["--report", "--trace", "--log"])
-def test_a_place_that_cannot_be_written_is_refused_before_the_run(good: Path, tmp_path: Path, option: str) -> None:
-    assert "cannot write" in told(aslab("lab", "run", good, option, tmp_path / "no" / "such" / "folder"), 2)
-    assert "cannot write" in told(aslab("lab", "run", good, option, tmp_path), 2)
+def test_a_place_that_cannot_be_written_is_refused_before_the_run(
+    here: Here, good: Path, tmp_path: Path, option: str
+) -> None:
+    assert "cannot write" in told(here("lab", "run", good, option, tmp_path / "no" / "such" / "folder"), 2)
+    assert "cannot write" in told(here("lab", "run", good, option, tmp_path), 2)
 
 
 @pytest.mark.parametrize("option", [("--loop", "uvloop"), ("--seed", "-1"), ("--seed", "x"), ("--nope",)])
-def test_a_bad_option_is_one_line(good: Path, option: tuple[str, ...]) -> None:
-    told(aslab("lab", "run", good, *option), 2)
+def test_a_bad_option_is_one_line(here: Here, good: Path, option: tuple[str, ...]) -> None:
+    told(here("lab", "run", good, *option), 2)
 
 
 def test_a_missing_library_is_one_line_that_names_the_extra(good: Path, tmp_path: Path) -> None:

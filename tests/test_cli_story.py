@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -12,7 +13,7 @@ from aslab.lab._chapters import Row
 from aslab.lab._machines import MACHINES
 from aslab.lab._story import Chapter
 
-from .test_cli import aslab, told
+from .test_cli import Finished, Here, aslab, told
 
 PROMISED = {
     "machine",
@@ -33,10 +34,23 @@ PROMISED = {
 ORIGINAL = ("lab", "story", "--machine", "original")
 
 
-def test_json_is_a_list_with_one_object_a_machine_and_the_promised_keys() -> None:
-    done = aslab(*ORIGINAL, "--machine", "aslab", "--seeds", "2:3", "--json")
+class Both(NamedTuple):
+    """What the command says of two machines."""
+
+    done: Finished
+    page: str
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    report = tmp_path_factory.mktemp("story") / "story.html"
+    done = aslab(*ORIGINAL, "--machine", "aslab", "--seeds", "2:3", "--json", "--report", report)
     assert done.returncode == 0, done.stderr
-    original, ours = json.loads(done.stdout)
+    return Both(done, report.read_text())
+
+
+def test_json_is_a_list_with_one_object_a_machine_and_the_promised_keys(both: Both) -> None:
+    original, ours = json.loads(both.done.stdout)
     assert set(original) >= PROMISED
     assert set(ours) == set(original)
     assert (original["machine"], original["seeds"], original["finished"], original["stuck"]) == (
@@ -50,23 +64,29 @@ def test_json_is_a_list_with_one_object_a_machine_and_the_promised_keys() -> Non
     assert (ours["machine"], ours["finished"], ours["stuck"], ours["cycle"]) == ("aslab", 1, 0, [])
     assert ours["time_to_finish"] > 1
     assert ours["emergency_left"] == 0
-    assert not done.stderr
+    assert not both.done.stderr
 
 
 def test_more_jobs_tell_the_same_of_each_seed() -> None:
     def tell(jobs: str) -> dict[str, object]:
-        done = aslab("lab", "story", "--machine", "pf_memalloc", "--seeds", "3", "--jobs", jobs, "--json")
-        assert not done.stderr, "failures of pages are counted, not printed"
+        done = aslab(*ORIGINAL, "--seeds", "3", "--jobs", jobs, "--json")
         [row] = json.loads(done.stdout)
         return dict(row)
 
     assert tell("2") == tell("1")
 
 
-def test_freeing_is_measured_where_there_are_emergency_objects() -> None:
-    [original, emergency] = json.loads(aslab(*ORIGINAL, "--machine", "emergency", "--seeds", "1", "--json").stdout)
+def test_failures_of_pages_are_counted_and_not_printed_by_more_jobs_either() -> None:
+    done = aslab("lab", "story", "--machine", "pf_memalloc", "--seeds", "1", "--jobs", "2", "--json")
+    [row] = json.loads(done.stdout)
+    assert row["failed_by_order"] == {"0": 1}
+    assert not done.stderr
+
+
+def test_freeing_is_measured_where_there_are_emergency_objects(both: Both) -> None:
+    original, ours = json.loads(both.done.stdout)
     assert original["emergency_free_us"] == {}
-    assert set(emergency["emergency_free_us"]) == {"10", "1000", "10000"}
+    assert set(ours["emergency_free_us"]) == {"10", "1000", "10000"}
 
 
 def test_seeds_are_so_many_or_those_of_a_range() -> None:
@@ -138,38 +158,35 @@ def test_others_are_as_told_only_if_every_seed_finishes() -> None:
     assert not Row(MACHINES[-1], tuple(chapters)).as_told
 
 
-def test_unknown_machine_is_one_line_that_says_which_there_are() -> None:
-    message = told(aslab("lab", "story", "--machine", "nope"), 2)
+def test_unknown_machine_is_one_line_that_says_which_there_are(here: Here) -> None:
+    message = told(here("lab", "story", "--machine", "nope"), 2)
     assert "--machine 'nope': allowed are " in message
     assert all(machine.name in message for machine in MACHINES)
 
 
 @pytest.mark.parametrize("seeds", ["0", "-1", "x", "", "5:5", "5:2", "-3:2", "1:", ":", "1.5", "1:2:3", "1000000"])
-def test_bad_seeds_are_one_line_that_says_what_is_allowed(seeds: str) -> None:
-    message = told(aslab("lab", "story", f"--seeds={seeds}"), 2)
+def test_bad_seeds_are_one_line_that_says_what_is_allowed(here: Here, seeds: str) -> None:
+    message = told(here("lab", "story", f"--seeds={seeds}"), 2)
     assert "--seeds" in message
     assert "allowed are a number, such as 20, or a range, such as 20:40" in message
 
 
 @pytest.mark.parametrize("option", [("--fragmented", "51"), ("--fragmented", "-1"), ("--loop", "curio")])
-def test_other_bad_options_exit_2(option: tuple[str, str]) -> None:
-    done = aslab(*ORIGINAL, *option)
+def test_other_bad_options_exit_2(here: Here, option: tuple[str, str]) -> None:
+    done = here(*ORIGINAL, *option)
     assert done.returncode == 2
     assert not done.stdout
 
 
-def test_report_has_every_machine_and_what_came_of_it(tmp_path: Path) -> None:
-    report = tmp_path / "story.html"
-    names = ("original", "kernel_patch")
-    done = aslab(*ORIGINAL, "--machine", "kernel_patch", "--seeds", "1", "--report", report)
-    assert done.returncode == 0, done.stderr
-    page = report.read_text()
+def test_report_has_every_machine_and_what_came_of_it(both: Both) -> None:
+    page = both.page
+    names = ("original", "aslab")
     assert all(name in page for name in names)
     assert "txg sync" in page
     assert all(f"swapped pages, {name}" in page for name in names)
     assert "stuck" in page
 
 
-def test_report_that_cannot_be_written_is_told_before_anything_is_run(tmp_path: Path) -> None:
-    message = told(aslab(*ORIGINAL, "--seeds", "100000", "--report", tmp_path / "no" / "story.html"), 2)
+def test_report_that_cannot_be_written_is_told_before_anything_is_run(here: Here, tmp_path: Path) -> None:
+    message = told(here(*ORIGINAL, "--seeds", "100000", "--report", tmp_path / "no" / "story.html"), 2)
     assert "story.html" in message
