@@ -64,7 +64,8 @@ class Gate(Instant):
             self.waiting -= 1
         if self.error is not None:
             raise self.error
-        return await super().acquire(nbytes, align, gfp)
+        await anyio.lowlevel.checkpoint()
+        return super().acquire_nowait(nbytes, align, gfp)  # also if it was shut just now
 
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
         if self.error is not None:
