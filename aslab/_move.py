@@ -191,14 +191,20 @@ class Mover(Generic[T]):
         self.in_hand += 1
         self._since_pause += self._pool.config.shape.size
         if self.callback is not None:
-            return self._ask(owner, new, self.callback)
-        return await self._copy(owner, old, new)
+            return self._ask(owner, old, new, self.callback)
+        with self._pool.guard:
+            begun = self._owner(old) is owner  # else it was freed or pinned while we looked for a place
+            if begun:
+                owner.moving, owner.touched = True, False
+        if begun:
+            return await self._copy(owner, old, new)
+        self.in_hand -= 1
+        self._put_away(new)
+        return False
 
     async def _copy(self, owner: ManagedBuffer[T], old: Slot[T], new: Slot[T]) -> bool:
         """Copy the bytes, then have the handle lead there, unless it was freed or pinned meanwhile."""
         size = len(owner)
-        with self._pool.guard:
-            owner.moving, owner.touched = True, False
         copied = False
         try:
             if size <= AT_ONCE:
@@ -221,9 +227,13 @@ class Mover(Generic[T]):
                 self._put_away(old)
         return moved
 
-    def _ask(self, owner: ManagedBuffer[T], new: Slot[T], callback: Move[T]) -> bool:
+    def _ask(self, owner: ManagedBuffer[T], old: Slot[T], new: Slot[T], callback: Move[T]) -> bool:
         """Have the client move it. Whatever it does, every object ends up with exactly one owner."""
-        slab = getattr(owner, "_slot").slab  # noqa: B009  (typed as always there)
+        if self._owner(old) is not owner:  # freed while we looked for a place
+            self.in_hand -= 1
+            self._put_away(new)
+            return False
+        slab = old.slab
         buf = owner.cache._hand_out(new)
         try:
             answer = callback(owner, buf, len(buf))

@@ -73,7 +73,7 @@ class CacheStats:
     obj_reserved: int
     """Objects set aside for PUSHPAGE callers now."""
     obj_handover: int
-    """Objects given to waiters that have not resumed yet, or which something moves into just now."""
+    """Objects on their way to waiters, or which something moves into just now."""
     obj_reclaimed: int
     """Objects that its ``reclaim`` callback says it has freed."""
     waiters: int

@@ -75,7 +75,7 @@ class WaitingRoom(Generic[T]):
         self._tickets = tickets
         self._busy = False
         self.in_handover: int = 0
-        """Objects given to waiters that have not resumed yet."""
+        """Objects given to waiters that have not resumed yet, or made for one that needs several."""
 
     async def wait(self, flags: KM, need: int, tally: Tally) -> list[Slot[T]]:
         """Join the line; leave it with so many objects, whichever way they come first."""
@@ -239,11 +239,13 @@ class WaitingRoom(Generic[T]):
                 if slot is None:
                     break
                 made.append(slot)
+                self.in_handover += 1
             if len(made) == missing and waiter.slots is None and waiter.error is None:
                 slots = self._collect(waiter.need - missing, urgent=waiter.urgent)
         except MemoryError:
             pass
         finally:
+            self.in_handover -= len(made)
             if slots is None:
                 for slot in made:
                     self._emergency.free(cast("EmergencySlot[T]", slot))

@@ -753,6 +753,25 @@ async def test_pinned_emergency_objects_wait_and_do_not_keep_the_mover_busy() ->
             buf.free()
 
 
+@pytest.mark.parametrize("by", ["itself", "callback"])
+async def test_an_emergency_object_freed_while_a_slab_is_grown_for_it_is_freed_once(by: str) -> None:
+    client = Client()
+    slabs = Gate()
+    async with allocator(slabs=slabs, kick_after=None) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, movable=by == "itself", objects_per_slab=1)
+        if by == "callback":
+            cache.set_move(client.move)
+        bufs = client.kept = [await cache.alloc() for _ in range(2)]
+        tasks.start_soon(cache.defragment)
+        await anyio.sleep(0.05)
+        bufs.pop(0).free()
+        slabs.open()
+        await anyio.sleep(1)
+        check_consistency(cache)
+        assert (cache.stats().obj_held, cache.stats().obj_emergency) == (1, 0)
+        bufs.pop().free()
+
+
 async def test_repacking_ends_in_time_where_growth_is_stuck_again() -> None:
     slabs = Gate()
     async with allocator(slabs=slabs, kick_after=None) as kmem:

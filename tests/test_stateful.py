@@ -47,7 +47,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=300)
 @given(
     operations=OPERATIONS,
     max_objects=st.sampled_from([None, 4, 8]),
