@@ -310,7 +310,7 @@ BAD: dict[str, Bad] = {
         '[[expect]]\nwhat = "deadlocks"\nat_most = 1\ntasks = "writer"', "expect.2.tasks", "not for deadlocks"
     ),
     # happenings
-    "an unknown thing to do": change('"let_go"', '"explode"', "at.0.do", "'let_go', 'pin', 'unpin' or 'reap'"),
+    "an unknown thing to do": change('"let_go"', '"explode"', "at.0.do", "'press', 'defragment' or 'seal'"),
     "let_go of what is no deadlock": change(
         'backend = "stuck"', 'backend = "slow"', "at.0.backend", "allowed are stuck"
     ),
@@ -598,7 +598,7 @@ def test_the_documentation_tells_of_no_key_that_is_not_there() -> None:
     known = {key for model in models() for key in model.model_fields} | set(METRICS)
     section = text[text.index("## Scenario files") :]
     told = re.findall(r"^\| `([a-z_]+)`", section, re.MULTILINE)
-    assert set(told) <= known | set(builtin()) | {"let_go", "pin", "unpin", "reap"}
+    assert set(told) <= known | set(builtin()) | {"let_go", "pin", "unpin", "reap", "press", "defragment", "seal"}
     assert len(told) > 50
 
 

@@ -75,8 +75,8 @@ EVERYTHING: Data = {
         "expire": "100ms",
     },
     "caches": {
-        "io": {"size": "64KiB"},
-        "meta": {"size": "12KiB", "max_objects": 40, "prefill": 8},
+        "io": {"size": "64KiB", "movable": True, "min_objects": 16},
+        "meta": {"size": "12KiB", "max_objects": 40, "prefill": 8, "reserve": 3},
         "strict": {"size": "8KiB", "flags": ["NOEMERGENCY"]},
     },
     "tasks": {
@@ -91,6 +91,7 @@ EVERYTHING: Data = {
             "cache": "meta",
             "count": 6,
             "objects": 3,
+            "together": True,
             "flags": "PUSHPAGE",
             "arrival": {"mean": "50ms"},
             "hold": ["10ms", "20ms"],
@@ -106,6 +107,8 @@ EVERYTHING: Data = {
         },
     },
     "at": [
+        {"time": "100ms", "do": "press", "every": "50ms"},
+        {"time": "130ms", "do": "defragment", "every": "100ms"},
         {"time": "1s", "do": "pin", "share": "10%"},
         {"time": "1500ms", "do": "unpin"},
         {"time": "2s", "do": "reap"},
@@ -318,7 +321,11 @@ def test_counters_are_in_order_of_time_and_change_at_each_point(recorded: Played
 
 def test_happenings_are_moments(recorded: Played) -> None:
     moments = recording_of(recorded).moments
-    assert [moment.text for moment in moments] == ["pin", "unpin", "reap", "let_go stuck"]
+    again = [moment for moment in moments if moment.text in ("press", "defragment")]
+    assert [moment.text for moment in moments if moment not in again] == ["pin", "unpin", "reap", "let_go stuck"]
+    pressed = [moment.time for moment in again if moment.text == "press"]
+    assert pressed == pytest.approx([0.1 + 0.05 * number for number in range(len(pressed))])
+    assert len(pressed) > 50
     assert [moment.time for moment in moments] == pytest.approx([1, 1.5, 2, 2.5])
 
 
@@ -388,6 +395,11 @@ ONE_SECOND: Data = {"backends": {"stuck": {"kind": "deadlock", "of": "vmalloc", 
 AFTER_THE_KICK: Data = {"duration": "20s"}  # until kick_after, the worker itself has a timer
 ONE_HOUR = {"tasks": {"writer": {"hold": "60m"}}}
 NOSLEEP = {"tasks": {"writer": {"flags": "NOSLEEP"}}}
+PRESSED: Data = {
+    "allocator": {"expire": "300ms"},
+    "tasks": {"writer": {"arrival": "200ms"}},
+    "at": [{"time": "10ms", "do": "press", "every": "50ms"}],
+}
 FAILING = {
     "backends": {
         "fails": {"kind": "failslab", "of": "vmalloc", "probability": 100},
@@ -414,6 +426,9 @@ FED: dict[str, tuple[list[Data], Data]] = {
     "deadlocks": ([STUCK], {"at_most": 0}),
     "deadlocked_left": ([STUCK], {"at_most": 0}),
     "slabs_made": ([], {"at_most": 0}),
+    "slabs_left": ([], {"at_most": 0}),
+    "slab_regrets": ([PRESSED], {"at_most": 0}),
+    "objects_moved": ([STUCK, ONE_SECOND, ONE_HOUR, {"caches": {"io": {"movable": True}}}], {"at_most": 3}),
     "grow_failures": ([FAILING, {"allocator": {"slabs": "fails"}}], {"at_most": 0}),
     "emergency_failures": ([STUCK, FAILING, {"allocator": {"emergency": "fails too"}}], {"at_most": 0}),
     "kicked": ([STUCK, {"allocator": {"kick_after": "500ms"}}], {"at_most": 0}),
@@ -425,6 +440,7 @@ FED: dict[str, tuple[list[Data], Data]] = {
     "wrong_books": ([], {"at_most": 0}),
 }
 AT_THE_END = {"emergency_left", "deadlocked_left", "kicked", "lock_wait", "lock_wait_total", "stuck", "unfinished"}
+AT_THE_END |= {"slabs_left", "slab_regrets", "objects_moved"}
 
 
 def break_it(what: str, patch: pytest.MonkeyPatch) -> None:
@@ -466,7 +482,7 @@ def test_a_figure_is_fed_and_its_bound_breaks_at_an_event_with_a_time(
 def test_a_figure_is_0_where_nothing_of_the_kind_happens(what: str, loop: str) -> None:
     quiet: Data = {"caches": {"io": {"prefill": 8}}, "tasks": {"writer": {"times": 3}}}
     result = play(scenario(quiet), loop=loop).result
-    if what not in ("slabs_made", "longest_gap"):
+    if what not in ("slabs_made", "slabs_left", "longest_gap"):
         assert result.figures[what] == 0
     assert result.passed
 

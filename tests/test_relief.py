@@ -16,7 +16,7 @@ import aslab
 from aslab import Allocator, ConfigError
 from aslab.backends import Mmap
 from aslab.emulation import Kmalloc, PhysicalMemory, Shrinker, Vmalloc
-from aslab.pressure import Cgroup
+from aslab.pressure import Cgroup, Signal
 from aslab.testing import check_consistency
 
 from .support import SIZE, Instant, allocator, settle, start
@@ -40,17 +40,6 @@ def asking(asked: list[int]) -> Callable[[int], int]:
         return 0
 
     return ask
-
-
-class Signal:
-    """A source that a test presses."""
-
-    def __init__(self) -> None:
-        self.press: Callable[[int | None], object] = lambda nbytes: None
-
-    async def run(self, on_pressure: Callable[[int | None], object]) -> None:
-        self.press = on_pressure
-        await anyio.sleep_forever()
 
 
 async def use_and_free(cache: aslab.Cache[memoryview], objects: int) -> None:

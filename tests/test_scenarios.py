@@ -95,15 +95,28 @@ TWINS = [
     Twin("one-worker", {"allocator.growth_workers": 4}, "lock_wait at most 0 s"),
     Twin("four-workers", {"allocator.growth_workers": 1}, "lock_wait at least 5 ms at most 6 ms"),
     Twin("four-workers", {"allocator.growth_workers": 1}, "lock_wait_total at least 120 ms"),
+    # an ageing time that is shorter than the pause between two bursts, or none
+    Twin("pressure-without-thrash", {"allocator.expire": "3s"}, "slabs_made at most 85"),
+    Twin("pressure-without-thrash", {"at.0.time": "90s"}, "slab_regrets at least 1 at most 1"),
+    Twin(
+        "pressure-without-thrash",
+        {"at.0.time": "90s", "allocator.expire": "never"},
+        "slabs_left at most 0 of cache io",
+    ),
+    Twin("several-at-once", {"tasks.join.together": False}, "unfinished at most 0"),
+    Twin("several-at-once", {"tasks.join.together": False}, "stuck at most 0"),
+    Twin("reserve", {"caches.io.reserve": 0}, "longest_wait at most 5 ms of tasks writer"),
+    Twin("reserve", {"tasks.writer.flags": "SLEEP"}, "longest_wait at most 5 ms of tasks writer"),
+    Twin("reserve", {"tasks.writer.flags": "SLEEP"}, "allocations at least 1000 of tasks writer"),
 ]
 
 
 def changed(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     for path, value in changes.items():
         *tables, key = path.split(".")
-        table = data
+        table: Any = data
         for name in tables:
-            table = table[name]
+            table = table[int(name)] if isinstance(table, list) else table[name]
         assert table.get(key) != value, f"{path} changes nothing"
         table[key] = value
     return data

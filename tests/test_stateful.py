@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 
 import anyio
@@ -13,6 +12,7 @@ from hypothesis import given, settings
 import aslab
 from aslab import KM
 from aslab.lab._asyncio import SimulatedLoop
+from aslab.pressure import Signal
 from aslab.testing import check_consistency
 
 from .support import SIZE, Gate, Instant, settle
@@ -95,17 +95,6 @@ def test_counters_equal_a_models(
         assert not slabs.outstanding
 
     anyio.run(main, backend_options={"loop_factory": SimulatedLoop})
-
-
-class Signal:
-    """A source of pressure that is pressed by hand."""
-
-    def __init__(self) -> None:
-        self.press: Callable[[int | None], object] = lambda nbytes: None
-
-    async def run(self, on_pressure: Callable[[int | None], object]) -> None:
-        self.press = on_pressure
-        await anyio.sleep_forever()
 
 
 class Held:

@@ -155,6 +155,8 @@ def _check_names(scenario: Scenario, machine: Machine) -> None:
             raise ConfigError(
                 f"tasks.{name}.timeout", section.timeout, "allowed not with NOSLEEP, which never waits"
             )
+        if section.together and section.flags == "NOSLEEP":
+            raise ConfigError(f"tasks.{name}.together", True, "allowed not with NOSLEEP, which never waits")
         _let_time_pass(name, section)
     for number, expectation in enumerate(scenario.expect):
         _one_of(f"expect.{number}.tasks", expectation.tasks, tasks)

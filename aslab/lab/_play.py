@@ -16,6 +16,8 @@ import anyio
 
 from .. import Allocator, Cache, open_allocator
 from .._state import Mark
+from ..emulation import Shrinker
+from ..pressure import Signal, Source
 from ..testing import check_consistency
 from ._load import bounds, cache_options
 from ._log import Event, EventLog
@@ -104,6 +106,10 @@ class Run:
             for most, least in [bounds(one)]
         ]
         self._watches = Watches(watches)
+        self._signal = Signal()
+        self._pressure: list[Source] = [self._signal]
+        if section.shrinker:
+            self._pressure.append(Shrinker(self._machine.memory))
         self._levels = dict.fromkeys(scenario.caches, 0)
         self._caches: dict[str, Cache[Any]] = {}
         self._workers: list[Worker] = []
@@ -124,6 +130,7 @@ class Run:
             expire=section.expire,
             growth_workers=section.growth_workers,
             kick_after=section.kick_after,
+            pressure=self._pressure,
         ) as kmem:
             for name, cache in self._scenario.caches.items():
                 self._caches[name] = kmem.create_cache(**cache_options(cache, name, section.limit))
@@ -159,6 +166,12 @@ class Run:
 
     async def _happen(self, happening: Happening, kmem: Allocator) -> None:
         await anyio.sleep(happening.time - self.time())
+        await self._do(happening, kmem)
+        while happening.every is not None:
+            await anyio.sleep(happening.every)
+            await self._do(happening, kmem)
+
+    async def _do(self, happening: Happening, kmem: Allocator) -> None:
         event = self.event("the scenario", happening.do, happening.backend or "")
         self._moment(event)
         match happening.do:
@@ -170,6 +183,13 @@ class Run:
                 self._machine.unpin()
             case "reap":
                 await kmem.reap()
+            case "press":
+                self._signal.press()
+            case "defragment":
+                for cache in kmem.caches:
+                    await cache.defragment()
+            case "seal":
+                kmem.seal()
 
     def _measure(self) -> None:
         """The work is over: what is the state that it leaves?"""
@@ -183,6 +203,9 @@ class Run:
             stats = cache.stats()
             self.feed("emergency_left", stats.obj_emergency, event, cache=name)
             self.feed("deadlocked_left", stats.deadlocked, event, cache=name)
+            self.feed("slabs_left", stats.slab_total, event, cache=name)
+            self.feed("slab_regrets", stats.slab_regret, event, cache=name)
+            self.feed("objects_moved", stats.move_yes, event, cache=name)
         space = self._machine.space
         longest, total = space.queued()
         self.feed("lock_wait", max(longest, space.lock_wait_longest), event)
@@ -289,7 +312,8 @@ class Run:
                 self._marked_since[name, mark] = event.time
             elif mark in before and mark not in after and self.recording is not None:
                 kind: Kind = _DRAWN[mark]
-                self.recording.caches.append(Span(name, kind, self._marked_since[name, mark], event.time))
+                since = self._marked_since.get((name, mark), 0.0)  # a reserve is grown as the cache is made
+                self.recording.caches.append(Span(name, kind, since, event.time))
 
     def _moment(self, event: Event) -> None:
         if self.recording is not None:

@@ -128,6 +128,8 @@ class AllocatorSection(Section):
     expire: TimeOrNever = 15.0
     growth_workers: Annotated[int, Field(ge=1, le=64)] = 1
     kick_after: TimeOrNever = 5.0
+    shrinker: bool = False
+    """Whether caches give memory back when the machine has too few free pages (`aslab.emulation.Shrinker`)."""
 
 
 class CacheSection(Section):
@@ -163,6 +165,8 @@ class TaskSection(Section):
     hold: Distribution = 0.0
     objects: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Allocated one after the other, and held together."""
+    together: bool = False
+    """Allocated all at once instead, by `Cache.alloc_many`."""
     times: AtLeastOne | None = None
     """Rounds; without end if not given."""
     timeout: PositiveTime | None = None
@@ -173,7 +177,9 @@ class Happening(Section):
     """Something that is done to the machine at a time."""
 
     time: Time
-    do: Literal["let_go", "pin", "unpin", "reap"]
+    do: Literal["let_go", "pin", "unpin", "reap", "press", "defragment", "seal"]
+    every: PositiveTime | None = None
+    """And again, each time so much later."""
     backend: Name | None = None
     """The deadlock that ``let_go`` ends."""
     share: Share | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 
@@ -15,6 +15,15 @@ from ._scenario import TaskSection
 
 if TYPE_CHECKING:
     from ._play import Run
+
+
+class Held(NamedTuple):
+    """What a task has."""
+
+    buf: Buffer[Any]
+    since: float
+    emergency: bool
+    """As it was when it came; it may have been moved into a slab since."""
 
 
 class Worker:
@@ -48,14 +57,14 @@ class Worker:
         self._asked_to_start = True
         await anyio.sleep(delay)
         while self._section.times is None or self.unfinished:
-            held: list[tuple[Buffer[Any], float]] = []
+            held: list[Held] = []
             try:
                 if await self._get_all(held):
                     await anyio.sleep(self._hold())
                     self.rounds += 1
             finally:
-                for buf, since in held:
-                    self._free(buf, since)
+                for one in held:
+                    self._free(one)
             await anyio.sleep(self._arrival())
 
     def end(self) -> None:
@@ -68,52 +77,57 @@ class Worker:
             self._run.feed("longest_gap", gap, event, self.group, self._cache.name)
             self._run.feed("unfinished", self.unfinished, event, self.group, self._cache.name)
 
-    async def _get_all(self, held: list[tuple[Buffer[Any], float]]) -> bool:
-        for _ in range(self._section.objects):
-            buf = await self._get()
-            if buf is None:
+    async def _get_all(self, held: list[Held]) -> bool:
+        """All that a round needs; whether it got them."""
+        at_once, times = (self._section.objects, 1) if self._section.together else (1, self._section.objects)
+        for _ in range(times):
+            bufs = await self._get(at_once)
+            if not bufs:
                 return False
-            held.append((buf, self._last))
+            held.extend(Held(buf, self._last, buf.emergency) for buf in bufs)
         return True
 
-    async def _get(self) -> Buffer[Any] | None:
+    async def _get(self, n: int) -> list[Buffer[Any]]:
         run, cache = self._run, self._cache
         begin = run.event(self.name, "asks", self._asked).time
         try:
             if self._flags is KM.NOSLEEP:
-                buf = cache.alloc_nowait()
+                bufs = [cache.alloc_nowait()]
+            elif n == 1:
+                bufs = [await cache.alloc(self._flags, timeout=self._section.timeout)]
             else:
-                buf = await cache.alloc(self._flags, timeout=self._section.timeout)
+                bufs = await cache.alloc_many(n, self._flags, timeout=self._section.timeout)
         except anyio.WouldBlock:
             run.feed("refused", 1, run.event(self.name, "refused", cache.name), self.group, cache.name)
-            return None
+            return []
         except TimeoutError:
             event = run.event(self.name, "timed out", cache.name)
             run.feed("timed_out", 1, event, self.group, cache.name)
             self._waited(begin, event.time, event)
-            return None
+            return []
         except anyio.get_cancelled_exc_class():
             event = run.event(self.name, "gave up", cache.name)
             self._waited(begin, event.time, event)
             raise
         now = run.time()
-        kind = "emergency" if buf.emergency else "slab"
-        event = run.event(self.name, "got", f"{cache.name} {kind} after {now - begin:.9f}")
-        run.feed("allocations", 1, event, self.group, cache.name)
+        for buf in bufs:
+            kind = "emergency" if buf.emergency else "slab"
+            event = run.event(self.name, "got", f"{cache.name} {kind} after {now - begin:.9f}")
+            run.feed("allocations", 1, event, self.group, cache.name)
+            if buf.emergency:
+                run.emergency(+1, event, self.group, cache.name)
         self._waited(begin, now, event)
-        if buf.emergency:
-            run.emergency(+1, event, self.group, cache.name)
         self._progress(event.time, event)
-        return buf
+        return bufs
 
-    def _free(self, buf: Buffer[Any], since: float) -> None:
-        run, emergency = self._run, buf.emergency
-        buf.free()
+    def _free(self, held: Held) -> None:
+        run, emergency = self._run, held.emergency
+        held.buf.free()
         event = run.event(self.name, "freed", f"{self._cache.name} {'emergency' if emergency else 'slab'}")
         if emergency:
             run.emergency(-1, event, self.group, self._cache.name)
         self._progress(event.time, event)
-        run.span(self.name, "emergency" if emergency else "holding", since, event.time, self._cache.name)
+        run.span(self.name, "emergency" if emergency else "holding", held.since, event.time, self._cache.name)
 
     def _waited(self, begin: float, end: float, event: Any) -> None:
         self._run.feed("longest_wait", end - begin, event, self.group, self._cache.name)
