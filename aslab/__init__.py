@@ -5,7 +5,7 @@
 #   _magazine  _depot  _slab  _views       free objects at hand, slabs behind them, who can see them
 #   _pool                                  brings together, for one cache or several, what follows
 #   _line  _waiting  _emergency  _reserve  who waits, and the ways out of waiting
-#   _growth  _worker  _budget              getting slabs, within limits
+#   _growth  _worker  _budget  _starved    getting slabs, within limits that are fair
 #   _reclaim  _demand  _relief             giving them back: what is idle, what can be spared
 #   _move  _pin                            moving objects so that whole slabs go, and holding them in place
 #   _engine  _supply  _bell                the tasks that do it

@@ -34,6 +34,11 @@ class Account:
         self.closed: bool = False
 
     @property
+    def beyond(self) -> int:
+        """Bytes that it holds beyond what it was guaranteed."""
+        return self.used - self.returning - self.guaranteed
+
+    @property
     def within_guarantee(self) -> bool:
         """Whether one more slab is its own by right."""
         return self.used + self.promised + self.slab_size <= self.guaranteed

@@ -51,6 +51,8 @@ class Depot(Generic[T]):
             return False
         try:
             magazine = self._magazine
+            if self.slabs.condemned is not None:
+                self._weed(age)
             while len(magazine) > max(0, magazine.capacity):
                 self._put_back(magazine.batch, age)
         finally:
@@ -95,6 +97,35 @@ class Depot(Generic[T]):
     def free(self) -> int:
         """Objects that can be had without growing."""
         return self.slabs.free + len(self._magazine)
+
+    def condemn(self, age: int) -> bool:
+        """Choose a slab that is to go; see `SlabLists.condemn`."""
+        with self.lock:
+            chosen = self.slabs.condemn()
+            if chosen:
+                self._weed(age)
+            return chosen
+
+    def take_condemned(self) -> list[Slab[T]]:
+        """The slab that is to go, if it is empty."""
+        with self.lock:
+            return self.slabs.take_condemned()
+
+    def pardon(self) -> None:
+        """No slab is to go any more."""
+        with self.lock:
+            self.slabs.pardon()
+
+    def _weed(self, age: int) -> None:
+        """Put what is of the condemned slab back into it."""
+        for _ in range(len(self._magazine)):
+            slot = self._magazine.take_oldest()
+            if slot is None:
+                break
+            if slot.slab is self.slabs.condemned:
+                self.slabs.put(slot, age)
+            else:
+                self._magazine.append(slot)
 
     def _put_back(self, count: int, age: int) -> None:
         for _ in range(count):

@@ -34,6 +34,7 @@ from ._move import Moves
 from ._pool import Pool
 from ._reclaim import AGEING_STEPS
 from ._relief import Relief
+from ._starved import feed_the_starved
 from ._supply import Supply
 from ._worker import Worker
 from .backends._protocol import Region
@@ -189,6 +190,7 @@ class Engine:
             self.tick += 1
             for pool in self._all_pools():
                 pool.age(expires=self.config.expire is not None)
+            feed_the_starved(self.pools, self.budget, self.interval)
 
     async def _run_relief(self) -> None:
         HOUSEKEEPING.set(True)  # it looks again an interval later

@@ -33,16 +33,21 @@ class Waiter(Generic[T]):
         "may_try",
         "need",
         "sealed",
+        "since",
         "slots",
         "tally",
         "ticket",
     )
 
-    def __init__(self, flags: KM, ticket: int, need: int = 1, tally: Tally | None = None) -> None:
+    def __init__(
+        self, flags: KM, ticket: int, need: int = 1, tally: Tally | None = None, since: float = 0.0
+    ) -> None:
         self.flags: KM = flags
         self.ticket: int = ticket
         self.need: int = need
         """Objects that it wants, all at once."""
+        self.since: float = since
+        """When it came, by the event loop's clock."""
         self.tally: Tally = tally or Tally()
         """The counters of its cache."""
         self.slots: list[Slot[T]] | None = None

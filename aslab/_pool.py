@@ -200,6 +200,25 @@ class Pool(Generic[T]):
             self.engine.moves.ask(self, defragment=True)
         self.attend()
 
+    @property
+    def condemned(self) -> int:
+        """Bytes of the slab that is to go for somebody else, if there is one."""
+        return 0 if self.depot.slabs.condemned is None else self.config.shape.slab_size
+
+    def condemn(self) -> bool:
+        """Choose a slab that goes as soon as it is empty; False if there is none to choose."""
+        self._empty_reserve()
+        chosen = self.depot.condemn(self.engine.tick)
+        self.note_waiting()
+        self._serve()
+        return chosen
+
+    def pardon(self) -> None:
+        """No slab needs to go any more."""
+        if self.condemned:
+            self.depot.pardon()
+            self.attend()
+
     def leave(self, cache: Cache[T], error: Exception) -> anyio.Event:
         """A cache closes. The last one to go takes the pool with it; the event is set when memory is back."""
         self.caches.remove(cache)
@@ -210,6 +229,7 @@ class Pool(Generic[T]):
             back.set()
             return back
         self.marks.fire("close")
+        self.depot.pardon()
         self.magazine.capacity = -1  # so that each later free comes by `settle`
         self.reserve.give_up(self.magazine.append)
         self.engine.budget.close(self.growth.account)
@@ -219,7 +239,8 @@ class Pool(Generic[T]):
     def note_waiting(self) -> None:
         """Who waits has changed: what the hot paths of the caches look at."""
         slow = bool(self.line)
-        self.wanted = slow or self.growth.filling > 0 or self.reserve.short or self.mover.hungry
+        asked_for = self.growth.filling > 0 or self.reserve.short or self.mover.hungry
+        self.wanted = slow or asked_for or self.condemned > 0
         for cache in self.caches:
             cache._waiting = self.wanted
             cache._slow = slow or cache._always_slow
@@ -227,9 +248,12 @@ class Pool(Generic[T]):
 
     def repack_reserve(self) -> None:
         """Have the reserve lie in the fullest slabs."""
+        self._empty_reserve()
+        self._serve()
+
+    def _empty_reserve(self) -> None:
         while (slot := self.reserve.take()) is not None:
             self.depot.put(slot, self.engine.tick)
-        self._serve()
 
     def objects_came(self) -> None:
         """Some are free that were not. Event loop's thread only."""
@@ -290,5 +314,7 @@ class Pool(Generic[T]):
     def _serve(self) -> None:
         self.room.serve()
         self.growth.tell_fillers()
+        if self.condemned:
+            self.reclaim.clear_condemned()
         if self.mover.could_repack:
             self.engine.moves.ask(self)

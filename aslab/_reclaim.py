@@ -108,14 +108,18 @@ class Reclaim(Generic[T]):
 
         What this one was guaranteed it keeps: that room is its own.
         """
-        beyond = self._account.used - self._account.returning - self._account.guaranteed
-        slabs = -(-min(nbytes, beyond) // self._account.slab_size)
+        slabs = min(-(-nbytes // self._account.slab_size), self._account.beyond // self._account.slab_size)
         if slabs <= 0 or Mark.REAPING in self._marks or self._settled:
             return 0
         self._depot.drain(self._engine.tick)
         given = self._depot.remove_empty(self._config.watermark, most=slabs)
         self._give_back(given)
         return len(given) * self._config.shape.slab_size
+
+    def clear_condemned(self) -> None:
+        """A slab that was to go is empty perhaps: give it back."""
+        if Mark.REAPING not in self._marks:
+            self._give_back(self._depot.take_condemned())
 
     def empty_out(self) -> anyio.Event:
         """Closing: everything that is free goes back. The event is set when it is back."""

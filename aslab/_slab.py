@@ -134,7 +134,9 @@ class SlabLists(Generic[T]):
 
     def __init__(self) -> None:
         self.partial: OrderedDict[Slab[T], None] = OrderedDict()
-        self.complete: set[Slab[T]] = set()
+        self.complete: dict[Slab[T], None] = {}
+        self.condemned: Slab[T] | None = None
+        """On neither list: nothing is taken from it, and it goes as soon as it is empty."""
         self.slots_total: int = 0
         self.slots_out: int = 0
         self.slots_out_max: int = 0
@@ -145,12 +147,13 @@ class SlabLists(Generic[T]):
         self.destroyed: int = 0
 
     def __len__(self) -> int:
-        return len(self.partial) + len(self.complete)
+        return len(self.partial) + len(self.complete) + (self.condemned is not None)
 
     @property
     def free(self) -> int:
-        """Free slots in all slabs."""
-        return self.slots_total - self.slots_out
+        """Free slots that may be taken."""
+        withheld = len(self.condemned.free) if self.condemned is not None else 0
+        return self.slots_total - self.slots_out - withheld
 
     def add(self, slab: Slab[T]) -> None:
         """Take in a new, empty slab, at the tail."""
@@ -169,7 +172,7 @@ class SlabLists(Generic[T]):
         slot = slab.free.pop()
         if not slab.free:
             del self.partial[slab]
-            self.complete.add(slab)
+            self.complete[slab] = None
             slab.may_move_again()
         self.slots_out += 1
         if self.slots_out > self._slots_out_peak:
@@ -182,8 +185,13 @@ class SlabLists(Generic[T]):
         slab = slot.slab
         if slab is None:
             raise AssertionError("a slot of a dismantled slab came back")
+        if slab is self.condemned:
+            slab.free.append(slot)
+            self.slots_out -= 1
+            self.slabs_used -= not slab.in_use
+            return
         if not slab.free:
-            self.complete.remove(slab)
+            del self.complete[slab]
             self.partial[slab] = None
             self.partial.move_to_end(slab, last=False)
         slab.free.append(slot)
@@ -193,6 +201,35 @@ class SlabLists(Generic[T]):
             slab.age = age
             slab.may_move_again()
             self.partial.move_to_end(slab)
+
+    def condemn(self) -> bool:
+        """Choose the emptiest slab that is in use, to go; False if there is none, or one was chosen before."""
+        if self.condemned is not None:
+            return False
+        partial = (slab for slab in self.partial if slab.in_use)
+        slab = min(partial, key=lambda slab: slab.in_use, default=next(iter(self.complete), None))
+        if slab is None:
+            return False
+        self.partial.pop(slab, None)
+        self.complete.pop(slab, None)
+        self.condemned = slab
+        return True
+
+    def take_condemned(self) -> list[Slab[T]]:
+        """The condemned slab, if it is empty now."""
+        slab = self.condemned
+        if slab is None or slab.in_use:
+            return []
+        self.condemned = None
+        self.slots_total -= len(slab.slots)
+        self.destroyed += 1
+        return [slab]
+
+    def pardon(self) -> None:
+        """Put the condemned slab back on its list."""
+        slab, self.condemned = self.condemned, None
+        if slab is not None:
+            (self.partial if slab.free else self.complete)[slab] = None
 
     def sort(self) -> None:
         """Fuller slabs first, exactly: the order that they are kept in otherwise only tends to it."""

@@ -79,7 +79,7 @@ class WaitingRoom(Generic[T]):
 
     async def wait(self, flags: KM, need: int, tally: Tally) -> list[Slot[T]]:
         """Join the line; leave it with so many objects, whichever way they come first."""
-        waiter: Waiter[T] = Waiter(flags, next(self._tickets), need, tally)
+        waiter: Waiter[T] = Waiter(flags, next(self._tickets), need, tally, anyio.current_time())
         self._enter(waiter)
         try:
             return await self._stand_in_line(waiter)

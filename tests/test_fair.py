@@ -240,3 +240,109 @@ async def test_clients_are_asked_once_an_interval_however_many_wait() -> None:
         assert 2 <= len(asked) <= 3
         for buf in held:
             buf.free()
+
+
+class Crowd:
+    """Many callers of a cache, so that some always wait, and each holds its object for a moment."""
+
+    def __init__(self, cache: Cache[memoryview], callers: int, tasks: Any) -> None:
+        self.cache = cache
+        self.served = 0
+        for _ in range(callers):
+            tasks.start_soon(self._call)
+
+    async def _call(self) -> None:
+        while True:
+            async with self.cache.lease():
+                self.served += 1
+                await anyio.sleep(0.1)
+
+
+@pytest.mark.parametrize("min_objects", [0, 8])
+async def test_a_cache_that_comes_late_to_a_full_limit_is_not_starved(min_objects: int) -> None:
+    async with allocator(limit=4 * SLAB) as kmem, anyio.create_task_group() as tasks:
+        busy = kmem.create_cache("busy", SIZE)
+        crowd = Crowd(busy, 100, tasks)
+        await anyio.sleep(10)
+        late = kmem.create_cache("late", SIZE, min_objects=min_objects)
+        with anyio.fail_after(2 * 5.0 + 0.2):
+            buf = await late.alloc()
+        assert (busy.stats().slab_total, late.stats().slab_total) == (3, 1)
+        check_consistency(busy)
+        before = crowd.served
+        await anyio.sleep(10)
+        assert crowd.served - before == pytest.approx(24 * 100, rel=0.02), "the others go on with what is left"
+        buf.free()
+        tasks.cancel_scope.cancel()
+
+
+async def test_two_crowds_share_the_limit_and_neither_waits_for_ever() -> None:
+    async with allocator(limit=4 * SLAB) as kmem, anyio.create_task_group() as tasks:
+        one, other = kmem.create_cache("one", SIZE), kmem.create_cache("other", SIZE)
+        crowds = [Crowd(one, 200, tasks)]
+        await anyio.sleep(1)
+        crowds.append(Crowd(other, 20, tasks))
+        await anyio.sleep(60)
+        assert all(crowd.served > 1000 for crowd in crowds)
+        check_consistency(one)
+        check_consistency(other)
+        tasks.cancel_scope.cancel()
+
+
+async def test_nobody_loses_what_it_was_guaranteed_to_the_starved() -> None:
+    async with allocator(limit=4 * SLAB) as kmem, anyio.create_task_group() as tasks:
+        busy = kmem.create_cache("busy", SIZE, min_objects=24)
+        Crowd(busy, 100, tasks)
+        await anyio.sleep(1)
+        late = kmem.create_cache("late", SIZE)
+        held = await late.alloc_many(8)
+        with pytest.raises(TimeoutError):
+            await late.alloc(timeout=60)
+        assert busy.stats().slab_total == 3
+        for buf in held:
+            buf.free()
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_slab_that_was_to_go_stays_if_the_starved_do_not_want_it_any_more() -> None:
+    async with allocator(limit=2 * SLAB, expire=None) as kmem:
+        busy, late = kmem.create_cache("busy", SIZE), kmem.create_cache("late", SIZE)
+        held = await busy.alloc_many(16)
+        with pytest.raises(TimeoutError):
+            await late.alloc(timeout=10.2)
+        assert busy._pool.condemned == SLAB
+        held.pop(0).free()
+        check_consistency(busy)
+        await anyio.sleep(5)
+        assert busy._pool.condemned == 0
+        check_consistency(busy)
+        with anyio.fail_after(0):
+            held.append(await busy.alloc())
+        for buf in held:
+            buf.free()
+
+
+async def test_what_is_freed_of_a_slab_that_is_to_go_is_handed_to_nobody() -> None:
+    async with allocator(limit=2 * SLAB) as kmem, anyio.create_task_group() as tasks:
+        busy, late = kmem.create_cache("busy", SIZE, reserve=2), kmem.create_cache("late", SIZE)
+        await kmem.ready()
+        held = await busy.alloc_many(14)
+        got: list[bool] = []
+
+        async def caller() -> None:
+            async with late.lease():
+                got.append(True)
+
+        await start(tasks, caller)
+        await anyio.sleep(10.2)
+        slab = busy._pool.depot.slabs.condemned
+        assert slab is not None
+        assert busy.stats().obj_reserved == 0, "what was set aside lies in the slabs that stay"
+        for buf in [buf for buf in held if buf._slot.slab is slab]:
+            held.remove(buf)
+            buf.free()
+            check_consistency(busy)
+        await settle()
+        assert got == [True]
+        for buf in held:
+            buf.free()

@@ -204,10 +204,10 @@ def stranger(cache: Any) -> Callable[[], object]:
 def complete_with_a_free_slot(cache: Any) -> Callable[[], object]:
     slabs = cache._pool.depot.slabs
     slab = slabs.partial.popitem()[0]
-    slabs.complete.add(slab)
+    slabs.complete[slab] = None
 
     def mend() -> None:
-        slabs.complete.remove(slab)
+        del slabs.complete[slab]
         slabs.partial[slab] = None
 
     return mend
@@ -215,12 +215,12 @@ def complete_with_a_free_slot(cache: Any) -> Callable[[], object]:
 
 def partial_without_a_free_slot(cache: Any) -> Callable[[], object]:
     slabs = cache._pool.depot.slabs
-    slab = slabs.complete.pop()
+    slab, _ = slabs.complete.popitem()
     slabs.partial[slab] = None
 
     def mend() -> None:
         del slabs.partial[slab]
-        slabs.complete.add(slab)
+        slabs.complete[slab] = None
 
     return mend
 

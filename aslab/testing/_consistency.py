@@ -16,7 +16,7 @@ def check_consistency(cache: Cache[Any]) -> None:
     pool, stats = cache._pool, cache.stats()
     depot = pool.depot
     slabs = depot.slabs
-    every = [*slabs.partial, *slabs.complete]
+    every = [*slabs.partial, *slabs.complete, *([slabs.condemned] if slabs.condemned else [])]
     slots = {slot for slab in every for slot in slab.slots}
     free = [slot for slab in every for slot in slab.free]
     cached = [*pool.magazine, *pool.reserve]
