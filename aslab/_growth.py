@@ -86,6 +86,8 @@ class Growth(Generic[T]):
         """Somebody who could not wait found nothing. Set from any thread."""
         self.repacking: int = 0
         """Free objects that emergency objects could move into."""
+        self.began: float = 0.0
+        """When a slab was asked for last."""
         self.failures: int = 0
         self.deadlocks: int = 0
 
@@ -122,6 +124,7 @@ class Growth(Generic[T]):
             self._worker.make_room(self)
             return
         self.missed = False
+        self.began = anyio.current_time()
         self.marks.fire("grow")
         self._worker.put(self)
         self._on_begin()

@@ -187,6 +187,8 @@ class WaitingRoom(Generic[T]):
             now = anyio.current_time()
             if patience is None:
                 patience = now + self._grow_timeout
+            if waiter.need > 1 and not late:  # it may need several slabs, each of which has its time
+                patience = max(patience, self._growth.began + self._grow_timeout)
             if now >= patience and not late:
                 late = True
                 waiter.tally.timeouts += 1

@@ -11,6 +11,7 @@ from aslab.bench import app
 
 QUICK = {
     "stall": ["--mib", "2"],
+    "move": ["--slabs", "4"],
     "waiters": ["--rounds", "1", "--most", "200"],
     "pair": ["--rounds", "1", "--pairs", "100"],
     "emergency-free": ["--rounds", "2", "--most", "20"],

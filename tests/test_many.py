@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aslab import KM, CacheClosedError, ConfigError
-from aslab.faults import Deadlock, Failslab
+from aslab.faults import Deadlock, Failslab, Latency
 from aslab.lab import Stuck, run
 from aslab.testing import check_consistency
 
@@ -163,6 +163,15 @@ async def test_late_growth_what_is_missing_comes_as_emergency_objects() -> None:
         assert anyio.current_time() - begin == pytest.approx(0.1)
         assert sorted(buf.emergency for buf in bufs) == [False] * 8 + [True] * 3
         check_consistency(cache)
+        for buf in bufs:
+            buf.free()
+
+
+async def test_growth_that_is_slow_but_well_is_waited_for_however_many_slabs_it_takes() -> None:
+    async with allocator(slabs=Latency(Instant(), 0.08)) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        bufs = await cache.alloc_many(80)
+        assert (cache.stats().slab_create, cache.stats().obj_emergency_max) == (10, 0)
         for buf in bufs:
             buf.free()
 
