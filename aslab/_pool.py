@@ -89,6 +89,7 @@ class Pool(Generic[T]):
         )
         self.guard: threading.RLock = threading.RLock()
         """Held while the handle of a managed buffer changes hands; a finaliser may come in between."""
+        self._spared_for, self._spared_until = 1, 0  # ticks
         self._parked: list[tuple[Cache[T], Slot[T], bool]] = []
 
     def join(self, cache: Cache[T]) -> None:
@@ -206,18 +207,22 @@ class Pool(Generic[T]):
         return 0 if self.depot.slabs.condemned is None else self.config.shape.slab_size
 
     def condemn(self) -> bool:
-        """Choose a slab that goes as soon as it is empty; False if there is none to choose."""
+        """Choose a slab that goes as soon as it is empty; False if there is none to choose, or it is too soon."""
+        if self.engine.tick < self._spared_until:
+            return False
         self._empty_reserve()
         chosen = self.depot.condemn(self.engine.tick)
         self.note_waiting()
         self._serve()
         return chosen
 
-    def pardon(self) -> None:
-        """No slab needs to go any more."""
-        if self.condemned:
-            self.depot.pardon()
-            self.attend()
+    def pardon(self, *, in_vain: bool) -> None:
+        """The slab that was to go stays. In vain, no other is chosen for some time, longer each time."""
+        if in_vain:
+            self._spared_for *= 2
+            self._spared_until = self.engine.tick + self._spared_for
+        self.depot.pardon()
+        self.attend()
 
     def leave(self, cache: Cache[T], error: Exception) -> anyio.Event:
         """A cache closes. The last one to go takes the pool with it; the event is set when memory is back."""
@@ -314,7 +319,7 @@ class Pool(Generic[T]):
     def _serve(self) -> None:
         self.room.serve()
         self.growth.tell_fillers()
-        if self.condemned:
-            self.reclaim.clear_condemned()
+        if self.condemned and self.reclaim.clear_condemned():
+            self._spared_for = 1
         if self.mover.could_repack:
             self.engine.moves.ask(self)

@@ -116,10 +116,13 @@ class Reclaim(Generic[T]):
         self._give_back(given)
         return len(given) * self._config.shape.slab_size
 
-    def clear_condemned(self) -> None:
-        """A slab that was to go is empty perhaps: give it back."""
-        if Mark.REAPING not in self._marks:
-            self._give_back(self._depot.take_condemned())
+    def clear_condemned(self) -> bool:
+        """A slab that was to go is empty perhaps: give it back; whether it was."""
+        if Mark.REAPING in self._marks:
+            return False
+        slabs = self._depot.take_condemned()
+        self._give_back(slabs)
+        return bool(slabs)
 
     def empty_out(self) -> anyio.Event:
         """Closing: everything that is free goes back. The event is set when it is back."""

@@ -4,7 +4,8 @@ Where all caches are busy no slab ever becomes empty by itself: what one cache's
 caller. So after an interval of waiting, another cache's emptiest slab is condemned. It is taken off the lists,
 what comes back to it stays there, and when the last object is back it goes. The cost is a slab made anew, which
 is why it takes that long; and no cache loses what it was guaranteed, or anything to callers that came later than
-its own.
+its own. Where an object is held for long the slab would be of no use to anybody, so after another interval it is
+used again, and the cache left alone for a while, twice as long each time.
 
 Event loop's thread only.
 """
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 def feed_the_starved(pools: Sequence[Pool[Any]], budget: Budget, patience: float) -> None:
     """One look, for the pool whose first caller has waited longest, if for longer than ``patience`` seconds."""
+    for pool in pools:
+        if pool.condemned:
+            pool.pardon(in_vain=True)
     before = anyio.current_time() - patience
     starved = [
         pool
@@ -33,11 +37,9 @@ def feed_the_starved(pools: Sequence[Pool[Any]], budget: Budget, patience: float
         and first.since <= before
     ]
     if not starved:
-        for pool in pools:
-            pool.pardon()
         return
     hungry = min(starved, key=_claim)
-    missing = budget.missing(hungry.growth.account) - sum(pool.condemned for pool in pools)
+    missing = budget.missing(hungry.growth.account)
     for pool in sorted(pools, key=lambda pool: -pool.growth.account.beyond):
         account = pool.growth.account
         if missing <= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import anyio
@@ -304,20 +305,27 @@ async def test_nobody_loses_what_it_was_guaranteed_to_the_starved() -> None:
         tasks.cancel_scope.cancel()
 
 
-async def test_a_slab_that_was_to_go_stays_if_the_starved_do_not_want_it_any_more() -> None:
-    async with allocator(limit=2 * SLAB, expire=None) as kmem:
+async def test_a_slab_that_can_not_be_emptied_is_used_again_and_its_cache_spared_for_longer_each_time() -> None:
+    async with allocator(limit=2 * SLAB, expire=None) as kmem, anyio.create_task_group() as tasks:
         busy, late = kmem.create_cache("busy", SIZE), kmem.create_cache("late", SIZE)
         held = await busy.alloc_many(16)
-        with pytest.raises(TimeoutError):
-            await late.alloc(timeout=10.2)
-        assert busy._pool.condemned == SLAB
+        await start(tasks, late.alloc)
+        condemned = []
+        for interval in range(40):
+            await anyio.sleep(5.0)
+            await settle()
+            if busy._pool.condemned:
+                condemned.append(interval)
+            check_consistency(busy)
+        pauses = [two - one for one, two in itertools.pairwise(condemned)]
+        assert len(pauses) >= 3
+        assert all(two > one for one, two in itertools.pairwise(pauses))
+        if busy._pool.condemned:
+            await anyio.sleep(5.0)
         held.pop(0).free()
-        check_consistency(busy)
-        await anyio.sleep(5)
-        assert busy._pool.condemned == 0
-        check_consistency(busy)
         with anyio.fail_after(0):
             held.append(await busy.alloc())
+        tasks.cancel_scope.cancel()
         for buf in held:
             buf.free()
 
@@ -334,7 +342,7 @@ async def test_what_is_freed_of_a_slab_that_is_to_go_is_handed_to_nobody() -> No
                 got.append(True)
 
         await start(tasks, caller)
-        await anyio.sleep(10.2)
+        await anyio.sleep(5.2)
         slab = busy._pool.depot.slabs.condemned
         assert slab is not None
         assert busy.stats().obj_reserved == 0, "what was set aside lies in the slabs that stay"

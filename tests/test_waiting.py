@@ -284,7 +284,7 @@ async def test_limit_is_backpressure_over_all_caches_and_room_elsewhere_ends_it(
                 done.set()
 
         await start(tasks, caller)
-        await anyio.sleep(10)
+        await anyio.sleep(4)
         assert not done.is_set()
         held.free()
         assert await one.reap() == 8 * SIZE
