@@ -45,7 +45,7 @@ class Emergency(Generic[T]):
         self._lock = lock
         self._objects: dict[int, EmergencySlot[T]] = {}
         self._in_making = 0
-        self.highest = 0
+        self.highest: int = 0
 
     def __len__(self) -> int:
         return len(self._objects)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -64,13 +64,13 @@ class Engine:
         self.caches: dict[str, Cache[Any]] = {}
         self.pools: list[Pool[Any]] = []
         self._retired: list[Pool[Any]] = []  # closed, with slabs still
-        self.tickets = itertools.count()
+        self.tickets: Iterator[int] = itertools.count()
         """For all who wait: the lower has waited longer."""
         self.interval: float = (config.expire or LOOK_EVERY * AGEING_STEPS) / AGEING_STEPS
         """Seconds between two looks of the ageing task."""
         self.relief: Relief = Relief(self)
         self.moves: Moves = Moves()
-        self.moving = anyio.Lock()
+        self.moving: anyio.Lock = anyio.Lock()
         """Moves are one after another."""
         self.tick: int = 0
         """Counts the looks of the ageing task."""
