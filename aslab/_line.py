@@ -66,6 +66,8 @@ class Waiter(Generic[T]):
         """Suspend until woken, or until that time."""
         self.has_waited = True
         self._event = anyio.Event()
+        if self.slots is not None or self.error is not None:
+            return  # by a finaliser, which the garbage collector ran just now: nobody will set this event
         if until < math.inf:
             with anyio.CancelScope(deadline=until):
                 await self._event.wait()

@@ -124,3 +124,13 @@ class TestWaiting:
         begin = anyio.current_time()
         await waiter.wait(begin + 1)
         assert anyio.current_time() - begin == pytest.approx(1)
+
+
+async def test_what_is_given_just_before_the_wait_begins_ends_it_at_once() -> None:
+    """As by a finaliser, in the moment between the last look and the wait."""
+    given, failed = Waiter[object](KM.SLEEP, 0), Waiter[object](KM.SLEEP, 1)
+    given.give([])
+    failed.fail(ValueError())
+    with anyio.fail_after(1):
+        await given.wait(math.inf)
+        await failed.wait(math.inf)
