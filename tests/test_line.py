@@ -126,6 +126,7 @@ class TestWaiting:
         assert anyio.current_time() - begin == pytest.approx(1)
 
 
+@pytest.mark.anyio
 async def test_what_is_given_just_before_the_wait_begins_ends_it_at_once() -> None:
     """As by a finaliser, in the moment between the last look and the wait."""
     given, failed = Waiter[object](KM.SLEEP, 0), Waiter[object](KM.SLEEP, 1)
