@@ -262,7 +262,9 @@ class Pool(Generic[T]):
 
     def objects_came(self) -> None:
         """Some are free that were not. Event loop's thread only."""
-        if self.wanted:
+        if Mark.DESTROY in self.marks:
+            self.reclaim.empty_out()
+        elif self.wanted:
             self._serve()
 
     def held(self, cache: Cache[T]) -> int:

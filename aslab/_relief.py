@@ -73,16 +73,16 @@ class Relief:
         """Take the steps one after the other until so many bytes are on their way. Answers how many are."""
         given = 0
         for drain in (False, True):
-            for pool in self._engine.pools:
+            for pool in tuple(self._engine.pools):
                 given += await give(pool, drain)
                 if given >= wanted:
                     return given
-        for pool in self._engine.pools:
+        for pool in tuple(self._engine.pools):
             if self._ask(pool, wanted - given):
                 given += await give(pool, True)
                 if given >= wanted:
                     return given
-        for pool in self._engine.pools:
+        for pool in tuple(self._engine.pools):
             if pool.mover.able:
                 await pool.mover.defragment()
                 given += await give(pool, True)
@@ -113,9 +113,9 @@ class Relief:
 
     async def _ask_clients(self, nbytes: int) -> None:
         """For a caller at the limit: what clients free it gets by the frees themselves, or by slabs that go."""
-        for pool in self._engine.pools:
+        for pool in tuple(self._engine.pools):
             self._ask(pool, nbytes)
-        for pool in self._engine.pools:
+        for pool in tuple(self._engine.pools):
             if pool.mover.able and Mark.DESTROY not in pool.marks:
                 await pool.mover.defragment()
         self._engine.ask_all()

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
+import anyio.from_thread
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -572,6 +574,23 @@ async def test_a_buffer_freed_while_it_is_copied_goes_back_once(
         check_consistency(cache)
         await cache.reap()
         assert kmem.stats().slab_bytes == 0
+
+
+@pytest.mark.filterwarnings("ignore:cache 'c' was closed:ResourceWarning")
+async def test_a_cache_closed_while_an_object_is_copied_gives_everything_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with allocator() as kmem, anyio.create_task_group() as tasks:
+        cache, one, other = await large_ones(kmem)
+        threads = _copy_slowly(monkeypatch, lambda: anyio.from_thread.run(cache.aclose))
+        await start(tasks, cache.defragment)
+        while not threads or cache._pool.mover.in_hand:
+            await anyio.lowlevel.checkpoint()
+        one.free()
+        other.free()
+        while kmem.stats().slab_bytes:
+            await anyio.lowlevel.checkpoint()
+        check_consistency(cache)
 
 
 async def test_cancelled_between_moves_leaves_everything_in_one_place() -> None:
