@@ -582,12 +582,16 @@ async def test_a_cache_closed_while_an_object_is_copied_gives_everything_back(
 ) -> None:
     async with allocator() as kmem, anyio.create_task_group() as tasks:
         cache, one, other = await large_ones(kmem)
-        threads = _copy_slowly(monkeypatch, lambda: anyio.from_thread.run(cache.aclose))
+
+        def close() -> None:
+            anyio.from_thread.run(cache.aclose)
+            one.free()
+            other.free()
+
+        threads = _copy_slowly(monkeypatch, close)
         await start(tasks, cache.defragment)
         while not threads or cache._pool.mover.in_hand:
             await anyio.lowlevel.checkpoint()
-        one.free()
-        other.free()
         while kmem.stats().slab_bytes:
             await anyio.lowlevel.checkpoint()
         check_consistency(cache)
