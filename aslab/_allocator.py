@@ -179,6 +179,7 @@ class Allocator:
     async def ready(self) -> None:
         """Suspend until the reserve of every cache is full. May be cancelled, and keeps what came.
 
+        :raises CacheClosedError: if one of them is closed meanwhile
         :raises BackendError: if a backend broke its contract
         :raises ConstructorError: if the ``ctor`` of a cache with a reserve raised
         """
@@ -193,6 +194,8 @@ class Allocator:
         There is no way back. Does not suspend; event loop's thread only.
         """
         self._engine.budget.sealed = True
+        for pool in self._engine.pools:
+            pool.pardon(in_vain=False)
 
     async def reap(self, nbytes: int | None = None) -> int:
         """Give memory back, in steps: empty slabs, magazines, what clients free when asked, defragmentation.

@@ -154,7 +154,7 @@ class Buffer(Generic[T]):
             # hidden behind ours, and the memory comes back when the slice goes.
             if exc is None:
                 raise
-            self._let_go()
+            self._abandon()
 
     def __repr__(self) -> str:
         state = "freed" if self._view is _FREED else f"at {self._slot.address:#x}"
@@ -245,6 +245,10 @@ class Buffer(Generic[T]):
         else:
             self._cache._pool.come_back(slot)
 
+    def _abandon(self) -> None:
+        """As `_let_go`, by a caller and not by the garbage collector."""
+        self._let_go()
+
     def _park(self) -> None:
         slot = self._slot
         del self._slot
@@ -267,11 +271,13 @@ class ManagedBuffer(Buffer[T]):
     another thread may do at the same time as a move is done under the pool's guard.
     """
 
-    __slots__ = ("emergency", "moving", "touched")
+    __slots__ = ("emergency", "left", "moving", "touched")
 
     emergency: bool
     moving: bool
     """The mover copies it now; a free meanwhile leaves the slot to the mover."""
+    left: bool
+    """It did."""
     touched: bool
     """Somebody could write into it since the copy began."""
 
@@ -290,9 +296,17 @@ class ManagedBuffer(Buffer[T]):
         pool = self._cache._pool
         with pool.guard:
             slot = self._claim()
-            left_to_mover = self.moving
-        if not left_to_mover:
+            self.left = self.moving
+        if not self.left:
             pool.take_back_managed(slot)
+
+    def _abandon(self) -> None:
+        pool = self._cache._pool
+        with pool.guard:  # not in a finaliser: that never finds it moving, since the mover holds on to it
+            slot = self._end_quietly()
+            self.left = slot is not None and self.moving
+        if slot is not None and not self.left:
+            pool.come_back(slot)
 
     def lead_to(self, slot: Slot[T]) -> None:
         """From here on this handle is that of another place: it was moved."""

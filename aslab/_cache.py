@@ -221,7 +221,7 @@ class Cache(Generic[T]):
     def _managed_handle(self, slot: Slot[T]) -> Buffer[T]:
         buf: ManagedBuffer[T] = ManagedBuffer()
         buf.emergency = slot.slab is None
-        buf.moving = buf.touched = False
+        buf.moving = buf.touched = buf.left = False
         if self._pool.mover.able:
             slot.owner = weakref.ref(buf)
         tally = self._tally

@@ -145,7 +145,7 @@ class Engine:
         """A pool is closed. It is looked after until its last slab is back."""
         self.pools.remove(pool)
         self._retired.append(pool)
-        self.look_again()
+        self.ask_all()  # what was set aside for it is anybody's now
 
     def _make_room(self, growth: Growth[Any]) -> None:
         missing = self.budget.missing(growth.account)

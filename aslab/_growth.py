@@ -214,6 +214,6 @@ class Growth(Generic[T]):
 
     def _claim(self) -> Claim | None:
         """Who waits for a slab here and may have one as far as the cache's own bound goes."""
-        busy = self.marks.state & (Mark.GROWING | Mark.DESTROY) or self._pausing
+        busy = self.marks.state & (Mark.GROWING | Mark.REAPING | Mark.DESTROY) or self._pausing
         first = None if busy or self._at_most else self._line.first()
         return first.rank if first is not None else None

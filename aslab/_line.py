@@ -77,6 +77,8 @@ class Waiter(Generic[T]):
     async def attempt(self, make: Callable[[], Awaitable[Slot[T]]]) -> Slot[T] | None:
         """Suspend for an attempt to make an object; None if it was overtaken by `give` or `fail`."""
         made: Slot[T] | None = None
+        if self.slots is not None or self.error is not None:
+            return None
         with anyio.CancelScope() as self._attempt:
             made = await make()
         self._attempt = None

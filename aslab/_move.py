@@ -17,11 +17,11 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 
 from ._buffer import Buffer, ManagedBuffer
 from ._emergency import EmergencySlot
@@ -30,6 +30,7 @@ from ._flags import KMEM_CBRC
 from ._slab import Slab, Slot
 from ._state import Mark
 from .backends._libc import zero
+from .backends._threads import run_blocking
 
 if TYPE_CHECKING:
     from ._pool import Pool
@@ -183,7 +184,7 @@ class Mover(Generic[T]):
     def _owner(self, slot: Slot[T]) -> ManagedBuffer[T] | None:
         """The handle that leads to this place, if it can be moved away now."""
         owner = cast("ManagedBuffer[T] | None", slot.owner and slot.owner())
-        if owner is None or getattr(owner, "_slot", None) is not slot:
+        if owner is None or getattr(owner, "_slot", None) is not slot or owner.moving:
             return None
         return None if self.callback is None and slot.in_use() else owner
 
@@ -196,35 +197,30 @@ class Mover(Generic[T]):
             begun = self._owner(old) is owner  # else it was freed or pinned while we looked for a place
             if begun:
                 owner.moving, owner.touched = True, False
+        if begun and len(owner) <= AT_ONCE:
+            return self._copy(owner, old, new)
         if begun:
-            return await self._copy(owner, old, new)
+            # Even if we are cancelled, the thread does all of it: until it is done, both places are in use.
+            return await run_blocking(partial(self._copy, owner, old, new))
         self.in_hand -= 1
         self._put_away(new)
         return False
 
-    async def _copy(self, owner: ManagedBuffer[T], old: Slot[T], new: Slot[T]) -> bool:
-        """Copy the bytes, then have the handle lead there, unless it was freed or pinned meanwhile."""
-        size = len(owner)
-        copied = False
-        try:
-            if size <= AT_ONCE:
-                ctypes.memmove(new.address, old.address, size)
-            else:
-                await anyio.to_thread.run_sync(ctypes.memmove, new.address, old.address, size)
-            copied = True
-        finally:
+    def _copy(self, owner: ManagedBuffer[T], old: Slot[T], new: Slot[T]) -> bool:
+        """Copy the bytes, then have the handle lead there, unless it was freed or pinned meanwhile. Any thread."""
+        ctypes.memmove(new.address, old.address, len(owner))
+        with self._pool.guard:
+            owner.moving = False
+            there = getattr(owner, "_slot", None) is old
+            moved = there and not owner.touched and not old.in_use()
+            if moved:
+                owner.lead_to(new)
             self.in_hand -= 1
-            with self._pool.guard:
-                owner.moving = False
-                there = getattr(owner, "_slot", None) is old
-                moved = there and copied and not owner.touched and not old.in_use()
-                if moved:
-                    owner.lead_to(new)
             self.answers[KMEM_CBRC.YES if moved else KMEM_CBRC.LATER] += 1
-            if not moved:
-                self._put_away(new)
-            if moved or not there:  # it was freed meanwhile, and left to us
-                self._put_away(old)
+        if not moved:
+            self._put_away(new)
+        if moved or owner.left:  # it was freed meanwhile, and left to us
+            self._put_away(old)
         return moved
 
     def _ask(self, owner: ManagedBuffer[T], old: Slot[T], new: Slot[T], callback: Move[T]) -> bool:
@@ -262,7 +258,7 @@ class Mover(Generic[T]):
             self._put_away(slot)
 
     def _put_away(self, slot: Slot[T]) -> None:
-        """Back to the slabs, past the magazine."""
+        """Back to the slabs, past the magazine. Any thread."""
         pool = self._pool
         slot.owner = None
         if pool.config.init_on_free:
@@ -271,7 +267,7 @@ class Mover(Generic[T]):
             pool.emergency.free(cast("EmergencySlot[T]", slot))
         else:
             pool.depot.put(slot, pool.engine.tick)
-            pool.objects_came()
+            pool.settle()
 
     async def _pause(self) -> None:
         if self._since_pause >= AT_ONCE:

@@ -83,7 +83,7 @@ class Pool(Generic[T]):
             self.emergency,
             tickets=engine.tickets,
             grow_timeout=engine.config.grow_timeout,
-            on_change=self.note_waiting,
+            on_change=self._line_changed,
             give_back=self.take_back,
             ring=engine.bell.ring,
         )
@@ -105,6 +105,7 @@ class Pool(Generic[T]):
         """
         slot = self.reserve.take() if flags is KM.PUSHPAGE else None
         if slot is not None:
+            self.note_waiting()  # from here on, frees refill it
             self.engine.attend(self.attend)
             return slot
         self.growth.missed = True
@@ -190,6 +191,7 @@ class Pool(Generic[T]):
             self.reclaim.empty_out()
             return
         self._serve()
+        self.note_waiting()
         self.room.let_others_try()
         self.growth.ask()
 
@@ -235,6 +237,7 @@ class Pool(Generic[T]):
             return back
         self.marks.fire("close")
         self.depot.pardon()
+        self.growth.send_fillers_away(error)
         self.magazine.capacity = -1  # so that each later free comes by `settle`
         self.reserve.give_up(self.magazine.append)
         self.engine.budget.close(self.growth.account)
@@ -249,7 +252,6 @@ class Pool(Generic[T]):
         for cache in self.caches:
             cache._waiting = self.wanted
             cache._slow = slow or cache._always_slow
-        self.engine.look_again()
 
     def repack_reserve(self) -> None:
         """Have the reserve lie in the fullest slabs."""
@@ -259,13 +261,6 @@ class Pool(Generic[T]):
     def _empty_reserve(self) -> None:
         while (slot := self.reserve.take()) is not None:
             self.depot.put(slot, self.engine.tick)
-
-    def objects_came(self) -> None:
-        """Some are free that were not. Event loop's thread only."""
-        if Mark.DESTROY in self.marks:
-            self.reclaim.empty_out()
-        elif self.wanted:
-            self._serve()
 
     def held(self, cache: Cache[T]) -> int:
         """Objects that the callers of a cache hold."""
@@ -312,6 +307,10 @@ class Pool(Generic[T]):
             deadlocked=Mark.DEADLOCKED in self.marks,
             merged=tuple(one.name for one in self.caches if one is not cache),
         )
+
+    def _line_changed(self) -> None:
+        self.note_waiting()
+        self.engine.look_again()
 
     def _growth_begins(self) -> None:
         self.room.growth_begins()

@@ -27,6 +27,8 @@ def feed_the_starved(pools: Sequence[Pool[Any]], budget: Budget, patience: float
     for pool in pools:
         if pool.condemned:
             pool.pardon(in_vain=True)
+    if budget.sealed:
+        return
     before = anyio.current_time() - patience
     starved = [
         pool

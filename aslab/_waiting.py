@@ -101,13 +101,14 @@ class WaitingRoom(Generic[T]):
         if self._busy:  # we are in a finaliser, run in the middle of what we would change
             self._ring()
             return
-        self._busy = True
+        self._busy, changed = True, False
         try:
             while (self._line or self._reserve.short) and self._serve_next():
-                pass
+                changed = True
         finally:
             self._busy = False
-            self._on_change()
+            if changed:
+                self._on_change()
 
     def _serve_next(self) -> bool:
         waiter = self._line.first()

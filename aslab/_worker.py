@@ -31,6 +31,8 @@ from .backends._protocol import Backend
 
 log = logging.getLogger("aslab")
 
+ARRIVAL = 5.0
+"""Seconds for which room that is on its way back is kept for the first who waits for it."""
 CARVED_AT_ONCE = 256
 """Slots made before other tasks have their turn."""
 
@@ -111,7 +113,8 @@ class Worker:
                 return growth
             # Else what is on its way back, or stuck grows, are in the way. It stays, GROWING: nobody must take
             # that for the limit. Room that is on its way is for the first who waits for it.
-            overtaking = overtaking or budget.arriving(growth.account)
+            fresh = anyio.current_time() - growth.began < ARRIVAL  # else what is on its way may be stuck
+            overtaking = overtaking or (fresh and budget.arriving(growth.account))
         return None
 
     async def _grow(self, growth: Growth[Any], ended: anyio.Event) -> None:

@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from aslab import Cache, ConfigError
+from aslab.backends import Region
 from aslab.faults import Latency
 from aslab.testing import check_consistency
 
@@ -354,3 +355,83 @@ async def test_what_is_freed_of_a_slab_that_is_to_go_is_handed_to_nobody() -> No
         assert got == [True]
         for buf in held:
             buf.free()
+
+
+async def test_who_waits_is_told_when_a_cache_with_an_unused_guarantee_closes() -> None:
+    async with allocator(limit=2 * SLAB) as kmem, anyio.create_task_group() as tasks:
+        modest = kmem.create_cache("modest", SIZE, min_objects=8)
+        other = kmem.create_cache("other", SIZE)
+        held = await other.alloc_many(8)
+        order = await waiting_in_turn([other], tasks)
+        await modest.aclose()
+        await settle()
+        assert order == ["other"]
+        await anyio.sleep(2)
+        for buf in held:
+            buf.free()
+
+
+async def test_letting_others_go_first_is_no_work_while_nothing_happens() -> None:
+    async with allocator(limit=100 * SIZE, expire=None) as kmem, anyio.create_task_group() as tasks:
+        small = kmem.create_cache("small", SIZE, objects_per_slab=1)
+        large = kmem.create_cache("large", SIZE, objects_per_slab=60)
+        held = await small.alloc_many(50)
+        await waiting_in_turn([large, small, small, small], tasks)
+        held.pop().free()  # for the first of those who wait; the others let `large` go first
+        await settle()
+        looks = 0
+        attend = small._pool.attend
+
+        def count() -> None:
+            nonlocal looks
+            looks += 1
+            attend()
+
+        small._pool.attend = count  # type: ignore[method-assign]
+        await settle(200)
+        assert looks == 0
+        tasks.cancel_scope.cancel()
+        for buf in held:
+            buf.free()
+
+
+class StuckRelease(Instant):
+    """The first region is not taken back until the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = anyio.Event()
+
+    async def release(self, region: Region) -> None:
+        await self.let_go.wait()
+        await super().release(region)
+
+
+async def test_a_cache_whose_slab_is_stuck_on_its_way_back_keeps_nobody_from_growing() -> None:
+    slabs = StuckRelease()
+    async with allocator(slabs=slabs, limit=100 * SLAB) as kmem, anyio.create_task_group() as tasks:
+        one, other = kmem.create_cache("one", SIZE, max_emergency=0), kmem.create_cache("other", SIZE)
+        (await one.alloc()).free()
+        await start(tasks, one.reap)
+        await start(tasks, one.alloc)
+        with anyio.fail_after(1):
+            (await other.alloc()).free()
+        tasks.cancel_scope.cancel()
+        slabs.let_go.set()
+
+
+async def test_no_slab_goes_for_others_once_the_allocator_is_sealed() -> None:
+    async with allocator(limit=2 * SLAB) as kmem, anyio.create_task_group() as tasks:
+        one, other = (kmem.create_cache(name, SIZE, objects_per_slab=1) for name in ("one", "other"))
+        held = await one.alloc_many(16)
+        await start(tasks, other.alloc)
+        await anyio.sleep(5.2)
+        assert one._pool.condemned
+        kmem.seal()
+        assert not one._pool.condemned
+        await anyio.sleep(20)
+        for buf in held:
+            buf.free()
+        await settle()
+        assert (one.stats().slab_total, one._pool.condemned) == (16, 0)
+        tasks.cancel_scope.cancel()

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aslab import KM, CacheClosedError, ConfigError
+from aslab import GFP, KM, CacheClosedError, ConfigError
+from aslab.backends import Region
 from aslab.faults import Deadlock, Failslab, Latency
 from aslab.lab import Stuck, run
 from aslab.testing import check_consistency
@@ -197,6 +198,47 @@ async def test_emergency_objects_that_fail_half_way_are_given_back() -> None:
         slabs.open()
         await anyio.sleep(1)
         assert got == [False] * 5
+
+
+class Slow(Instant):
+    """Emergency objects that come when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attempts: list[anyio.Event] = []
+
+    async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        self.attempts.append(anyio.Event())
+        await self.attempts[-1].wait()
+        return await super().acquire(nbytes, align, gfp)
+
+    def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        if not self.attempts:
+            raise MemoryError
+        return super().acquire_nowait(nbytes, align, gfp)
+
+
+async def test_what_is_handed_over_in_the_moment_between_two_attempts_ends_them() -> None:
+    slabs, single = Deadlock(Instant(), at=2), Slow()
+    async with allocator(slabs=slabs, emergency=single, kick_after=None) as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=2)
+        held = await cache.alloc_many(2)
+        got: list[bool] = []
+
+        async def caller() -> None:
+            async with cache.lease_many(2) as bufs:
+                got.extend(buf.emergency for buf in bufs)
+
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(caller)
+                while not single.attempts:
+                    await anyio.sleep(0.01)
+                single.attempts[0].set()
+                for buf in held:
+                    buf.free()
+        assert got == [False, False]
+        assert len(single.attempts) == 1
 
 
 async def test_max_emergency_holds_for_all_of_them_and_one_that_can_never_be_served_is_in_nobodys_way() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -574,6 +576,78 @@ async def test_a_buffer_freed_while_it_is_copied_goes_back_once(
         check_consistency(cache)
         await cache.reap()
         assert kmem.stats().slab_bytes == 0
+
+
+async def test_a_buffer_given_up_while_it_is_copied_and_still_exported_stays_whose_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An exception leaves the block, with a slice in its frames, in the middle of the copy."""
+    async with allocator() as kmem:
+        cache, one, other = await large_ones(kmem)
+        kept: list[memoryview] = []
+        given_up: list[Buf] = []
+
+        def give_up() -> None:
+            buf = next(buf for buf in (one, other) if buf.moving)  # type: ignore[attr-defined]
+            given_up.append(buf)
+            with contextlib.suppress(ZeroDivisionError), buf:
+                with buf.pin() as view:
+                    kept.append(view[:8])
+                raise ZeroDivisionError
+
+        _copy_slowly(monkeypatch, give_up)
+        await cache.defragment()
+        others = [await cache.alloc() for _ in range(3)]
+        kept[0][:] = b"intruder"
+        for buf in others:
+            with buf.pin() as view:
+                assert bytes(view[:8]) != b"intruder"
+        check_consistency(cache)
+        kept.clear()
+        await anyio.sleep(30)
+        assert cache.stats().obj_held == 4
+        for buf in [*others, one, other]:
+            if buf not in given_up:
+                buf.free()
+        check_consistency(cache)
+
+
+def test_cancelled_by_the_loop_itself_a_copy_is_finished_before_its_places_are_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`asyncio.Task.cancel` knows no shield: whoever awaits the thread is gone at once, the thread is not."""
+    copying, go_on = threading.Event(), threading.Event()
+
+    async def main() -> None:
+        async with allocator() as kmem:
+            cache, one, other = await large_ones(kmem)
+            really = ctypes.memmove
+
+            def memmove(to: int, source: int, size: int) -> None:
+                copying.set()
+                go_on.wait(10)
+                really(to, source, size)
+
+            monkeypatch.setattr("aslab._move.ctypes", type("ctypes", (), {"memmove": staticmethod(memmove)}))
+            task = asyncio.ensure_future(cache.defragment())
+            while not copying.is_set():
+                await asyncio.sleep(0.001)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            assert await cache.defragment() == 0, "a buffer is not moved twice at once"
+            others = [cache.alloc_nowait()]
+            with others[0].pin() as view:
+                view[:] = bytes([9]) * LARGE
+            go_on.set()
+            while cache.stats().obj_handover:
+                await asyncio.sleep(0.001)
+            assert [buf.view[0] for buf in (one, other, *others)] == [1, 2, 9]
+            check_consistency(cache)
+            for buf in (one, other, *others):
+                buf.free()
+
+    asyncio.run(main())
 
 
 @pytest.mark.filterwarnings("ignore:cache 'c' was closed:ResourceWarning")

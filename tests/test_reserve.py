@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aslab import KM, BackendError, CacheFlags, ConfigError
+from aslab import KM, BackendError, CacheClosedError, CacheFlags, ConfigError
 from aslab.backends import Callback
 from aslab.faults import Deadlock
 from aslab.lab import run
@@ -58,6 +58,18 @@ async def test_ready_tells_that_the_backend_is_broken() -> None:
         kmem.create_cache("c", SIZE, reserve=1)
         with pytest.raises(BackendError):
             await kmem.ready()
+
+
+async def test_ready_tells_that_the_cache_was_closed() -> None:
+    async with allocator(slabs=Gate(), kick_after=None) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, reserve=1)
+
+        async def waits() -> None:
+            with pytest.raises(CacheClosedError):
+                await kmem.ready()
+
+        await start(tasks, waits)
+        await cache.aclose()
 
 
 async def test_only_pushpage_callers_have_it() -> None:
