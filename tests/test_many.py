@@ -210,7 +210,7 @@ class Slow(Instant):
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
         self.attempts.append(anyio.Event())
         await self.attempts[-1].wait()
-        return await super().acquire(nbytes, align, gfp)
+        return super().acquire_nowait(nbytes, align, gfp)
 
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
         if not self.attempts:
