@@ -207,6 +207,8 @@ class Allocator:
         if nbytes is not None:
             whole_number("nbytes", nbytes, 1)
         relief = self._engine.relief
+        if self._engine.budget.sealed:
+            return 0
         return await relief.steps(math.inf if nbytes is None else nbytes, relief.everything)
 
     def stats(self) -> AllocatorStats:

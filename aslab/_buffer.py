@@ -250,8 +250,11 @@ class Buffer(Generic[T]):
         self._let_go()
 
     def _park(self) -> None:
-        slot = self._slot
-        del self._slot
+        try:
+            slot = self._slot
+            del self._slot
+        except AttributeError:  # another thread has freed it just now
+            return
         self._view = _FREED
         self._cache._pool.park(self._cache, slot, self.emergency)
 

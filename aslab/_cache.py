@@ -331,12 +331,18 @@ class Cache(Generic[T]):
         """Refuse to wait for more objects than there can ever be."""
         shape = self._config.shape
         slabs = -(-(n + reserved) // shape.objects)
-        most, limit = self._config.max_objects, self._engine.config.limit
+        most, limit = self._config.max_objects, self._engine.budget.unpromised
+        if limit is not None:
+            limit += self._config.guaranteed
         but = f", less the reserve of {reserved}" if reserved else ""
         if most is not None and slabs * shape.objects > most:
             raise ConfigError("n", n, f"allowed are whole slabs within max_objects, {most}{but}")
         if limit is not None and slabs * shape.slab_size > limit:
-            raise ConfigError("n", n, f"allowed are whole slabs within the limit, {limit} bytes{but}")
+            raise ConfigError(
+                "n",
+                n,
+                f"allowed are whole slabs within the limit, less others' guarantees, {limit} bytes{but}",
+            )
 
     async def reap(self) -> int:
         """Drain the magazine and give every empty slab back. Suspends until they are back.

@@ -111,10 +111,10 @@ class Depot(Generic[T]):
         with self.lock:
             return self.slabs.take_condemned()
 
-    def pardon(self) -> None:
+    def pardon(self, age: int) -> None:
         """No slab is to go any more."""
         with self.lock:
-            self.slabs.pardon()
+            self.slabs.pardon(age)
 
     def _weed(self, age: int) -> None:
         """Put what is of the condemned slab back into it."""

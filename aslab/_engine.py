@@ -66,6 +66,8 @@ class Engine:
         self._retired: list[Pool[Any]] = []  # closed, with slabs still
         self.tickets: Iterator[int] = itertools.count()
         """For all who wait: the lower has waited longer."""
+        self.short: bool = False
+        """A cache is at the limit for want of slabs that others may leave idle: they look at each free."""
         self.interval: float = (config.expire or LOOK_EVERY * AGEING_STEPS) / AGEING_STEPS
         """Seconds between two looks of the ageing task."""
         self.relief: Relief = Relief(self)
@@ -149,11 +151,19 @@ class Engine:
 
     def _make_room(self, growth: Growth[Any]) -> None:
         missing = self.budget.missing(growth.account)
+        rank = growth.account.claim()
         for pool in self.pools:
             if missing > 0 and pool.growth is not growth:
-                missing -= pool.reclaim.spare(missing)
+                missing -= pool.reclaim.spare(missing, rank)
         if missing > 0:
+            self._set_short(short=True)
             self.relief.limit_reached(missing)
+
+    def _set_short(self, *, short: bool) -> None:
+        if self.short != short:
+            self.short = short
+            for pool in self.pools:
+                pool.note_waiting()
 
     def _all_pools(self) -> tuple[Pool[Any], ...]:
         self._retired = [pool for pool in self._retired if len(pool.depot.slabs)]
@@ -190,6 +200,7 @@ class Engine:
             self.tick += 1
             for pool in self._all_pools():
                 pool.age(expires=self.config.expire is not None)
+            self._set_short(short=any(self.budget.full(pool.growth.account) for pool in self.pools if pool.line))
             feed_the_starved(self.pools, self.budget, self.interval)
 
     async def _run_relief(self) -> None:

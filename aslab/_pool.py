@@ -71,7 +71,7 @@ class Pool(Generic[T]):
             on_filling=self.note_waiting,
         )
         self.reclaim: Reclaim[T] = Reclaim(
-            config, self.marks, self.depot, engine, self.growth.account, self.attend
+            config, self.marks, self.depot, engine, self.growth.account, self.line, self.attend
         )
         self.mover: Mover[T] = Mover(self)
         self.room: WaitingRoom[T] = WaitingRoom(
@@ -90,6 +90,7 @@ class Pool(Generic[T]):
         self.guard: threading.RLock = threading.RLock()
         """Held while the handle of a managed buffer changes hands; a finaliser may come in between."""
         self._spared_for, self._spared_until = 1, 0  # ticks
+        self._frees = 0  # since others were asked whether they want a slab
         self._parked: list[tuple[Cache[T], Slot[T], bool]] = []
 
     def join(self, cache: Cache[T]) -> None:
@@ -214,8 +215,11 @@ class Pool(Generic[T]):
             return False
         self._empty_reserve()
         chosen = self.depot.condemn(self.engine.tick)
-        self.note_waiting()
         self._serve()
+        if chosen and self.reserve.short:  # what is set aside is not given away
+            self.pardon(in_vain=True)
+            chosen = False
+        self.note_waiting()
         return chosen
 
     def pardon(self, *, in_vain: bool) -> None:
@@ -223,7 +227,7 @@ class Pool(Generic[T]):
         if in_vain:
             self._spared_for *= 2
             self._spared_until = self.engine.tick + self._spared_for
-        self.depot.pardon()
+        self.depot.pardon(self.engine.tick)
         self.attend()
 
     def leave(self, cache: Cache[T], error: Exception) -> anyio.Event:
@@ -236,7 +240,7 @@ class Pool(Generic[T]):
             back.set()
             return back
         self.marks.fire("close")
-        self.depot.pardon()
+        self.depot.pardon(self.engine.tick)
         self.growth.send_fillers_away(error)
         self.magazine.capacity = -1  # so that each later free comes by `settle`
         self.reserve.give_up(self.magazine.append)
@@ -248,7 +252,7 @@ class Pool(Generic[T]):
         """Who waits has changed: what the hot paths of the caches look at."""
         slow = bool(self.line)
         asked_for = self.growth.filling > 0 or self.reserve.short or self.mover.hungry
-        self.wanted = slow or asked_for or self.condemned > 0
+        self.wanted = slow or asked_for or self.condemned > 0 or self.engine.short
         for cache in self.caches:
             cache._waiting = self.wanted
             cache._slow = slow or cache._always_slow
@@ -308,6 +312,13 @@ class Pool(Generic[T]):
             merged=tuple(one.name for one in self.caches if one is not cache),
         )
 
+    def _look_for_idle(self) -> None:
+        """After as many frees as a slab has objects, one may be empty that others wait for."""
+        self._frees += 1
+        if self._frees >= self.config.shape.objects and self.depot.free >= self.config.shape.objects:
+            self._frees = 0
+            self.engine.ask_all()
+
     def _line_changed(self) -> None:
         self.note_waiting()
         self.engine.look_again()
@@ -322,5 +333,7 @@ class Pool(Generic[T]):
         self.growth.tell_fillers()
         if self.condemned and self.reclaim.clear_condemned():
             self._spared_for = 1
+        if self.engine.short:
+            self._look_for_idle()
         if self.mover.could_repack:
             self.engine.moves.ask(self)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import anyio
 
-from ._budget import Account
+from ._budget import Account, Claim
 from ._config import CacheConfig
 from ._demand import Demand
 from ._depot import Depot
+from ._line import Line
 from ._slab import Slab
 from ._state import Mark, Marks
 
@@ -40,6 +41,7 @@ class Reclaim(Generic[T]):
         depot: Depot[T],
         engine: Engine,
         account: Account,
+        line: Line[T],
         on_reaped: Callable[[], None],
     ) -> None:
         self.demand: Demand = Demand(engine.interval * AGEING_STEPS)
@@ -48,13 +50,14 @@ class Reclaim(Generic[T]):
         self._depot = depot
         self._engine = engine
         self._account = account
+        self._line = line
         self._on_reaped = on_reaped
         self._ended = anyio.Event()
         self._last_seen: object = None
         self._idle_ticks = 0
 
     async def reap(self, *, drain: bool = True) -> int:
-        """Give back every empty slab beyond the watermark; suspends until they are back. Answers their bytes.
+        """Give back every empty slab that nobody waits for; suspends until they are back. Answers their bytes.
 
         :param drain: empty the magazine first
         """
@@ -64,7 +67,7 @@ class Reclaim(Generic[T]):
             return 0
         if drain:
             self._depot.drain(self._engine.tick)
-        slabs = self._depot.remove_empty(self._config.watermark)
+        slabs = self._depot.remove_empty(self._kept)
         await self._give_back(slabs).wait()
         return len(slabs) * self._config.shape.slab_size
 
@@ -84,7 +87,7 @@ class Reclaim(Generic[T]):
             self._depot.drain(self._engine.tick)
             self._depot.slabs.restart_peak()  # what lay in the magazine is not in use
         in_use = self._depot.slabs.slots_total - self._depot.free
-        keep = max(self._config.watermark, self.demand.needed(since) - in_use)
+        keep = max(self._kept, self.demand.needed(since) - in_use)
         slabs = self._depot.remove_empty(keep)
         if slabs:
             self.demand.gave_back(now)
@@ -101,18 +104,21 @@ class Reclaim(Generic[T]):
         until = self._engine.tick - AGEING_STEPS - 1  # it became empty at some time after that tick
         if self._idle_ticks >= AGEING_STEPS:
             self._depot.drain(until)  # what has lain in an idle magazine is as old as that
-        self._give_back(self._depot.remove_empty(self._config.watermark, until))
+        self._give_back(self._depot.remove_empty(self._kept, until))
 
-    def spare(self, nbytes: int) -> int:
+    def spare(self, nbytes: int, rank: Claim | None) -> int:
         """Another cache waits at the limit: give back as much of what nobody uses here. Answers the bytes.
 
-        What this one was guaranteed it keeps: that room is its own.
+        What this one was guaranteed it keeps: that room is its own. And what gathers for callers that wait here,
+        unless the other's, of that rank, have waited longer.
         """
         slabs = min(-(-nbytes // self._account.slab_size), self._account.beyond // self._account.slab_size)
         if slabs <= 0 or Mark.REAPING in self._marks or self._settled:
             return 0
         self._depot.drain(self._engine.tick)
-        given = self._depot.remove_empty(self._config.watermark, most=slabs)
+        first = self._line.first()
+        older = first is None or (rank is not None and rank < first.rank)
+        given = self._depot.remove_empty(self._config.watermark if older else self._kept, most=slabs)
         self._give_back(given)
         return len(given) * self._config.shape.slab_size
 
@@ -128,6 +134,12 @@ class Reclaim(Generic[T]):
         """Closing: everything that is free goes back. The event is set when it is back."""
         self._depot.drain(self._engine.tick)
         return self._give_back(self._depot.remove_empty())
+
+    @property
+    def _kept(self) -> int:
+        """Free objects that stay: the watermark, or what gathers for the first in line."""
+        first = self._line.first()
+        return max(self._config.watermark, 0 if first is None else first.need)
 
     @property
     def _settled(self) -> bool:

@@ -225,11 +225,19 @@ class SlabLists(Generic[T]):
         self.destroyed += 1
         return [slab]
 
-    def pardon(self) -> None:
+    def pardon(self, age: int) -> None:
         """Put the condemned slab back on its list."""
         slab, self.condemned = self.condemned, None
-        if slab is not None:
-            (self.partial if slab.free else self.complete)[slab] = None
+        if slab is None:
+            return
+        if not slab.free:
+            self.complete[slab] = None
+            return
+        self.partial[slab] = None
+        if slab.in_use:
+            self.partial.move_to_end(slab, last=False)  # never behind an empty one
+        else:
+            slab.age = age
 
     def sort(self) -> None:
         """Fuller slabs first, exactly: the order that they are kept in otherwise only tends to it."""

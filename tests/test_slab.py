@@ -235,3 +235,24 @@ def test_a_dtor_that_raises_is_logged_and_the_others_are_still_called(caplog: py
     assert seen == [0, 1, 2, 3]
     assert [record.getMessage() for record in caplog.records] == ["dtor failed on 1"]
     assert slab.slots == []
+
+
+def test_a_slab_that_was_to_go_and_stays_is_never_behind_an_empty_one() -> None:
+    lists: SlabLists[Any] = SlabLists()
+    slabs = [new_slab(2) for _ in range(2)]
+    for slab in slabs:
+        lists.add(slab)
+    lists.take()
+    assert lists.condemn()
+    assert lists.condemned is slabs[0]
+    assert not lists.condemn(), "one at a time"
+    assert (len(lists), lists.free) == (2, 2)
+    lists.pardon(0)
+    assert list(lists.partial) == slabs
+    assert lists.remove_empty() == [slabs[1]]
+    lists.condemn()
+    slot = next(slot for slot in slabs[0].slots if slot not in slabs[0].free)
+    assert lists.take_condemned() == []
+    lists.put(slot, 0)
+    assert lists.take_condemned() == [slabs[0]]
+    assert (len(lists), lists.slots_total, lists.slabs_used) == (0, 0, 0)
