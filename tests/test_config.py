@@ -229,7 +229,9 @@ async def test_prefill_refuses_what_can_never_come(n: Any, allowed: str) -> None
 async def test_prefill_refuses_more_than_the_limit_allows() -> None:
     async with allocator(limit=20 * SIZE) as kmem:
         cache = kmem.create_cache("c", SIZE)
-        with pytest.raises(ConfigError, match=names("n", 17, f"limit, {20 * SIZE} bytes")):
+        with pytest.raises(
+            ConfigError, match=names("n", 17, f"limit, less others' guarantees, {20 * SIZE} bytes")
+        ):
             await cache.prefill(17)
         await cache.prefill(16)
         assert kmem.stats().slab_bytes == 16 * SIZE

@@ -245,8 +245,8 @@ class Play:
         stats = self.cache.stats()
         bufs = [one.buf for one in self.held]
         assert stats.obj_held == len(bufs) + self.leased
-        if not self.leased:
-            assert stats.obj_emergency == sum(buf.emergency for buf in bufs)
+        if not self.leased:  # some may be on their way to a caller of several
+            assert 0 <= stats.obj_emergency - sum(buf.emergency for buf in bufs) <= stats.obj_handover
         assert stats.obj_alloc == (
             stats.obj_held - stats.obj_emergency + stats.obj_cached + stats.obj_reserved + stats.obj_handover
         )
