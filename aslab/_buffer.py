@@ -122,7 +122,7 @@ class Buffer(Generic[T]):
         :raises BufferError: if something still exports the memory (a numpy array, a slice of the view, a
             pending ``recv_into``): the buffer stays allocated. Holding the view itself is no hindrance.
         """
-        # The hot path: `_claim` and `Cache._take_back`, written out.
+        # The hot path: `_claim` and `Pool.take_back`, written out.
         try:
             slot = self._slot
             del self._slot

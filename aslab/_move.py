@@ -24,12 +24,10 @@ import anyio
 import anyio.lowlevel
 
 from ._buffer import Buffer, ManagedBuffer
-from ._emergency import EmergencySlot
 from ._errors import SlabError
 from ._flags import KMEM_CBRC
 from ._slab import Slab, Slot
 from ._state import Mark
-from .backends._libc import zero
 from .backends._threads import run_blocking
 
 if TYPE_CHECKING:
@@ -261,11 +259,7 @@ class Mover(Generic[T]):
         """Back to the slabs, past the magazine. Any thread."""
         pool = self._pool
         slot.owner = None
-        if pool.config.init_on_free:
-            zero(slot.address, pool.config.shape.size)
-        if slot.slab is None:
-            pool.emergency.free(cast("EmergencySlot[T]", slot))
-        else:
+        if not pool.clean_up(slot):
             pool.depot.put(slot, pool.engine.tick)
             pool.settle()
 

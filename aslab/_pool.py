@@ -134,12 +134,17 @@ class Pool(Generic[T]):
 
     def take_back_managed(self, slot: Slot[T]) -> None:
         """A free of a slot that may need more than the magazine. Any thread."""
+        if not self.clean_up(slot):
+            self.take_back(slot)
+
+    def clean_up(self, slot: Slot[T]) -> bool:
+        """Zero it, where frees do; an emergency object goes for good. Answers whether it was one."""
         if self.config.init_on_free:
             zero(slot.address, self.config.shape.size)
-        if slot.slab is None:
-            self.emergency.free(cast("EmergencySlot[T]", slot))
-        else:
-            self.take_back(slot)
+        if slot.slab is not None:
+            return False
+        self.emergency.free(cast("EmergencySlot[T]", slot))
+        return True
 
     def settle(self) -> None:
         """After a free that finds waiters or a full magazine. Waits for no lock."""
@@ -152,10 +157,7 @@ class Pool(Generic[T]):
 
     def come_back(self, slot: Slot[T]) -> None:
         """What the garbage collector returns, at any moment, in any thread."""
-        if self.config.init_on_free:
-            zero(slot.address, self.config.shape.size)
-        if slot.slab is None:
-            self.emergency.free(cast("EmergencySlot[T]", slot))
+        if self.clean_up(slot):
             return
         self.magazine.append(slot)
         if Mark.DESTROY in self.marks:
@@ -243,7 +245,8 @@ class Pool(Generic[T]):
         self.depot.pardon(self.engine.tick)
         self.growth.send_fillers_away(error)
         self.magazine.capacity = -1  # so that each later free comes by `settle`
-        self.reserve.give_up(self.magazine.append)
+        self.reserve.objects = 0
+        self._empty_reserve()
         self.engine.budget.close(self.growth.account)
         self.engine.retire(self)
         return self.reclaim.empty_out()

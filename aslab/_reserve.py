@@ -10,7 +10,7 @@ What lies here is out of its slab, as what lies in a magazine is, but in nobody'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from ._slab import Slot
@@ -23,7 +23,7 @@ class Reserve(Generic[T]):
 
     def __init__(self, objects: int) -> None:
         self.objects: int = objects
-        """How many there should be."""
+        """How many there should be; none any more once the pool closes."""
         self._slots: list[Slot[T]] = []
 
     def __iter__(self) -> Iterator[Slot[T]]:
@@ -47,9 +47,3 @@ class Reserve(Generic[T]):
             return self._slots.pop()
         except IndexError:
             return None
-
-    def give_up(self, take_back: Callable[[Slot[T]], object]) -> None:
-        """Closing: none is set aside any more."""
-        self.objects = 0
-        while (slot := self.take()) is not None:
-            take_back(slot)
