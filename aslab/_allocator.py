@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import anyio
@@ -15,6 +16,7 @@ from ._config import AllocatorConfig, cache_config, whole_number
 from ._engine import Engine
 from ._errors import CacheClosedError, ConfigError, SealedError
 from ._flags import CacheFlags
+from ._sizes import format_size
 from ._stats import HEADER, AllocatorStats, row
 from .backends import Heap, Mmap
 from .backends._protocol import Backend
@@ -30,6 +32,15 @@ class Allocator:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        limit = "" if stats.limit is None else f" of {format_size(stats.limit)}"
+        closed = ", closed" if self._engine.closed else ""
+        return (
+            f"<Allocator, {len(stats.caches)} caches, {format_size(stats.slab_bytes)}{limit} of slabs: "
+            f"{stats.obj_held} held, {stats.waiters} waiting{closed}>"
+        )
 
     @property
     def caches(self) -> tuple[Cache[Any], ...]:
@@ -216,6 +227,9 @@ class Allocator:
         return AllocatorStats(
             slab_bytes=self._engine.budget.used,
             limit=self._engine.config.limit,
+            emergency_bytes=self._engine.permits.outstanding,
+            emergency_bytes_max=self._engine.permits.highest,
+            emergency_limit=self._engine.permits.limit,
             kicked=self._engine.worker.kicked,
             sealed=self._engine.budget.sealed,
             caches=tuple(cache.stats() for cache in self.caches),
@@ -233,6 +247,7 @@ async def open_allocator(
     emergency: Backend | None = None,
     grow_timeout: float = 0.1,
     limit: int | None = None,
+    emergency_limit: int | EllipsisType | None = ...,
     expire: float | None = 15.0,
     growth_workers: int = 1,
     kick_after: float | None = 5.0,
@@ -251,6 +266,9 @@ async def open_allocator(
     :param emergency: where single emergency objects come from; `aslab.backends.Heap` by default
     :param grow_timeout: seconds that a caller waits for growth before the emergency path (SPL: HZ/10)
     :param limit: most bytes of slabs over all caches; at the limit callers wait for a free
+    :param emergency_limit: most bytes of emergency objects over all caches, the last quarter for PUSHPAGE alone; by
+        default a quarter of ``limit``, but at least the largest object of a cache, and no bound without ``limit``.
+        None is no bound, 0 none of them. Backends never have more than ``limit`` + ``emergency_limit`` outstanding.
     :param expire: seconds after which idle magazines drain and idle empty slabs go back; None is never
     :param growth_workers: more than the single serialized worker only for experiments
     :param kick_after: seconds after which a stuck grow is set aside, so that other caches grow; None is never
@@ -265,6 +283,7 @@ async def open_allocator(
         emergency=Heap() if emergency is None else emergency,
         grow_timeout=grow_timeout,
         limit=limit,
+        emergency_limit=emergency_limit,
         expire=expire,
         growth_workers=growth_workers,
         kick_after=kick_after,

@@ -167,17 +167,18 @@ class Cache(Generic[T]):
         if self._engine.config.checkpoints:
             await anyio.lowlevel.checkpoint()
             self._check_open()
-        slot = self._at_hand() if n == 1 else None
+        slot = self._at_hand(flags) if n == 1 else None
         if slot is not None:
             return [slot]
         if timeout is None:
             return await self._pool.room.wait(flags, n, self._tally)
-        with anyio.fail_after(timeout):
+        with anyio.move_on_after(timeout):
             return await self._pool.room.wait(flags, n, self._tally)
+        raise TimeoutError(f"{self._pool.situation(self)}: nothing came within {timeout:g} s")
 
     def _alloc_now(self, flags: KM) -> Buffer[T]:
         self._check(flags, _NOSLEEP, _PUSHPAGE)
-        slot = self._at_hand() or self._pool.get_now(flags, self._tally)
+        slot = self._at_hand(flags) or self._pool.get_now(flags, self)
         return self._hand_out(slot)
 
     def _check(self, flags: KM, *allowed: KM) -> None:
@@ -189,7 +190,7 @@ class Cache(Generic[T]):
         if self._closing is not None:
             raise CacheClosedError(f"cache {self.name!r} is closed")
 
-    def _at_hand(self) -> Slot[T] | None:
+    def _at_hand(self, flags: KM) -> Slot[T] | None:
         """A free object, unless somebody waits for it already."""
         line = self._pool.line
         if not line:
@@ -202,7 +203,7 @@ class Cache(Generic[T]):
                 return slot
         self._misses += 1
         self._pool.unpark()
-        return None if line else self._pool.depot.take()
+        return None if line else self._pool.depot.take() or self._pool.emergency.take(urgent=flags is _PUSHPAGE)
 
     def _hand_out(self, slot: Slot[T]) -> Buffer[T]:
         if self._config.init_on_alloc:
@@ -229,7 +230,7 @@ class Cache(Generic[T]):
         if buf.emergency:
             tally.emergency += 1
             tally.emergency_max = max(tally.emergency_max, tally.emergency)
-            self._pool.note_waiting()
+            self._engine.attend(self._pool.note_waiting)
         return buf
 
     def _note_return(self, emergency: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._errors import ConfigError
@@ -58,6 +59,7 @@ class AllocatorConfig:
     emergency: Backend
     grow_timeout: float
     limit: int | None
+    emergency_limit: int | EllipsisType | None
     expire: float | None
     growth_workers: int
     kick_after: float | None
@@ -74,6 +76,8 @@ class AllocatorConfig:
         seconds("grow_timeout", self.grow_timeout, zero=True)
         if self.limit is not None:
             whole_number("limit", self.limit, 1)
+        if self.emergency_limit not in (None, ...):
+            whole_number("emergency_limit", self.emergency_limit, 0)
         for field in ("expire", "kick_after"):
             if getattr(self, field) is not None:
                 seconds(field, getattr(self, field))

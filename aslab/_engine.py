@@ -28,9 +28,11 @@ from anyio.abc import TaskGroup
 from ._bell import Bell
 from ._budget import Account, Budget
 from ._cache import Cache
+from ._clock import Clock, clock_of_this_loop
 from ._config import AllocatorConfig, CacheConfig
 from ._growth import Growth
 from ._move import Moves
+from ._permits import Permits
 from ._pool import Pool
 from ._reclaim import AGEING_STEPS
 from ._relief import Relief
@@ -53,14 +55,19 @@ HOUSEKEEPING: ContextVar[bool] = ContextVar("aslab_housekeeping", default=False)
 
 
 class Engine:
-    """The machinery behind one `Allocator`."""
+    """The machinery behind one `Allocator`. Made by a task of the loop that is to run it."""
 
     def __init__(self, config: AllocatorConfig) -> None:
         self.config = config
+        self.clock: Clock = clock_of_this_loop()
         self.bell: Bell = Bell()
-        self.supply: Supply = Supply(self.bell)
+        self.supply: Supply = Supply(config.slabs, self.bell)
+        self.emergency_supply: Supply = Supply(config.emergency, self.bell)
         self.budget: Budget = Budget(config.limit)
-        self.worker: Worker = Worker(self.supply, config.slabs, self.budget, config.kick_after, self._make_room)
+        self.permits: Permits = Permits(config.emergency_limit, config.limit)
+        self.worker: Worker = Worker(
+            self.supply, self.budget, self.clock, config.kick_after, self._make_room
+        )
         self.caches: dict[str, Cache[Any]] = {}
         self.pools: list[Pool[Any]] = []
         self._retired: list[Pool[Any]] = []  # closed, with slabs still
@@ -88,6 +95,7 @@ class Engine:
                 self._tasks = tasks
                 tasks.start_soon(self._run_bell)
                 tasks.start_soon(self.supply.run)
+                tasks.start_soon(self.emergency_supply.run)
                 for _ in range(self.config.growth_workers):
                     tasks.start_soon(self.worker.run, tasks)
                 tasks.start_soon(self._run_ageing)
@@ -124,7 +132,7 @@ class Engine:
 
     def release_slab(self, region: Region, done: Callable[[], object]) -> None:
         """Queue a slab's region for release; ``done`` is called on the event loop's thread. Any thread."""
-        self.supply.release(self.config.slabs, region, done)
+        self.supply.release(region, done)
 
     def room_made(self, account: Account) -> None:
         """A slab is back at the backend: others may grow."""
@@ -176,12 +184,13 @@ class Engine:
         with anyio.move_on_after(CLOSING_GRACE):
             await self.worker.idle()
             await self.supply.idle()
+            await self.emergency_supply.idle()
         for growth, since in self.worker.under_way.items():
             found.append(
                 f"the allocator was closed with a grow of cache {growth.config.name!r} stuck since "
-                f"{anyio.current_time() - since:.1f} s: abandoned, its region is released if it ever comes"
+                f"{self.clock() - since:.1f} s: abandoned, its region is released if it ever comes"
             )
-        late = self.supply.close()
+        late = self.supply.close() + self.emergency_supply.close()
         if late:
             found.append(f"the allocator was closed with {late} regions still to be released: a thread goes on")
         return found
@@ -190,6 +199,7 @@ class Engine:
         while True:
             await self.bell.wait()
             self.supply.attend()
+            self.emergency_supply.attend()
             for pool in self._all_pools():
                 pool.attend()
 

@@ -221,6 +221,7 @@ class Run:
             await kmem._engine.worker.idle()
             await kmem.reap()
             await kmem._engine.supply.idle()
+            await kmem._engine.emergency_supply.idle()
         for name, cache in self._caches.items():
             try:
                 check_consistency(cache)
