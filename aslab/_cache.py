@@ -203,7 +203,9 @@ class Cache(Generic[T]):
                 return slot
         self._misses += 1
         self._pool.unpark()
-        return None if line else self._pool.depot.take() or self._pool.emergency.take(urgent=flags is _PUSHPAGE)
+        if line:
+            return None
+        return self._pool.depot.take() or self._pool.take_spare(urgent=flags is _PUSHPAGE)
 
     def _hand_out(self, slot: Slot[T]) -> Buffer[T]:
         if self._config.init_on_alloc:

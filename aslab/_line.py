@@ -179,6 +179,11 @@ class Line(Generic[T]):
             heapq.heappop(self._heap)
         return None
 
+    def overtaken_by(self, waiter: Waiter[T]) -> bool:
+        """Whether somebody here comes before it."""
+        first = self.first()
+        return first is not None and first.rank < waiter.rank
+
     def pop(self) -> Waiter[T] | None:
         """Take out who is next, or None."""
         waiter = self.first()

@@ -81,11 +81,6 @@ class Permits:
         for give_back in tuple(self.spares):
             give_back()
 
-    def comes_first(self, waiter: Waiter[Any]) -> bool:
-        """Whether nobody who was refused before would be overtaken."""
-        first = self.refused.first()
-        return first is None or waiter.rank <= first.rank
-
     def grant(self) -> None:
         """There may be room again: permit those who were refused, in order. Event loop's thread."""
         while (waiter := self.refused.first()) is not None:

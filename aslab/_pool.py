@@ -128,6 +128,14 @@ class Pool(Generic[T]):
         except anyio.WouldBlock:
             raise self._nothing(cache, "an emergency object cannot be had without waiting") from None
 
+    def take_spare(self, *, urgent: bool) -> Slot[T] | None:
+        """An emergency object that was kept; slabs are asked for all the same. Any thread."""
+        if not self.emergency.spare:
+            return None
+        self.growth.missed = True
+        self.engine.attend(self.growth.ask)
+        return self.emergency.take(urgent=urgent)
+
     def _nothing(self, cache: Cache[T], why: str) -> anyio.WouldBlock:
         return anyio.WouldBlock(f"{self.situation(cache)}: no object is free, and {why}")
 

@@ -121,6 +121,8 @@ class WaitingRoom(Generic[T]):
             self._busy = False
             if changed:
                 self._on_change()
+        if self._emergency.spare and (self._refused or self._permits.refused):
+            self._emergency.clear()  # of no use to the first in line, and in the way of others
 
     def _serve_next(self) -> bool:
         waiter = self._line.first()
@@ -257,17 +259,15 @@ class WaitingRoom(Generic[T]):
         if granted:
             self._emergency.forgo(granted - missing)
             return missing
-        other = self._refused.first()
-        in_turn = (other is None or waiter.rank <= other.rank) and self._permits.comes_first(waiter)
-        if missing > 0 and in_turn and self._emergency.permit(missing, urgent=waiter.urgent):
+        line = next((line for line in (self._refused, self._permits.refused) if line.overtaken_by(waiter)), None)
+        if missing > 0 and line is None and self._emergency.permit(missing, urgent=waiter.urgent):
             return missing
         # Whose turn never comes would be in others' way.
         if self._emergency.possible(waiter.need, urgent=waiter.urgent):
             waiter.emergency = self._emergency
-            if self._emergency.full(missing):
-                self._refused.join(waiter)
-            else:
-                self._permits.refused.join(waiter)
+            own = self._emergency.full(missing)
+            (line or (self._refused if own else self._permits.refused)).join(waiter)
+            if not own:
                 self._permits.clear_spares()
         return 0
 
