@@ -266,9 +266,10 @@ async def open_allocator(
     :param emergency: where single emergency objects come from; `aslab.backends.Heap` by default
     :param grow_timeout: seconds that a caller waits for growth before the emergency path (SPL: HZ/10)
     :param limit: most bytes of slabs over all caches; at the limit callers wait for a free
-    :param emergency_limit: most bytes of emergency objects over all caches, the last quarter for PUSHPAGE alone; by
-        default a quarter of ``limit``, but at least the largest object of a cache, and no bound without ``limit``.
-        None is no bound, 0 none of them. Backends never have more than ``limit`` + ``emergency_limit`` outstanding.
+    :param emergency_limit: most bytes of emergency objects over all caches, the last quarter for PUSHPAGE alone;
+        by default a quarter of ``limit``, but at least the largest object of a cache, and no bound without
+        ``limit``. None is no bound, 0 is none of them. Backends never have more than ``limit`` +
+        ``emergency_limit`` outstanding.
     :param expire: seconds after which idle magazines drain and idle empty slabs go back; None is never
     :param growth_workers: more than the single serialized worker only for experiments
     :param kick_after: seconds after which a stuck grow is set aside, so that other caches grow; None is never

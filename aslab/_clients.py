@@ -1,8 +1,8 @@
 """What a client's code may raise, and what becomes of it.
 
-Constructors, destructors, move and reclaim callbacks, backends and pressure sources run inside of tasks that serve
-every cache. Whatever they raise ends there: an `asyncio.CancelledError` or a SystemExit that went further would end
-those tasks, and all callers would wait for ever.
+Constructors, destructors, move and reclaim callbacks, backends and pressure sources run inside of tasks that
+serve every cache. Whatever they raise ends there: an `asyncio.CancelledError` or a SystemExit that went further
+would end those tasks, and all callers would wait for ever.
 """
 
 from __future__ import annotations

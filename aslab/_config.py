@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from ._clients import log_failure
 from ._errors import ConfigError
 from ._flags import CacheFlags
 from ._magazine import LARGEST, SMALLEST, default_size
@@ -182,7 +184,7 @@ def cache_config(
         shape=shape,
         magazine_size=magazine_size or default_size(size),
         ctor=ctor,
-        dtor=dtor,
+        dtor=None if dtor is None else partial(_destroy, name, dtor),
         reclaim=reclaim,
         reserve=reserve,
         min_objects=min_objects,
@@ -195,6 +197,13 @@ def cache_config(
         init_on_free=init_on_free,
         flags=flags,
     )
+
+
+def _destroy(name: str, dtor: Callable[[T], None], obj: T) -> None:
+    try:
+        dtor(obj)
+    except BaseException as exc:  # the memory has to go back all the same
+        log_failure(exc, "cache %r: its dtor failed on %r", name, obj)
 
 
 def _shape(

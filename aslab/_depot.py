@@ -47,16 +47,14 @@ class Depot(Generic[T]):
 
     def flush(self, age: int) -> bool:
         """Put a batch of the oldest back while the magazine is over its capacity; False if the lock is taken."""
-        if not self.lock.acquire(blocking=False):
+        if self.lock.locked():  # perhaps by this very thread, and we are in a finaliser
             return False
-        try:
+        with self.lock:  # not tried and then released in a `finally`: Ctrl-C may come in between
             magazine = self._magazine
             if self.slabs.condemned is not None:
                 self._weed(age)
             while len(magazine) > max(0, magazine.capacity):
                 self._put_back(magazine.batch, age)
-        finally:
-            self.lock.release()
         return True
 
     def drain(self, age: int) -> None:

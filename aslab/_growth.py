@@ -19,7 +19,7 @@ import anyio
 from ._budget import Account, Claim
 from ._config import CacheConfig
 from ._depot import Depot
-from ._errors import twin
+from ._errors import ConfigError, twin
 from ._flags import GFP, KM, gfp_for
 from ._line import Line
 from ._reserve import Reserve
@@ -131,6 +131,21 @@ class Growth(Generic[T]):
         """What a grow may do now: never weaker than the most urgent waiter needs."""
         first = self._line.first()
         return gfp_for(first.flags if first is not None else KM.SLEEP)
+
+    def check_possible(self, n: int, flags: KM) -> None:
+        """Refuse to have somebody wait for more objects than there can ever be for such a caller. Any thread.
+
+        :raises ConfigError: if so
+        """
+        shape, reserved = self.config.shape, 0 if flags is KM.PUSHPAGE else self.config.reserve
+        slabs = -(-(n + reserved) // shape.objects)
+        most, limit = self.config.max_objects, self._worker.budget.unpromised
+        but = f", less the reserve of {reserved}" if reserved else ""
+        if most is not None and slabs * shape.objects > most:
+            raise ConfigError("n", n, f"allowed are whole slabs within max_objects, {most}{but}")
+        if limit is not None and slabs * shape.slab_size > limit + self.config.guaranteed:
+            allowed = f"the limit, less others' guarantees, {limit + self.config.guaranteed} bytes"
+            raise ConfigError("n", n, f"allowed are whole slabs within {allowed}{but}")
 
     def ask(self) -> None:
         """Ask for a slab if one is wanted and may be had. Asking twice changes nothing."""

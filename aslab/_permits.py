@@ -1,9 +1,9 @@
 """How many bytes of emergency objects there may be, over all caches of an allocator.
 
-They are what makes progress certain while growth is late, so they never count against ``limit``; and they are what a
-service would otherwise fill its memory with while growth is late, so they have a bound of their own. What counts is
-what the backend has outstanding: from before it is asked until it has the object back, those kept for the next
-caller included. The last quarter is for PUSHPAGE callers, whose progress frees memory for the others.
+They make progress certain while growth is late, so they never count against ``limit``; and a service would fill
+its memory with them meanwhile, so they have a bound of their own. What counts is what the backend has outstanding:
+from before it is asked until it has the object back, those kept for the next caller included. The last quarter is
+for PUSHPAGE callers, whose progress frees memory for the others.
 
 The allocator never has more than ``limit`` + ``emergency_limit`` bytes outstanding at its backends.
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import EllipsisType
 from typing import Any
 
-from ._line import Line, Waiter
+from ._line import Line
 
 SHARE = 4
 """Of ``limit``, emergency objects may have one part in so many; and of that, PUSHPAGE callers keep one."""

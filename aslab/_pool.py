@@ -174,12 +174,17 @@ class Pool(Generic[T]):
         self.emergency.free(cast("EmergencySlot[T]", slot), keep=keep)
         return True
 
+    def give_back_all(self, slots: list[Slot[T]]) -> None:
+        """As `give_back`, for each. Any thread."""
+        for slot in slots:
+            self.give_back(slot)
+
     def give_back(self, slot: Slot[T]) -> None:
         """What a waiter was given and does not take."""
         if slot.slab is not None:
             self.take_back(slot)
         else:
-            self.clean_up(slot)
+            self.take_back_managed(slot)
 
     def settle(self) -> None:
         """After a free that finds waiters or a full magazine. Waits for no lock."""

@@ -29,8 +29,8 @@ from .backends._protocol import Backend, Region
 log = logging.getLogger("aslab")
 
 Gone = Callable[[], object]
-"""Told that the backend has nothing outstanding of it any more: on the event loop's thread, or where `acquire_nowait`
-was called. Not after the allocator is closed."""
+"""Told that the backend has nothing outstanding of it any more: on the event loop's thread, or on that which called
+`acquire_nowait`. Not after the allocator is closed."""
 
 
 class Supply:

@@ -189,7 +189,9 @@ async def test_grow_that_fails_after_a_timeout_leaves_no_mark() -> None:
         assert stats.slab_fail == 1
         gate.error = None
         buf.free()
-        async with cache.lease() as buf:  # what was freed while slabs could not be had is kept, and slabs asked for
+        async with (
+            cache.lease() as buf
+        ):  # what was freed while slabs could not be had is kept, and slabs asked for
             assert buf.emergency
             await anyio.sleep(1)
         async with cache.lease() as buf:
