@@ -55,7 +55,7 @@ class Allocator:
         *,
         align: int = ...,
         objects_per_slab: int | None = ...,
-        max_slab_size: int = ...,
+        max_slab_size: int | None = ...,
         magazine_size: int | None = ...,
         ctor: None = ...,
         dtor: None = ...,
@@ -80,7 +80,7 @@ class Allocator:
         *,
         align: int = ...,
         objects_per_slab: int | None = ...,
-        max_slab_size: int = ...,
+        max_slab_size: int | None = ...,
         magazine_size: int | None = ...,
         ctor: Callable[[memoryview], T],
         dtor: Callable[[T], None] | None = ...,
@@ -104,7 +104,7 @@ class Allocator:
         *,
         align: int = 64,
         objects_per_slab: int | None = None,
-        max_slab_size: int = 32 * 2**20,
+        max_slab_size: int | None = None,
         magazine_size: int | None = None,
         ctor: Callable[[memoryview], Any] | None = None,
         dtor: Callable[[Any], None] | None = None,
@@ -124,9 +124,9 @@ class Allocator:
 
         :param name: shown in tables and warnings; one cache of a name at a time
         :param align: a power of two, 8 to the page size
-        :param objects_per_slab: 8 by default, fewer where a slab would pass ``max_slab_size``. More make
-            growth rarer and longer.
-        :param max_slab_size: bytes
+        :param objects_per_slab: 8 by default, fewer where a slab would pass ``max_slab_size`` or leave more than a
+            16th of ``limit`` or ``max_objects`` unused. More make growth rarer and longer.
+        :param max_slab_size: bytes; by default 32 MiB, or one object where that is larger
         :param magazine_size: free objects kept at hand, 2..256; by default from the object's size, as SPL does
         :param ctor: builds the object of a slot when its slab is made, not at each allocation (Bonwick
             1994). Gets the memory; called on the event loop, once an object: keep it short. An emergency
@@ -158,6 +158,7 @@ class Allocator:
         defaults = self._engine.config
         config = cache_config(
             limit=defaults.limit,
+            emergency_limit=defaults.emergency_limit,
             name=name,
             size=size,
             align=align,

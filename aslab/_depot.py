@@ -11,6 +11,7 @@ inside such an operation, may free a buffer in the very thread that holds it.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from typing import Generic, TypeVar
 
 from ._magazine import Magazine
@@ -95,6 +96,15 @@ class Depot(Generic[T]):
     def free(self) -> int:
         """Objects that can be had without growing."""
         return self.slabs.free + len(self._magazine)
+
+    def has_idle_slab(self) -> bool:
+        """Whether all objects of a slab are free, those in the magazine included."""
+        with self.lock:
+            last = next(reversed(self.slabs.partial), None)
+            if last is not None and not last.in_use:
+                return True
+            at_hand = Counter(slot.slab for slot in tuple(self._magazine))
+            return any(slab is not None and slab.in_use <= count for slab, count in at_hand.items())
 
     def condemn(self, age: int) -> bool:
         """Choose a slab that is to go; see `SlabLists.condemn`."""

@@ -95,7 +95,6 @@ class Pool(Generic[T]):
         self.guard: threading.RLock = threading.RLock()
         """Held while the handle of a managed buffer changes hands; a finaliser may come in between."""
         self._spared_for, self._spared_until = 1, 0  # ticks
-        self._frees = 0  # since others were asked whether they want a slab
         self._parked: list[tuple[Cache[T], Slot[T], bool]] = []
 
     def join(self, cache: Cache[T]) -> None:
@@ -364,10 +363,8 @@ class Pool(Generic[T]):
         )
 
     def _look_for_idle(self) -> None:
-        """After as many frees as a slab has objects, one may be empty that others wait for."""
-        self._frees += 1
-        if self._frees >= self.config.shape.objects and self.depot.free >= self.config.shape.objects:
-            self._frees = 0
+        """Others wait for slabs: as soon as one is empty here, have them ask for it."""
+        if self.growth.account.beyond > 0 and self.depot.has_idle_slab():
             self.engine.ask_all()
 
     def _emergency_room(self) -> None:

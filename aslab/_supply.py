@@ -29,7 +29,7 @@ from .backends._protocol import Backend, Region
 log = logging.getLogger("aslab")
 
 Gone = Callable[[], object]
-"""Told that the backend has nothing outstanding of it any more: on the event loop's thread, or on that which called
+"""Told that the backend has nothing outstanding of it any more: on the loop's thread, or on that which called
 `acquire_nowait`. Not after the allocator is closed."""
 
 
