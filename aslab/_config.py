@@ -257,7 +257,8 @@ def _by_default(single: Shape, most: int, limit: int | None, max_objects: int | 
     """The most objects in a slab, up to ``most``, that leave next to nothing of the bounds unused."""
     usable = {n: _most(single._replace(objects=n), limit, max_objects) for n in range(most, 0, -1)}
     best = max((objects for objects in usable.values() if objects is not None), default=0)
-    return next(n for n, objects in usable.items() if objects is None or objects * WASTE >= best * (WASTE - 1))
+    fine = (n for n, objects in usable.items() if objects is None or objects * WASTE >= max(1, best) * (WASTE - 1))
+    return next(fine, 1)
 
 
 def _most(shape: Shape, limit: int | None, max_objects: int | None) -> int | None:
