@@ -131,8 +131,9 @@ class Pool(Generic[T]):
         """An emergency object that was kept; slabs are asked for all the same. Any thread."""
         if not self.emergency.spare:
             return None
-        self.growth.missed = True
-        self.engine.attend(self.growth.ask)
+        if Mark.GROWING not in self.marks:
+            self.growth.missed = True
+            self.engine.attend(self.growth.ask)
         return self.emergency.take(urgent=urgent)
 
     def _nothing(self, cache: Cache[T], why: str) -> anyio.WouldBlock:

@@ -21,7 +21,7 @@ from aslab import Buffer, BufferFreedError, Cache, WrongCacheError
 from aslab._views import lease_view
 from aslab.testing import check_consistency
 
-from .support import SIZE, Gate, allocator, start
+from .support import SIZE, Gate, allocator, settle, start
 
 pytestmark = pytest.mark.anyio
 
@@ -416,15 +416,19 @@ async def test_ctor_builds_once_a_slot_and_its_state_survives_from_owner_to_owne
     del buf
 
 
-async def test_ctor_and_dtor_of_an_emergency_object_run_as_it_is_made_and_freed() -> None:
+async def test_ctor_and_dtor_of_an_emergency_object_run_as_it_is_made_and_goes() -> None:
     destroyed: list[bytes] = []
-    async with allocator(slabs=Gate(), grow_timeout=0, kick_after=None) as kmem:
+    gate = Gate()
+    async with allocator(slabs=gate, grow_timeout=0, kick_after=None) as kmem:
         cache = kmem.create_cache("c", SIZE, ctor=lambda memory: bytes(memory[:2]), dtor=destroyed.append)
         buf = await cache.alloc()
         assert buf.emergency
         assert buf.obj == bytes(2)
         assert not destroyed
         buf.free()
+        assert not destroyed, "kept, constructed as it is, for as long as slabs are late"
+        gate.open()
+        await settle()
         assert destroyed == [bytes(2)]
 
 

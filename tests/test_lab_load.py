@@ -347,7 +347,7 @@ BAD: dict[str, Bad] = {
     "an object over max_slab_size": change(
         "prefill = 4", 'max_slab_size = "8KiB"', "caches.io.size", "one object must fit max_slab_size"
     ),
-    "a limit below one slab": change('"4MiB"', '"64KiB"', "allocator.limit", "at least one slab"),
+    "a limit below one slab": change('"4MiB"', '"2KiB"', "allocator.limit", "at least one slab"),
     "marks in the wrong order": change("clean = 100", "min = 100\nlow = 50", "memory.low", "allowed is 100..4096"),
     "pages too few for the dirty ones": change(
         "dirty = 100", "dirty = 4000", "memory.dirty", "clean and dirty pages in all"

@@ -287,7 +287,7 @@ async def test_a_pushpage_caller_may_use_the_reserve_for_what_is_missing() -> No
         (-1, {}, KM.SLEEP),
         (1.0, {}, KM.SLEEP),
         (9, {"max_objects": 8}, KM.SLEEP),
-        (9, {"max_objects": 15}, KM.SLEEP),
+        (9, {"max_objects": 15, "objects_per_slab": 8}, KM.SLEEP),
         (7, {"max_objects": 8, "reserve": 2}, KM.SLEEP),
         (9, {"max_objects": 8, "reserve": 2}, KM.PUSHPAGE),
         (25, {}, KM.SLEEP),
