@@ -26,6 +26,7 @@ from ._flags import KM
 from ._lease import Lease, ManyLease
 from ._slab import Slot
 from ._stats import CacheStats, Tally
+from ._views import lease_view
 from .backends._libc import zero
 
 if TYPE_CHECKING:
@@ -214,7 +215,8 @@ class Cache(Generic[T]):
         else:
             buf = self._managed_handle(slot)
         buf._cache = self
-        buf._view = None
+        # With a view its free looks, and the slot goes on lingering; a managed one looks anyway.
+        buf._view = lease_view(slot.exporter) if slot.kept and not self._managed else None
         buf._slot = slot
         return buf
 

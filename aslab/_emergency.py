@@ -14,8 +14,9 @@ import threading
 from typing import Generic, TypeVar
 
 from ._config import CacheConfig
-from ._errors import ConstructorError
+from ._errors import ConstructorError, clear_frames
 from ._flags import GFP, KM, CacheFlags, gfp_for_emergency
+from ._lingering import Lingering
 from ._slab import Slot
 from ._supply import Supply
 from .backends._protocol import Backend, Region
@@ -45,6 +46,8 @@ class Emergency(Generic[T]):
         self._lock = lock
         self._objects: dict[int, EmergencySlot[T]] = {}
         self._in_making = 0
+        self.lingering: Lingering[EmergencySlot[T]] = Lingering()
+        """Freed, but counted still, since their regions are not back."""
         self.highest: int = 0
 
     def __len__(self) -> int:
@@ -61,7 +64,7 @@ class Emergency(Generic[T]):
     @property
     def room(self) -> float:
         """How many more there may be now."""
-        return self.most - len(self._objects) - self._in_making
+        return self.most - len(self._objects) - self._in_making + len(self.lingering)
 
     def permit(self, objects: int) -> bool:
         """Ask to make so many more; for each `make`, `make_nowait` or `forgo` must follow."""
@@ -85,6 +88,8 @@ class Emergency(Generic[T]):
 
         :raises MemoryError: if the backend has none
         """
+        if (slot := self._reuse()) is not None:
+            return slot
         shape = self._config.shape
         region = await self._supply.acquire(self._backend, shape.size, shape.align, gfp_for_emergency(flags))
         return self._add(region)
@@ -95,19 +100,32 @@ class Emergency(Generic[T]):
         :raises MemoryError: if the backend has none
         :raises anyio.WouldBlock: if it would have to wait
         """
+        if (slot := self._reuse()) is not None:
+            return slot
         shape = self._config.shape
         gfp = gfp_for_emergency(flags) & ~GFP.RECLAIM
         region = self._supply.acquire_nowait(self._backend, shape.size, shape.align, gfp)
         return self._add(region)
 
     def free(self, slot: EmergencySlot[T]) -> None:
-        """Destroy and release one. Safe in a finaliser: one dictionary operation, no lock."""
+        """Destroy and release one, unless it has to linger. Safe in a finaliser: no lock."""
+        if slot.kept and self.lingering.admit(slot):
+            return
         del self._objects[slot.address]
         if self._config.ctor is not None:
             slot.destroy(self._config.dtor)
         region = slot.region
         del slot.exporter
         self._supply.release(self._backend, region)
+
+    def _reuse(self) -> EmergencySlot[T] | None:
+        """One that lingers, where there may be no other."""
+        if len(self._objects) + self._in_making <= self.most:
+            return None
+        slot = self.lingering.take()
+        if slot is not None:
+            self.forgo(1)
+        return slot
 
     def _add(self, region: Region) -> EmergencySlot[T]:
         slot: EmergencySlot[T] = EmergencySlot(region, self._config.shape.size)
@@ -117,6 +135,7 @@ class Emergency(Generic[T]):
                 slot.construct(ctor, region)
             except BaseException as exc:
                 del slot
+                clear_frames(exc)
                 self._supply.release(self._backend, region)
                 if isinstance(exc, Exception):
                     raise ConstructorError(f"cache {self._config.name!r}: ctor raised {exc!r}") from exc

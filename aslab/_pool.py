@@ -27,6 +27,7 @@ from ._reserve import Reserve
 from ._slab import Slot
 from ._state import Mark, Marks
 from ._stats import CacheStats, Tally
+from ._views import KeptView
 from ._waiting import WaitingRoom
 from .backends._libc import zero
 
@@ -127,8 +128,9 @@ class Pool(Generic[T]):
         return slot
 
     def take_back(self, slot: Slot[T]) -> None:
-        """A free, from any thread. (`Buffer.free` writes this out.)"""
-        self.magazine.append(slot)
+        """A free, from any thread. (`Buffer.free` writes this out for a buffer that nobody looked at.)"""
+        if not (slot.kept and self.depot.lingering.admit(slot)):
+            self.magazine.append(slot)
         if self.wanted or len(self.magazine) > self.magazine.capacity:
             self.settle()
 
@@ -144,6 +146,8 @@ class Pool(Generic[T]):
         if slot.slab is not None:
             return False
         self.emergency.free(cast("EmergencySlot[T]", slot))
+        if self.emergency.lingering:
+            self.engine.bell.ring()  # for who waits until there may be one more
         return True
 
     def settle(self) -> None:
@@ -159,7 +163,8 @@ class Pool(Generic[T]):
         """What the garbage collector returns, at any moment, in any thread."""
         if self.clean_up(slot):
             return
-        self.magazine.append(slot)
+        if not (slot.kept and self.depot.lingering.admit(slot)):
+            self.magazine.append(slot)
         if Mark.DESTROY in self.marks:
             self.settle()
         elif self.wanted or len(self.magazine) > self.magazine.capacity:
@@ -186,6 +191,18 @@ class Pool(Generic[T]):
                 cache._note_return(emergency)
                 self.come_back(slot)
 
+    def view_gone(self, kept: KeptView) -> None:
+        """The object of a view that had ended is gone, at any moment, in any thread."""
+        slot = cast("Slot[T]", kept.place)
+        lingering = self.emergency.lingering if slot.slab is None else self.depot.lingering
+        if lingering.let_go(cast("EmergencySlot[T]", slot)):
+            self.come_back(slot)
+
+    def look_at_lingering(self) -> None:
+        """Take those back that need not linger any more. At any moment, in any thread."""
+        for slot in (*self.depot.lingering.look(), *self.emergency.lingering.look()):
+            self.come_back(slot)
+
     def attend(self) -> None:
         """Look after everything: objects came, or the bell was rung for what another thread did."""
         self.depot.flush(self.engine.tick)
@@ -200,6 +217,7 @@ class Pool(Generic[T]):
 
     def age(self, *, expires: bool) -> None:
         """One tick of the ageing task."""
+        self.look_at_lingering()
         used = [(cache._hits, cache._misses) for cache in self.caches]
         self.reclaim.age((used, self.depot.slabs.slots_out, len(self.magazine)), expires=expires)
         if self.mover.tick():
@@ -274,7 +292,11 @@ class Pool(Generic[T]):
         if self.config.merge:
             return cache._tally.handed_out - cache._tally.returned
         elsewhere = len(self.magazine) + self.room.in_handover + len(self.reserve) + self.mover.in_hand
-        return self.depot.slabs.slots_out - elsewhere + len(self.emergency)
+        return self.depot.slabs.slots_out - elsewhere + len(self.emergency) - self._lingering
+
+    @property
+    def _lingering(self) -> int:
+        return len(self.depot.lingering) + len(self.emergency.lingering)
 
     def stats(self, cache: Cache[T]) -> CacheStats:
         """The counters as one of its caches sees them."""
@@ -302,6 +324,7 @@ class Pool(Generic[T]):
             obj_cached=len(self.magazine),
             obj_reserved=len(self.reserve),
             obj_handover=self.room.in_handover + self.mover.in_hand,
+            obj_lingering=len(self.depot.lingering) if shared else self._lingering,
             obj_reclaimed=tally.reclaimed,
             waiters=tally.waiters,
             hits=cache._hits,

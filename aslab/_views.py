@@ -12,6 +12,10 @@ So once the lease's own view is released, the reference count of the array tells
 left: that is `in_use`, and the truth. `has_company` answers beforehand, without touching the view, so
 that a refused free can leave everything as it was.
 
+Some libraries (torch) take a view's address, end their export at once, and keep the view object alone: it may be
+released under them, and they use the address all the same. A view that is released still holds on to its managed
+buffer. So the reference count of that tells whether any view object is left, released or not: `KeptView`.
+
 (A `pickle.PickleBuffer` in place of the array would cost less, but it exports a memoryview, and CPython
 3.11 and 3.12 crash when the garbage collector clears a memoryview that is exported.)
 
@@ -21,8 +25,11 @@ Cost on CPython 3.11: 0.2 µs to make a view, 0.1 µs to check it.
 from __future__ import annotations
 
 import ctypes
+import weakref
+from collections.abc import Callable
 from gc import get_referents
 from sys import getrefcount
+from typing import Any
 
 Exporter = ctypes.Array[ctypes.c_ubyte]
 
@@ -76,22 +83,87 @@ def has_company(view: memoryview) -> bool:
     return _CAN_COUNT and _unreleased(get_referents(view)[0]) > 1
 
 
+def is_kept(view: memoryview, names: int = 1) -> bool:
+    """Whether anybody has the object of a view, or of one made from it, besides so many names of its owner's."""
+    return getrefcount(view) > _ONCE + names or getrefcount(get_referents(view)[0]) > _ALONE
+
+
+def _once(view: memoryview, names: int = 1) -> int:  # as in `is_kept`
+    return getrefcount(view) - names
+
+
+def _measure() -> int:
+    view = memoryview(bytearray(1))
+    return _once(view)
+
+
+_ONCE = _measure()
+
+
+class KeptView(weakref.ref[memoryview]):
+    """What is left of a view that has ended, while its object, or that of a slice, lives. Any thread."""
+
+    __slots__ = ("managed", "place")
+
+    managed: object
+    place: Exported
+
+    @classmethod
+    def of(cls, view: memoryview, place: Exported, call: Callable[[Any], object]) -> KeptView:
+        """``call`` is told when the view itself goes; its slices go silently."""
+        kept = cls(view, call)
+        kept.managed = get_referents(view)[0]
+        kept.place = place
+        return kept
+
+    @property
+    def alive(self) -> bool:
+        """Whether any object is left through which the memory was reached."""
+        return self.count() > _UNKEPT
+
+    def count(self) -> int:
+        """How often the managed buffer is referred to, by us, too."""
+        return getrefcount(self.managed)
+
+
+HAUNTED: set[Exported] = set()
+"""Places that kept views lead to. Nothing else might hold on to the memory behind them: a view that was released
+does not."""
+
+
 class Exported:
     """Something that holds an exporter in an attribute, as a slot does."""
 
-    __slots__ = ("exporter",)
+    __slots__ = ("exporter", "kept")
 
     def __init__(self, memory: memoryview, offset: int, size: int) -> None:
         self.exporter: Exporter = exporter(memory, offset, size)
+        self.kept: tuple[KeptView, ...] = ()
+        """Of views that have ended, those whose object was kept, when it was looked for last."""
 
     def in_use(self) -> bool:
         """Whether any view of this memory is unreleased."""
         return getrefcount(self.exporter) > _UNUSED
 
+    def remember(self, view: memoryview, call: Callable[[Any], object]) -> None:
+        """A view ends whose object is kept; ``call`` is told when that goes, with a `KeptView`."""
+        kept = KeptView.of(view, self, call)
+        self.kept = (*[one for one in self.kept if one.alive], kept)
+        HAUNTED.add(self)
+
+    def haunted(self) -> bool:
+        """Whether somebody may know its address from a view that has ended. For who owns the place alone."""
+        self.kept = tuple([one for one in self.kept if one.alive])
+        if not self.kept:
+            HAUNTED.discard(self)
+        return bool(self.kept)
+
 
 _sample = Exported(memoryview(bytearray(1)), 0, 1)
 _UNUSED = getrefcount(_sample.exporter)
-del _sample
+_kept = KeptView.of(memoryview(bytearray(1)), _sample, id)
+_UNKEPT = _kept.count()
+del _sample, _kept
 
 
 def address_of(view: memoryview) -> int:

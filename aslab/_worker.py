@@ -22,7 +22,7 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from ._budget import Budget
-from ._errors import BackendError, ConstructorError, SlabError
+from ._errors import BackendError, ConstructorError, SlabError, clear_frames
 from ._growth import Growth
 from ._slab import Slab
 from ._state import Mark
@@ -153,7 +153,8 @@ class Worker:
                 if number % CARVED_AT_ONCE == CARVED_AT_ONCE - 1:
                     await anyio.lowlevel.checkpoint()
             await self._construct(slab, growth)
-        except BaseException:
+        except BaseException as exc:
+            clear_frames(exc)
             self._supply.release(self._backend, slab.dismantle(growth.config.dtor))
             raise
         return slab
