@@ -170,7 +170,7 @@ class Buffer(Generic[T]):
         :raises TypeError: always
         """
         raise TypeError(
-            "a Buffer cannot be copied or pickled: it is the one handle of its memory (bytes(buf.view) copies that)"
+            "a Buffer cannot be copied or pickled: it is the one handle of its memory, bytes(buf.view) copies that"
         )
 
     if sys.version_info >= (3, 12):

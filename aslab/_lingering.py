@@ -24,17 +24,15 @@ class Lingering(Generic[S]):
     """Such places of one kind: slots of slabs, or emergency objects."""
 
     def __init__(self) -> None:
-        self._slots: dict[S, None] = {}
+        self._slots: dict[S, object] = {}
 
     def __len__(self) -> int:
         return len(self._slots)
 
     def admit(self, slot: S) -> bool:
         """Take in a free slot, if it has to linger. Else it stays the caller's."""
-        if not slot.haunted():
-            return False
-        self._slots[slot] = None
-        return not self.let_go(slot)  # it went just now, before anybody would have told us
+        self._slots[slot] = None  # before we look: from here on we are told
+        return not self.let_go(slot)
 
     def take(self) -> S | None:
         """The one that came last: most likely its own task has merely kept a variable."""
@@ -45,9 +43,7 @@ class Lingering(Generic[S]):
 
     def let_go(self, slot: S) -> bool:
         """If it need not linger any more it is the caller's."""
-        try:
-            del self._slots[slot]
-        except KeyError:  # somebody took it
+        if self._slots.pop(slot, self) is self:  # somebody took it
             return False
         if slot.haunted():
             self._slots[slot] = None

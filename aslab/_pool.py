@@ -9,8 +9,9 @@ loop's thread alone; the others ring the allocator's bell for it.
 
 from __future__ import annotations
 
+import sys
 import threading
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import anyio
 
@@ -20,6 +21,7 @@ from ._emergency import Emergency, EmergencySlot
 from ._flags import KM
 from ._growth import Growth
 from ._line import Line
+from ._lingering import Lingering
 from ._magazine import Magazine
 from ._move import Mover
 from ._reclaim import Reclaim
@@ -161,6 +163,8 @@ class Pool(Generic[T]):
 
     def come_back(self, slot: Slot[T]) -> None:
         """What the garbage collector returns, at any moment, in any thread."""
+        if sys.is_finalizing():  # modules are coming apart, and the end of the process releases all memory
+            return
         if self.clean_up(slot):
             return
         if not (slot.kept and self.depot.lingering.admit(slot)):
@@ -193,9 +197,9 @@ class Pool(Generic[T]):
 
     def view_gone(self, kept: KeptView) -> None:
         """The object of a view that had ended is gone, at any moment, in any thread."""
-        slot = cast("Slot[T]", kept.place)
-        lingering = self.emergency.lingering if slot.slab is None else self.depot.lingering
-        if lingering.let_go(cast("EmergencySlot[T]", slot)):
+        slot: Any = kept.place
+        lingering: Lingering[Any] = self.emergency.lingering if slot.slab is None else self.depot.lingering
+        if lingering and lingering.let_go(slot):
             self.come_back(slot)
 
     def look_at_lingering(self) -> None:

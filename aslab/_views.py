@@ -106,24 +106,8 @@ class KeptView(weakref.ref[memoryview]):
     __slots__ = ("managed", "place")
 
     managed: object
+    """The managed buffer: whatever object the memory was reached through refers to it."""
     place: Exported
-
-    @classmethod
-    def of(cls, view: memoryview, place: Exported, call: Callable[[Any], object]) -> KeptView:
-        """``call`` is told when the view itself goes; its slices go silently."""
-        kept = cls(view, call)
-        kept.managed = get_referents(view)[0]
-        kept.place = place
-        return kept
-
-    @property
-    def alive(self) -> bool:
-        """Whether any object is left through which the memory was reached."""
-        return self.count() > _UNKEPT
-
-    def count(self) -> int:
-        """How often the managed buffer is referred to, by us, too."""
-        return getrefcount(self.managed)
 
 
 HAUNTED: set[Exported] = set()
@@ -147,23 +131,32 @@ class Exported:
 
     def remember(self, view: memoryview, call: Callable[[Any], object]) -> None:
         """A view ends whose object is kept; ``call`` is told when that goes, with a `KeptView`."""
-        kept = KeptView.of(view, self, call)
-        self.kept = (*[one for one in self.kept if one.alive], kept)
+        kept = KeptView(view, call)
+        kept.managed = get_referents(view)[0]
+        kept.place = self
+        if self.kept:
+            self.haunted()  # those that are gone need not be remembered
+        self.kept = (*self.kept, kept)
         HAUNTED.add(self)
 
     def haunted(self) -> bool:
         """Whether somebody may know its address from a view that has ended. For who owns the place alone."""
-        self.kept = tuple([one for one in self.kept if one.alive])
-        if not self.kept:
-            HAUNTED.discard(self)
-        return bool(self.kept)
+        for one in self.kept:
+            if getrefcount(one.managed) <= _UNKEPT:
+                self.kept = tuple([one for one in self.kept if getrefcount(one.managed) > _UNKEPT])
+                break
+        if self.kept:
+            return True
+        HAUNTED.discard(self)
+        return False
 
 
 _sample = Exported(memoryview(bytearray(1)), 0, 1)
 _UNUSED = getrefcount(_sample.exporter)
-_kept = KeptView.of(memoryview(bytearray(1)), _sample, id)
-_UNKEPT = _kept.count()
-del _sample, _kept
+_sample.remember(memoryview(bytearray(1)), id)
+_UNKEPT = getrefcount(_sample.kept[0].managed)  # as in `haunted`
+HAUNTED.clear()
+del _sample
 
 
 def address_of(view: memoryview) -> int:
