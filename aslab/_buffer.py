@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Generic, NoReturn, SupportsIndex, TypeVar, cas
 
 from ._errors import BufferFreedError
 from ._pin import Pin
-from ._views import has_company, is_kept, lease_view
+from ._views import company, has_company, is_kept, is_released, lease_view
 
 if TYPE_CHECKING:
     from typing import Self
@@ -68,7 +68,7 @@ class Buffer(Generic[T]):
         :raises BufferFreedError: after `free`
         """
         view = self._view
-        if view is None or _released(view):  # by the caller, as ``with buf.view:`` does
+        if view is None or is_released(view):  # by the caller, as ``with buf.view:`` does
             return self._look()
         if not hasattr(self, "_slot"):
             raise self._freed_error()
@@ -208,7 +208,7 @@ class Buffer(Generic[T]):
         slot = self._allocated()
         fresh = lease_view(slot.exporter)
         view = old = self._view
-        if old is None or _released(old):
+        if old is None or is_released(old):
             if old is not None and is_kept(old, 4):  # the handle, `view`, and two here
                 slot.remember(old, self._cache._pool.view_gone)
             view = self._view
@@ -272,19 +272,23 @@ class Buffer(Generic[T]):
         """Release the view; if anybody else exports the memory, give the handle its slot back and raise."""
         view = cast("memoryview", self._view)
         try:
-            if not _released(view):
+            if not is_released(view):
                 if has_company(view):
-                    raise BufferError("a slice of its view, an array, or another memoryview of it is alive")
+                    raise BufferError(company(view))
                 view.release()
             if slot.in_use():  # made by another thread just now, or from a view that was released before
                 self._leave(view, slot, lease_view(slot.exporter))  # the next `free` has to look, too
-                raise BufferError("a memoryview of it is alive")
+                raise BufferError("a memoryview that was made of it earlier, or a pin, is alive")
         except BufferError as exc:
             self._slot = slot
-            raise BufferError(
-                f"cache {self._cache.name!r}: the buffer is still in use and stays allocated: {exc}"
-            ) from None
+            raise self._refusal(str(exc)) from None
         self._leave(view, slot, self._ended)
+
+    def _refusal(self, why: str) -> BufferError:
+        return BufferError(
+            f"cache {self._cache.name!r}: the buffer is still in use and stays allocated: {why}. Release slices "
+            "(`with buf.view[:n] as part:`), del arrays, await what reads into it; then free() again"
+        )
 
     def _leave(self, view: memoryview, slot: Slot[T], other: memoryview) -> None:
         """Part with a view, and have the slot remember it if its object stays with others."""
@@ -319,14 +323,6 @@ class Buffer(Generic[T]):
         if view is not None:
             self._leave(view, slot, self._ended)
         self._cache._pool.park(self._cache, slot, self.emergency)
-
-
-def _released(view: memoryview) -> bool:
-    try:
-        view.nbytes  # noqa: B018
-    except ValueError:
-        return True
-    return False
 
 
 class ManagedBuffer(Buffer[T]):
@@ -389,9 +385,7 @@ class ManagedBuffer(Buffer[T]):
     def _claim(self) -> Slot[T]:
         slot = self._allocated()
         if self._view is None and slot.in_use():  # by a pin, or what is left of one
-            raise BufferError(
-                f"cache {self._cache.name!r}: the buffer is still in use and stays allocated: it is pinned"
-            )
+            raise self._refusal("it is pinned, or a slice or an array of a pinned view is alive")
         slot = super()._claim()
         self._cache._note_return(self.emergency)
         return slot

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import anyio
@@ -24,6 +25,7 @@ from ._line import Line
 from ._lingering import Lingering
 from ._magazine import Magazine
 from ._move import Mover
+from ._orphans import Orphan, look_after_collections
 from ._reclaim import Reclaim
 from ._reserve import Reserve
 from ._slab import Slot
@@ -181,6 +183,8 @@ class Pool(Generic[T]):
         theirs later, and bring them back. So now and then the slot is looked at (`unpark`).
         """
         self._parked.append((cache, slot, emergency))
+        if Mark.DESTROY in self.marks:
+            self._orphan()
 
     def unpark(self) -> None:
         """Take those back that nobody exports any more. Any thread."""
@@ -192,8 +196,24 @@ class Pool(Generic[T]):
             if slot.in_use():
                 self._parked.append((cache, slot, emergency))
             else:
-                cache._note_return(emergency)
-                self.come_back(slot)
+                self._unparked(cache, slot, emergency)
+
+    def _unparked(self, cache: Cache[T], slot: Slot[T], emergency: bool) -> None:
+        cache._note_return(emergency)
+        self.come_back(slot)
+
+    def _orphan(self) -> None:
+        """Closed: soon nobody looks now and then."""
+        while self._parked:
+            cache, slot, emergency = self._parked.pop()
+            Orphan(slot, partial(self._unparked, cache, slot, emergency))
+        if not self._look_when_closed():
+            look_after_collections(self._look_when_closed)
+
+    def _look_when_closed(self) -> bool:
+        """After each garbage collection; answers whether all is back."""
+        self.look_at_lingering()
+        return not len(self.depot.slabs) and not len(self.emergency)
 
     def view_gone(self, kept: KeptView) -> None:
         """The object of a view that had ended is gone, at any moment, in any thread."""
@@ -271,7 +291,9 @@ class Pool(Generic[T]):
         self._empty_reserve()
         self.engine.budget.close(self.growth.account)
         self.engine.retire(self)
-        return self.reclaim.empty_out()
+        back = self.reclaim.empty_out()
+        self._orphan()
+        return back
 
     def note_waiting(self) -> None:
         """Who waits has changed: what the hot paths of the caches look at."""

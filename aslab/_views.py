@@ -25,6 +25,7 @@ Cost on CPython 3.11: 0.2 µs to make a view, 0.1 µs to check it.
 from __future__ import annotations
 
 import ctypes
+import gc
 import weakref
 from collections.abc import Callable
 from gc import get_referents
@@ -81,6 +82,33 @@ def has_company(view: memoryview) -> bool:
     if getrefcount(get_referents(view)[0]) <= _ALONE:  # as in `_references`
         return False
     return _CAN_COUNT and _unreleased(get_referents(view)[0]) > 1
+
+
+def company(view: memoryview) -> str:
+    """In words, the other unreleased memoryviews that share the managed buffer of a view: how many, and how large.
+
+    Sizes only of those that the garbage collector has not yet seen twice: to look at all objects takes too long.
+    """
+    (managed,) = get_referents(view)
+    sizes = [
+        f"{one.nbytes} bytes"
+        for generation in (0, 1)
+        for one in gc.get_objects(generation)  # never in a list that it would find, and be a cycle with
+        if type(one) is memoryview and one is not view and managed in get_referents(one) and not is_released(one)
+    ]
+    others = _unreleased(managed) - 1 if _CAN_COUNT else max(1, len(sizes))
+    known = f": {', '.join(sorted(sizes))}" if sizes else ""
+    plural = "s" * (others != 1)
+    return f"{others} other memoryview{plural} of it (an array's, perhaps) alive{known}"
+
+
+def is_released(view: memoryview) -> bool:
+    """Whether nothing can be reached through it any more."""
+    try:
+        view.nbytes  # noqa: B018
+    except ValueError:
+        return True
+    return False
 
 
 def is_kept(view: memoryview, names: int = 1) -> bool:
