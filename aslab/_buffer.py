@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Generic, NoReturn, SupportsIndex, TypeVar, cas
 
 from ._errors import BufferFreedError
 from ._pin import Pin
-from ._views import company, has_company, is_kept, is_released, lease_view
+from ._views import company, has_company, is_kept, is_released, lease_view, outlives_exports
 
 if TYPE_CHECKING:
     from typing import Self
@@ -242,8 +242,9 @@ class Buffer(Generic[T]):
         except BufferFreedError:
             return None
         except BufferError:
-            self._park()
-            return None
+            pass  # the error's frames hold the view, so it has to be gone first
+        self._park()
+        return None
 
     def _allocated(self) -> Slot[T]:
         try:
@@ -305,9 +306,11 @@ class Buffer(Generic[T]):
         try:
             slot = self._claim()
         except BufferError:
-            self._park()
+            pass  # as in `_end_quietly`
         else:
             self._cache._pool.come_back(slot)
+            return
+        self._park()
 
     def _abandon(self) -> None:
         """As `_let_go`, by a caller and not by the garbage collector."""
@@ -319,9 +322,10 @@ class Buffer(Generic[T]):
             del self._slot
         except AttributeError:  # another thread has freed it just now
             return
-        view = self._view
-        if view is not None:
-            self._leave(view, slot, self._ended)
+        view, self._view = self._view, self._ended
+        if view is not None and outlives_exports(view):
+            slot.remember(view, self._cache._pool.view_gone)
+        del view
         self._cache._pool.park(self._cache, slot, self.emergency)
 
 

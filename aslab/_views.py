@@ -116,6 +116,14 @@ def is_kept(view: memoryview, names: int = 1) -> bool:
     return getrefcount(view) > _ONCE + names or getrefcount(get_referents(view)[0]) > _ALONE
 
 
+def outlives_exports(view: memoryview, names: int = 1) -> bool:
+    """As `is_kept`, where other unreleased views do not count: they export the memory."""
+    if getrefcount(view) > _ONCE + names or not _CAN_COUNT:
+        return True
+    objects = 1 + getrefcount(get_referents(view)[0]) - _ALONE
+    return objects > _unreleased(get_referents(view)[0])
+
+
 def _once(view: memoryview, names: int = 1) -> int:  # as in `is_kept`
     return getrefcount(view) - names
 
