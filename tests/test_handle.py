@@ -45,25 +45,29 @@ async def test_buffer_is_not_copied(options: dict[str, Any], duplicate: Callable
 
 
 class Stalled:
-    """The making of a view in one thread, held up after the view is made."""
+    """The making of a view in one thread, held up before or after the view is made."""
 
-    def __init__(self, buf: Buffer[Any], monkeypatch: pytest.MonkeyPatch, look: Callable[[], object]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, look: Callable[[], object], *, before: bool) -> None:
         self.errors: list[BaseException] = []
         self.made: list[memoryview] = []
         self._inside, self._go_on = threading.Event(), threading.Event()
         self._look = look
         self._thread = threading.Thread(target=self._run)
-        monkeypatch.setattr("aslab._buffer.lease_view", self._make)
+        found = Buffer._allocated
+        if before:
+            monkeypatch.setattr(Buffer, "_allocated", lambda buf: self._stop(found(buf)))
+        else:
+            monkeypatch.setattr("aslab._buffer.lease_view", lambda source: self._stop(lease_view(source)))
         self._thread.start()
         assert self._inside.wait(10)
 
-    def _make(self, source: Any) -> memoryview:
-        view = lease_view(source)
+    def _stop(self, thing: Any) -> Any:
         if threading.current_thread() is self._thread:
-            self.made.append(view)
+            if isinstance(thing, memoryview):
+                self.made.append(thing)
             self._inside.set()
             assert self._go_on.wait(10)
-        return view
+        return thing
 
     def _run(self) -> None:
         try:
@@ -76,19 +80,23 @@ class Stalled:
         self._thread.join(10)
 
 
-@pytest.mark.parametrize("way", ["view", "pin"])
+@pytest.mark.parametrize("way", ["view before it is made", "view", "pin"])
 async def test_view_that_a_free_overtakes_reaches_nobody(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with allocator() as kmem:
         cache = kmem.create_cache("c", SIZE)
         buf = await cache.alloc()
-        look = (lambda: buf.view) if way == "view" else (lambda: buf.pin().__enter__())
-        stalled = Stalled(buf, monkeypatch, look)
+        if way == "pin":
+            buf.view[0] = 1
+        look = (lambda: buf.pin().__enter__()) if way == "pin" else (lambda: buf.view)
+        stalled = Stalled(monkeypatch, look, before=way != "view")
+        slot = buf._slot
         buf.free()
         stalled.finish()
         assert stalled.errors
         for view in stalled.made:
             with pytest.raises(ValueError, match="released"):
                 len(view)
+        assert not slot.in_use()
         with pytest.raises(BufferFreedError):
             buf.view
         check_consistency(cache)

@@ -93,15 +93,16 @@ async def test_ctor_that_raises_leaves_no_region_behind(
 async def test_ctor_of_an_emergency_object_that_raises_leaves_no_region_behind(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    segments = Segments()
-    slabs = Gate()
+    segments, slabs = Segments(), Gate()
+    errors: list[ConstructorError] = []
     async with aslab.open_allocator(
         slabs=slabs, emergency=segments.backend, grow_timeout=0, kick_after=None
     ) as kmem:
         cache = kmem.create_cache("c", SIZE, ctor=raises_with_an_array_in_its_frames)
         for _ in range(10):
-            with pytest.raises(ConstructorError):
+            with pytest.raises(ConstructorError) as told:
                 await cache.alloc()
+            errors.append(told.value)
         slabs.error = MemoryError()
         slabs.open()
     assert segments.made >= 10
