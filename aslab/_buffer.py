@@ -119,7 +119,8 @@ class Buffer(Generic[T]):
 
         :raises BufferFreedError: if it was freed before
         :raises BufferError: if something still exports the memory (a numpy array, a slice of the view, a
-            pending ``recv_into``): the buffer stays allocated. Holding the view itself is no hindrance.
+            pending ``recv_into``): the buffer stays allocated. Holding the view itself is no hindrance; while its
+            object lives the memory is used last, and not given back (`CacheStats.obj_lingering`).
         """
         # The hot path: `_claim` and `Pool.take_back`, written out.
         try:

@@ -10,6 +10,7 @@ In the counters they are part of the objects' total, never of the slabs' (SPL's 
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from typing import Generic, TypeVar
 
@@ -131,11 +132,12 @@ class Emergency(Generic[T]):
         slot: EmergencySlot[T] = EmergencySlot(region, self._config.shape.size)
         ctor = self._config.ctor
         if ctor is not None:
+            handled = sys.exc_info()[1]
             try:
                 slot.construct(ctor, region)
             except BaseException as exc:
                 del slot
-                clear_frames(exc)
+                clear_frames(exc, handled)
                 self._supply.release(self._backend, region)
                 if isinstance(exc, Exception):
                     raise ConstructorError(f"cache {self._config.name!r}: ctor raised {exc!r}") from exc

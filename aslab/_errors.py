@@ -67,12 +67,13 @@ def twin(error: Exception) -> Exception:
     return again
 
 
-def clear_frames(error: BaseException | None) -> None:
+def clear_frames(error: BaseException | None, older: BaseException | None = None) -> None:
     """Have the frames that an error went through let go of what they hold: memory that is to go back.
 
-    Frames that still run keep theirs, and so does the error itself.
+    Frames that still run keep theirs, and so does the error itself. From ``older`` on, which was being handled before,
+    its context is none of our business.
     """
-    seen: set[BaseException] = set()
+    seen = {older}
     while error is not None and error not in seen:
         seen.add(error)
         traceback.clear_frames(error.__traceback__)

@@ -17,7 +17,7 @@ from aslab import ConstructorError
 from aslab.backends import Callback
 from aslab.testing import check_consistency
 
-from .support import SIZE, Gate
+from .support import SIZE, Gate, Instant
 
 pytestmark = pytest.mark.anyio
 
@@ -108,6 +108,26 @@ async def test_ctor_of_an_emergency_object_that_raises_leaves_no_region_behind(
     assert segments.made >= 10
     assert not segments.left
     assert not caplog.records
+
+
+async def test_ctor_that_raises_leaves_the_frames_of_what_its_caller_handles_alone() -> None:
+    def fails(word: str) -> None:
+        raise KeyError(word)
+
+    def ctor(memory: memoryview) -> None:
+        raise ValueError(len(memory))
+
+    async with aslab.open_allocator(slabs=Gate(), emergency=Instant(), grow_timeout=0, kick_after=None) as kmem:
+        cache = kmem.create_cache("c", SIZE, ctor=ctor)
+        try:
+            fails("here")
+        except KeyError as exc:
+            traceback = exc.__traceback__
+            with pytest.raises(ConstructorError):
+                cache.alloc_nowait()
+        assert traceback is not None
+        assert traceback.tb_next is not None
+        assert traceback.tb_next.tb_frame.f_locals["word"] == "here"
 
 
 HOLDERS: dict[str, Callable[[memoryview], Any]] = {
