@@ -70,8 +70,8 @@ def twin(error: Exception) -> Exception:
 def clear_frames(error: BaseException | None, older: BaseException | None = None) -> None:
     """Have the frames that an error went through let go of what they hold: memory that is to go back.
 
-    Frames that still run keep theirs, and so does the error itself. From ``older`` on, which was being handled before,
-    its context is none of our business.
+    Frames that still run keep theirs, and so does the error itself. From ``older`` on, which was being handled
+    before, its context is none of our business.
     """
     seen = {older}
     while error is not None and error not in seen:
