@@ -130,7 +130,8 @@ class Allocator:
         :param magazine_size: free objects kept at hand, 2..256; by default from the object's size, as SPL does
         :param ctor: builds the object of a slot when its slab is made, not at each allocation (Bonwick
             1994). Gets the memory; called on the event loop, once an object: keep it short. An emergency
-            object is built as it is made, in the thread of the caller.
+            object is built as it is made, in the thread of the caller. If it raises, the frames it ran in are
+            cleared of their variables, which hold on to the memory.
         :param dtor: undoes ``ctor``, before the slab is given back; for an emergency object, in the thread
             that frees it. What it raises is logged.
         :param reclaim: asked under pressure to free so many of its objects; answers how many it freed. Called on
@@ -144,8 +145,10 @@ class Allocator:
         :param movable: buffers may be moved, so that sparse slabs can go: reach their memory by `Buffer.pin`
         :param merge: share slabs with other such caches that are the same in everything but name and ``reclaim``
             (as SLUB does); bounds then are those of the slabs they share
-        :param init_on_alloc: zero each object when it is allocated; None is as the allocator has it
-        :param init_on_free: zero each object when it is freed; None is as the allocator has it
+        :param init_on_alloc: zero each object when it is allocated; None is as the allocator has it. Refused with
+            a ``ctor``, and the allocator's does not count there: what was built must outlive a free. Each owner
+            then sees what the last one left.
+        :param init_on_free: zero each object when it is freed; the same holds
         :param flags: `CacheFlags.NOEMERGENCY`
         :raises ConfigError: for anything that is not allowed; nothing is created then
         :raises CacheClosedError: if the allocator is closed
@@ -175,8 +178,8 @@ class Allocator:
             watermark=watermark,
             movable=movable,
             merge=merge,
-            init_on_alloc=defaults.init_on_alloc if init_on_alloc is None else init_on_alloc,
-            init_on_free=defaults.init_on_free if init_on_free is None else init_on_free,
+            init_on_alloc=defaults.init_on_alloc and ctor is None if init_on_alloc is None else init_on_alloc,
+            init_on_free=defaults.init_on_free and ctor is None if init_on_free is None else init_on_free,
             flags=flags,
         )
         if name in self._engine.caches:
@@ -275,8 +278,9 @@ async def open_allocator(
     :param growth_workers: more than the single serialized worker only for experiments
     :param kick_after: seconds after which a stuck grow is set aside, so that other caches grow; None is never
     :param pressure: what tells that memory is short, such as `aslab.pressure.Cgroup`; idle memory goes back then
-    :param init_on_alloc: zero each object when it is allocated, in the caller's thread (about 0.1 ms a MiB)
-    :param init_on_free: zero each object when it is freed
+    :param init_on_alloc: zero each object when it is allocated, in the caller's thread (about 0.1 ms a MiB);
+        not in caches with a ``ctor``
+    :param init_on_free: zero each object when it is freed; not in caches with a ``ctor``
     :param checkpoints: every `Cache.alloc` is a full checkpoint, even on a hit (trio's rule)
     :raises ConfigError: for anything that is not allowed
     """

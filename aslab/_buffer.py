@@ -8,23 +8,27 @@ States of a handle, told by two attributes so that the hot path sets as little a
 
     _slot present, _view None       allocated, never looked at
     _slot present, _view a view     allocated
-    _slot absent,  _view _FREED     freed
-    _slot absent,  _view not freed  being freed by some thread, right now
+    _slot absent                    freed, or being freed by some thread right now
 
 Deleting ``_slot`` is the claim: the interpreter makes it atomic, so of two threads that free one
 buffer one gets an AttributeError.
+
+A free looks for a view after its claim, and who asks for the view looks for ``_slot`` after the view is in
+place, and before anybody gets it. So either the free finds the view, or nobody gets it. For that ``_view``
+is never None again once it was a view.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
+from gc import get_referents
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, NoReturn, SupportsIndex, TypeVar, cast
 
 from ._errors import BufferFreedError
 from ._pin import Pin
-from ._views import has_company, lease_view
+from ._views import company, has_company, is_kept, is_released, lease_view, outlives_exports
 
 if TYPE_CHECKING:
     from typing import Self
@@ -34,7 +38,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_FREED = memoryview(b"")
+_FREED, _LENT = memoryview(b""), memoryview(b"")
+"""In place of the view of a handle that was freed; the other if somebody used its own buffer protocol."""
 
 
 class Buffer(Generic[T]):
@@ -43,11 +48,13 @@ class Buffer(Generic[T]):
     Every method may be called from any thread, none suspends.
     """
 
-    __slots__ = ("__weakref__", "_cache", "_slot", "_view")
+    __slots__ = ("__weakref__", "_cache", "_lent", "_slot", "_view")
 
     _cache: Cache[T]
     _slot: Slot[T]
     _view: memoryview | None
+    _lent: tuple[object, ...]
+    """The managed buffers of the views behind its own buffer protocol; absent where nobody used that."""
 
     emergency: bool = False
     """True for an emergency object: one that did not come out of a slab."""
@@ -61,18 +68,10 @@ class Buffer(Generic[T]):
         :raises BufferFreedError: after `free`
         """
         view = self._view
-        if view is None:
-            slot = self._allocated()
-            view = self._view = lease_view(slot.exporter)
-            if not hasattr(self, "_slot"):  # another thread freed the buffer meanwhile
-                view.release()
-                self._view = _FREED
-                raise self._freed_error()
-        elif view is _FREED:
+        if view is None or is_released(view):  # by the caller, as ``with buf.view:`` does
+            return self._look()
+        if not hasattr(self, "_slot"):
             raise self._freed_error()
-        elif _released(view):  # by the caller, as ``with buf.view:`` does
-            self._view = None
-            return self.view
         return view
 
     def pin(self) -> Pin:
@@ -120,7 +119,8 @@ class Buffer(Generic[T]):
 
         :raises BufferFreedError: if it was freed before
         :raises BufferError: if something still exports the memory (a numpy array, a slice of the view, a
-            pending ``recv_into``): the buffer stays allocated. Holding the view itself is no hindrance.
+            pending ``recv_into``): the buffer stays allocated. Holding the view itself is no hindrance; while its
+            object lives the memory is used last, and not given back (`CacheStats.obj_lingering`).
         """
         # The hot path: `_claim` and `Pool.take_back`, written out.
         try:
@@ -128,11 +128,12 @@ class Buffer(Generic[T]):
             del self._slot
         except AttributeError:
             raise self._freed_error() from None
-        view = self._view
-        if view is not None:
-            self._end_view(view, slot)
-        self._view = _FREED
         cache = self._cache
+        if self._view is not None:
+            self._end_view(slot)
+            cache._pool.take_back(slot)
+            return
+        self._view = _FREED
         magazine = cache._magazine
         magazine.append(slot)
         if cache._waiting or len(magazine) > magazine.capacity:
@@ -145,7 +146,7 @@ class Buffer(Generic[T]):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        if self._view is _FREED:
+        if not hasattr(self, "_slot"):
             return
         try:
             self.free()
@@ -157,15 +158,32 @@ class Buffer(Generic[T]):
             self._abandon()
 
     def __repr__(self) -> str:
-        state = "freed" if self._view is _FREED else f"at {self._slot.address:#x}"
+        cache, slot = getattr(self, "_cache", None), getattr(self, "_slot", None)
+        if cache is None:
+            return "<Buffer, not allocated>"
+        state = "freed" if slot is None else f"at {slot.address:#x}"
         kind = ", emergency" if self.emergency else ""
-        return f"<Buffer of {self._cache.name!r}, {len(self)} bytes, {state}{kind}>"
+        return f"<Buffer of {cache.name!r}, {len(self)} bytes, {state}{kind}>"
+
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn:
+        """Refuse: two handles of one place would both free it. (copy, deepcopy and pickle end here.)
+
+        :raises TypeError: always
+        """
+        raise TypeError(
+            "a Buffer cannot be copied or pickled: it is the one handle of its memory, bytes(buf.view) copies that"
+        )
 
     if sys.version_info >= (3, 12):
         # Each consumer gets a view of its own. With __release_buffer__ numpy holds on to it; without, it
         # would let go of it at once, and keep only the handle.
         def __buffer__(self, flags: int, /) -> memoryview:
-            return memoryview(self.view)
+            view = self.view
+            (managed,) = get_referents(view)
+            lent = getattr(self, "_lent", ())
+            if managed not in lent:  # who keeps the handle instead of an export counts as one who keeps the view
+                self._lent = (*lent, managed)
+            return memoryview(view)
 
         def __release_buffer__(self, view: memoryview, /) -> None:
             view.release()
@@ -174,18 +192,49 @@ class Buffer(Generic[T]):
         try:
             if self._view is _FREED:
                 return
+            if self._view is _LENT:
+                del self._lent
+                self._cache._pool.look_at_lingering()
+                return
             self._let_go()
             name = self._cache.name
-        except AttributeError:  # never allocated, or freed by another thread just now
+        except (AttributeError, BufferFreedError):  # never allocated, or freed by another thread just now
             return
         warnings.warn(
             f"cache {name!r}: a Buffer was garbage-collected without free()", ResourceWarning, 2, source=self
         )
 
+    def _look(self) -> memoryview:
+        """Put a view in place of none, or of one that the caller has released."""
+        slot = self._allocated()
+        fresh = lease_view(slot.exporter)
+        view = old = self._view
+        if old is None or is_released(old):
+            if old is not None and is_kept(old, 4):  # the handle, `view`, and two here
+                slot.remember(old, self._cache._pool.view_gone)
+            view = self._view
+            if view is old:
+                view = self._view = fresh
+        if not hasattr(self, "_slot"):  # another thread freed the buffer meanwhile
+            fresh.release()
+            raise self._freed_error()
+        if view is not fresh:
+            fresh.release()
+        return cast("memoryview", view)
+
     def _pinned_view(self) -> memoryview:
         """A view of its own, that `free` knows to look for."""
         _ = self.view
-        return lease_view(self._allocated().exporter)
+        return self._pin()
+
+    def _pin(self) -> memoryview:
+        slot = self._allocated()
+        view = lease_view(slot.exporter)
+        if not hasattr(self, "_slot"):  # as in `_look`
+            view.release()
+            raise self._freed_error()
+        slot.remember(view, self._cache._pool.view_gone)
+        return view
 
     def _end_quietly(self) -> Slot[T] | None:
         """End the handle for its client; None where it had ended before, or somebody exports the memory still."""
@@ -194,8 +243,9 @@ class Buffer(Generic[T]):
         except BufferFreedError:
             return None
         except BufferError:
-            self._park()
-            return None
+            pass  # the error's frames hold the view, so it has to be gone first
+        self._park()
+        return None
 
     def _allocated(self) -> Slot[T]:
         try:
@@ -214,36 +264,54 @@ class Buffer(Generic[T]):
             del self._slot
         except AttributeError:
             raise self._freed_error() from None
-        view = self._view
-        if view is not None:
-            self._end_view(view, slot)
-        self._view = _FREED
+        if self._view is None:
+            self._view = _FREED
+        else:
+            self._end_view(slot)
         return slot
 
-    def _end_view(self, view: memoryview, slot: Slot[T]) -> None:
+    def _end_view(self, slot: Slot[T]) -> None:
         """Release the view; if anybody else exports the memory, give the handle its slot back and raise."""
+        view = cast("memoryview", self._view)
         try:
-            if not _released(view):
+            if not is_released(view):
                 if has_company(view):
-                    raise BufferError("a slice or another memoryview of it is alive")
+                    raise BufferError(company(view))
                 view.release()
             if slot.in_use():  # made by another thread just now, or from a view that was released before
-                self._view = lease_view(slot.exporter)  # not None: the next `free` has to look, too
-                raise BufferError("a memoryview of it is alive")
+                self._leave(view, slot, lease_view(slot.exporter))  # the next `free` has to look, too
+                raise BufferError("a memoryview that was made of it earlier, or a pin, is alive")
         except BufferError as exc:
             self._slot = slot
-            raise BufferError(
-                f"cache {self._cache.name!r}: the buffer is still in use and stays allocated: {exc}"
-            ) from None
+            raise self._refusal(str(exc)) from None
+        self._leave(view, slot, self._ended)
+
+    def _refusal(self, why: str) -> BufferError:
+        return BufferError(
+            f"cache {self._cache.name!r}: the buffer is still in use and stays allocated: {why}. Release slices "
+            "(`with buf.view[:n] as part:`), del arrays, await what reads into it; then free() again"
+        )
+
+    def _leave(self, view: memoryview, slot: Slot[T], other: memoryview) -> None:
+        """Part with a view, and have the slot remember it if its object stays with others."""
+        self._view = other
+        if is_kept(view, 2):  # here, and in our caller
+            slot.remember(view, self._cache._pool.view_gone)
+
+    @property
+    def _ended(self) -> memoryview:
+        return _LENT if hasattr(self, "_lent") else _FREED
 
     def _let_go(self) -> None:
         """Give the memory back as soon as nobody exports it. Safe in a finaliser: takes no lock."""
         try:
             slot = self._claim()
         except BufferError:
-            self._park()
+            pass  # as in `_end_quietly`
         else:
             self._cache._pool.come_back(slot)
+            return
+        self._park()
 
     def _abandon(self) -> None:
         """As `_let_go`, by a caller and not by the garbage collector."""
@@ -255,16 +323,11 @@ class Buffer(Generic[T]):
             del self._slot
         except AttributeError:  # another thread has freed it just now
             return
-        self._view = _FREED
+        view, self._view = self._view, self._ended
+        if view is not None and outlives_exports(view):
+            slot.remember(view, self._cache._pool.view_gone)
+        del view
         self._cache._pool.park(self._cache, slot, self.emergency)
-
-
-def _released(view: memoryview) -> bool:
-    try:
-        view.nbytes  # noqa: B018
-    except ValueError:
-        return True
-    return False
 
 
 class ManagedBuffer(Buffer[T]):
@@ -322,14 +385,12 @@ class ManagedBuffer(Buffer[T]):
     def _pinned_view(self) -> memoryview:
         with self._cache._pool.guard:
             self.touched = True
-            return lease_view(self._allocated().exporter)
+            return self._pin()
 
     def _claim(self) -> Slot[T]:
         slot = self._allocated()
         if self._view is None and slot.in_use():  # by a pin, or what is left of one
-            raise BufferError(
-                f"cache {self._cache.name!r}: the buffer is still in use and stays allocated: it is pinned"
-            )
+            raise self._refusal("it is pinned, or a slice or an array of a pinned view is alive")
         slot = super()._claim()
         self._cache._note_return(self.emergency)
         return slot

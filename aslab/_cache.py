@@ -28,7 +28,9 @@ from ._errors import CacheClosedError, ConfigError, WrongCacheError
 from ._flags import KM
 from ._lease import Lease, ManyLease
 from ._slab import Slot
+from ._snapshot import cache_stats, situation
 from ._stats import CacheStats, Tally
+from ._views import lease_view
 from .backends._libc import zero
 
 if TYPE_CHECKING:
@@ -210,7 +212,7 @@ class Cache(Generic[T]):
         raise self._too_late(timeout)
 
     def _too_late(self, timeout: float | None) -> TimeoutError:
-        return TimeoutError(f"{self._pool.situation(self)}: nothing came within {timeout:g} s")
+        return TimeoutError(f"{situation(self._pool, self)}: nothing came within {timeout:g} s")
 
     def _alloc_now(self, flags: KM) -> Buffer[T]:
         self._check(flags, _NOSLEEP, _PUSHPAGE)
@@ -254,7 +256,8 @@ class Cache(Generic[T]):
         else:
             buf = self._managed_handle(slot)
         buf._cache = self
-        buf._view = None
+        # With a view its free looks, and the slot goes on lingering; a managed one looks anyway.
+        buf._view = lease_view(slot.exporter) if slot.kept and not self._managed else None
         buf._slot = slot
         if self._config.watermark:
             self._engine.attend(self._pool.growth.ask)
@@ -402,4 +405,4 @@ class Cache(Generic[T]):
 
     def stats(self) -> CacheStats:
         """A snapshot of the counters. Any thread."""
-        return self._pool.stats(self)
+        return cache_stats(self._pool, self)

@@ -182,6 +182,9 @@ def cache_config(
         ("init_on_free", init_on_free),
     ):
         boolean(field, value)
+    for field, value in (("init_on_alloc", init_on_alloc), ("init_on_free", init_on_free)):
+        if value and ctor is not None:
+            raise ConfigError(field, value, "allowed only without a ctor: zeros would wipe what it built")
     if movable and ctor is not None:
         raise ConfigError("movable", movable, "allowed only without a ctor: what it built would stay behind")
     if merge and (ctor is not None or movable or reserve or min_objects):

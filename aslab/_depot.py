@@ -14,6 +14,7 @@ import threading
 from collections import Counter
 from typing import Generic, TypeVar
 
+from ._lingering import Lingering
 from ._magazine import Magazine
 from ._slab import Slab, SlabLists, Slot
 
@@ -26,10 +27,14 @@ class Depot(Generic[T]):
     def __init__(self, magazine: Magazine[T]) -> None:
         self.lock: threading.Lock = threading.Lock()
         self.slabs: SlabLists[T] = SlabLists()
+        self.lingering: Lingering[Slot[T]] = Lingering()
         self._magazine = magazine
 
     def take(self) -> Slot[T] | None:
-        """A slot: the newest of the magazine, else from the slabs, refilling the magazine by a batch."""
+        """A slot: the newest of the magazine, else from the slabs, refilling the magazine by a batch.
+
+        Where there is none, one that lingers.
+        """
         magazine = self._magazine
         with self.lock:
             if magazine:
@@ -44,7 +49,8 @@ class Depot(Generic[T]):
                     if extra is None:
                         break
                     magazine.append(extra)
-            return slot
+                return slot
+        return self.lingering.take()
 
     def flush(self, age: int) -> bool:
         """Put a batch of the oldest back while the magazine is over its capacity; False if the lock is taken."""
@@ -59,8 +65,10 @@ class Depot(Generic[T]):
         return True
 
     def drain(self, age: int) -> None:
-        """Put all that is in the magazine back into the slabs."""
+        """Put all that is in the magazine back into the slabs, and what need not linger any more."""
         with self.lock:
+            for slot in self.lingering.look():
+                self.slabs.put(slot, age)
             self._put_back(len(self._magazine), age)
 
     def add(self, slab: Slab[T]) -> None:
@@ -74,7 +82,9 @@ class Depot(Generic[T]):
             return self.slabs.remove_empty(max(0, keep - len(self._magazine)), until, most)
 
     def put(self, slot: Slot[T], age: int) -> None:
-        """Put one back into its slab, past the magazine."""
+        """Put one back into its slab, past the magazine, unless it has to linger."""
+        if slot.kept and self.lingering.admit(slot):
+            return
         with self.lock:
             self.slabs.put(slot, age)
 
@@ -95,7 +105,7 @@ class Depot(Generic[T]):
     @property
     def free(self) -> int:
         """Objects that can be had without growing."""
-        return self.slabs.free + len(self._magazine)
+        return self.slabs.free + len(self._magazine) + len(self.lingering)
 
     def has_idle_slab(self) -> bool:
         """Whether all objects of a slab are free, those in the magazine included."""

@@ -14,14 +14,16 @@ nobody's, and counted apart.
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from ._clients import keep_interrupt
 from ._config import CacheConfig
-from ._errors import ConstructorError
+from ._errors import ConstructorError, clear_frames
 from ._flags import GFP, KM, CacheFlags, gfp_for_emergency
+from ._lingering import Lingering
 from ._permits import Permits
 from ._slab import Slot
 from ._supply import Supply
@@ -62,6 +64,8 @@ class Emergency(Generic[T]):
         self._lock = lock
         self._on_room = on_room
         self._objects: dict[int, EmergencySlot[T]] = {}
+        self.lingering: Lingering[EmergencySlot[T]] = Lingering()
+        """Freed, but counted still, since their regions are not back."""
         self._spare: list[EmergencySlot[T]] = []
         self._spare_least = 0  # that lay idle since the last tick
         self._outstanding = 0
@@ -137,23 +141,31 @@ class Emergency(Generic[T]):
         return self._add(self._supply.acquire_nowait(shape.size, shape.align, gfp, self._gone))
 
     def at_hand(self, *, urgent: bool) -> int:
-        """How many of those kept such a caller may have: the last of the bytes there may be are for PUSHPAGE."""
-        return len(self._spare) if self._permits.room(0, urgent=urgent) else 0
+        """How many there are for such a caller: the last of the bytes there may be are for PUSHPAGE.
+
+        Those that linger only where another may not be made.
+        """
+        if not self._permits.room(0, urgent=urgent):
+            return 0
+        more = not self.full(1) and self._permits.room(self._config.shape.size, urgent=urgent)
+        return len(self._spare) + (0 if more else len(self.lingering))
 
     def take(self, *, urgent: bool) -> EmergencySlot[T] | None:
-        """One that was kept, or None."""
+        """One of those, or None."""
         if not self.at_hand(urgent=urgent):
             return None
         try:
             slot = self._spare.pop()
-        except IndexError:  # another thread was quicker
-            return None
+        except IndexError:
+            return self.lingering.take()
         self._spare_least = min(self._spare_least, len(self._spare))
         self._hold(slot)
         return slot
 
     def free(self, slot: EmergencySlot[T], *, keep: bool = False) -> None:
-        """Keep one for the next caller, or give it back. Safe in a finaliser: list operations, no lock."""
+        """Keep one for the next caller, give it back, or have it linger. Safe in a finaliser: no lock."""
+        if slot.kept and self.lingering.admit(slot):
+            return
         del self._objects[slot.address]
         if keep and self._permits.room(0, urgent=False):
             self._permits.spares[self.clear] = None
@@ -192,10 +204,12 @@ class Emergency(Generic[T]):
         slot: EmergencySlot[T] = EmergencySlot(region, self._config.shape.size)
         ctor = self._config.ctor
         if ctor is not None:
+            handled = sys.exc_info()[1]
             try:
                 slot.construct(ctor, region)
             except BaseException as exc:
                 del slot
+                clear_frames(exc, handled)
                 self._supply.release(region, self._gone)
                 keep_interrupt(exc)
                 raise ConstructorError(f"cache {self._config.name!r}: ctor raised {exc!r}") from exc

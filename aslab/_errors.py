@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import traceback
 
 import anyio
 
@@ -64,3 +65,16 @@ def twin(error: Exception) -> Exception:
         again = error
     again.__cause__ = error.__cause__
     return again
+
+
+def clear_frames(error: BaseException | None, older: BaseException | None = None) -> None:
+    """Have the frames that an error went through let go of what they hold: memory that is to go back.
+
+    Frames that still run keep theirs, and so does the error itself. From ``older`` on, which was being handled
+    before, its context is none of our business.
+    """
+    seen = {older}
+    while error is not None and error not in seen:
+        seen.add(error)
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

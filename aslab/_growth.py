@@ -91,6 +91,8 @@ class Growth(Generic[T]):
         """Free objects that emergency objects could move into."""
         self.began: float = 0.0
         """When a slab was asked for last."""
+        self.unwell: bool = False
+        """Slabs are late, or cannot be had: emergency objects are made, and made again."""
         self.due_from: float = 0.0
         """The same, but since tries fail, when the first of them was asked for: then on it may be late."""
         self.arrived: bool = False
@@ -110,11 +112,6 @@ class Growth(Generic[T]):
         """Whether no more slabs may be had by anybody who does not wait in line. Any thread."""
         budget = self._worker.budget
         return budget.sealed or self._at_most or budget.full(self.account)
-
-    @property
-    def unwell(self) -> bool:
-        """Whether slabs are late, or cannot be had: emergency objects are made, and made again. Any thread."""
-        return Mark.DEADLOCKED in self.marks or self._pause > PAUSE_FIRST
 
     @property
     def sealed(self) -> bool:
@@ -167,6 +164,7 @@ class Growth(Generic[T]):
         """A waiter's time is up. The first one of an episode sets DEADLOCKED."""
         if Mark.GROWING in self.marks and Mark.DEADLOCKED not in self.marks:
             self.marks.fire("late")
+            self.unwell = True
             self.deadlocks += 1
             log.warning(
                 "cache %r is DEADLOCKED: a slab has been late for longer than its callers wait", self.config.name
@@ -186,10 +184,11 @@ class Growth(Generic[T]):
         """
         self.failures += 1
         if self._pause == PAUSE_FIRST:  # once for a row of failures
-            log.warning("cache %r cannot grow: %s", self.config.name, error or repr(error))
+            log.warning("cache %r cannot grow: %s", self.config.name, str(error) or repr(error))
         self._ended()
         if isinstance(error, MemoryError):
             self._pausing = True
+            self.unwell = Mark.DESTROY not in self.marks
             pause, self._pause = self._pause, min(2 * self._pause, PAUSE_MOST)
             return pause
         self._on_error(error)
@@ -212,7 +211,7 @@ class Growth(Generic[T]):
             log.info("cache %r is at its limit: callers wait for others to free", self.config.name)
 
     def _ended(self) -> None:
-        self.arrived = False
+        self.arrived = self.unwell = False
         if Mark.DEADLOCKED in self.marks:
             log.info("cache %r is DEADLOCKED no more: the late grow has ended", self.config.name)
         self.marks.fire("grown")

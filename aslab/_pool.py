@@ -9,8 +9,10 @@ loop's thread alone; the others ring the allocator's bell for it.
 
 from __future__ import annotations
 
+import sys
 import threading
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import anyio
 
@@ -20,14 +22,17 @@ from ._emergency import Emergency, EmergencySlot
 from ._flags import KM
 from ._growth import Growth
 from ._line import Line
+from ._lingering import Lingering
 from ._magazine import Magazine
 from ._move import Mover
+from ._orphans import Orphan, look_after_collections
 from ._reclaim import Reclaim
 from ._reserve import Reserve
-from ._sizes import format_size
 from ._slab import Slot
+from ._snapshot import situation
 from ._state import Mark, Marks
-from ._stats import CacheStats, Tally
+from ._stats import Tally
+from ._views import KeptView
 from ._waiting import WaitingRoom
 from .backends._libc import zero
 
@@ -36,9 +41,6 @@ if TYPE_CHECKING:
     from ._engine import Engine
 
 T = TypeVar("T")
-
-KVMEM = 1 << 7
-"""SPL's flag bit for a cache whose slabs are virtually contiguous; all of aslab's are."""
 
 
 class Pool(Generic[T]):
@@ -129,7 +131,7 @@ class Pool(Generic[T]):
 
     def take_spare(self, *, urgent: bool) -> Slot[T] | None:
         """An emergency object that was kept; slabs are asked for all the same. Any thread."""
-        if not self.emergency.spare:
+        if not self.emergency.at_hand(urgent=urgent):
             return None
         if Mark.GROWING not in self.marks:
             self.growth.missed = True
@@ -137,23 +139,12 @@ class Pool(Generic[T]):
         return self.emergency.take(urgent=urgent)
 
     def _nothing(self, cache: Cache[T], why: str) -> anyio.WouldBlock:
-        return anyio.WouldBlock(f"{self.situation(cache)}: no object is free, and {why}")
-
-    def situation(self, cache: Cache[T]) -> str:
-        """A cache, and why it may have nothing to give, in a few words for messages. Any thread."""
-        words = [f"{self.held(cache)} held", f"{len(self.line)} waiting"]
-        if self.config.max_objects is not None:
-            words.append(f"max_objects {self.config.max_objects}")
-        if self.engine.config.limit is not None:
-            words.append(
-                f"{format_size(self.engine.budget.used)} of slabs under a limit of "
-                f"{format_size(self.engine.config.limit)}"
-            )
-        return f"cache {cache.name!r} ({', '.join(words)})"
+        return anyio.WouldBlock(f"{situation(self, cache)}: no object is free, and {why}")
 
     def take_back(self, slot: Slot[T]) -> None:
-        """A free, from any thread. (`Buffer.free` writes this out.)"""
-        self.magazine.append(slot)
+        """A free, from any thread. (`Buffer.free` writes this out for a buffer that nobody looked at.)"""
+        if not (slot.kept and self.depot.lingering.admit(slot)):
+            self.magazine.append(slot)
         if self.wanted or len(self.magazine) > self.magazine.capacity:
             self.settle()
 
@@ -170,8 +161,9 @@ class Pool(Generic[T]):
             zero(slot.address, self.config.shape.size)
         if slot.slab is not None:
             return False
-        keep = self.growth.unwell and Mark.DESTROY not in self.marks
-        self.emergency.free(cast("EmergencySlot[T]", slot), keep=keep)
+        self.emergency.free(cast("EmergencySlot[T]", slot), keep=self.growth.unwell)
+        if self.emergency.lingering:
+            self.engine.bell.ring()  # for who waits until there may be one more
         return True
 
     def give_back_all(self, slots: list[Slot[T]]) -> None:
@@ -197,11 +189,14 @@ class Pool(Generic[T]):
 
     def come_back(self, slot: Slot[T]) -> None:
         """What the garbage collector returns, at any moment, in any thread."""
+        if sys.is_finalizing():  # modules are coming apart, and the end of the process releases all memory
+            return
         if self.clean_up(slot):
             if self.wanted and self.emergency.spare:
                 self.engine.bell.ring()
             return
-        self.magazine.append(slot)
+        if not (slot.kept and self.depot.lingering.admit(slot)):
+            self.magazine.append(slot)
         if Mark.DESTROY in self.marks:
             self.settle()
         elif self.wanted or len(self.magazine) > self.magazine.capacity:
@@ -214,6 +209,8 @@ class Pool(Generic[T]):
         theirs later, and bring them back. So now and then the slot is looked at (`unpark`).
         """
         self._parked.append((cache, slot, emergency))
+        if Mark.DESTROY in self.marks:
+            self._orphan()
 
     def unpark(self) -> None:
         """Take those back that nobody exports any more. Any thread."""
@@ -225,8 +222,36 @@ class Pool(Generic[T]):
             if slot.in_use():
                 self._parked.append((cache, slot, emergency))
             else:
-                cache._note_return(emergency)
-                self.come_back(slot)
+                self._unparked(cache, slot, emergency)
+
+    def _unparked(self, cache: Cache[T], slot: Slot[T], emergency: bool) -> None:
+        cache._note_return(emergency)
+        self.come_back(slot)
+
+    def _orphan(self) -> None:
+        """Closed: soon nobody looks now and then."""
+        while self._parked:
+            cache, slot, emergency = self._parked.pop()
+            Orphan(slot, partial(self._unparked, cache, slot, emergency))
+        if not self._look_when_closed():
+            look_after_collections(self._look_when_closed)
+
+    def _look_when_closed(self) -> bool:
+        """After each garbage collection; answers whether all is back."""
+        self.look_at_lingering()
+        return not len(self.depot.slabs) and not len(self.emergency)
+
+    def view_gone(self, kept: KeptView) -> None:
+        """The object of a view that had ended is gone, at any moment, in any thread."""
+        slot: Any = kept.place
+        lingering: Lingering[Any] = self.emergency.lingering if slot.slab is None else self.depot.lingering
+        if lingering and lingering.let_go(slot):
+            self.come_back(slot)
+
+    def look_at_lingering(self) -> None:
+        """Take those back that need not linger any more. At any moment, in any thread."""
+        for slot in (*self.depot.lingering.look(), *self.emergency.lingering.look()):
+            self.come_back(slot)
 
     def attend(self) -> None:
         """Look after everything: objects came, or the bell was rung for what another thread did."""
@@ -245,6 +270,7 @@ class Pool(Generic[T]):
 
     def age(self, *, expires: bool) -> None:
         """One tick of the ageing task."""
+        self.look_at_lingering()
         used = [(cache._hits, cache._misses) for cache in self.caches]
         self.reclaim.age((used, self.depot.slabs.slots_out, len(self.magazine)), expires=expires)
         self.emergency.age()
@@ -293,10 +319,13 @@ class Pool(Generic[T]):
         self.magazine.capacity = -1  # so that each later free comes by `settle`
         self.reserve.objects = 0
         self._empty_reserve()
+        self.growth.unwell = False
         self.emergency.clear()
         self.engine.budget.close(self.growth.account)
         self.engine.retire(self)
-        return self.reclaim.empty_out()
+        back = self.reclaim.empty_out()
+        self._orphan()
+        return back
 
     def note_waiting(self) -> None:
         """Who waits has changed: what the hot paths of the caches look at."""
@@ -321,47 +350,11 @@ class Pool(Generic[T]):
         if self.config.merge:
             return cache._tally.handed_out - cache._tally.returned
         elsewhere = len(self.magazine) + self.room.in_handover + len(self.reserve) + self.mover.in_hand
-        return self.depot.slabs.slots_out - elsewhere + len(self.emergency)
+        return self.depot.slabs.slots_out - elsewhere + len(self.emergency) - self.lingering
 
-    def stats(self, cache: Cache[T]) -> CacheStats:
-        """The counters as one of its caches sees them."""
-        slabs, tally, shared = self.depot.slabs, cache._tally, self.config.merge
-        emergency = len(self.emergency)
-        return CacheStats(
-            name=cache.name,
-            flags=self.marks.state.value | self.config.flags.value | KVMEM,
-            size=self.config.shape.size,
-            slab_size=self.config.shape.slab_size,
-            slab_total=len(slabs),
-            slab_alloc=slabs.slabs_used,
-            slab_max=slabs.slabs_used_max,
-            slab_fail=self.growth.failures,
-            slab_create=slabs.created,
-            slab_destroy=slabs.destroyed,
-            slab_regret=self.reclaim.demand.regrets,
-            obj_total=slabs.slots_total + emergency,
-            obj_alloc=slabs.slots_out,
-            obj_max=slabs.slots_out_max,
-            obj_deadlock=self.growth.deadlocks,
-            obj_emergency=tally.emergency if shared else emergency,
-            obj_emergency_spare=self.emergency.spare,
-            obj_emergency_max=tally.emergency_max if shared else self.emergency.highest,
-            obj_held=self.held(cache),
-            obj_cached=len(self.magazine),
-            obj_reserved=len(self.reserve),
-            obj_handover=self.room.in_handover + self.mover.in_hand,
-            obj_reclaimed=tally.reclaimed,
-            waiters=tally.waiters,
-            hits=cache._hits,
-            misses=cache._misses,
-            waits=tally.waits,
-            timeouts=tally.timeouts,
-            sealed=tally.sealed,
-            **{f"move_{answer.value}": count for answer, count in self.mover.answers.items()},
-            growing=Mark.GROWING in self.marks,
-            deadlocked=Mark.DEADLOCKED in self.marks,
-            merged=tuple(one.name for one in self.caches if one is not cache),
-        )
+    @property
+    def lingering(self) -> int:
+        return len(self.depot.lingering) + len(self.emergency.lingering)
 
     def _look_for_idle(self) -> None:
         """Others wait for slabs: as soon as one is empty here, have them ask for it."""

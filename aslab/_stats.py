@@ -27,9 +27,9 @@ class Tally:
 class CacheStats:
     """The counters of one cache at one moment. The slab and object names have SPL's meaning.
 
-    ``obj_alloc == obj_held - obj_emergency + obj_cached + obj_reserved + obj_handover`` at every moment. Where
-    caches share slabs, what is said of slabs and of free objects holds for all of them together, the other
-    counters for this cache alone, and ``obj_alloc`` has what all of them hold.
+    ``obj_alloc == obj_held - obj_emergency + obj_cached + obj_reserved + obj_handover + obj_lingering`` at every
+    moment. Where caches share slabs, what is said of slabs and of free objects holds for all of them together, the
+    other counters for this cache alone, and ``obj_alloc`` has what all of them hold.
     """
 
     name: str
@@ -76,6 +76,9 @@ class CacheStats:
     """Objects set aside for PUSHPAGE callers now."""
     obj_handover: int
     """Objects on their way to waiters, or which something moves into just now."""
+    obj_lingering: int
+    """Objects that were freed while others kept a view object of theirs: used last, and not given back before that
+    is gone. Emergency objects included, unless caches share slabs."""
     obj_reclaimed: int
     """Objects that its ``reclaim`` callback says it has freed."""
     waiters: int

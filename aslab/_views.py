@@ -12,6 +12,10 @@ So once the lease's own view is released, the reference count of the array tells
 left: that is `in_use`, and the truth. `has_company` answers beforehand, without touching the view, so
 that a refused free can leave everything as it was.
 
+Some libraries (torch) take a view's address, end their export at once, and keep the view object alone: it may be
+released under them, and they use the address all the same. A view that is released still holds on to its managed
+buffer. So the reference count of that tells whether any view object is left, released or not: `KeptView`.
+
 (A `pickle.PickleBuffer` in place of the array would cost less, but it exports a memoryview, and CPython
 3.11 and 3.12 crash when the garbage collector clears a memoryview that is exported.)
 
@@ -21,8 +25,12 @@ Cost on CPython 3.11: 0.2 µs to make a view, 0.1 µs to check it.
 from __future__ import annotations
 
 import ctypes
+import gc
+import weakref
+from collections.abc import Callable
 from gc import get_referents
 from sys import getrefcount
+from typing import Any
 
 Exporter = ctypes.Array[ctypes.c_ubyte]
 
@@ -76,21 +84,114 @@ def has_company(view: memoryview) -> bool:
     return _CAN_COUNT and _unreleased(get_referents(view)[0]) > 1
 
 
+def company(view: memoryview) -> str:
+    """In words, the other unreleased memoryviews that share the managed buffer of a view: how many, and how large.
+
+    Sizes only of those that the garbage collector has not yet seen twice: to look at all objects takes too long.
+    """
+    (managed,) = get_referents(view)
+    sizes = [
+        f"{one.nbytes} bytes"
+        for generation in (0, 1)
+        for one in gc.get_objects(generation)  # never in a list that it would find, and be a cycle with
+        if type(one) is memoryview and one is not view and managed in get_referents(one) and not is_released(one)
+    ]
+    others = _unreleased(managed) - 1 if _CAN_COUNT else max(1, len(sizes))
+    known = f": {', '.join(sorted(sizes))}" if sizes else ""
+    plural = "s" * (others != 1)
+    return f"{others} other memoryview{plural} of it (an array's, perhaps) alive{known}"
+
+
+def is_released(view: memoryview) -> bool:
+    """Whether nothing can be reached through it any more."""
+    try:
+        view.nbytes  # noqa: B018
+    except ValueError:
+        return True
+    return False
+
+
+def is_kept(view: memoryview, names: int = 1) -> bool:
+    """Whether anybody has the object of a view, or of one made from it, besides so many names of its owner's."""
+    return getrefcount(view) > _ONCE + names or getrefcount(get_referents(view)[0]) > _ALONE
+
+
+def outlives_exports(view: memoryview, names: int = 1) -> bool:
+    """As `is_kept`, where other unreleased views do not count: they export the memory."""
+    if getrefcount(view) > _ONCE + names or not _CAN_COUNT:
+        return True
+    objects = 1 + getrefcount(get_referents(view)[0]) - _ALONE
+    return objects > _unreleased(get_referents(view)[0])
+
+
+def _once(view: memoryview, names: int = 1) -> int:  # as in `is_kept`
+    return getrefcount(view) - names
+
+
+def _measure() -> int:
+    view = memoryview(bytearray(1))
+    return _once(view)
+
+
+_ONCE = _measure()
+
+
+class KeptView(weakref.ref[memoryview]):
+    """What is left of a view that has ended, while its object, or that of a slice, lives. Any thread."""
+
+    __slots__ = ("managed", "place")
+
+    managed: object
+    """The managed buffer: whatever object the memory was reached through refers to it."""
+    place: Exported
+
+
+HAUNTED: set[Exported] = set()
+"""Places that kept views lead to. Nothing else might hold on to the memory behind them: a view that was released
+does not."""
+
+
 class Exported:
     """Something that holds an exporter in an attribute, as a slot does."""
 
-    __slots__ = ("exporter",)
+    __slots__ = ("exporter", "kept")
 
     def __init__(self, memory: memoryview, offset: int, size: int) -> None:
         self.exporter: Exporter = exporter(memory, offset, size)
+        self.kept: tuple[KeptView, ...] = ()
+        """Of views that have ended, those whose object was kept, when it was looked for last."""
 
     def in_use(self) -> bool:
         """Whether any view of this memory is unreleased."""
         return getrefcount(self.exporter) > _UNUSED
 
+    def remember(self, view: memoryview, call: Callable[[Any], object]) -> None:
+        """A view ends whose object is kept; ``call`` is told when that goes, with a `KeptView`."""
+        kept = KeptView(view, call)
+        kept.managed = get_referents(view)[0]
+        kept.place = self
+        if self.kept:
+            self.haunted()  # those that are gone need not be remembered
+        self.kept = (*self.kept, kept)
+        HAUNTED.add(self)
+
+    def haunted(self) -> bool:
+        """Whether somebody may know its address from a view that has ended. For who owns the place alone."""
+        for one in self.kept:
+            if getrefcount(one.managed) <= _UNKEPT:
+                self.kept = tuple([one for one in self.kept if getrefcount(one.managed) > _UNKEPT])
+                break
+        if self.kept:
+            return True
+        HAUNTED.discard(self)
+        return False
+
 
 _sample = Exported(memoryview(bytearray(1)), 0, 1)
 _UNUSED = getrefcount(_sample.exporter)
+_sample.remember(memoryview(bytearray(1)), id)
+_UNKEPT = getrefcount(_sample.kept[0].managed)  # as in `haunted`
+HAUNTED.clear()
 del _sample
 
 

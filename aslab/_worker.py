@@ -25,7 +25,7 @@ from anyio.abc import TaskGroup
 from ._budget import Account, Budget
 from ._clients import keep_interrupt, log_failure
 from ._clock import Clock
-from ._errors import BackendError, ConstructorError, SlabError
+from ._errors import BackendError, ConstructorError, SlabError, clear_frames
 from ._growth import Growth
 from ._slab import Slab
 from ._state import Mark
@@ -159,7 +159,8 @@ class Worker:
                 if number % CARVED_AT_ONCE == CARVED_AT_ONCE - 1:
                     await anyio.lowlevel.checkpoint()
             await self._construct(slab, growth)
-        except BaseException:
+        except BaseException as exc:
+            clear_frames(exc)
             self._supply.release(slab.dismantle(growth.config.dtor), gone)
             raise
         return slab

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
 
 import aslab
 from aslab import GFP
+from aslab._slab import Slot
+from aslab._views import HAUNTED
 from aslab.backends import Region
 from aslab.faults import Deadlock
 from aslab.testing import check_consistency
@@ -93,7 +95,13 @@ async def allocator(**options: Any) -> AsyncIterator[aslab.Allocator]:
         while hasattr(innermost, "backend"):
             innermost = innermost.backend
         if isinstance(innermost, Instant):
-            assert not innermost.outstanding, "regions that were never released"
+            assert innermost.outstanding <= lingering(), "regions that were never released"
+
+
+def lingering() -> set[int]:
+    """The regions that stay while the objects of views that have ended are alive: in a test's variables."""
+    slots = [cast("Slot[Any]", place) for place in tuple(HAUNTED) if place.haunted()]
+    return {id(cast("Any", slot.slab or slot).region) for slot in slots}
 
 
 async def settle(rounds: int = 30) -> None:

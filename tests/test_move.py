@@ -460,6 +460,8 @@ async def test_a_pinned_buffer_stays_and_moves_when_nothing_holds_it(hold: str) 
                 with buf.pin() as view:
                     assert bytes(view[:8]) == b"still me"
                     view[:8] = b"\4" * 8
+            del part
+        del view  # its object, too, would keep the slab
         assert buf.address == address
         assert await cache.defragment() == 4 * SIZE
         assert buf.address != address
@@ -774,6 +776,7 @@ async def test_5000_emergency_objects_are_in_slabs_within_one_pass_after_recover
         for number, buf in enumerate(client.kept):
             with buf.pin() as view:
                 view[:] = bytes([number % 251]) * SIZE
+            del view
         assert cache.stats().obj_emergency == 5000
         slabs.let_go()
         while cache.stats().growing:

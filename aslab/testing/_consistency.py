@@ -30,8 +30,10 @@ def check_consistency(cache: Cache[Any]) -> None:
     _same("partial slabs with a free slot", sum(1 for slab in slabs.partial if not slab.free), 0)
     _same("free slots of no slab", len((set(free) | set(cached)) - slots), 0)
     held = sum(pool.held(one) for one in pool.caches) if pool.config.merge else stats.obj_held
-    accounted = held + len(free) + len(cached) + stats.obj_handover
-    _same("held + free + cached + reserved + in hand-over", accounted, stats.obj_total)
+    lingering = len(depot.lingering) + len(pool.emergency.lingering)
+    accounted = held + len(free) + len(cached) + stats.obj_handover + lingering
+    _same("held + free + cached + reserved + in hand-over + lingering", accounted, stats.obj_total)
+    _same("free slots that may be written to", sum(1 for slot in free + cached if slot.kept and slot.haunted()), 0)
     if stats.obj_held < 0:
         raise AssertionError(f"cache {cache.name!r}: {stats.obj_held} objects held")
     if pool.marks.state not in reachable():

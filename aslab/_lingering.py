@@ -1,0 +1,55 @@
+"""Places that nobody holds, and yet somebody may write to: the object of a view that has ended is still alive.
+
+A library that takes the address of a view and keeps the view object alone (torch does) exports nothing, so a
+free succeeds. But it can write there for as long as that object lives. So the place lingers: it is used last, when
+its own task might wait for it otherwise, and its memory is not given back before the object is gone. Who merely
+has the view in a variable, as most do, gets the place back as soon as the variable goes.
+
+    free ── view object alive ──► lingering ── it goes ──► magazine
+                                      └─ nothing else is free ──► the next owner, and here again afterwards
+
+Any thread: each step is one operation of a dictionary, and whoever takes a place out owns it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from ._slab import Slot
+
+S = TypeVar("S", bound=Slot[Any])
+
+
+class Lingering(Generic[S]):
+    """Such places of one kind: slots of slabs, or emergency objects."""
+
+    def __init__(self) -> None:
+        self._slots: dict[S, object] = {}
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def admit(self, slot: S) -> bool:
+        """Take in a free slot, if it has to linger. Else it stays the caller's."""
+        self._slots[slot] = None  # before we look: from here on we are told
+        return not self.let_go(slot)
+
+    def take(self) -> S | None:
+        """The one that came last: most likely its own task has merely kept a variable."""
+        try:
+            return self._slots.popitem()[0]
+        except KeyError:
+            return None
+
+    def let_go(self, slot: S) -> bool:
+        """If it need not linger any more it is the caller's."""
+        if self._slots.pop(slot, self) is self:  # somebody took it
+            return False
+        if slot.haunted():
+            self._slots[slot] = None
+            return False
+        return True
+
+    def look(self) -> list[S]:
+        """Those that need not linger any more: of slices, and what was garbage, nobody tells."""
+        return [slot for slot in tuple(self._slots) if self.let_go(slot)]
