@@ -129,11 +129,13 @@ class Buffer(Generic[T]):
         except AttributeError:
             raise self._freed_error() from None
         cache = self._cache
-        if self._view is not None:
+        if self._view is None:
+            self._view = _FREED
+        else:
             self._end_view(slot)
-            cache._pool.take_back(slot)
-            return
-        self._view = _FREED
+            if slot.kept:
+                cache._pool.take_back(slot)
+                return
         magazine = cache._magazine
         magazine.append(slot)
         if cache._waiting or len(magazine) > magazine.capacity:
@@ -279,28 +281,22 @@ class Buffer(Generic[T]):
                     raise BufferError(company(view))
                 view.release()
             if slot.in_use():  # made by another thread just now, or from a view that was released before
-                self._leave(view, slot, lease_view(slot.exporter))  # the next `free` has to look, too
+                self._view = lease_view(slot.exporter)  # not None: the next `free` has to look, too
+                if is_kept(view):
+                    slot.remember(view, self._cache._pool.view_gone)
                 raise BufferError("a memoryview that was made of it earlier, or a pin, is alive")
         except BufferError as exc:
             self._slot = slot
             raise self._refusal(str(exc)) from None
-        self._leave(view, slot, self._ended)
+        self._view = _LENT if hasattr(self, "_lent") else _FREED
+        if is_kept(view):
+            slot.remember(view, self._cache._pool.view_gone)
 
     def _refusal(self, why: str) -> BufferError:
         return BufferError(
             f"cache {self._cache.name!r}: the buffer is still in use and stays allocated: {why}. Release slices "
             "(`with buf.view[:n] as part:`), del arrays, await what reads into it; then free() again"
         )
-
-    def _leave(self, view: memoryview, slot: Slot[T], other: memoryview) -> None:
-        """Part with a view, and have the slot remember it if its object stays with others."""
-        self._view = other
-        if is_kept(view, 2):  # here, and in our caller
-            slot.remember(view, self._cache._pool.view_gone)
-
-    @property
-    def _ended(self) -> memoryview:
-        return _LENT if hasattr(self, "_lent") else _FREED
 
     def _let_go(self) -> None:
         """Give the memory back as soon as nobody exports it. Safe in a finaliser: takes no lock."""
@@ -323,7 +319,7 @@ class Buffer(Generic[T]):
             del self._slot
         except AttributeError:  # another thread has freed it just now
             return
-        view, self._view = self._view, self._ended
+        view, self._view = self._view, _LENT if hasattr(self, "_lent") else _FREED
         if view is not None and outlives_exports(view):
             slot.remember(view, self._cache._pool.view_gone)
         del view
