@@ -251,9 +251,11 @@ async def open_allocator(
     :param emergency: where single emergency objects come from; `aslab.backends.Heap` by default
     :param grow_timeout: seconds that a caller waits for growth before the emergency path (SPL: HZ/10)
     :param limit: most bytes of slabs over all caches; at the limit callers wait for a free
-    :param expire: seconds after which idle magazines drain and idle empty slabs go back; None is never
+    :param expire: seconds after which idle magazines drain and idle empty slabs go back, 0.01 at least; None is
+        never
     :param growth_workers: more than the single serialized worker only for experiments
-    :param kick_after: seconds after which a stuck grow is set aside, so that other caches grow; None is never
+    :param kick_after: seconds after which a stuck grow is set aside, so that other caches grow, 0.01 at least;
+        None is never
     :param pressure: what tells that memory is short, such as `aslab.pressure.Cgroup`; idle memory goes back then
     :param init_on_alloc: zero each object when it is allocated, in the caller's thread (about 0.1 ms a MiB)
     :param init_on_free: zero each object when it is freed

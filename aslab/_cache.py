@@ -208,7 +208,7 @@ class Cache(Generic[T]):
         if self._config.init_on_alloc:
             zero(slot.address, self.size)
         if self._config.watermark:
-            self._engine.attend(self._pool.growth.ask)
+            self._engine.attend(self._pool, self._pool.growth.ask)
         if not self._managed and slot.slab is not None:
             buf: Buffer[T] = Buffer()
         else:

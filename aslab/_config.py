@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OBJECTS_PER_SLAB = 8
+SHORTEST = 0.01
+"""Seconds that what goes by in the background takes at least: below, looking would be all that is done."""
 
 
 def whole_number(field: str, given: object, least: int, most: int | None = None) -> None:
@@ -31,11 +33,14 @@ def whole_number(field: str, given: object, least: int, most: int | None = None)
         raise ConfigError(field, given, f"allowed is {bound}")
 
 
-def seconds(field: str, given: object, *, zero: bool = False) -> None:
-    """Refuse what is not a finite time; zero only where it makes sense."""
+def seconds(field: str, given: object, *, zero: bool = False, least: float = 0.0) -> None:
+    """Refuse what is not a finite time, or too short; zero only where it makes sense."""
     number = isinstance(given, (int, float)) and not isinstance(given, bool)
-    if not number or not math.isfinite(given) or given < 0 or (given == 0 and not zero):  # type: ignore[arg-type,operator]
-        raise ConfigError(field, given, f"allowed are seconds {'from 0 on' if zero else 'above 0'}")
+    short = number and (given < least or (given == 0 and not zero))  # type: ignore[operator]
+    if not number or not math.isfinite(given) or short:  # type: ignore[arg-type]
+        raise ConfigError(
+            field, given, f"allowed are seconds {f'from {least:g} on' if zero or least else 'above 0'}"
+        )
 
 
 def optional_function(field: str, given: object) -> None:
@@ -76,7 +81,7 @@ class AllocatorConfig:
             whole_number("limit", self.limit, 1)
         for field in ("expire", "kick_after"):
             if getattr(self, field) is not None:
-                seconds(field, getattr(self, field))
+                seconds(field, getattr(self, field), least=SHORTEST)
         whole_number("growth_workers", self.growth_workers, 1)
         for source in self.pressure:
             if isinstance(source, type) or not callable(getattr(source, "run", None)):

@@ -73,8 +73,7 @@ class Growth(Generic[T]):
         self._line = line
         self._reserve = reserve
         self._worker = worker
-        self.account: Account = Account(config.shape.slab_size, config.guaranteed, self._claim)
-        worker.budget.open(self.account)
+        self.account: Account = Account(config.shape.slab_size, config.guaranteed, self._claim, self.ask)
         self._on_begin = on_begin
         self._on_slab = on_slab
         self._on_error = on_error
@@ -90,6 +89,7 @@ class Growth(Generic[T]):
         """When a slab was asked for last."""
         self.failures: int = 0
         self.deadlocks: int = 0
+        worker.budget.open(self.account)
 
     @property
     def at_limit(self) -> bool:
@@ -115,19 +115,32 @@ class Growth(Generic[T]):
         first = self._line.first()
         return gfp_for(first.flags if first is not None else KM.SLEEP)
 
-    def ask(self) -> None:
-        """Ask for a slab if one is wanted and may be had. Asking twice changes nothing."""
+    @property
+    def urgent(self) -> bool:
+        """Whether a PUSHPAGE caller is the first in line."""
+        first = self._line.first()
+        return first is not None and first.urgent
+
+    def ask(self) -> bool:
+        """Ask for a slab if one is wanted and may be had; whether it may. Asking twice changes nothing."""
         blocked = Mark.GROWING | Mark.REAPING | Mark.DESTROY
         if self.marks.state & blocked or self._pausing or not self._wanted():
-            return
+            return False
         if self.at_limit:
             self._worker.make_room(self)
-            return
+            return False
         self.missed = False
         self.began = anyio.current_time()
         self.marks.fire("grow")
         self._worker.put(self)
+        self.note()
         self._on_begin()
+        return True
+
+    def note(self) -> None:
+        """Who waits has changed, or whether a slab would help them."""
+        self._worker.budget.note(self.account)
+        self._worker.note(self)
 
     def late(self) -> None:
         """A waiter's time is up. The first one of an episode sets DEADLOCKED."""
@@ -139,7 +152,7 @@ class Growth(Generic[T]):
         """The grow ended with a slab."""
         self._pause = PAUSE_FIRST
         self._depot.add(slab)
-        self.marks.fire("grown")
+        self._ended()
         self._on_slab()
 
     def failed(self, error: Exception) -> float:
@@ -148,9 +161,9 @@ class Growth(Generic[T]):
         Anything else waiting does not mend: the waiters are told.
         """
         self.failures += 1
-        self.marks.fire("grown")
-        if isinstance(error, MemoryError):
-            self._pausing = True
+        self._pausing = isinstance(error, MemoryError)
+        self._ended()
+        if self._pausing:
             pause, self._pause = self._pause, min(2 * self._pause, PAUSE_MOST)
             return pause
         self._on_error(error)
@@ -160,11 +173,17 @@ class Growth(Generic[T]):
     def resume(self) -> None:
         """The pause after a failure is over."""
         self._pausing = False
+        self.note()
         self.ask()
 
     def called_off(self) -> None:
         """The grow ended before it began: the limit was reached meanwhile."""
+        self._ended()
+        self._worker.budget.found_no_room(self.account)
+
+    def _ended(self) -> None:
         self.marks.fire("grown")
+        self.note()
 
     @property
     def filling(self) -> int:

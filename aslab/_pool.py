@@ -10,10 +10,13 @@ loop's thread alone; the others ring the allocator's bell for it.
 from __future__ import annotations
 
 import threading
+from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import anyio
 
+from ._bell import take_turns
 from ._config import CacheConfig
 from ._depot import Depot
 from ._emergency import Emergency, EmergencySlot
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+PARKED_AT_ONCE = 16
+"""Parked slots that a miss looks at; the ageing task looks at all."""
 KVMEM = 1 << 7
 """SPL's flag bit for a cache whose slabs are virtually contiguous; all of aslab's are."""
 
@@ -85,13 +90,13 @@ class Pool(Generic[T]):
             grow_timeout=engine.config.grow_timeout,
             on_change=self._line_changed,
             give_back=self.take_back,
-            ring=engine.bell.ring,
+            ring=partial(engine.ring, self),
         )
         self.guard: threading.RLock = threading.RLock()
         """Held while the handle of a managed buffer changes hands; a finaliser may come in between."""
         self._spared_for, self._spared_until = 1, 0  # ticks
         self._frees = 0  # since others were asked whether they want a slab
-        self._parked: list[tuple[Cache[T], Slot[T], bool]] = []
+        self._parked: deque[tuple[Cache[T], Slot[T], bool]] = deque()
 
     def join(self, cache: Cache[T]) -> None:
         """A cache begins to use it."""
@@ -107,10 +112,10 @@ class Pool(Generic[T]):
         slot = self.reserve.take() if flags is KM.PUSHPAGE else None
         if slot is not None:
             self.note_waiting()  # from here on, frees refill it
-            self.engine.attend(self.attend)
+            self.engine.attend(self, self.attend)
             return slot
         self.growth.missed = True
-        self.engine.attend(self.growth.ask)
+        self.engine.attend(self, self.growth.ask)
         if self.growth.at_limit:
             tally.sealed += self.growth.sealed
             raise anyio.WouldBlock
@@ -144,26 +149,30 @@ class Pool(Generic[T]):
         if slot.slab is not None:
             return False
         self.emergency.free(cast("EmergencySlot[T]", slot))
+        self.engine.ring(self)  # somebody may have been refused one
         return True
 
     def settle(self) -> None:
         """After a free that finds waiters or a full magazine. Waits for no lock."""
         if not self.depot.flush(self.engine.tick):
-            self.engine.bell.ring()
+            self.engine.ring(self)
         elif Mark.DESTROY in self.marks:
-            self.reclaim.empty_out()
+            if self.engine.closed:  # there may be no event loop any more to leave it to
+                self.reclaim.empty_out()
+            else:
+                self.engine.attend(self, self.reclaim.empty_out)
         elif self.wanted:
-            self.engine.attend(self._serve)
+            self.engine.attend(self, self._serve)
 
     def come_back(self, slot: Slot[T]) -> None:
         """What the garbage collector returns, at any moment, in any thread."""
         if self.clean_up(slot):
             return
         self.magazine.append(slot)
-        if Mark.DESTROY in self.marks:
+        if Mark.DESTROY in self.marks and self.engine.closed:
             self.settle()
         elif self.wanted or len(self.magazine) > self.magazine.capacity:
-            self.engine.bell.ring()
+            self.engine.ring(self)
 
     def park(self, cache: Cache[T], slot: Slot[T], emergency: bool) -> None:
         """Keep a slot whose handle is gone while somebody still exports its memory.
@@ -173,11 +182,11 @@ class Pool(Generic[T]):
         """
         self._parked.append((cache, slot, emergency))
 
-    def unpark(self) -> None:
-        """Take those back that nobody exports any more. Any thread."""
-        for _ in range(len(self._parked)):
+    def unpark(self, most: int = PARKED_AT_ONCE) -> None:
+        """Look at some of them, the next ones next time, and take back what nobody exports any more. Any thread."""
+        for _ in range(min(most, len(self._parked))):
             try:
-                cache, slot, emergency = self._parked.pop(0)
+                cache, slot, emergency = self._parked.popleft()
             except IndexError:  # another thread looks, too
                 return
             if slot.in_use():
@@ -197,6 +206,14 @@ class Pool(Generic[T]):
         self.note_waiting()
         self.room.let_others_try()
         self.growth.ask()
+        if self.engine.short and self.depot.free >= self.config.shape.objects:
+            self.engine.may_spare(self)
+
+    async def unpark_all(self) -> None:
+        """Look at all parked slots, and let other tasks have their turn now and then."""
+        for number in range(len(self._parked) // PARKED_AT_ONCE):
+            self.unpark()
+            await take_turns(number)
 
     def age(self, *, expires: bool) -> None:
         """One tick of the ageing task."""
@@ -320,10 +337,12 @@ class Pool(Generic[T]):
         self._frees += 1
         if self._frees >= self.config.shape.objects and self.depot.free >= self.config.shape.objects:
             self._frees = 0
+            self.engine.may_spare(self)
             self.engine.ask_all()
 
     def _line_changed(self) -> None:
         self.note_waiting()
+        self.growth.note()
         self.engine.look_again()
 
     def _growth_begins(self) -> None:

@@ -12,9 +12,10 @@ import logging
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import anyio
+import anyio.lowlevel
 
 from ._bell import Bell
 from ._errors import BackendError
@@ -32,7 +33,7 @@ class Supply:
 
     def __init__(self, bell: Bell) -> None:
         self._bell = bell
-        self._queue: deque[tuple[Backend, Region, Done]] = deque()
+        self._queue: deque[tuple[Backend, Region, Done, Iterable[object]]] = deque()
         self._more = anyio.Event()
         self._idle = anyio.Event()
         self._idle.set()
@@ -64,9 +65,14 @@ class Supply:
             raise _unexpected(backend, "acquire_nowait", exc) from exc
         return self._checked(backend, region, nbytes, align)
 
-    def release(self, backend: Backend, region: Region, done: Done = lambda: None) -> None:
-        """Give a region back, some time; ``done`` is called on the event loop after. Any thread, no lock."""
-        self._queue.append((backend, region, done))
+    def release(
+        self, backend: Backend, region: Region, done: Done = lambda: None, before: Iterable[object] = ()
+    ) -> None:
+        """Give a region back, some time; ``done`` is called on the event loop after. Any thread, no lock.
+
+        :param before: steps that come first, each as short as other tasks can wait for
+        """
+        self._queue.append((backend, region, done, iter(before)))
         self._bell.ring()
         if self.closed:
             self._release_late()
@@ -82,8 +88,16 @@ class Supply:
         while True:
             await self._more.wait()
             while self._queue:
-                backend, region, done = self._queue.popleft()
+                item = backend, region, done, before = self._queue.popleft()
                 self._releasing = True
+                try:
+                    for _ in before:
+                        await anyio.lowlevel.checkpoint()
+                except anyio.get_cancelled_exc_class():
+                    self._queue.appendleft(item)
+                    if self.closed:
+                        self._release_late()
+                    raise
                 try:
                     await backend.release(region)
                 except Exception:
@@ -128,7 +142,9 @@ class Supply:
 
     async def _release_queued(self) -> None:
         while self._queue:
-            backend, region, _ = self._queue.popleft()
+            backend, region, _, before = self._queue.popleft()
+            for _ in before:
+                pass
             try:
                 await backend.release(region)
             except Exception:

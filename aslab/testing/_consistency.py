@@ -18,11 +18,13 @@ def check_consistency(cache: Cache[Any]) -> None:
     slabs = depot.slabs
     every = [*slabs.partial, *slabs.complete, *([slabs.condemned] if slabs.condemned else [])]
     slots = {slot for slab in every for slot in slab.slots}
-    free = [slot for slab in every for slot in slab.free]
+    free = [slot for slab in every for slot in (*slab.freed, *slab.slots[slab.used :])]
+    unmade = sum(slab.objects - len(slab.slots) for slab in every)
     cached = [*pool.magazine, *pool.reserve]
 
-    _same("slots in all slabs", len(slots), slabs.slots_total)
+    _same("slots in all slabs", len(slots) + unmade, slabs.slots_total)
     _same("slots out of their slabs", len(slots) - len(free), slabs.slots_out)
+    _same("slots that say they are out", sum(1 for slot in slots if slot.out), slabs.slots_out)
     _same("slabs with a slot out", sum(1 for slab in every if slab.in_use), slabs.slabs_used)
     _same("slabs made less given back", slabs.created - slabs.destroyed, len(every))
     _same("free slots, each once", len(set(free) | set(cached)), len(free) + len(cached))
@@ -30,7 +32,7 @@ def check_consistency(cache: Cache[Any]) -> None:
     _same("partial slabs with a free slot", sum(1 for slab in slabs.partial if not slab.free), 0)
     _same("free slots of no slab", len((set(free) | set(cached)) - slots), 0)
     held = sum(pool.held(one) for one in pool.caches) if pool.config.merge else stats.obj_held
-    accounted = held + len(free) + len(cached) + stats.obj_handover
+    accounted = held + len(free) + unmade + len(cached) + stats.obj_handover
     _same("held + free + cached + reserved + in hand-over", accounted, stats.obj_total)
     if stats.obj_held < 0:
         raise AssertionError(f"cache {cache.name!r}: {stats.obj_held} objects held")
