@@ -183,7 +183,7 @@ class Pool(Generic[T]):
         self._parked.append((cache, slot, emergency))
 
     def unpark(self, most: int = PARKED_AT_ONCE) -> None:
-        """Look at some of them, the next ones next time, and take back what nobody exports any more. Any thread."""
+        """Take those back that nobody exports any more; looks at a few, the next ones next time. Any thread."""
         for _ in range(min(most, len(self._parked))):
             try:
                 cache, slot, emergency = self._parked.popleft()

@@ -150,7 +150,7 @@ class Slab(Generic[T]):
         self.stays, self.later = False, 0
 
     def dismantle(self, dtor: Callable[[T], None] | None) -> Iterator[None]:
-        """Destroy what was constructed and let go of the memory, a few slots a step. Every slot must be free."""
+        """Destroy what was constructed and let go of the memory, with pauses. Every slot must be free."""
         self.freed = []
         while self.slots:
             some, self.slots[:AT_ONCE] = self.slots[:AT_ONCE], ()
@@ -160,7 +160,8 @@ class Slab(Generic[T]):
                     slot.destroy(dtor)
                 slot.slab = None
             del some, slot
-            yield
+            if self.slots:
+                yield
 
 
 class SlabLists(Generic[T]):

@@ -181,8 +181,8 @@ def counter(name: str) -> Tamper:
 
 def lost_slot(cache: Any) -> Callable[[], object]:
     slab = next(reversed(cache._pool.depot.slabs.partial))
-    slab.used += 1
-    return lambda: setattr(slab, "used", slab.used - 1)
+    slot = slab.take()
+    return lambda: slab.put(slot)
 
 
 def doubled_in_the_magazine(cache: Any) -> Callable[[], object]:

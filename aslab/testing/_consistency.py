@@ -27,7 +27,7 @@ def check_consistency(cache: Cache[Any]) -> None:
     _same("slots that say they are out", sum(1 for slot in slots if slot.out), slabs.slots_out)
     _same("slabs with a slot out", sum(1 for slab in every if slab.in_use), slabs.slabs_used)
     _same("slabs made less given back", slabs.created - slabs.destroyed, len(every))
-    _same("free slots, each once", len(set(free) | set(cached)), len(free) + len(cached))
+    _same("free slots, each once", len(set(free) | set(cached)) + unmade, len(free) + len(cached) + unmade)
     _same("complete slabs without a free slot", sum(1 for slab in slabs.complete if slab.free), 0)
     _same("partial slabs with a free slot", sum(1 for slab in slabs.partial if not slab.free), 0)
     _same("free slots of no slab", len((set(free) | set(cached)) - slots), 0)
