@@ -274,9 +274,11 @@ async def open_allocator(
         by default a quarter of ``limit``, but at least the largest object of a cache, and no bound without
         ``limit``. None is no bound, 0 is none of them. Backends never have more than ``limit`` +
         ``emergency_limit`` outstanding.
-    :param expire: seconds after which idle magazines drain and idle empty slabs go back; None is never
+    :param expire: seconds after which idle magazines drain and idle empty slabs go back, 0.01 at least; None is
+        never
     :param growth_workers: more than the single serialized worker only for experiments
-    :param kick_after: seconds after which a stuck grow is set aside, so that other caches grow; None is never
+    :param kick_after: seconds after which a stuck grow is set aside, so that other caches grow, 0.01 at least;
+        None is never
     :param pressure: what tells that memory is short, such as `aslab.pressure.Cgroup`; idle memory goes back then
     :param init_on_alloc: zero each object when it is allocated, in the caller's thread (about 0.1 ms a MiB);
         not in caches with a ``ctor``

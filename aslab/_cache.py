@@ -260,7 +260,7 @@ class Cache(Generic[T]):
         buf._view = lease_view(slot.exporter) if slot.kept and not self._managed else None
         buf._slot = slot
         if self._config.watermark:
-            self._engine.attend(self._pool.growth.ask)
+            self._engine.attend(self._pool, self._pool.growth.ask)
         return buf
 
     def _managed_handle(self, slot: Slot[T]) -> Buffer[T]:
@@ -274,7 +274,7 @@ class Cache(Generic[T]):
         if buf.emergency:
             tally.emergency += 1
             tally.emergency_max = max(tally.emergency_max, tally.emergency)
-            self._engine.attend(self._pool.note_waiting)
+            self._engine.attend(self._pool, self._pool.note_waiting)
         return buf
 
     def _note_return(self, emergency: bool) -> None:

@@ -27,6 +27,8 @@ LARGEST_OBJECT = 2**40
 MAX_SLAB_SIZE = 32 * 2**20
 WASTE = 16
 """A default slab may leave one part in so many of ``limit`` or ``max_objects`` unused."""
+SHORTEST = 0.01
+"""Seconds that what goes by in the background takes at least: below, looking would be all that is done."""
 
 
 def whole_number(field: str, given: object, least: int, most: int | None = None) -> None:
@@ -38,11 +40,14 @@ def whole_number(field: str, given: object, least: int, most: int | None = None)
         raise ConfigError(field, given, f"allowed is {bound}")
 
 
-def seconds(field: str, given: object, *, zero: bool = False) -> None:
-    """Refuse what is not a finite time; zero only where it makes sense."""
+def seconds(field: str, given: object, *, zero: bool = False, least: float = 0.0) -> None:
+    """Refuse what is not a finite time, or too short; zero only where it makes sense."""
     number = isinstance(given, (int, float)) and not isinstance(given, bool)
-    if not number or not math.isfinite(given) or given < 0 or (given == 0 and not zero):  # type: ignore[arg-type,operator]
-        raise ConfigError(field, given, f"allowed are seconds {'from 0 on' if zero else 'above 0'}")
+    short = number and (given < least or (given == 0 and not zero))  # type: ignore[operator]
+    if not number or not math.isfinite(given) or short:  # type: ignore[arg-type]
+        raise ConfigError(
+            field, given, f"allowed are seconds {f'from {least:g} on' if zero or least else 'above 0'}"
+        )
 
 
 def optional_function(field: str, given: object) -> None:
@@ -86,7 +91,7 @@ class AllocatorConfig:
             whole_number("emergency_limit", self.emergency_limit, 0)
         for field in ("expire", "kick_after"):
             if getattr(self, field) is not None:
-                seconds(field, getattr(self, field))
+                seconds(field, getattr(self, field), least=SHORTEST)
         whole_number("growth_workers", self.growth_workers, 1)
         for source in self.pressure:
             if isinstance(source, type) or not callable(getattr(source, "run", None)):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,7 +25,7 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.from_thread import BlockingPortal
 
-from ._bell import Bell
+from ._bell import AT_ONCE, Bell, take_turns
 from ._blocking import Errand
 from ._budget import Account, Budget
 from ._cache import Cache
@@ -71,6 +71,9 @@ class Engine:
         self.caches: dict[str, Cache[Any]] = {}
         self.pools: list[Pool[Any]] = []
         self._retired: list[Pool[Any]] = []  # closed, with slabs still
+        self._rung: dict[Pool[Any], None] = {}  # those that the bell was rung for
+        self._asking = False  # or for who found no room
+        self._may_spare: dict[Pool[Any], None] = {}  # those that may have idle slabs
         self.tickets: Iterator[int] = itertools.count()
         """For all who wait: the lower has waited longer."""
         self.short: bool = False
@@ -117,19 +120,26 @@ class Engine:
 
     def make_cache(self, config: CacheConfig[Any]) -> Cache[Any]:
         """A cache with a pool of its own, or with that of others like it if it may share."""
-        pool = next((pool for pool in self.pools if pool.config.shares_with(config)), None)
+        pool = None
+        if config.merge:
+            pool = next((pool for pool in self.pools if pool.config.shares_with(config)), None)
         if pool is None:
             pool = Pool(self, config)
             self.pools.append(pool)
         cache = self.caches[config.name] = Cache(pool, config)
         return cache
 
-    def attend(self, call: Callable[[], object]) -> None:
-        """Call on the event loop's thread: now if this is it; else the bell makes every cache look."""
+    def attend(self, pool: Pool[Any], call: Callable[[], object]) -> None:
+        """Call on the event loop's thread: now if this is it; else the bell makes the pool look."""
         if threading.get_ident() == self._thread:
             call()
         else:
-            self.bell.ring()
+            self.ring(pool)
+
+    def ring(self, pool: Pool[Any]) -> None:
+        """Have a pool look after everything, a little later. Any thread, at any moment."""
+        self._rung[pool] = None
+        self.bell.ring()
 
     def check_thread(self) -> None:
         """Refuse a caller who could never be woken.
@@ -151,9 +161,9 @@ class Engine:
             raise RuntimeError("alloc_blocking() would block the event loop; here it is: await alloc()")
         return errand.run(self._portal, timeout)
 
-    def release_slab(self, region: Region, done: Callable[[], object]) -> None:
+    def release_slab(self, region: Region, before: Iterable[object], done: Callable[[], object]) -> None:
         """Queue a slab's region for release; ``done`` is called on the event loop's thread. Any thread."""
-        self.supply.release(region, done)
+        self.supply.release(region, done, before)
 
     def room_made(self, account: Account) -> None:
         """A slab is back at the backend: others may grow."""
@@ -162,15 +172,19 @@ class Engine:
         self.worker.look_again()
 
     def ask_all(self) -> None:
-        """Have every pool ask for a slab, if it wants one."""
-        for pool in self.pools:
-            pool.growth.ask()
+        """Have those ask for a slab again who found no room, in order; of very many the rest a little later."""
+        if not self.closed and self.budget.ask_again(AT_ONCE):
+            self._ask_soon()
 
     def look_again(self) -> None:
         """The order of those who wait has changed. If anybody let others go first, have them all ask, soon."""
         if self.budget.yielding:
             self.budget.yielding = False
-            self.bell.ring()
+            self._ask_soon()
+
+    def _ask_soon(self) -> None:
+        self._asking = True
+        self.bell.ring()
 
     def retire(self, pool: Pool[Any]) -> None:
         """A pool is closed. It is looked after until its last slab is back."""
@@ -179,14 +193,33 @@ class Engine:
         self.ask_all()  # what was set aside for it is anybody's now
 
     def _make_room(self, growth: Growth[Any]) -> None:
-        missing = self.budget.missing(growth.account)
-        rank = growth.account.claim()
-        for pool in self.pools:
-            if missing > 0 and pool.growth is not growth:
-                missing -= pool.reclaim.spare(missing, rank)
+        """Have others give back what nobody uses.
+
+        All are looked at once; from then on frees tell (`short`), so whoever had nothing is not looked at again
+        before it says so (`may_spare`), or an interval has passed.
+        """
+        self.budget.found_no_room(growth.account)
+        missing = self._spare(growth, self.budget.missing(growth.account))
+        if missing > 0 and not self.short:
+            self._may_spare = dict.fromkeys(self.pools)
+            missing = self._spare(growth, missing)
         if missing > 0:
             self._set_short(short=True)
             self.relief.limit_reached(missing)
+
+    def _spare(self, growth: Growth[Any], missing: int) -> int:
+        """Answers how many bytes are missing still."""
+        for pool in list(self._may_spare) if missing > 0 else ():
+            if pool.growth is not growth:
+                missing -= pool.reclaim.spare(missing, growth.account.rank)
+                if missing <= 0:
+                    break
+                del self._may_spare[pool]
+        return missing
+
+    def may_spare(self, pool: Pool[Any]) -> None:
+        """One of its slabs may be idle."""
+        self._may_spare[pool] = None
 
     def _set_short(self, *, short: bool) -> None:
         if self.short != short:
@@ -201,7 +234,13 @@ class Engine:
     async def close(self) -> list[str]:
         """Close the caches, and give what is under way a moment to end. Answers what there is to warn of."""
         self.closed = True
-        found = [warning for cache in tuple(self.caches.values()) if (warning := cache._shut())]
+        found = []
+        for number, cache in enumerate(tuple(self.caches.values())):
+            if cache._closing is None and (warning := cache._shut()):
+                found.append(warning)
+            await take_turns(number)
+        for pool in self._all_pools():  # what other threads have left to the bell
+            pool.attend()
         with anyio.move_on_after(CLOSING_GRACE):
             await self.worker.idle()
             await self.supply.idle()
@@ -221,16 +260,24 @@ class Engine:
             await self.bell.wait()
             self.supply.attend()
             self.emergency_supply.attend()
-            for pool in self._all_pools():
+            for number, pool in enumerate(list(self._rung)):
+                del self._rung[pool]
                 pool.attend()
+                await take_turns(number)
+            if self._asking:
+                self._asking = False
+                self.ask_all()
 
     async def _run_ageing(self) -> None:
         HOUSEKEEPING.set(True)
         while True:
             await anyio.sleep(self.interval)
             self.tick += 1
-            for pool in self._all_pools():
+            self._may_spare = dict.fromkeys(self.pools)
+            for number, pool in enumerate(self._all_pools()):
+                await pool.unpark_all()
                 pool.age(expires=self.config.expire is not None)
+                await take_turns(number)
             self._set_short(short=any(self.budget.full(pool.growth.account) for pool in self.pools if pool.line))
             feed_the_starved(self.pools, self.budget, self.interval)
 

@@ -75,8 +75,7 @@ class Growth(Generic[T]):
         self._line = line
         self._reserve = reserve
         self._worker = worker
-        self.account: Account = Account(config.shape.slab_size, config.guaranteed, self._claim)
-        worker.budget.open(self.account)
+        self.account: Account = Account(config.shape.slab_size, config.guaranteed, self._claim, self.ask)
         self._on_begin = on_begin
         self._on_slab = on_slab
         self._on_error = on_error
@@ -99,6 +98,7 @@ class Growth(Generic[T]):
         """The backend has done its part; the slab is being made. Whatever that takes, growth is not late."""
         self.failures: int = 0
         self.deadlocks: int = 0
+        worker.budget.open(self.account)
 
     @property
     def at_limit(self) -> bool:
@@ -129,6 +129,12 @@ class Growth(Generic[T]):
         first = self._line.first()
         return gfp_for(first.flags if first is not None else KM.SLEEP)
 
+    @property
+    def urgent(self) -> bool:
+        """Whether a PUSHPAGE caller is the first in line."""
+        first = self._line.first()
+        return first is not None and first.urgent
+
     def check_possible(self, n: int, flags: KM) -> None:
         """Refuse to have somebody wait for more objects than there can ever be for such a caller. Any thread.
 
@@ -144,21 +150,28 @@ class Growth(Generic[T]):
             allowed = f"the limit, less others' guarantees, {limit + self.config.guaranteed} bytes"
             raise ConfigError("n", n, f"allowed are whole slabs within {allowed}{but}")
 
-    def ask(self) -> None:
-        """Ask for a slab if one is wanted and may be had. Asking twice changes nothing."""
+    def ask(self) -> bool:
+        """Ask for a slab if one is wanted and may be had; whether it may. Asking twice changes nothing."""
         blocked = Mark.GROWING | Mark.REAPING | Mark.DESTROY
         if self.marks.state & blocked or self._pausing or not self._wanted():
-            return
+            return False
         if self.at_limit:
             self._worker.make_room(self)
-            return
+            return False
         self.missed = self.arrived = False
         self.began = self._worker.clock()
         if self._pause == PAUSE_FIRST:
             self.due_from = self.began
         self.marks.fire("grow")
         self._worker.put(self)
+        self.note()
         self._on_begin()
+        return True
+
+    def note(self) -> None:
+        """Who waits has changed, or whether a slab would help them."""
+        self._worker.budget.note(self.account)
+        self._worker.note(self)
 
     def late(self) -> None:
         """A waiter's time is up. The first one of an episode sets DEADLOCKED."""
@@ -185,9 +198,9 @@ class Growth(Generic[T]):
         self.failures += 1
         if self._pause == PAUSE_FIRST:  # once for a row of failures
             log.warning("cache %r cannot grow: %s", self.config.name, str(error) or repr(error))
+        self._pausing = isinstance(error, MemoryError)
         self._ended()
-        if isinstance(error, MemoryError):
-            self._pausing = True
+        if self._pausing:
             self.unwell = Mark.DESTROY not in self.marks
             pause, self._pause = self._pause, min(2 * self._pause, PAUSE_MOST)
             return pause
@@ -198,11 +211,13 @@ class Growth(Generic[T]):
     def resume(self) -> None:
         """The pause after a failure is over."""
         self._pausing = False
+        self.note()
         self.ask()
 
     def called_off(self) -> None:
         """The grow ended before it began: the limit was reached meanwhile."""
         self._ended()
+        self._worker.budget.found_no_room(self.account)
 
     def note_limit(self) -> None:
         """A caller waits at the limit; the first one ever is worth a line in the log."""
@@ -215,6 +230,7 @@ class Growth(Generic[T]):
         if Mark.DEADLOCKED in self.marks:
             log.info("cache %r is DEADLOCKED no more: the late grow has ended", self.config.name)
         self.marks.fire("grown")
+        self.note()
 
     @property
     def filling(self) -> int:

@@ -26,6 +26,7 @@ from ._buffer import Buffer, ManagedBuffer
 from ._clients import log_failure
 from ._errors import SlabError
 from ._flags import KMEM_CBRC
+from ._slab import AT_ONCE as SLOTS_AT_ONCE
 from ._slab import Slab, Slot
 from ._state import Mark
 from .backends._threads import run_blocking
@@ -109,7 +110,12 @@ class Mover(Generic[T]):
 
     async def _repack(self) -> None:
         pool = self._pool
-        slots = [slot for slot in pool.emergency.objects() if self._owner(slot) is not None]
+        slots = []
+        for number, slot in enumerate(pool.emergency.objects()):
+            if self._owner(slot) is not None:
+                slots.append(slot)
+            if number % SLOTS_AT_ONCE == SLOTS_AT_ONCE - 1:
+                await anyio.lowlevel.checkpoint()
         pool.depot.drain(pool.engine.tick)
         moved = 0
         try:
@@ -151,7 +157,7 @@ class Mover(Generic[T]):
         pool.repack_reserve()
         for slab in [slab for slab in reversed(pool.depot.slabs.partial) if slab.in_use]:
             fullest = next(iter(pool.depot.slabs.partial), None)
-            if pool.line or slab is fullest or slab.in_use * STEPS > steps * len(slab.slots):
+            if pool.line or slab is fullest or slab.in_use * STEPS > steps * slab.objects:
                 break  # those that follow are fuller
             if slab.in_use and slab.free and not slab.stays:
                 await self._empty(slab)
@@ -159,15 +165,17 @@ class Mover(Generic[T]):
     async def _empty(self, slab: Slab[T]) -> None:
         """Move everything out of a slab, or stop as soon as something has to stay."""
         pool = self._pool
-        free = set(slab.free)
-        out = [slot for slot in slab.slots if slot not in free]
-        if not all(map(self._owner, out)):
-            return
+        out = [slot for slot in slab.slots if slot.out]
+        for number, slot in enumerate(out):
+            if self._owner(slot) is None:
+                return
+            if number % SLOTS_AT_ONCE == SLOTS_AT_ONCE - 1:
+                await anyio.lowlevel.checkpoint()
         for slot in out:
             owner = self._owner(slot)
             if owner is None:  # freed meanwhile, or pinned
                 pool.depot.drain(pool.engine.tick)
-                if slot not in slab.free:
+                if slot.out:
                     return
                 continue
             new = None if pool.line else pool.depot.take_packed(other_than=slab)

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import anyio
 
+from ._bell import take_turns
 from ._config import CacheConfig
 from ._depot import Depot
 from ._emergency import Emergency, EmergencySlot
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
     from ._engine import Engine
 
 T = TypeVar("T")
+
+PARKED_AT_ONCE = 16
+"""Parked slots that a miss looks at; the ageing task looks at all."""
 
 
 class Pool(Generic[T]):
@@ -92,12 +97,12 @@ class Pool(Generic[T]):
             grow_timeout=engine.config.grow_timeout,
             on_change=self._line_changed,
             give_back=self.give_back,
-            ring=engine.bell.ring,
+            ring=partial(engine.ring, self),
         )
         self.guard: threading.RLock = threading.RLock()
         """Held while the handle of a managed buffer changes hands; a finaliser may come in between."""
         self._spared_for, self._spared_until = 1, 0  # ticks
-        self._parked: list[tuple[Cache[T], Slot[T], bool]] = []
+        self._parked: deque[tuple[Cache[T], Slot[T], bool]] = deque()
 
     def join(self, cache: Cache[T]) -> None:
         """A cache begins to use it."""
@@ -113,10 +118,10 @@ class Pool(Generic[T]):
         urgent = flags is KM.PUSHPAGE
         slot = self.reserve.take() if urgent else None
         if slot is not None:
-            self.engine.attend(self.attend)  # from then on, frees refill it
+            self.engine.attend(self, self.attend)  # from then on, frees refill it
             return slot
         self.growth.missed = True
-        self.engine.attend(self.growth.ask)
+        self.engine.attend(self, self.growth.ask)
         if self.growth.limit_reached:
             cache._tally.sealed += self.growth.sealed
             raise self._nothing(cache, "its limit is reached")
@@ -135,7 +140,7 @@ class Pool(Generic[T]):
             return None
         if Mark.GROWING not in self.marks:
             self.growth.missed = True
-            self.engine.attend(self.growth.ask)
+            self.engine.attend(self, self.growth.ask)
         return self.emergency.take(urgent=urgent)
 
     def _nothing(self, cache: Cache[T], why: str) -> anyio.WouldBlock:
@@ -153,7 +158,7 @@ class Pool(Generic[T]):
         if not self.clean_up(slot):
             self.take_back(slot)
         elif self.wanted and self.emergency.spare:
-            self.engine.attend(self._serve)
+            self.engine.attend(self, self._serve)
 
     def clean_up(self, slot: Slot[T]) -> bool:
         """Zero it, where frees do; an emergency object goes, or waits for the next. Answers whether it was one."""
@@ -163,7 +168,7 @@ class Pool(Generic[T]):
             return False
         self.emergency.free(cast("EmergencySlot[T]", slot), keep=self.growth.unwell)
         if self.emergency.lingering:
-            self.engine.bell.ring()  # for who waits until there may be one more
+            self.engine.ring(self)  # for who waits until there may be one more
         return True
 
     def give_back_all(self, slots: list[Slot[T]]) -> None:
@@ -181,11 +186,14 @@ class Pool(Generic[T]):
     def settle(self) -> None:
         """After a free that finds waiters or a full magazine. Waits for no lock."""
         if not self.depot.flush(self.engine.tick):
-            self.engine.bell.ring()
+            self.engine.ring(self)
         elif Mark.DESTROY in self.marks:
-            self.reclaim.empty_out()
+            if self.engine.closed:  # there may be no event loop any more to leave it to
+                self.reclaim.empty_out()
+            else:
+                self.engine.attend(self, self.reclaim.empty_out)
         elif self.wanted:
-            self.engine.attend(self._serve)
+            self.engine.attend(self, self._serve)
 
     def come_back(self, slot: Slot[T]) -> None:
         """What the garbage collector returns, at any moment, in any thread."""
@@ -193,14 +201,14 @@ class Pool(Generic[T]):
             return
         if self.clean_up(slot):
             if self.wanted and self.emergency.spare:
-                self.engine.bell.ring()
+                self.engine.ring(self)
             return
         if not (slot.kept and self.depot.lingering.admit(slot)):
             self.magazine.append(slot)
-        if Mark.DESTROY in self.marks:
+        if Mark.DESTROY in self.marks and self.engine.closed:
             self.settle()
         elif self.wanted or len(self.magazine) > self.magazine.capacity:
-            self.engine.bell.ring()
+            self.engine.ring(self)
 
     def park(self, cache: Cache[T], slot: Slot[T], emergency: bool) -> None:
         """Keep a slot whose handle is gone while somebody still exports its memory.
@@ -212,11 +220,11 @@ class Pool(Generic[T]):
         if Mark.DESTROY in self.marks:
             self._orphan()
 
-    def unpark(self) -> None:
-        """Take those back that nobody exports any more. Any thread."""
-        for _ in range(len(self._parked)):
+    def unpark(self, most: int = PARKED_AT_ONCE) -> None:
+        """Take those back that nobody exports any more; looks at a few, the next ones next time. Any thread."""
+        for _ in range(min(most, len(self._parked))):
             try:
-                cache, slot, emergency = self._parked.pop(0)
+                cache, slot, emergency = self._parked.popleft()
             except IndexError:  # another thread looks, too
                 return
             if slot.in_use():
@@ -267,6 +275,14 @@ class Pool(Generic[T]):
         self.note_waiting()
         self.room.let_others_try()
         self.growth.ask()
+        if self.engine.short and self.depot.free >= self.config.shape.objects:
+            self.engine.may_spare(self)
+
+    async def unpark_all(self) -> None:
+        """Look at all parked slots, and let other tasks have their turn now and then."""
+        for number in range(len(self._parked) // PARKED_AT_ONCE):
+            self.unpark()
+            await take_turns(number)
 
     def age(self, *, expires: bool) -> None:
         """One tick of the ageing task."""
@@ -359,13 +375,15 @@ class Pool(Generic[T]):
     def _look_for_idle(self) -> None:
         """Others wait for slabs: as soon as one is empty here, have them ask for it."""
         if self.growth.account.beyond > 0 and self.depot.has_idle_slab():
+            self.engine.may_spare(self)
             self.engine.ask_all()
 
     def _emergency_room(self) -> None:
-        self.engine.attend(self.room.let_others_try)
+        self.engine.attend(self, self.room.let_others_try)
 
     def _line_changed(self) -> None:
         self.note_waiting()
+        self.growth.note()
         self.engine.look_again()
 
     def _growth_begins(self) -> None:

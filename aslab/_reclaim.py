@@ -157,6 +157,7 @@ class Reclaim(Generic[T]):
         marked = Mark.DESTROY not in self._marks
         if marked:
             self._marks.fire("reap")
+            self._engine.budget.note(self._account)
             self._ended = ended
         left = [len(slabs)]
 
@@ -166,10 +167,11 @@ class Reclaim(Generic[T]):
             if not left[0]:
                 if marked:
                     self._marks.fire("reaped")
+                    self._engine.budget.note(self._account)
                 ended.set()
                 self._on_reaped()
 
         for slab in slabs:
             self._engine.budget.give_back(self._account)
-            self._engine.release_slab(slab.dismantle(self._config.dtor), one_is_back)
+            self._engine.release_slab(slab.region, slab.dismantle(self._config.dtor), one_is_back)
         return ended

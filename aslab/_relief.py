@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from ._bell import take_turns
 from ._state import Mark
 
 if TYPE_CHECKING:
@@ -73,16 +74,19 @@ class Relief:
         """Take the steps one after the other until so many bytes are on their way. Answers how many are."""
         given = 0
         for drain in (False, True):
-            for pool in tuple(self._engine.pools):
+            for number, pool in enumerate(tuple(self._engine.pools)):
                 given += await give(pool, drain)
                 if given >= wanted:
                     return given
-        for pool in tuple(self._engine.pools):
+                await take_turns(number)
+        for number, pool in enumerate(tuple(self._engine.pools)):
+            await take_turns(number)
             if self._ask(pool, wanted - given):
                 given += await give(pool, True)
                 if given >= wanted:
                     return given
-        for pool in tuple(self._engine.pools):
+        for number, pool in enumerate(tuple(self._engine.pools)):
+            await take_turns(number)
             if pool.mover.able:
                 await pool.mover.defragment()
                 given += await give(pool, True)
@@ -113,8 +117,9 @@ class Relief:
 
     async def _ask_clients(self, nbytes: int) -> None:
         """For a caller at the limit: what clients free it gets by the frees themselves, or by slabs that go."""
-        for pool in tuple(self._engine.pools):
+        for number, pool in enumerate(tuple(self._engine.pools)):
             self._ask(pool, nbytes)
+            await take_turns(number)
         for pool in tuple(self._engine.pools):
             if pool.mover.able and Mark.DESTROY not in pool.marks:
                 await pool.mover.defragment()

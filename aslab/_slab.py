@@ -5,7 +5,8 @@
 
 ``stride`` is the object size rounded up to the alignment; the region is rounded up to whole pages.
 Bookkeeping is kept outside of the region, so a power-of-two object wastes nothing (SPL puts a header
-into the slab and pays for it there).
+into the slab and pays for it there). A slot is made when it is first handed out, and the slots of a slab that
+goes are taken apart a few at a time: so a slab of many objects costs no more at once than one of few.
 
 Plain synchronous code: a cache calls it under its lock.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, NamedTuple, TypeVar, cast
 
 from ._views import Exported, exporter, lease_view
@@ -22,6 +23,9 @@ from .backends._libc import PAGE_SIZE
 from .backends._protocol import Region
 
 T = TypeVar("T")
+
+AT_ONCE = 256
+"""Slots taken apart, or looked at, before other tasks have their turn."""
 
 
 class Shape(NamedTuple):
@@ -45,8 +49,10 @@ class Shape(NamedTuple):
 class Slot(Exported, Generic[T]):
     """The place of one object. Only `Buffer` handles, which come and go, reach a caller."""
 
-    __slots__ = ("address", "obj", "owner", "slab")
+    __slots__ = ("address", "obj", "out", "owner", "slab")
 
+    out: bool
+    """Whether it is out of its slab."""
     owner: weakref.ref[object] | None
     """The handle that leads here, in caches whose objects may be moved."""
     address: int
@@ -58,6 +64,7 @@ class Slot(Exported, Generic[T]):
     def __init__(self, slab: Slab[T] | None, region: Region, offset: int, size: int) -> None:
         super().__init__(region.memory, offset, size)
         self.slab = slab
+        self.out = False
         self.owner = None
         self.address = region.address + offset
         self.obj = None
@@ -75,9 +82,9 @@ class Slot(Exported, Generic[T]):
 
 
 class Slab(Generic[T]):
-    """A region and its slots, some free, the others out."""
+    """A region and its slots, some free, the others out; those never handed out may not be made yet."""
 
-    __slots__ = ("age", "built", "free", "later", "region", "shape", "slots", "stays")
+    __slots__ = ("age", "built", "freed", "later", "region", "shape", "slots", "stays", "used")
 
     def __init__(self, region: Region, shape: Shape) -> None:
         self.region: Region = region
@@ -91,32 +98,65 @@ class Slab(Generic[T]):
         self.later: int = 0
         """How often a client has answered LATER, until then."""
         self.slots: list[Slot[T]] = []
-        self.free: list[Slot[T]] = []
+        """Those that are made, from the first on."""
+        self.used: int = 0
+        """How many slots, from the first, have been handed out ever."""
+        self.freed: list[Slot[T]] = []
+        """Those of them that are back, the newest last."""
 
-    def carve(self) -> None:
-        """Make the next slot. The last one makes them all available, the first to be handed out first."""
+    @property
+    def objects(self) -> int:
+        """All slots, made or not."""
+        return self.shape.objects
+
+    @property
+    def free(self) -> int:
+        """Slots that may be handed out."""
+        return self.shape.objects - self.used + len(self.freed)
+
+    @property
+    def in_use(self) -> int:
+        """Slots that are out."""
+        return self.used - len(self.freed)
+
+    def carve(self) -> Slot[T]:
+        """Make the next slot."""
         slot: Slot[T] = Slot(self, self.region, len(self.slots) * self.shape.stride, self.shape.size)
         self.slots.append(slot)
-        if len(self.slots) == self.shape.objects:
-            self.free = self.slots[::-1]
+        return slot
+
+    def take(self) -> Slot[T]:
+        """Hand out the slot that came back last, or else the next that never was out."""
+        if self.freed:
+            slot = self.freed.pop()
+        else:
+            slot = self.slots[self.used] if self.used < len(self.slots) else self.carve()
+            self.used += 1
+        slot.out = True
+        return slot
+
+    def put(self, slot: Slot[T]) -> None:
+        """Take one back."""
+        slot.out = False
+        self.freed.append(slot)
 
     def may_move_again(self) -> None:
         """It has left the partial list, or is empty: what clients said of it does not count any more."""
         self.stays, self.later = False, 0
 
-    @property
-    def in_use(self) -> int:
-        """Slots that are out."""
-        return len(self.slots) - len(self.free)
-
-    def dismantle(self, dtor: Callable[[T], None] | None) -> Region:
-        """Destroy what was constructed and let go of the memory. Every slot must be free."""
-        slots, self.slots, self.free = self.slots, [], []
-        for slot in slots[: self.built]:
-            slot.destroy(dtor)
-        for slot in slots:
-            slot.slab = None
-        return self.region
+    def dismantle(self, dtor: Callable[[T], None] | None) -> Iterator[None]:
+        """Destroy what was constructed and let go of the memory, with pauses. Every slot must be free."""
+        self.freed = []
+        while self.slots:
+            some, self.slots[:AT_ONCE] = self.slots[:AT_ONCE], ()
+            for slot in some:
+                if self.built:
+                    self.built -= 1
+                    slot.destroy(dtor)
+                slot.slab = None
+            del some, slot
+            if self.slots:
+                yield
 
 
 class SlabLists(Generic[T]):
@@ -147,13 +187,13 @@ class SlabLists(Generic[T]):
     @property
     def free(self) -> int:
         """Free slots that may be taken."""
-        withheld = len(self.condemned.free) if self.condemned is not None else 0
+        withheld = self.condemned.free if self.condemned is not None else 0
         return self.slots_total - self.slots_out - withheld
 
     def add(self, slab: Slab[T]) -> None:
         """Take in a new, empty slab, at the tail."""
         self.partial[slab] = None
-        self.slots_total += len(slab.slots)
+        self.slots_total += slab.objects
         self.created += 1
 
     def take(self) -> Slot[T] | None:
@@ -164,7 +204,7 @@ class SlabLists(Generic[T]):
         if not slab.in_use:
             self.slabs_used += 1
             self.slabs_used_max = max(self.slabs_used_max, self.slabs_used)
-        slot = slab.free.pop()
+        slot = slab.take()
         if not slab.free:
             del self.partial[slab]
             self.complete[slab] = None
@@ -181,7 +221,7 @@ class SlabLists(Generic[T]):
         if slab is None:
             raise AssertionError("a slot of a dismantled slab came back")
         if slab is self.condemned:
-            slab.free.append(slot)
+            slab.put(slot)
             self.slots_out -= 1
             self.slabs_used -= not slab.in_use
             return
@@ -189,7 +229,7 @@ class SlabLists(Generic[T]):
             del self.complete[slab]
             self.partial[slab] = None
             self.partial.move_to_end(slab, last=False)
-        slab.free.append(slot)
+        slab.put(slot)
         self.slots_out -= 1
         if not slab.in_use:
             self.slabs_used -= 1
@@ -216,7 +256,7 @@ class SlabLists(Generic[T]):
         if slab is None or slab.in_use:
             return []
         self.condemned = None
-        self.slots_total -= len(slab.slots)
+        self.slots_total -= slab.objects
         self.destroyed += 1
         return [slab]
 
@@ -236,7 +276,7 @@ class SlabLists(Generic[T]):
 
     def sort(self) -> None:
         """Fuller slabs first, exactly: the order that they are kept in otherwise only tends to it."""
-        self.partial = OrderedDict.fromkeys(sorted(self.partial, key=lambda slab: len(slab.free)))
+        self.partial = OrderedDict.fromkeys(sorted(self.partial, key=lambda slab: slab.free))
 
     def restart_peak(self) -> int:
         """The most slots that were out since this was called last."""
@@ -253,10 +293,10 @@ class SlabLists(Generic[T]):
         while self.partial and (most is None or len(removed) < most):
             slab = next(reversed(self.partial))
             too_young = until is not None and slab.age > until
-            if slab.in_use or too_young or self.free - len(slab.slots) < keep:
+            if slab.in_use or too_young or self.free - slab.objects < keep:
                 break
             del self.partial[slab]
-            self.slots_total -= len(slab.slots)
+            self.slots_total -= slab.objects
             self.destroyed += 1
             removed.append(slab)
         return removed

@@ -33,7 +33,7 @@ def feed_the_starved(pools: Sequence[Pool[Any]], budget: Budget, patience: float
     starved = [
         pool
         for pool in pools
-        if pool.growth.account.claim() is not None
+        if pool.growth.account.rank is not None
         and budget.full(pool.growth.account)
         and (first := pool.line.first()) is not None
         and first.since <= before
@@ -46,12 +46,12 @@ def feed_the_starved(pools: Sequence[Pool[Any]], budget: Budget, patience: float
         account = pool.growth.account
         if missing <= 0:
             break
-        later = account.claim() is None or _claim(pool) > _claim(hungry)
+        later = account.rank is None or _claim(pool) > _claim(hungry)
         if pool is not hungry and later and account.beyond >= account.slab_size and pool.condemn():
             missing -= account.slab_size
 
 
 def _claim(pool: Pool[Any]) -> tuple[int, int]:
-    claim = pool.growth.account.claim()
-    assert claim is not None
-    return claim
+    rank = pool.growth.account.rank
+    assert rank is not None
+    return rank

@@ -15,9 +15,10 @@ import logging
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import anyio
+import anyio.lowlevel
 
 from ._bell import Bell
 from ._clients import log_failure
@@ -39,7 +40,7 @@ class Supply:
     def __init__(self, backend: Backend, bell: Bell) -> None:
         self.backend: Backend = backend
         self._bell = bell
-        self._queue: deque[tuple[Region, Gone]] = deque()
+        self._queue: deque[tuple[Region, Gone, Iterator[object]]] = deque()
         self._more = anyio.Event()
         self._idle = anyio.Event()
         self._idle.set()
@@ -73,9 +74,12 @@ class Supply:
             raise self._unexpected("acquire_nowait", exc) from exc
         return self._checked(region, nbytes, align, gone)
 
-    def release(self, region: Region, gone: Gone = lambda: None) -> None:
-        """Give a region back, some time. Any thread, no lock."""
-        self._queue.append((region, gone))
+    def release(self, region: Region, gone: Gone = lambda: None, before: Iterable[object] = ()) -> None:
+        """Give a region back, some time. Any thread, no lock.
+
+        :param before: steps that come first, each as short as other tasks can wait for
+        """
+        self._queue.append((region, gone, iter(before)))
         self._bell.ring()
         if self.closed:
             self._release_late()
@@ -91,8 +95,16 @@ class Supply:
         while True:
             await self._more.wait()
             while self._queue:
-                region, gone = self._queue.popleft()
+                item = region, gone, before = self._queue.popleft()
                 self._releasing = True
+                try:
+                    for _ in before:
+                        await anyio.lowlevel.checkpoint()
+                except anyio.get_cancelled_exc_class():
+                    self._queue.appendleft(item)
+                    if self.closed:
+                        self._release_late()
+                    raise
                 try:
                     await self.backend.release(region)
                 except BaseException as exc:  # of a client's code: this task goes on
@@ -137,7 +149,9 @@ class Supply:
 
     async def _release_queued(self) -> None:
         while self._queue:
-            region, _ = self._queue.popleft()
+            region, _, before = self._queue.popleft()
+            for _ in before:
+                pass
             try:
                 await self.backend.release(region)
             except Exception:

@@ -1,8 +1,8 @@
 """The single serialized worker that makes slabs.
 
-Caches put themselves into its queue; it takes one after the other, so that one call at a time is
-made for slab memory: in the kernel they would only meet at the lock of the address space (SPL moved
-growth to one work queue in 2012, for this and for the deadlock).
+Caches put themselves into its queue; it takes one after the other, those first whose first caller is a
+PUSHPAGE one, so that one call at a time is made for slab memory: in the kernel they would only meet at
+the lock of the address space (SPL moved growth to one work queue in 2012, for this and for the deadlock).
 
 One stuck call would then hold up every cache. So each runs in a task of its own, and after
 ``kick_after`` the worker leaves it behind and takes the next; the cache it was for keeps its marks
@@ -11,9 +11,10 @@ until it ends. (SPL came to have four threads, and a hand that gives a stuck tas
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 import math
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -35,8 +36,6 @@ log = logging.getLogger("aslab")
 
 ARRIVAL = 5.0
 """Seconds for which room that is on its way back is kept for the first who waits for it."""
-CARVED_AT_ONCE = 256
-"""Slots made before other tasks have their turn."""
 
 
 class Worker:
@@ -60,7 +59,9 @@ class Worker:
         """Asks the other caches for what they do not need."""
         self._supply = supply
         self._kick_after = math.inf if kick_after is None else kick_after
-        self._queue: deque[Growth[Any]] = deque()
+        self._queue: list[tuple[bool, int, Growth[Any]]] = []  # a heap; entries that are no place are void
+        self._places: dict[Growth[Any], tuple[bool, int]] = {}
+        self._numbers = itertools.count()
         self._more = anyio.Event()
         self._idle = anyio.Event()
         self._idle.set()
@@ -70,9 +71,19 @@ class Worker:
         await self._idle.wait()
 
     def put(self, growth: Growth[Any]) -> None:
-        """Queue a cache that has just been marked GROWING."""
-        self._queue.append(growth)
+        """Queue a cache that has just been marked GROWING: behind the urgent ones, or as one of them."""
+        self._enqueue(growth, next(self._numbers))
         self._more.set()
+
+    def note(self, growth: Growth[Any]) -> None:
+        """Who waits there has changed: if it is queued, it may be urgent now, or not any more."""
+        place = self._places.get(growth)
+        if place is not None and place[0] is growth.urgent:
+            self._enqueue(growth, place[1])
+
+    def _enqueue(self, growth: Growth[Any], number: int) -> None:
+        place = self._places[growth] = (not growth.urgent, number)
+        heapq.heappush(self._queue, (*place, growth))
 
     def look_again(self) -> None:
         """Room was made under the limit."""
@@ -105,19 +116,28 @@ class Worker:
     def _next(self) -> Growth[Any] | None:
         """The first in the queue that may grow now, with its room promised."""
         overtaking = False
-        for growth in tuple(self._queue):
-            budget = self.budget
+        blocked: list[tuple[bool, int, Growth[Any]]] = []
+        chosen: Growth[Any] | None = None
+        while self._queue and chosen is None:
+            entry = heapq.heappop(self._queue)
+            growth, budget = entry[2], self.budget
+            if self._places.get(growth) != entry[:2]:
+                continue
             if Mark.DESTROY in growth.marks or budget.sealed or budget.full(growth.account):
-                self._queue.remove(growth)
+                del self._places[growth]
                 growth.called_off()
             elif (not overtaking or growth.account.within_guarantee) and budget.promise(growth.account):
-                self._queue.remove(growth)
-                return growth
-            # Else what is on its way back, or stuck grows, are in the way. It stays, GROWING: nobody must take
-            # that for the limit. Room that is on its way is for the first who waits for it.
-            fresh = self.clock() - growth.began < ARRIVAL  # else what is on its way may be stuck
-            overtaking = overtaking or (fresh and budget.arriving(growth.account))
-        return None
+                del self._places[growth]
+                chosen = growth
+            else:
+                # What is on its way back, or stuck grows, are in the way. It stays, GROWING: nobody must take
+                # that for the limit. Room that is on its way is for the first who waits for it.
+                blocked.append(entry)
+                fresh = self.clock() - growth.began < ARRIVAL  # else what is on its way may be stuck
+                overtaking = overtaking or (fresh and budget.arriving(growth.account))
+        for entry in blocked:
+            heapq.heappush(self._queue, entry)
+        return chosen
 
     async def _grow(self, growth: Growth[Any], ended: anyio.Event) -> None:
         slab: Slab[Any] | None = None
@@ -154,14 +174,10 @@ class Worker:
         growth.arrived = True
         slab: Slab[Any] = Slab(region, shape)
         try:
-            for number in range(shape.objects):
-                slab.carve()
-                if number % CARVED_AT_ONCE == CARVED_AT_ONCE - 1:
-                    await anyio.lowlevel.checkpoint()
             await self._construct(slab, growth)
         except BaseException as exc:
             clear_frames(exc)
-            self._supply.release(slab.dismantle(growth.config.dtor), gone)
+            self._supply.release(slab.region, gone, slab.dismantle(growth.config.dtor))
             raise
         return slab
 
@@ -175,7 +191,8 @@ class Worker:
         ctor = growth.config.ctor
         if ctor is None:
             return
-        for slot in slab.slots:
+        for _ in range(slab.objects):
+            slot = slab.carve()
             try:
                 slot.construct(ctor, slab.region)
             except BaseException as exc:

@@ -33,4 +33,4 @@ def new_depot(slabs: int, *, objects: int = 4, capacity: int = 4) -> tuple[Depot
 
 def all_slots(depot: Depot[Any], magazine: Magazine[Any]) -> list[Slot[Any]]:
     """Every slot that is free or in the magazine, with repetitions if there are any."""
-    return [slot for slab in depot.slabs.partial for slot in slab.free] + list(magazine)
+    return [slot for slab in depot.slabs.partial for slot in slab.slots if not slot.out] + list(magazine)

@@ -54,8 +54,7 @@ async def test_cancelling_the_block_closes_everything() -> None:
 async def test_failure_of_aslabs_own_tasks_does_come_out() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         async with allocator() as kmem:
-            kmem._engine.worker._queue.append(None)  # type: ignore[arg-type]
-            kmem._engine.worker.look_again()
+            kmem._engine.ring(None)  # type: ignore[arg-type]
             await anyio.sleep(10)
     assert caught.value.subgroup(AttributeError) is not None
 

@@ -16,6 +16,7 @@ QUICK = {
     "pair": ["--rounds", "1", "--pairs", "100"],
     "emergency-free": ["--rounds", "2", "--most", "20"],
     "index": ["--rounds", "1"],
+    "scale": ["--rounds", "1", "--most", "20"],
     "lab": ["--rounds", "1", "--most", "3000"],
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import anyio
@@ -263,6 +263,7 @@ async def test_ctor_that_raises_in_the_middle_of_a_slab_destroys_what_was_built(
         cache = kmem.create_cache("c", SIZE, ctor=ctor, dtor=destroyed.append)
         with pytest.raises(ConstructorError, match="fourth"):
             await cache.alloc()
+        await settle()
         assert destroyed == [0, 1, 2]
         assert kmem.stats().slab_bytes == 0
         buf = await cache.alloc()
@@ -431,7 +432,23 @@ async def test_acquire_that_is_cancelled_from_inside_leaves_no_mark() -> None:
         (await cache.alloc()).free()
 
 
-async def test_carving_a_slab_of_many_objects_lets_other_tasks_run() -> None:
+async def test_a_slot_of_a_slab_of_many_objects_is_made_when_it_is_first_handed_out() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", 64, objects_per_slab=10_000, magazine_size=2)
+        await cache.prefill(10_000)
+        (slab,) = cache._pool.depot.slabs.partial
+        assert len(slab.slots) == 0
+        assert cache.stats().obj_total == 10_000
+        bufs = [await cache.alloc() for _ in range(10)]
+        assert len(slab.slots) == 10
+        assert [buf.address for buf in bufs] == [slab.region.address + 64 * number for number in range(10)]
+        for buf in bufs:
+            buf.free()
+        check_consistency(cache)
+
+
+async def turns_of_another(call: Callable[[], Awaitable[object]]) -> int:
+    """How often another task has its turn meanwhile."""
     turns = 0
 
     async def other() -> None:
@@ -440,9 +457,28 @@ async def test_carving_a_slab_of_many_objects_lets_other_tasks_run() -> None:
             await anyio.lowlevel.checkpoint()
             turns += 1
 
-    async with allocator() as kmem, anyio.create_task_group() as tasks:
-        cache = kmem.create_cache("c", 64, objects_per_slab=10_000)
+    async with anyio.create_task_group() as tasks:
         tasks.start_soon(other)
-        await cache.prefill(1)
+        await call()
         tasks.cancel_scope.cancel()
-    assert turns > 30
+    return turns
+
+
+async def test_a_slab_of_many_objects_is_built_and_taken_apart_with_turns_for_other_tasks() -> None:
+    alive: set[int] = set()
+
+    def ctor(memory: memoryview) -> int:
+        alive.add(len(alive))
+        return len(alive) - 1
+
+    async with allocator(expire=None) as kmem:
+        plain = kmem.create_cache("plain", 64, objects_per_slab=10_000)
+        built = kmem.create_cache("built", 64, objects_per_slab=2_000, ctor=ctor, dtor=alive.remove)
+        assert await turns_of_another(lambda: built.prefill(1)) >= 2_000
+        assert len(alive) == 2_000
+        assert await turns_of_another(built.reap) > 2_000 // 256
+        assert not alive
+        bufs = [await plain.alloc() for _ in range(10_000)]
+        for buf in bufs:
+            buf.free()
+        assert await turns_of_another(plain.reap) > 10_000 // 256

@@ -181,8 +181,8 @@ def counter(name: str) -> Tamper:
 
 def lost_slot(cache: Any) -> Callable[[], object]:
     slab = next(reversed(cache._pool.depot.slabs.partial))
-    slot = slab.free.pop()
-    return lambda: slab.free.append(slot)
+    slot = slab.take()
+    return lambda: slab.put(slot)
 
 
 def doubled_in_the_magazine(cache: Any) -> Callable[[], object]:
@@ -192,7 +192,8 @@ def doubled_in_the_magazine(cache: Any) -> Callable[[], object]:
 
 def free_and_in_the_magazine(cache: Any) -> Callable[[], object]:
     slab = next(reversed(cache._pool.depot.slabs.partial))
-    cache._pool.magazine.append(slab.free[0])
+    slab.put(slab.take())
+    cache._pool.magazine.append(slab.freed[0])
     return cache._pool.magazine.pop  # type: ignore[no-any-return]
 
 

@@ -56,6 +56,7 @@ from . import _index as _index  # noqa: E402
 from . import _lab as _lab  # noqa: E402
 from . import _move as _move  # noqa: E402
 from . import _pair as _pair  # noqa: E402
+from . import _scale as _scale  # noqa: E402
 from . import _stall as _stall  # noqa: E402
 from . import _waiters as _waiters  # noqa: E402
 

@@ -18,20 +18,22 @@ def check_consistency(cache: Cache[Any]) -> None:
     slabs = depot.slabs
     every = [*slabs.partial, *slabs.complete, *([slabs.condemned] if slabs.condemned else [])]
     slots = {slot for slab in every for slot in slab.slots}
-    free = [slot for slab in every for slot in slab.free]
+    free = [slot for slab in every for slot in (*slab.freed, *slab.slots[slab.used :])]
+    unmade = sum(slab.objects - len(slab.slots) for slab in every)
     cached = [*pool.magazine, *pool.reserve]
 
-    _same("slots in all slabs", len(slots), slabs.slots_total)
+    _same("slots in all slabs", len(slots) + unmade, slabs.slots_total)
     _same("slots out of their slabs", len(slots) - len(free), slabs.slots_out)
+    _same("slots that say they are out", sum(1 for slot in slots if slot.out), slabs.slots_out)
     _same("slabs with a slot out", sum(1 for slab in every if slab.in_use), slabs.slabs_used)
     _same("slabs made less given back", slabs.created - slabs.destroyed, len(every))
-    _same("free slots, each once", len(set(free) | set(cached)), len(free) + len(cached))
+    _same("free slots, each once", len(set(free) | set(cached)) + unmade, len(free) + len(cached) + unmade)
     _same("complete slabs without a free slot", sum(1 for slab in slabs.complete if slab.free), 0)
     _same("partial slabs with a free slot", sum(1 for slab in slabs.partial if not slab.free), 0)
     _same("free slots of no slab", len((set(free) | set(cached)) - slots), 0)
     held = sum(pool.held(one) for one in pool.caches) if pool.config.merge else stats.obj_held
     lingering = len(depot.lingering) + len(pool.emergency.lingering)
-    accounted = held + len(free) + len(cached) + stats.obj_handover + lingering
+    accounted = held + len(free) + unmade + len(cached) + stats.obj_handover + lingering
     _same("held + free + cached + reserved + in hand-over + lingering", accounted, stats.obj_total)
     _same("free slots that may be written to", sum(1 for slot in free + cached if slot.kept and slot.haunted()), 0)
     if stats.obj_held < 0:

@@ -1,0 +1,242 @@
+"""What grows with the number of caches, the objects of a slab, what is parked, and who else wants to grow?
+
+No single stretch on the event loop may grow with them. The garbage collector is off meanwhile, as in timeit, since
+it walks all objects that there are, whoever made them; but for large slabs, where it is part of the cost.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Annotated, Any
+
+import anyio
+import anyio.lowlevel
+import typer
+from anyio.abc import TaskGroup
+from rich.console import Console
+from rich.progress import Progress
+
+import aslab
+from aslab.backends import Mmap
+from aslab.faults import Latency
+
+from . import app, show
+from ._stall import longest_gap
+
+CACHES = (100, 300, 1_000)
+SLABS = (1_000, 10_000, 100_000)
+PARKED = (0, 1_000, 20_000)
+SIZE = 4096
+INTERVAL = 0.2
+"""Seconds between two looks of the ageing task."""
+SLOW = 0.05
+"""Seconds that each grow takes where one is in a hurry behind ten others."""
+MISSES = 100
+Row = dict[str, Any]
+
+
+@app.command()
+def scale(
+    most: Annotated[int, typer.Option(help="Most caches, objects of a slab, parked buffers.", min=2)] = SLABS[-1],
+    rounds: Annotated[int, typer.Option(help="Rounds; the best counts.", min=1)] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Stalls of the event loop with many caches, large slabs and many parked buffers. Takes half a minute."""
+    measures: list[tuple[str, Callable[[], Awaitable[list[Row]]]]] = [
+        *((f"{count:,} caches", partial(_caches, count)) for count in _up_to(most, CACHES)),
+        *((f"a slab of {count:,}", partial(_slab, count)) for count in _up_to(most, SLABS)),
+        *((f"{count:,} parked", partial(_parked, count)) for count in _up_to(most, PARKED)),
+        ("a hurry", _hurry),
+        ("the least expire", _least_expire),
+    ]
+    rows: list[Row] = []
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("aslab bench scale", total=rounds * len(measures))
+        for name, measure in measures:
+            tries = []
+            for _ in range(rounds):
+                bar.update(task, description=name, advance=1)
+                with _no_collections():
+                    tries.append(anyio.run(measure))
+            rows += [min(alike, key=lambda row: row["ms"]) for alike in zip(*tries, strict=True)]
+    show("cost that grows", rows, "A stall is the longest gap of a task that sleeps 1 ms.", as_json=as_json)
+
+
+def _up_to(most: int, counts: tuple[int, ...]) -> list[int]:
+    return [count for count in counts if count <= most] or [most]
+
+
+def _row(what: str, count: int, measured: str, ms: float) -> Row:
+    return {"what": what, "count": count, "measured": measured, "ms": ms}
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+class _Watch:
+    """A task that sleeps 1 ms at a time, and how late it was, at the worst, in each stage."""
+
+    def __init__(self) -> None:
+        self.stalls: dict[str, float] = {}
+        self._worst = 0.0
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            begin = time.perf_counter()
+            await anyio.sleep(0.001)
+            self._worst = max(self._worst, (time.perf_counter() - begin - 0.001) * 1e3)
+
+    async def stage_ends(self, name: str) -> None:
+        """Note what was seen since the last stage ended; a stall that has just ended is seen by the next tick."""
+        await anyio.sleep(0.002)
+        self.stalls[name], self._worst = self._worst, 0.0
+
+
+async def _caches(count: int) -> list[Row]:
+    """So many caches under a limit that has room for half of them: the others have a caller that waits."""
+    watch = _Watch()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch.run)
+        await watch.stage_ends("starting")
+        async with aslab.open_allocator(limit=count // 2 * SIZE, expire=3 * INTERVAL) as kmem:
+            await _crowd(kmem, count, watch, tasks)
+        await watch.stage_ends("closing")
+        tasks.cancel_scope.cancel()
+    del watch.stalls["starting"]
+    return [_row("caches", count, f"stall, {stage}", ms) for stage, ms in watch.stalls.items()]
+
+
+async def _crowd(kmem: aslab.Allocator, count: int, watch: _Watch, tasks: TaskGroup) -> None:
+    served: list[aslab.Buffer[memoryview]] = []
+    half = count // 2
+    passed_on = anyio.Event()
+
+    async def wait(cache: aslab.Cache[memoryview]) -> None:
+        with suppress(aslab.CacheClosedError):
+            served.append(await cache.alloc())
+            if len(served) == half // 2:
+                passed_on.set()
+
+    for number in range(count):
+        kmem.create_cache(f"{number}", SIZE, objects_per_slab=1)
+        await anyio.lowlevel.checkpoint()
+    await watch.stage_ends("opening")
+    held = [await cache.alloc() for cache in kmem.caches[:half]]
+    await watch.stage_ends("taking")
+    for cache in kmem.caches[half:]:
+        tasks.start_soon(wait, cache)
+        await anyio.lowlevel.checkpoint()
+    await watch.stage_ends("joining those who wait")
+    await anyio.sleep(4.5 * INTERVAL)
+    await watch.stage_ends("idle")
+    for buf in held[: half // 2]:
+        buf.free()
+        await anyio.lowlevel.checkpoint()
+    with anyio.move_on_after(10):
+        await passed_on.wait()
+    await watch.stage_ends("passing on")
+    for buf in (*held[half // 2 :], *served):
+        buf.free()
+        await anyio.lowlevel.checkpoint()
+
+
+async def _slab(count: int) -> list[Row]:
+    """One slab of so many objects; the garbage collector is on, as what it walks is part of the cost."""
+    gc.enable()
+    async with aslab.open_allocator(expire=None) as kmem:
+        cache = kmem.create_cache("c", 64, objects_per_slab=count)
+
+        async def use() -> None:
+            for _ in range(count):
+                bufs.append(await cache.alloc())
+                if len(bufs) % 100 == 0:
+                    await anyio.lowlevel.checkpoint()
+
+        bufs: list[aslab.Buffer[memoryview]] = []
+        growing = await longest_gap(partial(cache.prefill, 1))
+        gc.disable()  # from here on it is the caller's own handles that are many
+        using = await longest_gap(use)
+        gc.enable()
+        for buf in bufs:
+            buf.free()
+        reaping = await longest_gap(cache.reap)
+    stages = {"growing": growing, "first use, 100 a turn": using, "reaping": reaping}
+    return [_row("objects a slab", count, f"stall, {stage}", ms) for stage, ms in stages.items()]
+
+
+async def _parked(count: int) -> list[Row]:
+    """So many buffers that are forgotten while something exports their memory."""
+    import warnings
+
+    async with aslab.open_allocator(expire=None) as kmem:
+        cache = kmem.create_cache("c", 64, objects_per_slab=max(1, count + MISSES), max_slab_size=2**30)
+        exports = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            for _ in range(count):
+                buf = await cache.alloc()
+                exports.append(buf.view[:])
+                del buf
+        best = float("inf")
+        for _ in range(5):
+            bufs = []
+            misses = cache.stats().misses
+            begin = time.perf_counter()
+            while cache.stats().misses == misses:
+                begin = time.perf_counter()
+                bufs.append(await cache.alloc())
+            best = min(best, time.perf_counter() - begin)
+            for buf in bufs:
+                buf.free()
+            await cache.reap()  # empties the magazine
+        for view in exports:
+            view.release()
+    return [_row("parked buffers", count, "one miss", best * 1e3)]
+
+
+async def _hurry() -> list[Row]:
+    """A PUSHPAGE caller whose cache has to grow while ten others wait for theirs to."""
+    async with aslab.open_allocator(slabs=Latency(Mmap(), SLOW), grow_timeout=60, expire=None) as kmem:
+        caches = [kmem.create_cache(f"{number}", SIZE) for number in range(11)]
+
+        async def call(cache: aslab.Cache[memoryview], flags: aslab.KM) -> None:
+            async with cache.lease(flags):
+                pass
+
+        async with anyio.create_task_group() as tasks:
+            for cache in caches[:10]:
+                tasks.start_soon(call, cache, aslab.KM.SLEEP)
+            await anyio.sleep(SLOW / 2)
+            begin = time.perf_counter()
+            await call(caches[10], aslab.KM.PUSHPAGE)
+            took = time.perf_counter() - begin
+    return [_row("SLEEP grows queued", 10, f"a PUSHPAGE caller, {SLOW * 1e3:.0f} ms a grow", took * 1e3)]
+
+
+async def _least_expire() -> list[Row]:
+    """Processor time in a second with the least ``expire`` that is allowed."""
+    for expire in (1e-9, 0.01):
+        try:
+            async with aslab.open_allocator(expire=expire) as kmem:
+                kmem.create_cache("c", SIZE)
+                begin = time.process_time()
+                await anyio.sleep(0.5)
+                return [_row("caches, least expire", 1, "processor, in 1 s", (time.process_time() - begin) * 2e3)]
+        except aslab.ConfigError:
+            continue
+    return [_row("caches, least expire", 1, "processor, in 1 s", 0.0)]
