@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import anyio
@@ -15,6 +16,7 @@ from ._config import AllocatorConfig, cache_config, whole_number
 from ._engine import Engine
 from ._errors import CacheClosedError, ConfigError, SealedError
 from ._flags import CacheFlags
+from ._sizes import format_size
 from ._stats import HEADER, AllocatorStats, row
 from .backends import Heap, Mmap
 from .backends._protocol import Backend
@@ -31,6 +33,15 @@ class Allocator:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
+    def __repr__(self) -> str:
+        stats = self.stats()
+        limit = "" if stats.limit is None else f" of {format_size(stats.limit)}"
+        closed = ", closed" if self._engine.closed else ""
+        return (
+            f"<Allocator, {len(stats.caches)} caches, {format_size(stats.slab_bytes)}{limit} of slabs: "
+            f"{stats.obj_held} held, {stats.waiters} waiting{closed}>"
+        )
+
     @property
     def caches(self) -> tuple[Cache[Any], ...]:
         """The open caches, in the order of creation."""
@@ -44,7 +55,7 @@ class Allocator:
         *,
         align: int = ...,
         objects_per_slab: int | None = ...,
-        max_slab_size: int = ...,
+        max_slab_size: int | None = ...,
         magazine_size: int | None = ...,
         ctor: None = ...,
         dtor: None = ...,
@@ -69,7 +80,7 @@ class Allocator:
         *,
         align: int = ...,
         objects_per_slab: int | None = ...,
-        max_slab_size: int = ...,
+        max_slab_size: int | None = ...,
         magazine_size: int | None = ...,
         ctor: Callable[[memoryview], T],
         dtor: Callable[[T], None] | None = ...,
@@ -93,7 +104,7 @@ class Allocator:
         *,
         align: int = 64,
         objects_per_slab: int | None = None,
-        max_slab_size: int = 32 * 2**20,
+        max_slab_size: int | None = None,
         magazine_size: int | None = None,
         ctor: Callable[[memoryview], Any] | None = None,
         dtor: Callable[[Any], None] | None = None,
@@ -113,9 +124,9 @@ class Allocator:
 
         :param name: shown in tables and warnings; one cache of a name at a time
         :param align: a power of two, 8 to the page size
-        :param objects_per_slab: 8 by default, fewer where a slab would pass ``max_slab_size``. More make
-            growth rarer and longer.
-        :param max_slab_size: bytes
+        :param objects_per_slab: 8 by default, fewer where a slab would pass ``max_slab_size`` or leave more than a
+            16th of ``limit`` or ``max_objects`` unused. More make growth rarer and longer.
+        :param max_slab_size: bytes; by default 32 MiB, or one object where that is larger
         :param magazine_size: free objects kept at hand, 2..256; by default from the object's size, as SPL does
         :param ctor: builds the object of a slot when its slab is made, not at each allocation (Bonwick
             1994). Gets the memory; called on the event loop, once an object: keep it short. An emergency
@@ -147,6 +158,7 @@ class Allocator:
         defaults = self._engine.config
         config = cache_config(
             limit=defaults.limit,
+            emergency_limit=defaults.emergency_limit,
             name=name,
             size=size,
             align=align,
@@ -216,6 +228,9 @@ class Allocator:
         return AllocatorStats(
             slab_bytes=self._engine.budget.used,
             limit=self._engine.config.limit,
+            emergency_bytes=self._engine.permits.outstanding,
+            emergency_bytes_max=self._engine.permits.highest,
+            emergency_limit=self._engine.permits.limit,
             kicked=self._engine.worker.kicked,
             sealed=self._engine.budget.sealed,
             caches=tuple(cache.stats() for cache in self.caches),
@@ -233,6 +248,7 @@ async def open_allocator(
     emergency: Backend | None = None,
     grow_timeout: float = 0.1,
     limit: int | None = None,
+    emergency_limit: int | EllipsisType | None = ...,
     expire: float | None = 15.0,
     growth_workers: int = 1,
     kick_after: float | None = 5.0,
@@ -251,6 +267,10 @@ async def open_allocator(
     :param emergency: where single emergency objects come from; `aslab.backends.Heap` by default
     :param grow_timeout: seconds that a caller waits for growth before the emergency path (SPL: HZ/10)
     :param limit: most bytes of slabs over all caches; at the limit callers wait for a free
+    :param emergency_limit: most bytes of emergency objects over all caches, the last quarter for PUSHPAGE alone;
+        by default a quarter of ``limit``, but at least the largest object of a cache, and no bound without
+        ``limit``. None is no bound, 0 is none of them. Backends never have more than ``limit`` +
+        ``emergency_limit`` outstanding.
     :param expire: seconds after which idle magazines drain and idle empty slabs go back; None is never
     :param growth_workers: more than the single serialized worker only for experiments
     :param kick_after: seconds after which a stuck grow is set aside, so that other caches grow; None is never
@@ -265,6 +285,7 @@ async def open_allocator(
         emergency=Heap() if emergency is None else emergency,
         grow_timeout=grow_timeout,
         limit=limit,
+        emergency_limit=emergency_limit,
         expire=expire,
         growth_workers=growth_workers,
         kick_after=kick_after,

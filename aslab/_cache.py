@@ -9,17 +9,20 @@ what is said so, from the event loop's alone.
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
 import weakref
 from collections.abc import Callable
+from concurrent.futures import CancelledError
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import anyio
 import anyio.lowlevel
 
+from ._blocking import Errand
 from ._buffer import Buffer, ManagedBuffer
+from ._clients import log_failure
 from ._config import CacheConfig, seconds, whole_number
 from ._errors import CacheClosedError, ConfigError, WrongCacheError
 from ._flags import KM
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
     from ._pool import Pool
 
 T = TypeVar("T")
-log = logging.getLogger("aslab")
 
 _SLEEP, _NOSLEEP, _PUSHPAGE = KM.SLEEP, KM.NOSLEEP, KM.PUSHPAGE
 
@@ -137,6 +139,34 @@ class Cache(Generic[T]):
         buf._slot = slot
         return buf
 
+    def alloc_blocking(self, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> Buffer[T]:
+        """As `alloc`, for threads that run no event loop: blocks the thread instead of suspending a task.
+
+        Any thread but the event loop's, while the loop runs.
+
+        :param timeout: the caller's own patience, in seconds
+        :raises RuntimeError: on the event loop's thread, which it would block for ever
+        :raises TimeoutError: if ``timeout`` has passed
+        :raises anyio.WouldBlock: with NOSLEEP, as `alloc_nowait`
+        :raises CacheClosedError, BackendError, ConstructorError: as `alloc`
+        """
+        self._check(flags, _SLEEP, _PUSHPAGE, _NOSLEEP)
+        if flags is _NOSLEEP:
+            return self._alloc_now(flags)
+        if timeout is not None:
+            seconds("timeout", timeout, zero=True)
+        slot = self._at_hand(flags)
+        if slot is None:
+            self._pool.growth.check_possible(1, flags)
+            errand = Errand(partial(self._pool.room.wait, flags, 1, self._tally), self._pool.give_back_all)
+            try:
+                (slot,) = self._engine.run_errand(errand, timeout)
+            except TimeoutError:
+                raise self._too_late(timeout) from None
+            except CancelledError:
+                raise self._closed_error() from None
+        return self._hand_out(slot)
+
     def lease(self, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> Lease[T]:
         """``async with cache.lease() as buf:`` is `alloc` and `Buffer.free` around a block."""
         return Lease(self, flags, timeout)
@@ -164,20 +194,27 @@ class Cache(Generic[T]):
     async def _get(self, n: int, flags: KM, timeout: float | None) -> list[Slot[T]]:
         if timeout is not None:
             seconds("timeout", timeout, zero=True)
+        self._engine.check_thread()
         if self._engine.config.checkpoints:
             await anyio.lowlevel.checkpoint()
             self._check_open()
-        slot = self._at_hand() if n == 1 else None
+        slot = self._at_hand(flags) if n == 1 else None
         if slot is not None:
             return [slot]
+        if n == 1:
+            self._pool.growth.check_possible(1, flags)
         if timeout is None:
             return await self._pool.room.wait(flags, n, self._tally)
-        with anyio.fail_after(timeout):
+        with anyio.move_on_after(timeout):
             return await self._pool.room.wait(flags, n, self._tally)
+        raise self._too_late(timeout)
+
+    def _too_late(self, timeout: float | None) -> TimeoutError:
+        return TimeoutError(f"{self._pool.situation(self)}: nothing came within {timeout:g} s")
 
     def _alloc_now(self, flags: KM) -> Buffer[T]:
         self._check(flags, _NOSLEEP, _PUSHPAGE)
-        slot = self._at_hand() or self._pool.get_now(flags, self._tally)
+        slot = self._at_hand(flags) or self._pool.get_now(flags, self)
         return self._hand_out(slot)
 
     def _check(self, flags: KM, *allowed: KM) -> None:
@@ -187,9 +224,12 @@ class Cache(Generic[T]):
 
     def _check_open(self) -> None:
         if self._closing is not None:
-            raise CacheClosedError(f"cache {self.name!r} is closed")
+            raise self._closed_error()
 
-    def _at_hand(self) -> Slot[T] | None:
+    def _closed_error(self) -> CacheClosedError:
+        return CacheClosedError(f"cache {self.name!r} is closed")
+
+    def _at_hand(self, flags: KM) -> Slot[T] | None:
         """A free object, unless somebody waits for it already."""
         line = self._pool.line
         if not line:
@@ -202,13 +242,13 @@ class Cache(Generic[T]):
                 return slot
         self._misses += 1
         self._pool.unpark()
-        return None if line else self._pool.depot.take()
+        if line:
+            return None
+        return self._pool.depot.take() or self._pool.take_spare(urgent=flags is _PUSHPAGE)
 
     def _hand_out(self, slot: Slot[T]) -> Buffer[T]:
         if self._config.init_on_alloc:
             zero(slot.address, self.size)
-        if self._config.watermark:
-            self._engine.attend(self._pool.growth.ask)
         if not self._managed and slot.slab is not None:
             buf: Buffer[T] = Buffer()
         else:
@@ -216,6 +256,8 @@ class Cache(Generic[T]):
         buf._cache = self
         buf._view = None
         buf._slot = slot
+        if self._config.watermark:
+            self._engine.attend(self._pool.growth.ask)
         return buf
 
     def _managed_handle(self, slot: Slot[T]) -> Buffer[T]:
@@ -229,7 +271,7 @@ class Cache(Generic[T]):
         if buf.emergency:
             tally.emergency += 1
             tally.emergency_max = max(tally.emergency_max, tally.emergency)
-            self._pool.note_waiting()
+            self._engine.attend(self._pool.note_waiting)
         return buf
 
     def _note_return(self, emergency: bool) -> None:
@@ -256,7 +298,7 @@ class Cache(Generic[T]):
         """
         whole_number("n", n, 1)
         self._check(flags, _SLEEP, _PUSHPAGE)
-        self._check_possible(n, 0 if flags is _PUSHPAGE else self._config.reserve)
+        self._pool.growth.check_possible(n, flags)
         return [self._hand_out(slot) for slot in await self._get(n, flags, timeout)]
 
     def lease_many(self, n: int, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> ManyLease[T]:
@@ -308,8 +350,8 @@ class Cache(Generic[T]):
         try:
             freed = self._config.reclaim(objects)
             whole_number("reclaim(n)", freed, 0)
-        except Exception:
-            log.exception("cache %r: its reclaim callback failed", self.name)
+        except BaseException as exc:
+            log_failure(exc, "cache %r: its reclaim callback failed", self.name)
             return 0
         self._tally.reclaimed += freed
         return freed
@@ -323,32 +365,17 @@ class Cache(Generic[T]):
         :raises BackendError: if the backend broke its contract
         """
         whole_number("n", n, 0)
+        self._engine.check_thread()
         self._check_open()
-        self._check_possible(n, self._config.reserve)
+        self._pool.growth.check_possible(n, _SLEEP)
         await self._pool.growth.fill(n, self._tally)
-
-    def _check_possible(self, n: int, reserved: int) -> None:
-        """Refuse to wait for more objects than there can ever be."""
-        shape = self._config.shape
-        slabs = -(-(n + reserved) // shape.objects)
-        most, limit = self._config.max_objects, self._engine.budget.unpromised
-        if limit is not None:
-            limit += self._config.guaranteed
-        but = f", less the reserve of {reserved}" if reserved else ""
-        if most is not None and slabs * shape.objects > most:
-            raise ConfigError("n", n, f"allowed are whole slabs within max_objects, {most}{but}")
-        if limit is not None and slabs * shape.slab_size > limit:
-            raise ConfigError(
-                "n",
-                n,
-                f"allowed are whole slabs within the limit, less others' guarantees, {limit} bytes{but}",
-            )
 
     async def reap(self) -> int:
         """Drain the magazine and give every empty slab back. Suspends until they are back.
 
         Answers the bytes given back; none where the allocator is sealed. If cancelled, what was begun goes on.
         """
+        self._engine.check_thread()
         return await self._pool.reclaim.reap()
 
     async def aclose(self) -> None:

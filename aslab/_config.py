@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from ._clients import log_failure
 from ._errors import ConfigError
 from ._flags import CacheFlags
 from ._magazine import LARGEST, SMALLEST, default_size
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OBJECTS_PER_SLAB = 8
+LARGEST_OBJECT = 2**40
+MAX_SLAB_SIZE = 32 * 2**20
+WASTE = 16
+"""A default slab may leave one part in so many of ``limit`` or ``max_objects`` unused."""
 
 
 def whole_number(field: str, given: object, least: int, most: int | None = None) -> None:
@@ -58,6 +65,7 @@ class AllocatorConfig:
     emergency: Backend
     grow_timeout: float
     limit: int | None
+    emergency_limit: int | EllipsisType | None
     expire: float | None
     growth_workers: int
     kick_after: float | None
@@ -74,6 +82,8 @@ class AllocatorConfig:
         seconds("grow_timeout", self.grow_timeout, zero=True)
         if self.limit is not None:
             whole_number("limit", self.limit, 1)
+        if self.emergency_limit not in (None, ...):
+            whole_number("emergency_limit", self.emergency_limit, 0)
         for field in ("expire", "kick_after"):
             if getattr(self, field) is not None:
                 seconds(field, getattr(self, field))
@@ -119,11 +129,12 @@ class CacheConfig(Generic[T]):
 def cache_config(
     *,
     limit: int | None,
+    emergency_limit: int | EllipsisType | None,
     name: str,
     size: int,
     align: int,
     objects_per_slab: int | None,
-    max_slab_size: int,
+    max_slab_size: int | None,
     magazine_size: int | None,
     ctor: Callable[[memoryview], T] | None,
     dtor: Callable[[T], None] | None,
@@ -142,11 +153,15 @@ def cache_config(
     """Check everything, and work out the shape of a slab."""
     if not isinstance(name, str) or not name or not name.isprintable():
         raise ConfigError("name", name, "allowed is a printable name that is not empty")
-    shape = _shape(size, align, objects_per_slab, max_slab_size, max_objects)
+    shape = _shape(size, align, objects_per_slab, max_slab_size, max_objects, limit)
     if limit is not None and shape.slab_size > limit:
         raise ConfigError(
             "limit", limit, f"allowed is at least one slab of cache {name!r}, {shape.slab_size} bytes"
         )
+    makes_emergency_objects = max_emergency != 0 and flags is not CacheFlags.NOEMERGENCY
+    if isinstance(emergency_limit, int) and 0 < emergency_limit < size and makes_emergency_objects:
+        allowed = f"allowed is 0, or at least one object of cache {name!r}, {size} bytes"
+        raise ConfigError("emergency_limit", emergency_limit, allowed)
     if magazine_size is not None:
         whole_number("magazine_size", magazine_size, SMALLEST, LARGEST)
     optional_function("ctor", ctor)
@@ -178,7 +193,7 @@ def cache_config(
         shape=shape,
         magazine_size=magazine_size or default_size(size),
         ctor=ctor,
-        dtor=dtor,
+        dtor=None if dtor is None else partial(_destroy, name, dtor),
         reclaim=reclaim,
         reserve=reserve,
         min_objects=min_objects,
@@ -193,21 +208,36 @@ def cache_config(
     )
 
 
+def _destroy(name: str, dtor: Callable[[T], None], obj: T) -> None:
+    try:
+        dtor(obj)
+    except BaseException as exc:  # the memory has to go back all the same
+        log_failure(exc, "cache %r: its dtor failed on %r", name, obj)
+
+
 def _shape(
-    size: int, align: int, objects_per_slab: int | None, max_slab_size: int, max_objects: int | None
+    size: int,
+    align: int,
+    objects_per_slab: int | None,
+    max_slab_size: int | None,
+    max_objects: int | None,
+    limit: int | None,
 ) -> Shape:
-    whole_number("max_slab_size", max_slab_size, PAGE_SIZE)
+    if max_slab_size is not None:
+        whole_number("max_slab_size", max_slab_size, PAGE_SIZE)
     whole_number("align", align, 8, PAGE_SIZE)
     if align & (align - 1):
         raise ConfigError("align", align, f"allowed is a power of two, 8..{PAGE_SIZE}")
-    whole_number("size", size, 1)
+    whole_number("size", size, 1, LARGEST_OBJECT)
     single = Shape(size, align, 1)
+    if max_slab_size is None:
+        max_slab_size = max(MAX_SLAB_SIZE, single.slab_size)
     if single.slab_size > max_slab_size:
         raise ConfigError("size", size, f"allowed is 1..{max_slab_size} bytes: one object must fit max_slab_size")
     if max_objects is not None:
         whole_number("max_objects", max_objects, 1)
     if objects_per_slab is None:
-        objects = min(OBJECTS_PER_SLAB, max_objects or OBJECTS_PER_SLAB, max_slab_size // single.stride)
+        objects = _by_default(single, min(OBJECTS_PER_SLAB, max_slab_size // single.stride), limit, max_objects)
     else:
         whole_number("objects_per_slab", objects_per_slab, 1)
         objects = objects_per_slab
@@ -221,6 +251,14 @@ def _shape(
     if max_objects is not None and max_objects < objects:
         raise ConfigError("max_objects", max_objects, f"allowed is at least one slab, {objects} objects")
     return shape
+
+
+def _by_default(single: Shape, most: int, limit: int | None, max_objects: int | None) -> int:
+    """The most objects in a slab, up to ``most``, that leave next to nothing of the bounds unused."""
+    usable = {n: _most(single._replace(objects=n), limit, max_objects) for n in range(most, 0, -1)}
+    best = max((objects for objects in usable.values() if objects is not None), default=0)
+    fine = (n for n, objects in usable.items() if objects is None or objects * WASTE >= max(1, best) * (WASTE - 1))
+    return next(fine, 1)
 
 
 def _most(shape: Shape, limit: int | None, max_objects: int | None) -> int | None:

@@ -11,6 +11,7 @@ inside such an operation, may free a buffer in the very thread that holds it.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from typing import Generic, TypeVar
 
 from ._magazine import Magazine
@@ -47,16 +48,14 @@ class Depot(Generic[T]):
 
     def flush(self, age: int) -> bool:
         """Put a batch of the oldest back while the magazine is over its capacity; False if the lock is taken."""
-        if not self.lock.acquire(blocking=False):
+        if self.lock.locked():  # perhaps by this very thread, and we are in a finaliser
             return False
-        try:
+        with self.lock:  # not tried and then released in a `finally`: Ctrl-C may come in between
             magazine = self._magazine
             if self.slabs.condemned is not None:
                 self._weed(age)
             while len(magazine) > max(0, magazine.capacity):
                 self._put_back(magazine.batch, age)
-        finally:
-            self.lock.release()
         return True
 
     def drain(self, age: int) -> None:
@@ -97,6 +96,15 @@ class Depot(Generic[T]):
     def free(self) -> int:
         """Objects that can be had without growing."""
         return self.slabs.free + len(self._magazine)
+
+    def has_idle_slab(self) -> bool:
+        """Whether all objects of a slab are free, those in the magazine included."""
+        with self.lock:
+            last = next(reversed(self.slabs.partial), None)
+            if last is not None and not last.in_use:
+                return True
+            at_hand = Counter(slot.slab for slot in tuple(self._magazine))
+            return any(slab is not None and slab.in_use <= count for slab, count in at_hand.items())
 
     def condemn(self, age: int) -> bool:
         """Choose a slab that is to go; see `SlabLists.condemn`."""

@@ -4,21 +4,28 @@ They live in a hash by address, so that freeing one costs the same whether 10 ar
 100,000 (the 2012 change of SPL walked a list, today's SPL a tree), and a free of any other object
 does not look here at all: the handle knows what it is.
 
-In the counters they are part of the objects' total, never of the slabs' (SPL's rule).
+One that is freed while slabs are still late would have to be made again at once. So it is kept, constructed as it
+is, and the next caller has it; when growth is well again, or nobody has wanted it for a tick of ageing, it goes.
+
+In the counters they are part of the objects' total, never of the slabs' (SPL's rule). Those that are kept are
+nobody's, and counted apart.
 """
 
 from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from ._clients import keep_interrupt
 from ._config import CacheConfig
 from ._errors import ConstructorError
 from ._flags import GFP, KM, CacheFlags, gfp_for_emergency
+from ._permits import Permits
 from ._slab import Slot
 from ._supply import Supply
-from .backends._protocol import Backend, Region
+from .backends._protocol import Region
 
 T = TypeVar("T")
 
@@ -36,78 +43,150 @@ class EmergencySlot(Slot[T]):
 
 
 class Emergency(Generic[T]):
-    """The outstanding emergency objects of a cache. Any thread."""
+    """The emergency objects of a pool. Any thread.
 
-    def __init__(self, config: CacheConfig[T], backend: Backend, supply: Supply, lock: threading.Lock) -> None:
+    What was permitted is returned when the backend has it back, or never gave it. ``on_room`` is called then.
+    """
+
+    def __init__(
+        self,
+        config: CacheConfig[T],
+        supply: Supply,
+        permits: Permits,
+        lock: threading.Lock,
+        on_room: Callable[[], None],
+    ) -> None:
         self._config = config
-        self._backend = backend
         self._supply = supply
+        self._permits = permits
         self._lock = lock
+        self._on_room = on_room
         self._objects: dict[int, EmergencySlot[T]] = {}
-        self._in_making = 0
+        self._spare: list[EmergencySlot[T]] = []
+        self._spare_least = 0  # that lay idle since the last tick
+        self._outstanding = 0
         self.highest: int = 0
+        if self.most:
+            permits.open(config.shape.size)
 
     def __len__(self) -> int:
+        """Objects that callers have."""
         return len(self._objects)
 
     @property
+    def spare(self) -> int:
+        """Objects that are kept for the next caller."""
+        return len(self._spare)
+
+    @property
     def most(self) -> float:
-        """How many there may be; infinite without a bound."""
+        """How many there may be at the backend; infinite without a bound of this cache."""
         most = self._config.max_emergency
         if CacheFlags.NOEMERGENCY in self._config.flags:
             return 0
         return math.inf if most is None else most
 
-    @property
-    def room(self) -> float:
-        """How many more there may be now."""
-        return self.most - len(self._objects) - self._in_making
+    def possible(self, objects: int, *, urgent: bool) -> bool:
+        """Whether a caller can ever have so many."""
+        most = self._permits.most(urgent=urgent)
+        return objects <= self.most and (most is None or objects * self._config.shape.size <= most)
 
-    def permit(self, objects: int) -> bool:
+    def permit(self, objects: int, *, urgent: bool = False) -> bool:
         """Ask to make so many more; for each `make`, `make_nowait` or `forgo` must follow."""
         with self._lock:
-            if self.room < objects:
+            if self._outstanding + objects > self.most:
                 return False
-            self._in_making += objects
+            if not self._permits.take(objects * self._config.shape.size, urgent=urgent):
+                return False
+            self._outstanding += objects
             return True
 
+    def full(self, objects: int) -> bool:
+        """Whether the bound of this cache is what stands against so many more."""
+        return self._outstanding + objects > self.most
+
     def forgo(self, objects: int) -> None:
-        """So many that were permitted are not made."""
-        with self._lock:
-            self._in_making -= objects
+        """So many that were permitted are not outstanding any more, or never were."""
+        if objects:
+            with self._lock:
+                self._outstanding -= objects
+            self._permits.give_back(objects * self._config.shape.size)
+            self._on_room()
 
     def objects(self) -> list[EmergencySlot[T]]:
-        """Those that are outstanding, oldest first."""
+        """Those that callers have, oldest first."""
         return list(self._objects.values())
 
     async def make(self, flags: KM) -> EmergencySlot[T]:
-        """Make one for such a caller.
+        """Make one that was permitted, for such a caller.
 
         :raises MemoryError: if the backend has none
         """
         shape = self._config.shape
-        region = await self._supply.acquire(self._backend, shape.size, shape.align, gfp_for_emergency(flags))
+        region = await self._supply.acquire(shape.size, shape.align, gfp_for_emergency(flags), self._gone)
         return self._add(region)
 
     def make_nowait(self, flags: KM) -> EmergencySlot[T]:
-        """Make one for such a caller, without waiting.
+        """Make one that was permitted, for such a caller, without waiting.
 
         :raises MemoryError: if the backend has none
         :raises anyio.WouldBlock: if it would have to wait
         """
         shape = self._config.shape
         gfp = gfp_for_emergency(flags) & ~GFP.RECLAIM
-        region = self._supply.acquire_nowait(self._backend, shape.size, shape.align, gfp)
-        return self._add(region)
+        return self._add(self._supply.acquire_nowait(shape.size, shape.align, gfp, self._gone))
 
-    def free(self, slot: EmergencySlot[T]) -> None:
-        """Destroy and release one. Safe in a finaliser: one dictionary operation, no lock."""
+    def at_hand(self, *, urgent: bool) -> int:
+        """How many of those kept such a caller may have: the last of the bytes there may be are for PUSHPAGE."""
+        return len(self._spare) if self._permits.room(0, urgent=urgent) else 0
+
+    def take(self, *, urgent: bool) -> EmergencySlot[T] | None:
+        """One that was kept, or None."""
+        if not self.at_hand(urgent=urgent):
+            return None
+        try:
+            slot = self._spare.pop()
+        except IndexError:  # another thread was quicker
+            return None
+        self._spare_least = min(self._spare_least, len(self._spare))
+        self._hold(slot)
+        return slot
+
+    def free(self, slot: EmergencySlot[T], *, keep: bool = False) -> None:
+        """Keep one for the next caller, or give it back. Safe in a finaliser: list operations, no lock."""
         del self._objects[slot.address]
+        if keep and self._permits.room(0, urgent=False):
+            self._permits.spares[self.clear] = None
+            self._spare.append(slot)
+        else:
+            self._give_up(slot)
+
+    def clear(self, most: int | None = None) -> None:
+        """Give back what was kept; at most so many, those that have lain there longest."""
+        left = len(self._spare) if most is None else most
+        while left > 0 and self._spare:
+            left -= 1
+            try:
+                self._give_up(self._spare.pop(0))
+            except IndexError:
+                return
+        if not self._spare:
+            self._permits.spares.pop(self.clear, None)
+
+    def age(self) -> None:
+        """A tick: what nobody has wanted since the last one goes."""
+        self.clear(self._spare_least)
+        self._spare_least = len(self._spare)
+
+    def _gone(self) -> None:
+        self.forgo(1)
+
+    def _give_up(self, slot: EmergencySlot[T]) -> None:
         if self._config.ctor is not None:
             slot.destroy(self._config.dtor)
         region = slot.region
         del slot.exporter
-        self._supply.release(self._backend, region)
+        self._supply.release(region, self._gone)
 
     def _add(self, region: Region) -> EmergencySlot[T]:
         slot: EmergencySlot[T] = EmergencySlot(region, self._config.shape.size)
@@ -117,12 +196,13 @@ class Emergency(Generic[T]):
                 slot.construct(ctor, region)
             except BaseException as exc:
                 del slot
-                self._supply.release(self._backend, region)
-                if isinstance(exc, Exception):
-                    raise ConstructorError(f"cache {self._config.name!r}: ctor raised {exc!r}") from exc
-                raise
+                self._supply.release(region, self._gone)
+                keep_interrupt(exc)
+                raise ConstructorError(f"cache {self._config.name!r}: ctor raised {exc!r}") from exc
+        self._hold(slot)
+        return slot
+
+    def _hold(self, slot: EmergencySlot[T]) -> None:
         with self._lock:
-            self._in_making -= 1
             self._objects[slot.address] = slot
             self.highest = max(self.highest, len(self._objects))
-        return slot

@@ -16,21 +16,25 @@ ends them.
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
+from anyio.from_thread import BlockingPortal
 
 from ._bell import Bell
+from ._blocking import Errand
 from ._budget import Account, Budget
 from ._cache import Cache
+from ._clients import log_failure
+from ._clock import Clock, clock_of_this_loop
 from ._config import AllocatorConfig, CacheConfig
 from ._growth import Growth
 from ._move import Moves
+from ._permits import Permits
 from ._pool import Pool
 from ._reclaim import AGEING_STEPS
 from ._relief import Relief
@@ -42,7 +46,7 @@ from .backends._protocol import Region
 if TYPE_CHECKING:
     from .pressure import Source
 
-log = logging.getLogger("aslab")
+T = TypeVar("T")
 
 LOOK_EVERY = 5.0
 """Seconds between looks at what was lost or waits, where nothing expires."""
@@ -53,14 +57,17 @@ HOUSEKEEPING: ContextVar[bool] = ContextVar("aslab_housekeeping", default=False)
 
 
 class Engine:
-    """The machinery behind one `Allocator`."""
+    """The machinery behind one `Allocator`. Made by a task of the loop that is to run it."""
 
     def __init__(self, config: AllocatorConfig) -> None:
         self.config = config
+        self.clock: Clock = clock_of_this_loop()
         self.bell: Bell = Bell()
-        self.supply: Supply = Supply(self.bell)
+        self.supply: Supply = Supply(config.slabs, self.bell)
+        self.emergency_supply: Supply = Supply(config.emergency, self.bell)
         self.budget: Budget = Budget(config.limit)
-        self.worker: Worker = Worker(self.supply, config.slabs, self.budget, config.kick_after, self._make_room)
+        self.permits: Permits = Permits(config.emergency_limit, config.limit)
+        self.worker: Worker = Worker(self.supply, self.budget, self.clock, config.kick_after, self._make_room)
         self.caches: dict[str, Cache[Any]] = {}
         self.pools: list[Pool[Any]] = []
         self._retired: list[Pool[Any]] = []  # closed, with slabs still
@@ -78,16 +85,18 @@ class Engine:
         """Counts the looks of the ageing task."""
         self.closed: bool = False
         self._thread = threading.get_ident()
+        self._portal = BlockingPortal()
         self._scope = anyio.CancelScope(shield=True)
         self._tasks: TaskGroup | None = None
 
     async def run(self) -> None:
         """Run all tasks until `stop`."""
         with self._scope, self.bell:
-            async with anyio.create_task_group() as tasks:
+            async with self._portal, anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 tasks.start_soon(self._run_bell)
                 tasks.start_soon(self.supply.run)
+                tasks.start_soon(self.emergency_supply.run)
                 for _ in range(self.config.growth_workers):
                     tasks.start_soon(self.worker.run, tasks)
                 tasks.start_soon(self._run_ageing)
@@ -122,9 +131,29 @@ class Engine:
         else:
             self.bell.ring()
 
+    def check_thread(self) -> None:
+        """Refuse a caller who could never be woken.
+
+        :raises RuntimeError: on another thread than that of the allocator's event loop
+        """
+        if threading.get_ident() != self._thread:
+            raise RuntimeError(
+                "this allocator belongs to the event loop of another thread; allowed here are alloc_nowait(), "
+                "alloc_blocking() and free()"
+            )
+
+    def run_errand(self, errand: Errand[T], timeout: float | None) -> T:
+        """Block this thread until the event loop has brought something.
+
+        :raises RuntimeError: on the event loop's thread
+        """
+        if threading.get_ident() == self._thread:
+            raise RuntimeError("alloc_blocking() would block the event loop; here it is: await alloc()")
+        return errand.run(self._portal, timeout)
+
     def release_slab(self, region: Region, done: Callable[[], object]) -> None:
         """Queue a slab's region for release; ``done`` is called on the event loop's thread. Any thread."""
-        self.supply.release(self.config.slabs, region, done)
+        self.supply.release(region, done)
 
     def room_made(self, account: Account) -> None:
         """A slab is back at the backend: others may grow."""
@@ -176,12 +205,13 @@ class Engine:
         with anyio.move_on_after(CLOSING_GRACE):
             await self.worker.idle()
             await self.supply.idle()
+            await self.emergency_supply.idle()
         for growth, since in self.worker.under_way.items():
             found.append(
                 f"the allocator was closed with a grow of cache {growth.config.name!r} stuck since "
-                f"{anyio.current_time() - since:.1f} s: abandoned, its region is released if it ever comes"
+                f"{self.clock() - since:.1f} s: abandoned, its region is released if it ever comes"
             )
-        late = self.supply.close()
+        late = self.supply.close() + self.emergency_supply.close()
         if late:
             found.append(f"the allocator was closed with {late} regions still to be released: a thread goes on")
         return found
@@ -190,6 +220,7 @@ class Engine:
         while True:
             await self.bell.wait()
             self.supply.attend()
+            self.emergency_supply.attend()
             for pool in self._all_pools():
                 pool.attend()
 
@@ -211,5 +242,9 @@ class Engine:
         HOUSEKEEPING.set(True)
         try:
             await source.run(self.relief.press)
-        except Exception:
-            log.exception("%r failed; the allocator goes on without it", source)
+        except BaseException as exc:
+            if isinstance(exc, GeneratorExit) or (
+                self.worker.stopping and isinstance(exc, anyio.get_cancelled_exc_class())
+            ):
+                raise
+            log_failure(exc, "%r failed; the allocator goes on without it", source)

@@ -10,6 +10,7 @@ Event loop's thread only.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -18,7 +19,7 @@ import anyio
 from ._budget import Account, Claim
 from ._config import CacheConfig
 from ._depot import Depot
-from ._errors import twin
+from ._errors import ConfigError, twin
 from ._flags import GFP, KM, gfp_for
 from ._line import Line
 from ._reserve import Reserve
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ._worker import Worker
 
 T = TypeVar("T")
+log = logging.getLogger("aslab")
 
 PAUSE_FIRST, PAUSE_MOST = 0.01, 1.0
 """Seconds between tries after want of memory: doubled from the first to the most."""
@@ -82,12 +84,17 @@ class Growth(Generic[T]):
         self._fillers: dict[Filler, None] = {}  # in order
         self._pause = PAUSE_FIRST
         self._pausing = False
+        self._limit_noted = False
         self.missed: bool = False
         """Somebody who could not wait found nothing. Set from any thread."""
         self.repacking: int = 0
         """Free objects that emergency objects could move into."""
         self.began: float = 0.0
         """When a slab was asked for last."""
+        self.due_from: float = 0.0
+        """The same, but since tries fail, when the first of them was asked for: then on it may be late."""
+        self.arrived: bool = False
+        """The backend has done its part; the slab is being made. Whatever that takes, growth is not late."""
         self.failures: int = 0
         self.deadlocks: int = 0
 
@@ -96,8 +103,18 @@ class Growth(Generic[T]):
         """Whether only a free can help: slabs may not become more, and none is on its way."""
         if Mark.GROWING in self.marks:
             return False
+        return self.limit_reached or self._worker.budget.yields(self.account)
+
+    @property
+    def limit_reached(self) -> bool:
+        """Whether no more slabs may be had by anybody who does not wait in line. Any thread."""
         budget = self._worker.budget
-        return budget.sealed or self._at_most or budget.full(self.account) or budget.yields(self.account)
+        return budget.sealed or self._at_most or budget.full(self.account)
+
+    @property
+    def unwell(self) -> bool:
+        """Whether slabs are late, or cannot be had: emergency objects are made, and made again. Any thread."""
+        return Mark.DEADLOCKED in self.marks or self._pause > PAUSE_FIRST
 
     @property
     def sealed(self) -> bool:
@@ -115,6 +132,21 @@ class Growth(Generic[T]):
         first = self._line.first()
         return gfp_for(first.flags if first is not None else KM.SLEEP)
 
+    def check_possible(self, n: int, flags: KM) -> None:
+        """Refuse to have somebody wait for more objects than there can ever be for such a caller. Any thread.
+
+        :raises ConfigError: if so
+        """
+        shape, reserved = self.config.shape, 0 if flags is KM.PUSHPAGE else self.config.reserve
+        slabs = -(-(n + reserved) // shape.objects)
+        most, limit = self.config.max_objects, self._worker.budget.unpromised
+        but = f", less the reserve of {reserved}" if reserved else ""
+        if most is not None and slabs * shape.objects > most:
+            raise ConfigError("n", n, f"allowed are whole slabs within max_objects, {most}{but}")
+        if limit is not None and slabs * shape.slab_size > limit + self.config.guaranteed:
+            allowed = f"the limit, less others' guarantees, {limit + self.config.guaranteed} bytes"
+            raise ConfigError("n", n, f"allowed are whole slabs within {allowed}{but}")
+
     def ask(self) -> None:
         """Ask for a slab if one is wanted and may be had. Asking twice changes nothing."""
         blocked = Mark.GROWING | Mark.REAPING | Mark.DESTROY
@@ -123,8 +155,10 @@ class Growth(Generic[T]):
         if self.at_limit:
             self._worker.make_room(self)
             return
-        self.missed = False
-        self.began = anyio.current_time()
+        self.missed = self.arrived = False
+        self.began = self._worker.clock()
+        if self._pause == PAUSE_FIRST:
+            self.due_from = self.began
         self.marks.fire("grow")
         self._worker.put(self)
         self._on_begin()
@@ -134,12 +168,15 @@ class Growth(Generic[T]):
         if Mark.GROWING in self.marks and Mark.DEADLOCKED not in self.marks:
             self.marks.fire("late")
             self.deadlocks += 1
+            log.warning(
+                "cache %r is DEADLOCKED: a slab has been late for longer than its callers wait", self.config.name
+            )
 
     def brought(self, slab: Slab[T]) -> None:
         """The grow ended with a slab."""
         self._pause = PAUSE_FIRST
         self._depot.add(slab)
-        self.marks.fire("grown")
+        self._ended()
         self._on_slab()
 
     def failed(self, error: Exception) -> float:
@@ -148,7 +185,9 @@ class Growth(Generic[T]):
         Anything else waiting does not mend: the waiters are told.
         """
         self.failures += 1
-        self.marks.fire("grown")
+        if self._pause == PAUSE_FIRST:  # once for a row of failures
+            log.warning("cache %r cannot grow: %s", self.config.name, error or repr(error))
+        self._ended()
         if isinstance(error, MemoryError):
             self._pausing = True
             pause, self._pause = self._pause, min(2 * self._pause, PAUSE_MOST)
@@ -164,6 +203,18 @@ class Growth(Generic[T]):
 
     def called_off(self) -> None:
         """The grow ended before it began: the limit was reached meanwhile."""
+        self._ended()
+
+    def note_limit(self) -> None:
+        """A caller waits at the limit; the first one ever is worth a line in the log."""
+        if not self._limit_noted:
+            self._limit_noted = True
+            log.info("cache %r is at its limit: callers wait for others to free", self.config.name)
+
+    def _ended(self) -> None:
+        self.arrived = False
+        if Mark.DEADLOCKED in self.marks:
+            log.info("cache %r is DEADLOCKED no more: the late grow has ended", self.config.name)
         self.marks.fire("grown")
 
     @property

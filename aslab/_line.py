@@ -6,11 +6,12 @@ blanks the entry, so joining and leaving cost O(log n), whatever the number of w
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import math
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import anyio
 
@@ -21,17 +22,30 @@ from ._stats import Tally
 T = TypeVar("T")
 
 
+class Permitter(Protocol):
+    """What permits emergency objects."""
+
+    def permit(self, objects: int, *, urgent: bool) -> bool:
+        """Whether so many may be made."""
+        ...
+
+    def full(self, objects: int) -> bool:
+        """Whether the bound of the cache is why not."""
+        ...
+
+
 class Waiter(Generic[T]):
     """One caller that waits. Lives on the event loop's thread alone."""
 
     __slots__ = (
         "_attempt",
         "_event",
+        "emergency",
         "error",
         "flags",
         "has_waited",
-        "may_try",
         "need",
+        "permitted",
         "sealed",
         "since",
         "slots",
@@ -54,8 +68,10 @@ class Waiter(Generic[T]):
         """The objects handed over; they are this waiter's to use or to give back."""
         self.error: Exception | None = None
         """Why waiting longer makes no sense."""
-        self.may_try: bool = False
-        """It was woken because an emergency object may be made now."""
+        self.emergency: Permitter | None = None
+        """Where it asks for emergency objects; set once it was refused some."""
+        self.permitted: int = 0
+        """Emergency objects that may be made for it now: it was woken for that."""
         self.has_waited: bool = False
         self.sealed: bool = False
         """It would have had the cache grow, had that not been sealed."""
@@ -87,7 +103,16 @@ class Waiter(Generic[T]):
     def wake(self) -> None:
         """Let it look again."""
         if self._event is not None:
-            self._event.set()
+            with contextlib.suppress(RuntimeError):  # its event loop is closed, and the task with it
+                self._event.set()
+
+    def grant(self) -> bool:
+        """Permit the emergency objects that it was refused, and wake it; False if there is no room still."""
+        if self.emergency is None or not self.emergency.permit(self.need, urgent=self.urgent):
+            return False
+        self.permitted += self.need
+        self.wake()
+        return True
 
     @property
     def urgent(self) -> bool:
@@ -153,6 +178,11 @@ class Line(Generic[T]):
                 return place[0]
             heapq.heappop(self._heap)
         return None
+
+    def overtaken_by(self, waiter: Waiter[T]) -> bool:
+        """Whether somebody here comes before it."""
+        first = self.first()
+        return first is not None and first.rank < waiter.rank
 
     def pop(self) -> Waiter[T] | None:
         """Take out who is next, or None."""

@@ -15,7 +15,6 @@ Event loop's thread only; large objects are copied in a thread.
 from __future__ import annotations
 
 import ctypes
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -24,6 +23,7 @@ import anyio
 import anyio.lowlevel
 
 from ._buffer import Buffer, ManagedBuffer
+from ._clients import log_failure
 from ._errors import SlabError
 from ._flags import KMEM_CBRC
 from ._slab import Slab, Slot
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Move = Callable[[Buffer[T], Buffer[T], int], KMEM_CBRC]
-log = logging.getLogger("aslab")
 
 AT_ONCE = 256 * 2**10
 """Bytes that are copied between two chances for other tasks; a larger object is copied in a thread."""
@@ -233,8 +232,8 @@ class Mover(Generic[T]):
             answer = callback(owner, buf, len(buf))
             if not isinstance(answer, KMEM_CBRC):
                 raise TypeError(f"it answered {answer!r}; allowed are the members of aslab.KMEM_CBRC")
-        except Exception:
-            log.exception("cache %r: the move callback failed; the object stays", owner.cache.name)
+        except BaseException as exc:
+            log_failure(exc, "cache %r: the move callback failed; the object stays", owner.cache.name)
             answer = KMEM_CBRC.NO
         finally:
             self.in_hand -= 1

@@ -24,6 +24,7 @@ from ._magazine import Magazine
 from ._move import Mover
 from ._reclaim import Reclaim
 from ._reserve import Reserve
+from ._sizes import format_size
 from ._slab import Slot
 from ._state import Mark, Marks
 from ._stats import CacheStats, Tally
@@ -55,7 +56,9 @@ class Pool(Generic[T]):
         self.marks: Marks = Marks()
         self.magazine: Magazine[T] = Magazine(config.magazine_size)
         self.depot: Depot[T] = Depot(self.magazine)
-        self.emergency: Emergency[T] = Emergency(config, engine.config.emergency, engine.supply, self.depot.lock)
+        self.emergency: Emergency[T] = Emergency(
+            config, engine.emergency_supply, engine.permits, self.depot.lock, self._emergency_room
+        )
         self.line: Line[T] = Line()
         self.reserve: Reserve[T] = Reserve(config.reserve)
         self.growth: Growth[T] = Growth(
@@ -81,16 +84,17 @@ class Pool(Generic[T]):
             self.reserve,
             self.growth,
             self.emergency,
+            permits=engine.permits,
+            clock=engine.clock,
             tickets=engine.tickets,
             grow_timeout=engine.config.grow_timeout,
             on_change=self._line_changed,
-            give_back=self.take_back,
+            give_back=self.give_back,
             ring=engine.bell.ring,
         )
         self.guard: threading.RLock = threading.RLock()
         """Held while the handle of a managed buffer changes hands; a finaliser may come in between."""
         self._spared_for, self._spared_until = 1, 0  # ticks
-        self._frees = 0  # since others were asked whether they want a slab
         self._parked: list[tuple[Cache[T], Slot[T], bool]] = []
 
     def join(self, cache: Cache[T]) -> None:
@@ -99,32 +103,52 @@ class Pool(Generic[T]):
         self.note_waiting()
         self.growth.ask()
 
-    def get_now(self, flags: KM, tally: Tally) -> Slot[T]:
+    def get_now(self, flags: KM, cache: Cache[T]) -> Slot[T]:
         """What a caller who cannot wait gets where nothing is at hand: the reserve, or an emergency object.
 
         :raises anyio.WouldBlock: if there is none
         """
-        slot = self.reserve.take() if flags is KM.PUSHPAGE else None
+        urgent = flags is KM.PUSHPAGE
+        slot = self.reserve.take() if urgent else None
         if slot is not None:
-            self.note_waiting()  # from here on, frees refill it
-            self.engine.attend(self.attend)
+            self.engine.attend(self.attend)  # from then on, frees refill it
             return slot
         self.growth.missed = True
         self.engine.attend(self.growth.ask)
-        if self.growth.at_limit:
-            tally.sealed += self.growth.sealed
-            raise anyio.WouldBlock
-        if not self.emergency.permit(1):
-            raise anyio.WouldBlock
-        made = False
+        if self.growth.limit_reached:
+            cache._tally.sealed += self.growth.sealed
+            raise self._nothing(cache, "its limit is reached")
+        if not self.emergency.permit(1, urgent=urgent):
+            raise self._nothing(cache, "there is no room for another emergency object")
         try:
-            slot = self.emergency.make_nowait(flags)
-            made = True
+            return self.emergency.make_nowait(flags)
         except MemoryError:
-            raise anyio.WouldBlock from None
-        finally:
-            self.emergency.forgo(not made)
-        return slot
+            raise self._nothing(cache, "the backend has no memory for an emergency object") from None
+        except anyio.WouldBlock:
+            raise self._nothing(cache, "an emergency object cannot be had without waiting") from None
+
+    def take_spare(self, *, urgent: bool) -> Slot[T] | None:
+        """An emergency object that was kept; slabs are asked for all the same. Any thread."""
+        if not self.emergency.spare:
+            return None
+        self.growth.missed = True
+        self.engine.attend(self.growth.ask)
+        return self.emergency.take(urgent=urgent)
+
+    def _nothing(self, cache: Cache[T], why: str) -> anyio.WouldBlock:
+        return anyio.WouldBlock(f"{self.situation(cache)}: no object is free, and {why}")
+
+    def situation(self, cache: Cache[T]) -> str:
+        """A cache, and why it may have nothing to give, in a few words for messages. Any thread."""
+        words = [f"{self.held(cache)} held", f"{len(self.line)} waiting"]
+        if self.config.max_objects is not None:
+            words.append(f"max_objects {self.config.max_objects}")
+        if self.engine.config.limit is not None:
+            words.append(
+                f"{format_size(self.engine.budget.used)} of slabs under a limit of "
+                f"{format_size(self.engine.config.limit)}"
+            )
+        return f"cache {cache.name!r} ({', '.join(words)})"
 
     def take_back(self, slot: Slot[T]) -> None:
         """A free, from any thread. (`Buffer.free` writes this out.)"""
@@ -136,15 +160,30 @@ class Pool(Generic[T]):
         """A free of a slot that may need more than the magazine. Any thread."""
         if not self.clean_up(slot):
             self.take_back(slot)
+        elif self.wanted and self.emergency.spare:
+            self.engine.attend(self._serve)
 
     def clean_up(self, slot: Slot[T]) -> bool:
-        """Zero it, where frees do; an emergency object goes for good. Answers whether it was one."""
+        """Zero it, where frees do; an emergency object goes, or waits for the next. Answers whether it was one."""
         if self.config.init_on_free:
             zero(slot.address, self.config.shape.size)
         if slot.slab is not None:
             return False
-        self.emergency.free(cast("EmergencySlot[T]", slot))
+        keep = self.growth.unwell and Mark.DESTROY not in self.marks
+        self.emergency.free(cast("EmergencySlot[T]", slot), keep=keep)
         return True
+
+    def give_back_all(self, slots: list[Slot[T]]) -> None:
+        """As `give_back`, for each. Any thread."""
+        for slot in slots:
+            self.give_back(slot)
+
+    def give_back(self, slot: Slot[T]) -> None:
+        """What a waiter was given and does not take."""
+        if slot.slab is not None:
+            self.take_back(slot)
+        else:
+            self.take_back_managed(slot)
 
     def settle(self) -> None:
         """After a free that finds waiters or a full magazine. Waits for no lock."""
@@ -158,6 +197,8 @@ class Pool(Generic[T]):
     def come_back(self, slot: Slot[T]) -> None:
         """What the garbage collector returns, at any moment, in any thread."""
         if self.clean_up(slot):
+            if self.wanted and self.emergency.spare:
+                self.engine.bell.ring()
             return
         self.magazine.append(slot)
         if Mark.DESTROY in self.marks:
@@ -192,8 +233,11 @@ class Pool(Generic[T]):
         self.unpark()
         if Mark.DESTROY in self.marks:
             self.reclaim.empty_out()
+            self.emergency.clear()
             return
         self._serve()
+        if not self.growth.unwell:
+            self.emergency.clear()
         self.note_waiting()
         self.room.let_others_try()
         self.growth.ask()
@@ -202,6 +246,7 @@ class Pool(Generic[T]):
         """One tick of the ageing task."""
         used = [(cache._hits, cache._misses) for cache in self.caches]
         self.reclaim.age((used, self.depot.slabs.slots_out, len(self.magazine)), expires=expires)
+        self.emergency.age()
         if self.mover.tick():
             self.engine.moves.ask(self, defragment=True)
         self.attend()
@@ -247,6 +292,7 @@ class Pool(Generic[T]):
         self.magazine.capacity = -1  # so that each later free comes by `settle`
         self.reserve.objects = 0
         self._empty_reserve()
+        self.emergency.clear()
         self.engine.budget.close(self.growth.account)
         self.engine.retire(self)
         return self.reclaim.empty_out()
@@ -297,6 +343,7 @@ class Pool(Generic[T]):
             obj_max=slabs.slots_out_max,
             obj_deadlock=self.growth.deadlocks,
             obj_emergency=tally.emergency if shared else emergency,
+            obj_emergency_spare=self.emergency.spare,
             obj_emergency_max=tally.emergency_max if shared else self.emergency.highest,
             obj_held=self.held(cache),
             obj_cached=len(self.magazine),
@@ -316,11 +363,12 @@ class Pool(Generic[T]):
         )
 
     def _look_for_idle(self) -> None:
-        """After as many frees as a slab has objects, one may be empty that others wait for."""
-        self._frees += 1
-        if self._frees >= self.config.shape.objects and self.depot.free >= self.config.shape.objects:
-            self._frees = 0
+        """Others wait for slabs: as soon as one is empty here, have them ask for it."""
+        if self.growth.account.beyond > 0 and self.depot.has_idle_slab():
             self.engine.ask_all()
+
+    def _emergency_room(self) -> None:
+        self.engine.attend(self.room.let_others_try)
 
     def _line_changed(self) -> None:
         self.note_waiting()
@@ -328,7 +376,7 @@ class Pool(Generic[T]):
 
     def _growth_begins(self) -> None:
         self.room.growth_begins()
-        self.reclaim.demand.grows(anyio.current_time())
+        self.reclaim.demand.grows(self.engine.clock())
         self.engine.look_again()
 
     def _serve(self) -> None:

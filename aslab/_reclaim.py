@@ -79,7 +79,7 @@ class Reclaim(Generic[T]):
         with anyio.move_on_after(self._engine.interval):
             while Mark.REAPING in self._marks:
                 await self._ended.wait()
-        now = anyio.current_time()
+        now = self._engine.clock()
         if self._marks.state & (Mark.GROWING | Mark.REAPING) or self._settled:
             return 0
         self._note_peak(now)
@@ -98,7 +98,7 @@ class Reclaim(Generic[T]):
         """One tick. ``seen`` differs from the last time if the cache was used; what is idle may expire."""
         self._idle_ticks = self._idle_ticks + 1 if seen == self._last_seen else 0
         self._last_seen = seen
-        self._note_peak(anyio.current_time())
+        self._note_peak(self._engine.clock())
         if not expires or Mark.REAPING in self._marks or self._settled:
             return
         until = self._engine.tick - AGEING_STEPS - 1  # it became empty at some time after that tick

@@ -47,7 +47,7 @@ class Relief:
 
     def limit_reached(self, nbytes: int) -> None:
         """Callers wait at the limit, and nobody has idle slabs: have clients asked, once an interval."""
-        now = anyio.current_time()
+        now = self._engine.clock()
         if now - self._asked_at >= self._engine.interval:
             self._asked_at = now
             self._engine.start(partial(self._ask_clients, nbytes))
@@ -58,7 +58,7 @@ class Relief:
         while True:
             with anyio.CancelScope(deadline=again_at):
                 await self._pressed.wait()
-            now = anyio.current_time()
+            now = self._engine.clock()
             if self._pressed.is_set():
                 wanted, self._wanted = self._wanted, 0.0
                 self._pressed = anyio.Event()

@@ -12,7 +12,6 @@ Plain synchronous code: a cache calls it under its lock.
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,7 +22,6 @@ from .backends._libc import PAGE_SIZE
 from .backends._protocol import Region
 
 T = TypeVar("T")
-log = logging.getLogger("aslab")
 
 
 class Shape(NamedTuple):
@@ -73,10 +71,7 @@ class Slot(Exported, Generic[T]):
         """Undo `construct`."""
         obj, self.obj = cast("T", self.obj), None
         if dtor is not None:
-            try:
-                dtor(obj)
-            except Exception:  # the memory has to go back all the same
-                log.exception("dtor failed on %r", obj)
+            dtor(obj)
 
 
 class Slab(Generic[T]):

@@ -66,6 +66,8 @@ class CacheStats:
     """Emergency objects outstanding."""
     obj_emergency_max: int
     """The most of them there have been."""
+    obj_emergency_spare: int
+    """Emergency objects that were freed while growth is late, and are kept for the next caller."""
     obj_held: int
     """Objects that callers hold, emergency objects included."""
     obj_cached: int
@@ -114,6 +116,12 @@ class AllocatorStats:
     """Bytes of all slabs, until their backend has them back."""
     limit: int | None
     """The most ``slab_bytes`` may become."""
+    emergency_bytes: int
+    """Bytes of all emergency objects, those that are kept included, until their backend has them back."""
+    emergency_bytes_max: int
+    """The most ``emergency_bytes`` has been."""
+    emergency_limit: int | None
+    """The most it may become."""
     kicked: int
     """Grows that were set aside because they were stuck."""
     sealed: bool

@@ -2,8 +2,11 @@
 
 `free` of an emergency object is synchronous and comes from any thread, a backend's ``release`` is
 not and may be slow. So releases go through a queue and one task, and a cancelled caller of `reap`
-leaves nothing half done. After the allocator is closed one thread does it, with a small event loop of
-its own.
+leaves nothing half done. Slabs and emergency objects each have their own, so that single objects do not
+queue behind slabs. After the allocator is closed one thread does it, with a small event loop of its own.
+
+What is asked for is outstanding until the backend has it back: each acquire and each release says when, once,
+through ``gone``. Bounds are kept by that alone.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from collections.abc import Callable
 import anyio
 
 from ._bell import Bell
+from ._clients import log_failure
 from ._errors import BackendError
 from ._flags import GFP
 from ._views import address_of
@@ -24,15 +28,18 @@ from .backends._protocol import Backend, Region
 
 log = logging.getLogger("aslab")
 
-Done = Callable[[], object]
+Gone = Callable[[], object]
+"""Told that the backend has nothing outstanding of it any more: on the loop's thread, or on that which called
+`acquire_nowait`. Not after the allocator is closed."""
 
 
 class Supply:
-    """The allocator's dealings with its backends."""
+    """The allocator's dealings with one of its backends."""
 
-    def __init__(self, bell: Bell) -> None:
+    def __init__(self, backend: Backend, bell: Bell) -> None:
+        self.backend: Backend = backend
         self._bell = bell
-        self._queue: deque[tuple[Backend, Region, Done]] = deque()
+        self._queue: deque[tuple[Region, Gone]] = deque()
         self._more = anyio.Event()
         self._idle = anyio.Event()
         self._idle.set()
@@ -40,33 +47,35 @@ class Supply:
         self.closed: bool = False
         self._late = threading.Lock()  # held while a thread does late releases
 
-    async def acquire(self, backend: Backend, nbytes: int, align: int, gfp: GFP) -> Region:
-        """A checked region.
+    async def acquire(self, nbytes: int, align: int, gfp: GFP, gone: Gone) -> Region:
+        """A checked region; ``gone`` is called if there is none in the end.
 
         :raises MemoryError: if the backend has none now
         :raises BackendError: if it breaks its contract
         """
         try:
-            region = await backend.acquire(nbytes, align, gfp)
-        except (MemoryError, BackendError):
-            raise
-        except Exception as exc:
-            raise _unexpected(backend, "acquire", exc) from exc
-        return self._checked(backend, region, nbytes, align)
+            region = await self.backend.acquire(nbytes, align, gfp)
+        except BaseException as exc:
+            gone()
+            if isinstance(exc, (MemoryError, BackendError)) or not isinstance(exc, Exception):
+                raise
+            raise self._unexpected("acquire", exc) from exc
+        return self._checked(region, nbytes, align, gone)
 
-    def acquire_nowait(self, backend: Backend, nbytes: int, align: int, gfp: GFP) -> Region:
+    def acquire_nowait(self, nbytes: int, align: int, gfp: GFP, gone: Gone) -> Region:
         """As `acquire`; `anyio.WouldBlock` if it would. Any thread."""
         try:
-            region = backend.acquire_nowait(nbytes, align, gfp)
-        except (MemoryError, anyio.WouldBlock, BackendError):
-            raise
-        except Exception as exc:
-            raise _unexpected(backend, "acquire_nowait", exc) from exc
-        return self._checked(backend, region, nbytes, align)
+            region = self.backend.acquire_nowait(nbytes, align, gfp)
+        except BaseException as exc:
+            gone()
+            if isinstance(exc, (MemoryError, anyio.WouldBlock, BackendError)) or not isinstance(exc, Exception):
+                raise
+            raise self._unexpected("acquire_nowait", exc) from exc
+        return self._checked(region, nbytes, align, gone)
 
-    def release(self, backend: Backend, region: Region, done: Done = lambda: None) -> None:
-        """Give a region back, some time; ``done`` is called on the event loop after. Any thread, no lock."""
-        self._queue.append((backend, region, done))
+    def release(self, region: Region, gone: Gone = lambda: None) -> None:
+        """Give a region back, some time. Any thread, no lock."""
+        self._queue.append((region, gone))
         self._bell.ring()
         if self.closed:
             self._release_late()
@@ -82,18 +91,18 @@ class Supply:
         while True:
             await self._more.wait()
             while self._queue:
-                backend, region, done = self._queue.popleft()
+                region, gone = self._queue.popleft()
                 self._releasing = True
                 try:
-                    await backend.release(region)
-                except Exception:
-                    log.exception("%r failed to release a region", backend)
-                except anyio.get_cancelled_exc_class():
-                    if self.closed:
+                    await self.backend.release(region)
+                except BaseException as exc:  # of a client's code: this task goes on
+                    if isinstance(exc, GeneratorExit) or (
+                        self.closed and isinstance(exc, anyio.get_cancelled_exc_class())
+                    ):
                         raise
-                    log.exception("%r cancelled its release of a region", backend)
+                    log_failure(exc, "%r failed to release a region", self.backend)
                 self._releasing = False
-                done()
+                gone()
             self._more = anyio.Event()
             self._idle.set()
 
@@ -128,23 +137,29 @@ class Supply:
 
     async def _release_queued(self) -> None:
         while self._queue:
-            backend, region, _ = self._queue.popleft()
+            region, _ = self._queue.popleft()
             try:
-                await backend.release(region)
+                await self.backend.release(region)
             except Exception:
-                log.exception("%r failed to release a region after its allocator was closed", backend)
+                log.exception("%r failed to release a region after its allocator was closed", self.backend)
 
-    def _checked(self, backend: Backend, region: object, nbytes: int, align: int) -> Region:
+    def _checked(self, region: object, nbytes: int, align: int, gone: Gone) -> Region:
         if not isinstance(region, Region):
-            raise BackendError(f"{backend!r} returned {region!r}; allowed is an aslab.backends.Region")
+            gone()
+            raise BackendError(f"{self.backend!r} returned {region!r}; allowed is an aslab.backends.Region")
         try:
             fault = _fault(region, nbytes, align)
         except Exception as exc:  # a released view, an address that is no number, ...
             fault = f"a region that cannot be used: {exc}"
         if not fault:
             return region
-        self.release(backend, region)
-        raise BackendError(f"{backend!r} returned {fault}")
+        self.release(region, gone)
+        raise BackendError(f"{self.backend!r} returned {fault}")
+
+    def _unexpected(self, call: str, exc: Exception) -> BackendError:
+        return BackendError(
+            f"{self.backend!r}.{call} raised {exc!r}; allowed is MemoryError when there is no memory"
+        )
 
 
 def _fault(region: Region, nbytes: int, align: int) -> str:
@@ -160,7 +175,3 @@ def _fault(region: Region, nbytes: int, align: int) -> str:
     if region.address != address_of(memory):
         return f"the address {region.address:#x} for memory at {address_of(memory):#x}"
     return ""
-
-
-def _unexpected(backend: Backend, call: str, exc: Exception) -> BackendError:
-    return BackendError(f"{backend!r}.{call} raised {exc!r}; allowed is MemoryError when there is no memory")

@@ -1,14 +1,17 @@
 """Waiting for objects, and the four ways out of it.
 
     a free, or a grow that ends    what the first in line needs is handed over, all at once
-    growth is late                 emergency objects, if the cache may make them
+    growth is late                 emergency objects, if the cache may make them, or those freed just now
     an error                       the cache was closed, or a backend broke its contract
     cancellation                   what was handed over meanwhile goes to the next
 
-A caller at the limit of its cache waits for a free alone, with no timer: its time starts when growth
-does. A caller that tries an emergency object stays in line, and takes what comes first; if the attempt
-fails it tries again after a pause that doubles; one refused by ``max_emergency`` is woken when there
-is room. Nobody spins, and nobody is woken for nothing.
+Late is the backend, never the event loop. A caller at the limit of its cache, or whose slab has arrived and is
+being made, waits with no timer: its time starts when growth does, anew with each slab (as in SPL). And when it is
+up the loop gets some turns first: what a thread has brought while the loop was busy is delivered by then.
+
+A caller that tries an emergency object stays in line, and takes what comes first; if the attempt fails it tries
+again after a pause that doubles; one refused by ``max_emergency`` or ``emergency_limit`` is woken when there is
+room, and it is permitted then. Nobody spins, and nobody is woken for nothing.
 
 Who needs several waits as one: free objects gather until there are enough for the first in line, and nobody takes
 some of them and waits for the rest. So no two can lock each other out.
@@ -23,20 +26,26 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Generic, TypeVar, cast
 
-import anyio
+import anyio.lowlevel
 
+from ._clock import Clock
 from ._depot import Depot
 from ._emergency import Emergency, EmergencySlot
 from ._errors import twin
 from ._flags import KM
 from ._growth import PAUSE_FIRST, PAUSE_MOST, Growth
 from ._line import Line, Waiter
+from ._permits import Permits
 from ._reserve import Reserve
 from ._slab import Slot
 from ._state import Mark, Marks
 from ._stats import Tally
 
 T = TypeVar("T")
+
+
+TURNS = 8
+"""Turns of the event loop that a slab has after its time is up: a thread's result takes about three to arrive."""
 
 
 class WaitingRoom(Generic[T]):
@@ -54,6 +63,8 @@ class WaitingRoom(Generic[T]):
         growth: Growth[T],
         emergency: Emergency[T],
         *,
+        permits: Permits,
+        clock: Clock,
         tickets: Iterator[int],
         grow_timeout: float,
         on_change: Callable[[], None],
@@ -62,12 +73,14 @@ class WaitingRoom(Generic[T]):
     ) -> None:
         self._line = line
         self._refused: Line[T] = Line()  # those of the line who found max_emergency reached
-        self._at_limit: dict[Waiter[T], None] = {}  # those of the line who wait for a free alone, in order
+        self._untimed: dict[Waiter[T], None] = {}  # those of the line whose time does not run, in order
         self._marks = marks
         self._depot = depot
         self._reserve = reserve
         self._growth = growth
         self._emergency = emergency
+        self._permits = permits
+        self._clock = clock
         self._grow_timeout = grow_timeout
         self._on_change = on_change
         self._give_back = give_back
@@ -79,7 +92,7 @@ class WaitingRoom(Generic[T]):
 
     async def wait(self, flags: KM, need: int, tally: Tally) -> list[Slot[T]]:
         """Join the line; leave it with so many objects, whichever way they come first."""
-        waiter: Waiter[T] = Waiter(flags, next(self._tickets), need, tally, anyio.current_time())
+        waiter: Waiter[T] = Waiter(flags, next(self._tickets), need, tally, self._clock())
         self._enter(waiter)
         try:
             return await self._stand_in_line(waiter)
@@ -90,8 +103,7 @@ class WaitingRoom(Generic[T]):
             raise
         finally:
             self._exit(waiter)
-            if waiter.may_try:
-                self.let_others_try()
+            self._forgo(waiter)
 
     def serve(self) -> None:
         """Hand free objects out, in order, until they or those who want them run out.
@@ -109,6 +121,8 @@ class WaitingRoom(Generic[T]):
             self._busy = False
             if changed:
                 self._on_change()
+        if self._emergency.spare and (self._refused or self._permits.refused):
+            self._emergency.clear()  # of no use to the first in line, and in the way of others
 
     def _serve_next(self) -> bool:
         waiter = self._line.first()
@@ -136,6 +150,7 @@ class WaitingRoom(Generic[T]):
             slot = self._depot.take()
             if slot is None and urgent:
                 slot = self._reserve.take()
+            slot = slot or self._emergency.take(urgent=urgent)
             if slot is None:  # another thread was quicker
                 self._give_all_back(slots)
                 return None
@@ -143,20 +158,22 @@ class WaitingRoom(Generic[T]):
         return slots
 
     def _at_hand(self, *, urgent: bool) -> int:
-        return self._depot.free + (len(self._reserve) if urgent else 0)
+        reserved = len(self._reserve) if urgent else 0
+        return self._depot.free + reserved + self._emergency.at_hand(urgent=urgent)
 
     def let_others_try(self) -> None:
-        """Wake as many of the refused as max_emergency has room for, in order."""
-        room = self._emergency.room
-        while (waiter := self._refused.first()) is not None and waiter.need <= room:
+        """There may be room for emergency objects: permit them to those who were refused, in order."""
+        while (waiter := self._refused.first()) is not None:
+            if not waiter.grant():
+                if self._emergency.full(waiter.need):
+                    break
+                self._permits.refused.join(waiter)  # it is the bound over all caches now
             self._refused.leave(waiter)
-            waiter.may_try = True
-            waiter.wake()
-            room -= waiter.need
+        self._permits.grant()
 
     def growth_begins(self) -> None:
-        """Callers at the limit may hope for growth now: let them wait for it, with a timeout."""
-        hopeful, self._at_limit = self._at_limit, {}
+        """Callers whose time does not run may hope for growth now: let them wait for it, with a timeout."""
+        hopeful, self._untimed = self._untimed, {}
         for waiter in hopeful:
             waiter.wake()
 
@@ -167,7 +184,7 @@ class WaitingRoom(Generic[T]):
                 waiter.fail(error)
 
     async def _stand_in_line(self, waiter: Waiter[T]) -> list[Slot[T]]:
-        patience: float | None = None  # when growth becomes late; None while only a free can help
+        since: float | None = None  # when its time began to run; None while only a free can help
         late = False
         retry_at, pause = -math.inf, PAUSE_FIRST
         while True:
@@ -181,38 +198,53 @@ class WaitingRoom(Generic[T]):
             if waiter.error is not None:
                 raise twin(waiter.error)
             self._growth.ask()
-            if self._growth.at_limit:
-                patience, late = None, False
-                await self._wait_at_limit(waiter)
+            if self._growth.at_limit or self._growth.arrived:
+                since, late = None, False
+                await self._wait_untimed(waiter)
                 continue
-            now = anyio.current_time()
-            if patience is None:
-                patience = now + self._grow_timeout
-            if waiter.need > 1 and not late:  # it may need several slabs, each of which has its time
-                patience = max(patience, self._growth.began + self._grow_timeout)
+            now = self._clock()
+            since = now if since is None else since
+            patience = max(since, self._growth.due_from) + self._grow_timeout
             if now >= patience and not late:
-                late = True
-                waiter.tally.timeouts += 1
-                self._growth.late()
-            if (late or Mark.DEADLOCKED in self._marks) and now >= retry_at:
+                late = await self._still_nothing(waiter)
+                if late:
+                    waiter.tally.timeouts += 1
+                    self._growth.late()
+                continue
+            if not late and Mark.DEADLOCKED not in self._marks:
+                self._forgo(waiter)
+            elif waiter.permitted or now >= retry_at:
                 permitted = self._ask_permission(waiter)
                 if permitted:
                     made = await self._try_emergency(waiter, permitted)
                     if made is not None:
                         return made
-                    retry_at = anyio.current_time() + pause
+                    retry_at = self._clock() + pause
                     pause = min(2 * pause, PAUSE_MOST)
                     continue
             until = retry_at if retry_at > now else math.inf
             await self._suspend(waiter, until if late else min(until, patience))
 
-    async def _wait_at_limit(self, waiter: Waiter[T]) -> None:
-        if self._growth.sealed and not waiter.sealed:
-            waiter.sealed = True
-            waiter.tally.sealed += 1
-        self._at_limit[waiter] = None
+    async def _still_nothing(self, waiter: Waiter[T]) -> bool:
+        """Its time is up: have the loop deliver what has come meanwhile. Whether there was nothing."""
+        for _ in range(TURNS):
+            if waiter.slots is not None or waiter.error is not None or self._growth.arrived:
+                return False
+            if Mark.DEADLOCKED in self._marks:  # somebody has waited for those turns already
+                break
+            await anyio.lowlevel.checkpoint()
+        return not self._growth.at_limit
+
+    async def _wait_untimed(self, waiter: Waiter[T]) -> None:
+        self._forgo(waiter)
+        if self._growth.at_limit:
+            self._growth.note_limit()
+            if self._growth.sealed and not waiter.sealed:
+                waiter.sealed = True
+                waiter.tally.sealed += 1
+        self._untimed[waiter] = None
         await self._suspend(waiter, math.inf)
-        self._at_limit.pop(waiter, None)
+        self._untimed.pop(waiter, None)
 
     async def _suspend(self, waiter: Waiter[T], until: float) -> None:
         waiter.tally.waits += not waiter.has_waited
@@ -220,31 +252,45 @@ class WaitingRoom(Generic[T]):
 
     def _ask_permission(self, waiter: Waiter[T]) -> int:
         """How many emergency objects may be made for it now: all that it still needs, or none."""
-        waiter.may_try = False
         missing = waiter.need
         if self._is_first(waiter):  # what is free belongs to the first in line
-            missing -= self._at_hand(urgent=waiter.urgent)
-        other = self._refused.first()
-        after = other is not None and other.rank < waiter.rank
-        if missing > 0 and not after and self._emergency.permit(missing):
+            missing = max(0, missing - self._at_hand(urgent=waiter.urgent))
+        granted, waiter.permitted = waiter.permitted, 0
+        if granted:
+            self._emergency.forgo(granted - missing)
             return missing
-        if waiter.need <= self._emergency.most:  # else its turn never comes, and it would be in others' way
-            self._refused.join(waiter)
+        line = next((line for line in (self._refused, self._permits.refused) if line.overtaken_by(waiter)), None)
+        if missing > 0 and line is None and self._emergency.permit(missing, urgent=waiter.urgent):
+            return missing
+        # Whose turn never comes would be in others' way.
+        if self._emergency.possible(waiter.need, urgent=waiter.urgent):
+            waiter.emergency = self._emergency
+            own = self._emergency.full(missing)
+            (line or (self._refused if own else self._permits.refused)).join(waiter)
+            if not own:
+                self._permits.clear_spares()
         return 0
 
-    async def _try_emergency(self, waiter: Waiter[T], missing: int) -> list[Slot[T]] | None:
+    def _forgo(self, waiter: Waiter[T]) -> None:
+        """It does not make what it is permitted to make."""
+        permitted, waiter.permitted = waiter.permitted, 0
+        self._emergency.forgo(permitted)
+
+    async def _try_emergency(self, waiter: Waiter[T], permitted: int) -> list[Slot[T]] | None:
         """One attempt. What comes meanwhile, in line, is preferred."""
         made: list[Slot[T]] = []
         slots: list[Slot[T]] | None = None
+        tried = 0
         try:
-            while len(made) < missing:
+            while tried < permitted and waiter.slots is None and waiter.error is None:
+                tried += 1
                 slot = await waiter.attempt(partial(self._emergency.make, waiter.flags))
                 if slot is None:
                     break
                 made.append(slot)
                 self.in_handover += 1
-            if len(made) == missing and waiter.slots is None and waiter.error is None:
-                slots = self._collect(waiter.need - missing, urgent=waiter.urgent)
+            if len(made) == permitted and waiter.slots is None and waiter.error is None:
+                slots = self._collect(waiter.need - permitted, urgent=waiter.urgent)
         except MemoryError:
             pass
         finally:
@@ -252,8 +298,7 @@ class WaitingRoom(Generic[T]):
             if slots is None:
                 for slot in made:
                     self._emergency.free(cast("EmergencySlot[T]", slot))
-            self._emergency.forgo(missing - len(made))
-            self.let_others_try()
+            self._emergency.forgo(permitted - tried)
         return None if slots is None else slots + made
 
     def _is_first(self, waiter: Waiter[T]) -> bool:
@@ -278,7 +323,8 @@ class WaitingRoom(Generic[T]):
         self._busy = True
         self._line.leave(waiter)
         self._refused.leave(waiter)
-        self._at_limit.pop(waiter, None)
+        self._permits.refused.leave(waiter)
+        self._untimed.pop(waiter, None)
         self._busy = False
         self._on_change()
         self.serve()  # what was too little for this one may be enough for the next

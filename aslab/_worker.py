@@ -15,19 +15,21 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from ._budget import Budget
+from ._budget import Account, Budget
+from ._clients import keep_interrupt, log_failure
+from ._clock import Clock
 from ._errors import BackendError, ConstructorError, SlabError
 from ._growth import Growth
 from ._slab import Slab
 from ._state import Mark
 from ._supply import Supply
-from .backends._protocol import Backend
 
 log = logging.getLogger("aslab")
 
@@ -43,12 +45,13 @@ class Worker:
     def __init__(
         self,
         supply: Supply,
-        backend: Backend,
         budget: Budget,
+        clock: Clock,
         kick_after: float | None,
         make_room: Callable[[Growth[Any]], None],
     ) -> None:
         self.budget = budget
+        self.clock = clock
         self.under_way: dict[Growth[Any], float] = {}
         """The grows under way, and since when."""
         self.kicked: int = 0
@@ -56,7 +59,6 @@ class Worker:
         self.make_room: Callable[[Growth[Any]], None] = make_room
         """Asks the other caches for what they do not need."""
         self._supply = supply
-        self._backend = backend
         self._kick_after = math.inf if kick_after is None else kick_after
         self._queue: deque[Growth[Any]] = deque()
         self._more = anyio.Event()
@@ -85,7 +87,7 @@ class Worker:
                     self._more = anyio.Event()
                 await self._more.wait()
                 continue
-            self.under_way[growth] = anyio.current_time()
+            self.under_way[growth] = self.clock()
             if self._idle.is_set():
                 self._idle = anyio.Event()
             ended = anyio.Event()
@@ -113,7 +115,7 @@ class Worker:
                 return growth
             # Else what is on its way back, or stuck grows, are in the way. It stays, GROWING: nobody must take
             # that for the limit. Room that is on its way is for the first who waits for it.
-            fresh = anyio.current_time() - growth.began < ARRIVAL  # else what is on its way may be stuck
+            fresh = self.clock() - growth.began < ARRIVAL  # else what is on its way may be stuck
             overtaking = overtaking or (fresh and budget.arriving(growth.account))
         return None
 
@@ -123,17 +125,19 @@ class Worker:
             slab = await self._make_slab(growth)
         except (MemoryError, SlabError) as exc:
             error: Exception = exc
-        except anyio.get_cancelled_exc_class():
-            if self.stopping:
+        except BaseException as exc:
+            if isinstance(exc, GeneratorExit) or (
+                self.stopping and isinstance(exc, anyio.get_cancelled_exc_class())
+            ):
                 raise
-            error = BackendError(f"{self._backend!r} cancelled its acquire")  # as awaiting a cancelled future does
+            # A client's code, which must not end this task; a cancelled future that it awaits, for one.
+            log_failure(exc, "growth of cache %r was ended by %r", growth.config.name, exc)
+            error = BackendError(f"{self._supply.backend!r}.acquire was ended by {exc!r}")
         finally:
             del self.under_way[growth]
             if not self.under_way:
                 self._idle.set()
-            if slab is None:
-                self.budget.break_promise(growth.account)
-            else:
+            if slab is not None:
                 self.budget.keep(growth.account)
             ended.set()
             self._more.set()
@@ -145,7 +149,9 @@ class Worker:
 
     async def _make_slab(self, growth: Growth[Any]) -> Slab[Any]:
         shape = growth.config.shape
-        region = await self._supply.acquire(self._backend, shape.slab_size, shape.align, growth.gfp)
+        gone = partial(self._gone, growth.account)
+        region = await self._supply.acquire(shape.slab_size, shape.align, growth.gfp, gone)
+        growth.arrived = True
         slab: Slab[Any] = Slab(region, shape)
         try:
             for number in range(shape.objects):
@@ -154,9 +160,14 @@ class Worker:
                     await anyio.lowlevel.checkpoint()
             await self._construct(slab, growth)
         except BaseException:
-            self._supply.release(self._backend, slab.dismantle(growth.config.dtor))
+            self._supply.release(slab.dismantle(growth.config.dtor), gone)
             raise
         return slab
+
+    def _gone(self, account: Account) -> None:
+        """The backend has nothing any more of a grow that failed: its room may be promised again."""
+        self.budget.break_promise(account)
+        self._more.set()
 
     async def _construct(self, slab: Slab[Any], growth: Growth[Any]) -> None:
         """Build the objects, with a chance for other tasks between any two."""
@@ -166,7 +177,8 @@ class Worker:
         for slot in slab.slots:
             try:
                 slot.construct(ctor, slab.region)
-            except Exception as exc:
+            except BaseException as exc:
+                keep_interrupt(exc)
                 raise ConstructorError(f"cache {growth.config.name!r}: ctor raised {exc!r}") from exc
             slab.built += 1
             await anyio.lowlevel.checkpoint()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import mmap
 from typing import Any
 
@@ -216,25 +215,6 @@ def test_ctor_gets_writable_memory_of_exactly_the_slot() -> None:
     memory = slot.obj
     assert isinstance(memory, memoryview)
     assert (memory.nbytes, address_of(memory)) == (SHAPE.size, slot.address)
-
-
-def test_a_dtor_that_raises_is_logged_and_the_others_are_still_called(caplog: pytest.LogCaptureFixture) -> None:
-    slab = new_slab()
-    seen: list[object] = []
-
-    def dtor(obj: object) -> None:
-        seen.append(obj)
-        if obj == 1:
-            raise RuntimeError("cannot")
-
-    for number, slot in enumerate(slab.slots):
-        slot.construct(lambda _, number=number: number, slab.region)  # type: ignore[misc]
-        slab.built += 1
-    with caplog.at_level(logging.ERROR, "aslab"):
-        slab.dismantle(dtor)
-    assert seen == [0, 1, 2, 3]
-    assert [record.getMessage() for record in caplog.records] == ["dtor failed on 1"]
-    assert slab.slots == []
 
 
 def test_a_slab_that_was_to_go_and_stays_is_never_behind_an_empty_one() -> None:

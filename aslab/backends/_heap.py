@@ -7,6 +7,7 @@ import ctypes
 from .._flags import GFP
 from ._mmap import Mmap
 from ._protocol import Region
+from ._threads import NoThread
 
 INLINE = 256 * 2**10  # bytes that are got and zeroed faster than a thread is asked (about 50 µs)
 
@@ -23,13 +24,16 @@ class Heap:
         self._large = Mmap()
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
-        """Allocate zeroed memory; in a thread where that takes time.
+        """Allocate zeroed memory; in a thread where that takes time, if there is one to be had.
 
         :raises MemoryError: if there is none
         """
         if nbytes <= INLINE:
             return _small(nbytes, align)
-        return await self._large.acquire(nbytes, align, gfp)
+        try:
+            return await self._large.acquire(nbytes, align, gfp)
+        except NoThread:  # an object that is not faulted in is better than none
+            return self._large.acquire_nowait(nbytes, align, gfp)
 
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
         """Allocate. Large objects are not faulted in: that would block. The caller meets the page faults.

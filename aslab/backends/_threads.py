@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, TypeVar
 
 import anyio
@@ -20,15 +21,44 @@ from anyio.lowlevel import RunVar
 T = TypeVar("T")
 
 MAX_THREADS = 64
+PAUSE_FIRST, PAUSE_MOST = 0.01, 1.0
+"""Seconds between tries to have a thread for what must be done: doubled from the first to the most."""
 _limiter: RunVar[anyio.CapacityLimiter] = RunVar("aslab_threads")
+
+
+class NoThread(MemoryError):
+    """The system has no thread to give now: want of memory, as any other."""
 
 
 async def run_blocking(call: Callable[[], T], *, undo: Callable[[T], object] | None = None) -> T:
     """Run ``call`` in a thread; if cancelled meanwhile, leave it behind.
 
     With ``undo``, what ``call`` brings then is given to it, in the thread too, and a call that had not
-    begun yet does not happen. Without, ``call`` is a thing that must be done, and is done in any case.
+    begun yet does not happen. Without, ``call`` is a thing that must be done, and is done in any case: where no
+    thread is to be had it waits for one.
+
+    :raises NoThread: with ``undo``, if no thread is to be had
     """
+    pause = PAUSE_FIRST
+    while True:
+        try:
+            return await _run(call, undo)
+        except NoThread:
+            if undo is not None:
+                raise
+        await _sleep_or_do(pause, call)
+        pause = min(2 * pause, PAUSE_MOST)
+
+
+async def _sleep_or_do(pause: float, call: Callable[[], object]) -> None:
+    try:
+        await anyio.sleep(pause)
+    except anyio.get_cancelled_exc_class():
+        _Job(call, None).abandon()
+        raise
+
+
+async def _run(call: Callable[[], T], undo: Callable[[T], object] | None) -> T:
     try:
         limiter = _limiter.get()
     except LookupError:
@@ -40,6 +70,10 @@ async def run_blocking(call: Callable[[], T], *, undo: Callable[[T], object] | N
     except anyio.get_cancelled_exc_class():
         job.abandon()
         raise
+    except RuntimeError as exc:
+        if job.begun:
+            raise
+        raise NoThread(f"no thread can be started: {exc}") from exc
 
 
 class _Job(Generic[T]):
@@ -50,6 +84,11 @@ class _Job(Generic[T]):
         self._begun = False
         self._abandoned = False
         self._results: list[T] = []
+
+    @property
+    def begun(self) -> bool:
+        """Whether a thread has taken it up."""
+        return self._begun
 
     def run(self) -> T:
         with self._lock:
@@ -69,6 +108,14 @@ class _Job(Generic[T]):
             self._abandoned = True
             begun, finished = self._begun, bool(self._results)
         if self._undo is None and not begun:
-            threading.Thread(target=self.run, name="aslab abandoned").start()
+            _in_thread("aslab abandoned", self.run)
         elif self._undo is not None and finished:  # the cancellation overtook the result on its way
-            threading.Thread(target=self._undo, args=(self._results.pop(),), name="aslab undo").start()
+            _in_thread("aslab undo", partial(self._undo, self._results.pop()))
+
+
+def _in_thread(name: str, call: Callable[[], object]) -> None:
+    """Have a thread of its own do what must be done; without one to be had, this one does it."""
+    try:
+        threading.Thread(target=call, name=name).start()
+    except RuntimeError:
+        call()

@@ -15,7 +15,7 @@ from .._flags import CacheFlags
 from ._complaints import complaint, printable, short
 from ._machine import Machine, keys_under
 from ._metrics import METRICS
-from ._scenario import CacheSection, Expectation, HeapBackend, MmapBackend, Scenario, TaskSection
+from ._scenario import AllocatorSection, CacheSection, Expectation, HeapBackend, MmapBackend, Scenario, TaskSection
 from ._values import TIMES, always_zero, parse_time
 
 LARGEST_FILE = 2**20  # bytes
@@ -75,9 +75,9 @@ def check(data: dict[str, Any], *, real_time: bool = False) -> Scenario:
     _check_names(scenario, machine)
     for name, section in scenario.caches.items():
         try:
-            cache_options(section, name, scenario.allocator.limit)
+            cache_options(section, name, scenario.allocator)
         except ConfigError as exc:
-            table = "allocator" if exc.field == "limit" else f"caches.{name}"
+            table = "allocator" if exc.field in ("limit", "emergency_limit") else f"caches.{name}"
             raise ConfigError(f"{table}.{exc.field}", exc.given, exc.allowed) from None
     for number, expectation in enumerate(scenario.expect):
         with keys_under(f"expect.{number}"):
@@ -90,7 +90,7 @@ def check(data: dict[str, Any], *, real_time: bool = False) -> Scenario:
     return scenario
 
 
-def cache_options(section: CacheSection, name: str, limit: int | None) -> dict[str, Any]:
+def cache_options(section: CacheSection, name: str, allocator: AllocatorSection) -> dict[str, Any]:
     """The arguments of `Allocator.create_cache`, checked as it does.
 
     :raises ConfigError: for what it would refuse
@@ -101,10 +101,17 @@ def cache_options(section: CacheSection, name: str, limit: int | None) -> dict[s
     options = {field: getattr(section, field) for field in CacheSection.model_fields if field != "prefill"}
     options |= {"name": name, "flags": flags}
     config: CacheConfig[object] = cache_config(
-        limit=limit, ctor=None, dtor=None, reclaim=None, init_on_alloc=False, init_on_free=False, **options
+        limit=allocator.limit,
+        emergency_limit=allocator.emergency_limit,
+        ctor=None,
+        dtor=None,
+        reclaim=None,
+        init_on_alloc=False,
+        init_on_free=False,
+        **options,
     )
     whole_slabs = -(-section.prefill // config.shape.objects)
-    most, room = section.max_objects, limit
+    most, room = section.max_objects, allocator.limit
     if most is not None and whole_slabs * config.shape.objects > most:
         raise ConfigError("prefill", section.prefill, f"allowed are whole slabs within max_objects, {most}")
     if room is not None and whole_slabs * config.shape.slab_size > room:

@@ -127,13 +127,14 @@ class Run:
             emergency=self._single,
             grow_timeout=section.grow_timeout,
             limit=section.limit,
+            emergency_limit=... if section.emergency_limit is None else section.emergency_limit,
             expire=section.expire,
             growth_workers=section.growth_workers,
             kick_after=section.kick_after,
             pressure=self._pressure,
         ) as kmem:
             for name, cache in self._scenario.caches.items():
-                self._caches[name] = kmem.create_cache(**cache_options(cache, name, section.limit))
+                self._caches[name] = kmem.create_cache(**cache_options(cache, name, section))
                 self._caches[name]._pool.marks.observer = partial(self._marked, name)
             for group, tasks in self._scenario.tasks.items():
                 self._workers += [
@@ -221,6 +222,7 @@ class Run:
             await kmem._engine.worker.idle()
             await kmem.reap()
             await kmem._engine.supply.idle()
+            await kmem._engine.emergency_supply.idle()
         for name, cache in self._caches.items():
             try:
                 check_consistency(cache)

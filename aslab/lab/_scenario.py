@@ -125,6 +125,8 @@ class AllocatorSection(Section):
     emergency: Name
     grow_timeout: Time = 0.1
     limit: Limit | None = None
+    emergency_limit: Limit | None = None
+    """Not given, it is what `aslab.open_allocator` makes of the limit."""
     expire: TimeOrNever = 15.0
     growth_workers: Annotated[int, Field(ge=1, le=64)] = 1
     kick_after: TimeOrNever = 5.0
@@ -138,7 +140,7 @@ class CacheSection(Section):
     size: Size
     align: Annotated[int, Field(ge=8, le=4096)] = 64
     objects_per_slab: AtLeastOne | None = None
-    max_slab_size: Size = 32 * 2**20
+    max_slab_size: Size | None = None
     magazine_size: Annotated[int, Field(ge=2, le=256)] | None = None
     reserve: Count = 0
     min_objects: Count = 0
