@@ -213,7 +213,7 @@ def one_run(name: str, loop: str, cache: Path) -> dict[str, bool]:
     if name in SDISTS:
         python, folder = prepared(name, cache)
         sdist = SDISTS[name]
-        command = [str(python), "-m", "pytest", "-p", "foreign_suites", "-q", "-p", "no:cacheprovider"]
+        command = [str(python), "-m", "pytest", "-p", "foreign_suites", "-q", "-p", "no:cacheprovider", "-o", "addopts="]
         code = called([*command, *sdist.options, sdist.tests], log, cwd=folder, **options)
     else:
         module = f"test.test_asyncio.test_{name.partition(' ')[2]}"

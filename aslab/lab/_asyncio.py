@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 import math
 import selectors
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from anyio._backends._asyncio import _threadpool_idle_workers, _threadpool_workers
+from anyio._backends._asyncio import WorkerThread
 
 from .._engine import HOUSEKEEPING
 from ._idle import Idle, until_next
@@ -193,18 +194,19 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return found + self._calls_of_anyio()
 
     def _calls_of_anyio(self) -> list[tuple[object, str]]:
-        try:
-            if len(_threadpool_workers.get()) == len(_threadpool_idle_workers.get()):
-                return []
-        except LookupError:
+        if threading.active_count() == 1 or not any(map(self._at_work, threading.enumerate())):
             return []
-        found = []
+        found: list[tuple[object, str]] = []
         for task in asyncio.all_tasks(self):
-            *_, frame = frames_of(task.get_coro())
-            if frame.f_code.co_qualname == "AsyncIOBackend.run_sync_in_worker_thread":
+            frames = list(frames_of(task.get_coro()))
+            frame = frames[-1] if frames else None
+            if frame is not None and frame.f_code.co_qualname == "AsyncIOBackend.run_sync_in_worker_thread":
                 names = frame.f_locals
                 found.append((names["future"], f"a call in a thread, of {names['func']!r}"))
         return found
+
+    def _at_work(self, thread: threading.Thread) -> bool:
+        return isinstance(thread, WorkerThread) and thread.loop is self and thread not in thread.idle_workers
 
     def _tasks(self) -> list[tuple[str, Any, bool]]:
         tasks = sorted(asyncio.all_tasks(self), key=lambda task: number_in(task, 0))
