@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "aslab-foreign-suites"
 PER_TEST, PER_SUITE = 60, 1200  # seconds
 CPYTHON = ("locks", "queues", "timeouts", "waitfor", "taskgroups", "tasks", "futures", "runners", "threads")
-PYTEST = ("pytest>=8", "pytest-asyncio", "pytest-mock", "trio")
+PYTEST = ("pytest>=8", "pytest-mock", "trio")
 
 
 class Sdist(NamedTuple):
@@ -42,10 +42,10 @@ class Sdist(NamedTuple):
 
 
 SDISTS = {
-    "anyio": Sdist(("trustme", "psutil", "hypothesis", "blockbuster", "truststore", "exceptiongroup", "uvloop")),
-    "aiotools": Sdist(()),
+    "anyio": Sdist(("trustme", "psutil", "hypothesis", "blockbuster", "truststore", "exceptiongroup", "uvloop", "pytest-timeout")),
+    "aiotools": Sdist(("pytest-asyncio",)),
     "aiometer": Sdist(("anyio",)),
-    "tenacity": Sdist(("tornado", "typeguard")),
+    "tenacity": Sdist(("pytest-asyncio", "tornado", "typeguard")),
 }
 NAMES = tuple(f"cpython {name}" for name in CPYTHON) + tuple(SDISTS)
 
@@ -221,6 +221,8 @@ def one_run(name: str, loop: str, cache: Path) -> dict[str, bool]:
     if not out.exists():
         raise Missing(f"its run ended with {code}, see {log}")
     passed: dict[str, bool] = json.loads(out.read_text())
+    if not passed:
+        raise Missing(f"none of its tests ran, see {log}")
     return passed
 
 

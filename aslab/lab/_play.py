@@ -92,6 +92,7 @@ class Run:
         self.seed: int = lab.seed
         self.recording = recording
         self.time: Callable[[], float] = lab.time
+        self.spend: Callable[[float], object] = lab.spend
         self._lab = lab
         lab._idle.patience = math.inf  # the end of the work is a timer that is waited for
         self._scenario = scenario

@@ -165,6 +165,8 @@ class TaskSection(Section):
     arrival: Distribution = 0.0
     """From a free, or from a failure, to the next allocation."""
     hold: Distribution = 0.0
+    spend: Distribution = 0.0
+    """Processor time with the objects, before they are held: no other task and no timer has its turn meanwhile."""
     objects: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Allocated one after the other, and held together."""
     together: bool = False
