@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "aslab-foreign-suites"
 PER_TEST, PER_SUITE = 60, 1200  # seconds
+MOST_TOLD = 20  # tests of a suite; --json has all
 CPYTHON = ("locks", "queues", "timeouts", "waitfor", "taskgroups", "tasks", "futures", "runners", "threads")
 PYTEST = ("pytest>=8", "pytest-mock", "trio")
 
@@ -42,7 +43,10 @@ class Sdist(NamedTuple):
 
 
 SDISTS = {
-    "anyio": Sdist(("trustme", "psutil", "hypothesis", "blockbuster", "truststore", "exceptiongroup", "uvloop", "pytest-timeout")),
+    "anyio": Sdist(
+        ("trustme", "psutil", "hypothesis", "blockbuster", "truststore", "exceptiongroup", "pytest-timeout"),
+        options=("-k", "not uvloop", "-o", "timeout=0"),
+    ),
     "aiotools": Sdist(("pytest-asyncio",)),
     "aiometer": Sdist(("anyio",)),
     "tenacity": Sdist(("pytest-asyncio", "tornado", "typeguard")),
@@ -113,26 +117,32 @@ class Result(unittest.TestResult):
         self.passed: dict[str, bool] = {}
 
     def startTest(self, test: unittest.TestCase) -> None:  # noqa: N802
+        """It begins."""
         super().startTest(test)
         self.passed[test.id()] = True
         limit()
 
     def stopTest(self, test: unittest.TestCase) -> None:  # noqa: N802
+        """It has ended."""
         signal.alarm(0)
         super().stopTest(test)
 
     def addSkip(self, test: unittest.TestCase, reason: str) -> None:  # noqa: N802
+        """It was skipped, and does not count."""
         self.passed.pop(test.id(), None)
 
     def addError(self, test: Any, err: Any) -> None:  # noqa: N802
+        """It raised."""
         super().addError(test, err)
         self.passed[test.id()] = False
 
     def addFailure(self, test: Any, err: Any) -> None:  # noqa: N802
+        """It failed."""
         super().addFailure(test, err)
         self.passed[test.id()] = False
 
     def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:  # noqa: N802
+        """A part of it has ended."""
         super().addSubTest(test, subtest, err)
         if err is not None:
             self.passed[test.id()] = False
@@ -199,7 +209,9 @@ def called(command: list[str], log: Path, **options: Any) -> int:
     """Run a command with its output in a file; its exit code."""
     with log.open("w") as file:
         try:
-            return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False, **options).returncode
+            return subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, check=False, **options
+            ).returncode
         except subprocess.TimeoutExpired:
             print(f"\ntook more than {PER_SUITE} s", file=file)
             return -1
@@ -213,7 +225,19 @@ def one_run(name: str, loop: str, cache: Path) -> dict[str, bool]:
     if name in SDISTS:
         python, folder = prepared(name, cache)
         sdist = SDISTS[name]
-        command = [str(python), "-m", "pytest", "-p", "foreign_suites", "-q", "-p", "no:cacheprovider", "-o", "addopts="]
+        command = [
+            str(python),
+            "-m",
+            "pytest",
+            "-p",
+            "foreign_suites",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--tb=native",
+            "-o",
+            "addopts=",
+        ]
         code = called([*command, *sdist.options, sdist.tests], log, cwd=folder, **options)
     else:
         module = f"test.test_asyncio.test_{name.partition(' ')[2]}"
@@ -266,7 +290,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
-    parser.add_argument("--cache", type=Path, default=CACHE, help=f"for sdists, environments, logs; default {CACHE}")
+    parser.add_argument(
+        "--cache", type=Path, default=CACHE, help=f"for sdists, environments, logs; default {CACHE}"
+    )
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
     outcomes: dict[str, Outcome] = {}
@@ -286,7 +312,8 @@ def main() -> int:
             )
         if not options.json:
             print(f"{name:<20} {told}", flush=True)
-            for test in outcomes[name].undocumented if name in outcomes else ():
+            rest = outcomes[name].undocumented if name in outcomes else ()
+            for test in (*rest[:MOST_TOLD], *(["..."] if rest[MOST_TOLD:] else [])):
                 print(f"    {test}")
     if options.json:
         rows = {name: outcome._asdict() for name, outcome in outcomes.items()}

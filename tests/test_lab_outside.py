@@ -329,7 +329,9 @@ async def gathered(_: str) -> list[int]:
 @pytest.mark.parametrize(
     ("call", "how"), [(bare_futures, "named"), (bare_futures, "made"), (completed_coroutines, ""), (gathered, "")]
 )
-def test_futures_come_in_the_same_order_in_twenty_runs(call: Callable[[str], Awaitable[list[int]]], how: str) -> None:
+def test_futures_come_in_the_same_order_in_twenty_runs(
+    call: Callable[[str], Awaitable[list[int]]], how: str
+) -> None:
     chance = random.Random(7)
     found = set()
     for _ in range(20):

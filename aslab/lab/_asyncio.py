@@ -152,7 +152,9 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
     # -- what is outside
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Any, *args: Any
+    ) -> asyncio.Future[Any]:
         """As asyncio does; the clock waits for it."""
         future = super().run_in_executor(executor, func, *args)
         self._calls.append((future, f"a call in a thread, of {getattr(func, '__qualname__', func)!s}"))
@@ -189,7 +191,9 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         if self._processes:
             self._processes = [process for process in self._processes if process.get_returncode() is None]
             found += [
-                (key, f"the process {process.get_pid()}") for process in self._processes if (key := _wanted(process))
+                (key, f"the process {process.get_pid()}")
+                for process in self._processes
+                if (key := _wanted(process))
             ]
         return found + self._calls_of_anyio()
 
@@ -215,7 +219,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
 
 def _looks_after_others(task: asyncio.Task[Any]) -> bool:
-    context = task.context if isinstance(task, OrderedTask) else getattr(task, "get_context", dict)()
+    context: Any = task.context if isinstance(task, OrderedTask) else getattr(task, "get_context", dict)()
     return bool(context.get(HOUSEKEEPING, False))
 
 

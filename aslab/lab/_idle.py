@@ -40,7 +40,7 @@ class Idle:
     def __init__(self, end: Callable[[], object] | None = None) -> None:
         self.end: Callable[[], object] | None = end
         self.tasks: Callable[[], list[tuple[str, Any, bool]]] = list
-        """Name and coroutine of all tasks, and whether it only looks after others; in the order of their making."""
+        """Name and coroutine of all tasks, and whether they only look after others; in order of making."""
         self.spend: Callable[[float], object] = _spin
         """Moves the clock by that many seconds, while nothing else runs."""
         self.outside: Outside = Outside()
@@ -82,13 +82,17 @@ class Idle:
             self.since = now
         tasks = self._stuck_tasks()
         if self._over or self.end is None:
-            raise StuckInCleanUp("every task is stuck: " + "; ".join(map(str, tasks) if tasks else self._whatever()))
+            raise StuckInCleanUp(
+                "every task is stuck: " + "; ".join(map(str, tasks) if tasks else self._whatever())
+            )
         self.found, self.found_since, self.since = tasks, self.since, None
         self._over = True
         self.end()
 
     def _stuck_tasks(self) -> tuple[StuckTask, ...]:
-        return describe((name, coroutine) for name, coroutine, looks_after_others in self.tasks() if not looks_after_others)
+        return describe(
+            (name, coroutine) for name, coroutine, looks_after_others in self.tasks() if not looks_after_others
+        )
 
     def _whatever(self) -> tuple[str, ...]:
         """What is left to wait for, where no task of the program is: nobody should have to guess."""

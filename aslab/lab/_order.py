@@ -45,7 +45,7 @@ class OrderedTask(asyncio.Task[Any]):
         if trace := getattr(self, "_source_traceback", None):
             del trace[-1]
 
-    __hash__ = number_in  # type: ignore[assignment]
+    __hash__ = number_in
 
 
 class _FutureType(type):
@@ -61,7 +61,7 @@ class _FutureType(type):
 class OrderedFuture(_Future[Any], metaclass=_FutureType):
     """A future that sets keep by the order in which they came to know them."""
 
-    __hash__ = number_in  # type: ignore[assignment]
+    __hash__ = number_in
 
 
 def _each_once(items: Iterable[Any] = ()) -> Any:

@@ -19,7 +19,7 @@ from .._state import Mark
 from ..emulation import Shrinker
 from ..pressure import Signal, Source
 from ..testing import check_consistency
-from ._load import bounds, cache_options
+from ._load import bounds, bounds_in_real_time, cache_options
 from ._log import Event, EventLog
 from ._machine import Machine, Told
 from ._metrics import Watch, Watches
@@ -104,7 +104,7 @@ class Run:
         watches = [
             Watch(one.what, at_most=most, at_least=least, tasks=one.tasks, cache=one.cache)
             for one in scenario.expect
-            for most, least in [bounds(one)]
+            for most, least in [bounds_in_real_time(one, scenario.slack) if real_time else bounds(one)]
         ]
         self._watches = Watches(watches)
         self._signal = Signal()

@@ -209,6 +209,10 @@ class Scenario(Section):
     duration: PositiveTime
     seed: Annotated[int, Field(ge=0, le=2**63)] = 0
     """Where the command line gives none."""
+    slack: Time = 0.1
+    """By how much times may miss their bounds in real time."""
+    simulated_only: bool = False
+    """Whether what it expects is too exact for real time, which is then refused."""
     memory: Memory = Memory()
     backends: Annotated[dict[Name, AnyBackend], Field(min_length=1, max_length=100)]
     allocator: AllocatorSection

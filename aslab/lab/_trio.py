@@ -81,7 +81,7 @@ def simulated_clock(idle: Idle) -> trio.testing.MockClock:
 
 
 def _wait(runner: Any, seconds: float) -> bool:
-    """Wait for something from outside; trio itself will take it. Whether something came, as far as can be known."""
+    """Wait for something from outside, which trio itself will take. Whether something came, if known."""
     events = getattr(runner.io_manager, "_epoll", None) or getattr(runner.io_manager, "_kqueue", None)
     if events is None:
         time.sleep(min(_POLL, seconds))
