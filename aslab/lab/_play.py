@@ -161,13 +161,16 @@ class Run:
 
     async def _end(self, scope: anyio.CancelScope) -> None:
         housekeeping()
-        await anyio.sleep(self._scenario.duration - self.time())
+        await self._until(self._scenario.duration)
         self._stuck = tuple(str(task) for task in self._lab.stuck() if task.name != "main")
         self._measure()
         scope.cancel()
 
+    async def _until(self, time: float) -> None:
+        await anyio.sleep(max(0.0, time - self.time()))  # in real time it may be over
+
     async def _happen(self, happening: Happening, kmem: Allocator) -> None:
-        await anyio.sleep(happening.time - self.time())
+        await self._until(happening.time)
         await self._do(happening, kmem)
         while happening.every is not None:
             await anyio.sleep(happening.every)
