@@ -25,7 +25,7 @@ import aslab
 from aslab import CacheFlags, ConfigError
 from aslab.emulation import Kmalloc, PhysicalMemory, Vmalloc
 from aslab.faults import Deadlock
-from aslab.lab import Lab, Stuck, StuckTask, _asyncio, _trio, current, housekeeping, run
+from aslab.lab import Lab, Stuck, StuckTask, _order, _trio, current, housekeeping, run
 from aslab.lab._run import LOOPS
 from aslab.lab.pytest_plugin import LabRunner, lab
 
@@ -633,30 +633,32 @@ def test_the_order_is_that_of_chance_where_tasks_hash_by_their_addresses(monkeyp
     found = {ours.sha256}
     for luck in range(3):
         monkeypatch.setattr(
-            _asyncio._OrderedTask, "__hash__", lambda self, luck=luck: scrambled(self._number, luck)
+            _order.OrderedTask,
+            "__hash__",
+            lambda self, luck=luck: scrambled(_order.number_in(self), luck),
         )
         found.add(run(native_storm).log.sha256)
     assert len(found) == 4
 
 
 def scopes_of_chance(luck: int) -> Callable[[], contextlib.AbstractContextManager[None]]:
-    original = _asyncio.ordered_scopes
+    original = _order.ordered
 
     @contextlib.contextmanager
-    def ordered_scopes() -> Iterator[None]:
+    def ordered() -> Iterator[None]:
         with original():
             made: Any = anyio_asyncio.CancelScope  # made anew each time, so nothing is left of this
             made.__hash__ = lambda self: scrambled(self._number, luck)
             yield
 
-    return ordered_scopes
+    return ordered
 
 
 def test_the_order_is_that_of_chance_where_scopes_hash_by_their_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {run(storm, seed=3).log.sha256}
     for luck in range(3):
         with monkeypatch.context() as patch:
-            patch.setattr(_asyncio, "ordered_scopes", scopes_of_chance(luck))
+            patch.setattr(_order, "ordered", scopes_of_chance(luck))
             found.add(run(storm, seed=3).log.sha256)
     assert len(found) == 4
 

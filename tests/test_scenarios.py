@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from aslab import ConfigError
 from aslab.lab.scenarios import Result, builtin, check, load, play
 
 SEEDS = int(os.environ.get("ASLAB_SEEDS", "1"))
@@ -38,6 +39,11 @@ TWINS = [
     Twin("slow-growth", {"allocator.grow_timeout": "20ms"}, "deadlocks at most 0"),
     Twin("slow-growth", {"backends.vmalloc.per_call": "70ms"}, "longest_wait at least 40 ms at most 80 ms"),
     Twin("slow-growth", {"allocator.expire": "never"}, "slabs_made at least 16"),
+    # a loop that is not busy; growth that is late; no growth to be mistaken about
+    Twin("busy-loop", {"tasks.computes.spend": "0s"}, "longest_wait at least 101 ms of tasks writer"),
+    Twin("busy-loop", {"backends.vmalloc.per_call": "300ms"}, "deadlocks at most 0"),
+    Twin("busy-loop", {"backends.vmalloc.per_call": "300ms"}, "emergency_made at most 0"),
+    Twin("busy-loop", {"allocator.expire": "never"}, "slabs_made at least 2 of cache io"),
     # no way out of waiting
     Twin("deadlock-recovers", {"allocator.grow_timeout": "60s"}, "longest_wait at most 101 ms"),
     Twin("deadlock-recovers", {"allocator.grow_timeout": "60s"}, "longest_gap at most 701 ms"),
@@ -189,3 +195,35 @@ def test_callers_of_slow_growth_are_served_in_the_order_in_which_they_came(loop:
     waited = [pair for pair in served if pair[1] > pair[0]]
     assert len(waited) > 50
     assert [got for _, got in served] == sorted(got for _, got in served)
+
+
+FOR_SIMULATED_TIME = [name for name, path in FILES.items() if load(path).simulated_only]
+
+
+@pytest.mark.parametrize("name", FOR_SIMULATED_TIME)
+def test_scenario_for_simulated_time_says_so_and_is_refused_in_real_time(name: str) -> None:
+    with pytest.raises(ConfigError, match="simulated_only: True is not allowed; allowed in real time is false"):
+        load(FILES[name], real_time=True)
+    assert "\n# For simulated time: " in FILES[name].read_text()
+
+
+def expected(scenario: dict[str, Any], bounds: dict[str, Any], *, real_time: bool) -> str:
+    scenario["expect"] = [{"what": "longest_wait"} | bounds]
+    (verdict,) = play(check(scenario, real_time=real_time), real_time=real_time).result.verdicts
+    return verdict.expected
+
+
+def test_a_bound_of_time_has_slack_in_real_time_alone() -> None:
+    short = {"duration": "1ms", "slack": "20ms"}
+    bounds = {"at_least": "30ms", "at_most": "50ms"}
+    data = changed(tomllib.loads(FILES["slow-growth"].read_text()), short)
+    assert expected(data, bounds, real_time=False) == "longest_wait at least 30 ms at most 50 ms"
+    assert expected(data, bounds, real_time=True) == "longest_wait at least 10 ms at most 70 ms"
+    assert expected(data, {"at_least": "10ms"}, real_time=True) == "longest_wait at least 0 s"
+
+
+def test_a_bound_of_a_count_has_none() -> None:
+    data = changed(tomllib.loads(FILES["slow-growth"].read_text()), {"duration": "1ms"})
+    data["expect"] = [{"what": "deadlocks", "at_most": 0}]
+    (verdict,) = play(check(data, real_time=True), real_time=True).result.verdicts
+    assert verdict.expected == "deadlocks at most 0"

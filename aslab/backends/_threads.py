@@ -76,15 +76,6 @@ async def _run(call: Callable[[], T], undo: Callable[[T], object] | None) -> T:
         raise NoThread(f"no thread can be started: {exc}") from exc
 
 
-def at_work() -> int:
-    """How many calls this event loop has in threads now, these and anyio's own."""
-    try:
-        ours = _limiter.get().borrowed_tokens
-    except LookupError:
-        ours = 0
-    return int(ours + to_thread.current_default_thread_limiter().borrowed_tokens)
-
-
 class _Job(Generic[T]):
     def __init__(self, call: Callable[[], T], undo: Callable[[T], object] | None) -> None:
         self._call = call

@@ -1,29 +1,29 @@
 """asyncio in simulated time.
 
 The selector never sleeps: asked to wait for a time, it moves the clock by that much. What it registers
-is real, so sockets and threads still wake the loop. While calls are in threads the clock stands still.
+is real, so sockets and threads still wake the loop. While calls are in threads, or child processes are
+waited for, the clock stands still: see `_outside`.
 
-Order must not depend on where objects lie in memory. asyncio's ready queue is first in, first out, but
-the order in which tasks are cancelled is that of sets: asyncio's and anyio's of tasks, anyio's of cancel
-scopes. Here both hash by the order of their making. (anyio offers no way to have scopes of another kind,
-so its module's name for them is changed while a simulation runs.)
+Order must not depend on where objects lie in memory: `_order` sees to that.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import contextvars
-import itertools
 import math
 import selectors
-from collections.abc import Callable, Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import anyio._backends._asyncio as anyio_asyncio
+from anyio._backends._asyncio import WorkerThread
 
 from .._engine import HOUSEKEEPING
-from ._idle import THREADS_GRACE, Idle
+from ._idle import Idle, until_next
+from ._order import OrderedFuture, OrderedTask, number_in
+from ._outside import GRACE, STEP
+from ._stuck import frames_of
 
 
 class _Selector(selectors.BaseSelector):
@@ -32,6 +32,7 @@ class _Selector(selectors.BaseSelector):
     def __init__(self, idle: Idle) -> None:
         self._real = selectors.DefaultSelector()
         self._idle = idle
+        self._hoped = False
         self.now = 0.0
         self.timers: Callable[[], list[asyncio.TimerHandle]] = list
 
@@ -54,25 +55,43 @@ class _Selector(selectors.BaseSelector):
         ready = self._real.select(0)
         if ready or timeout == 0:
             return ready
-        if self._idle.threads_at_work():
-            return self._wait_for_threads()
+        waits = self._idle.outside.waits()
+        if waits:
+            self._idle.since = None
+            return self._real.select(waits)
         timers = self.timers()
-        if timeout is None or timers[0].when() == math.inf:
-            if self._idle.hope_again():
-                return self._wait_for_threads()
-            self._idle.stuck(self.now)
-            return []
+        following = timers[0].when() if timeout is not None else math.inf
+        if waits is not None:
+            return self._keep_pace(following)
+        if following == math.inf:
+            return self._last_look()
         self._idle.jumps()
-        if self._only_housekeeping() and self._idle.housekeeping(self.now, self.now + timeout):
+        if self._only_housekeeping() and self._idle.housekeeping(self.now, following):
             return []
         self.now = max(self.now, self.timers()[0].when())  # adding the timeout would round
         return []
 
-    def _wait_for_threads(self) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = self._real.select(THREADS_GRACE)
-        if not ready:
-            self._idle.give_threads_up()
+    def _keep_pace(self, following: float) -> list[tuple[selectors.SelectorKey, int]]:
+        """Let the clock go as the real one does."""
+        most = until_next(following, self.now, STEP)
+        if (following == math.inf or self._only_housekeeping()) and self._idle.housekeeping(
+            self.now, self.now + most
+        ):
+            return []
+        began = time.monotonic()
+        ready = self._real.select(most)
+        self.now = min(following, self.now + (time.monotonic() - began if ready else most))
         return ready
+
+    def _last_look(self) -> list[tuple[selectors.SelectorKey, int]]:
+        """No timer is left. If sockets are waited for, they get a while, once; then the run is stuck."""
+        if not self._hoped and len(self._real.get_map()) > 1:  # one is the loop's own
+            self._hoped = True
+            if ready := self._real.select(GRACE):
+                self._hoped = False
+                return ready
+        self._idle.stuck(self.now)
+        return []
 
     def _only_housekeeping(self) -> bool:
         """Whether all timers are of tasks that only look after others."""
@@ -95,57 +114,124 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     """An event loop whose clock jumps. It starts at 0."""
 
     def __init__(self, idle: Idle | None = None) -> None:
-        self._selector_of_time = _Selector(idle or Idle())
+        self._idle = idle or Idle()
+        self._selector_of_time = _Selector(self._idle)
         super().__init__(self._selector_of_time)
         # asked each time: asyncio makes a new list when many of the timers are cancelled
         self._selector_of_time.timers = lambda: self._scheduled  # type: ignore[attr-defined]
-        self._selector_of_time._idle.tasks = self._tasks
-        self._numbers = itertools.count()
-        self.set_task_factory(self._new_task)
+        self._idle.tasks = self._tasks
+        self._idle.spend = self._spend
+        self._idle.outside.look = self._outside
+        self._calls: list[tuple[asyncio.Future[Any], str]] = []
+        self._processes: list[Any] = []
+        self._ends_executor = False
+        self._awaited: Any = None
 
     def time(self) -> float:
         """Simulated seconds."""
         return self._selector_of_time.now
 
-    def _new_task(self, loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-        return _OrderedTask(next(self._numbers), coroutine, loop=loop, **options)
+    def _spend(self, seconds: float) -> None:
+        self._selector_of_time.now += seconds
 
-    def _tasks(self) -> list[tuple[str, Any]]:
-        tasks = [task for task in asyncio.all_tasks(self) if isinstance(task, _OrderedTask)]
-        tasks.sort(key=hash)
-        return [(task.get_name(), task.get_coro()) for task in tasks if not task.context.get(HOUSEKEEPING, False)]
+    # -- order
+
+    def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        """As asyncio does, but of a kind that sets keep by the order of their making."""
+        if self.get_task_factory() is not None:
+            return super().create_task(coro, **options)
+        self._check_closed()  # type: ignore[attr-defined]
+        task = OrderedTask(coro, loop=self, **options)
+        if trace := getattr(task, "_source_traceback", None):
+            del trace[-1]
+        return task
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """As asyncio does, but of a kind that sets keep by the order in which they came to know them."""
+        return OrderedFuture(loop=self)
+
+    # -- what is outside
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Any, *args: Any
+    ) -> asyncio.Future[Any]:
+        """As asyncio does; the clock waits for it."""
+        future = super().run_in_executor(executor, func, *args)
+        self._calls.append((future, f"a call in a thread, of {getattr(func, '__qualname__', func)!s}"))
+        return future
+
+    async def shutdown_default_executor(self, *args: Any, **options: Any) -> None:
+        """As asyncio does; the clock waits for it."""
+        self._ends_executor = True
+        try:
+            await super().shutdown_default_executor(*args, **options)
+        finally:
+            self._ends_executor = False
+
+    async def _make_subprocess_transport(self, *args: Any, **options: Any) -> Any:
+        transport = await super()._make_subprocess_transport(*args, **options)  # type: ignore[misc]
+        self._processes.append(transport)
+        return transport
+
+    def run_until_complete(self, future: Any) -> Any:
+        """As asyncio does."""
+        self._awaited = future
+        try:
+            return super().run_until_complete(future)
+        finally:
+            self._awaited = None
+
+    def _outside(self) -> list[tuple[object, str]]:
+        found: list[tuple[object, str]] = []
+        if self._calls:
+            self._calls = [call for call in self._calls if not call[0].done()]
+            found += self._calls
+        if self._ends_executor:
+            found.append((self, "the threads of the default executor"))
+        if self._processes:
+            self._processes = [process for process in self._processes if process.get_returncode() is None]
+            found += [
+                (key, f"the process {process.get_pid()}")
+                for process in self._processes
+                if (key := _wanted(process))
+            ]
+        return found + self._calls_of_anyio()
+
+    def _calls_of_anyio(self) -> list[tuple[object, str]]:
+        if threading.active_count() == 1 or not any(map(self._at_work, threading.enumerate())):
+            return []
+        found: list[tuple[object, str]] = []
+        for task in asyncio.all_tasks(self):
+            frames = list(frames_of(task.get_coro()))
+            frame = frames[-1] if frames else None
+            if frame is not None and frame.f_code.co_qualname == "AsyncIOBackend.run_sync_in_worker_thread":
+                names = frame.f_locals
+                found.append((names["future"], f"a call in a thread, of {names['func']!r}"))
+        return found
+
+    def _at_work(self, thread: threading.Thread) -> bool:
+        return isinstance(thread, WorkerThread) and thread.loop is self and thread not in thread.idle_workers
+
+    def _tasks(self) -> list[tuple[str, Any, bool]]:
+        tasks = sorted(asyncio.all_tasks(self), key=lambda task: number_in(task, 0))
+        found = [(task.get_name(), task.get_coro(), _looks_after_others(task)) for task in tasks]
+        return found or ([("main", self._awaited, False)] if self._awaited is not None else [])
 
 
-class _OrderedTask(asyncio.Task[Any]):
-    """A task that sets keep by the order of its making."""
-
-    def __init__(self, number: int, coroutine: Any, **options: Any) -> None:
-        self._number = number
-        self.context = options.pop("context", None) or contextvars.copy_context()
-        super().__init__(coroutine, context=self.context, **options)
-
-    def __hash__(self) -> int:
-        return self._number
+def _looks_after_others(task: asyncio.Task[Any]) -> bool:
+    context: Any = task.context if isinstance(task, OrderedTask) else getattr(task, "get_context", dict)()
+    return bool(context.get(HOUSEKEEPING, False))
 
 
-@contextlib.contextmanager
-def ordered_scopes() -> Iterator[None]:
-    """While this lasts, cancel scopes are kept by the order of their making."""
-    numbers = itertools.count()
-    original: Callable[..., Any] = anyio_asyncio.CancelScope
-
-    class OrderedScope(anyio_asyncio.CancelScope):
-        __slots__ = ("_number",)
-
-        def __init__(self, deadline: float = float("inf"), shield: bool = False) -> None:
-            super().__init__(deadline, shield)
-            self._number = next(numbers)
-
-        def __hash__(self) -> int:
-            return self._number
-
-    anyio_asyncio.CancelScope = OrderedScope  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        anyio_asyncio.CancelScope = original  # type: ignore[misc, assignment]
+def _wanted(process: Any) -> object:
+    """What somebody waits for that a child process must do; None if nobody does."""
+    if process._exit_waiters:
+        return process
+    protocol = process.get_protocol()
+    if not isinstance(protocol, asyncio.subprocess.SubprocessStreamProtocol):
+        return process  # who has a protocol of their own is told of everything
+    for reader in (protocol.stdout, protocol.stderr):
+        if reader is not None and reader._waiter is not None:  # type: ignore[attr-defined]
+            return reader._waiter  # type: ignore[attr-defined]
+    exited = getattr(getattr(protocol, "exited", None), "_waiters", ())  # anyio's event
+    return next(iter((*protocol._drain_waiters, *exited)), None)  # type: ignore[attr-defined]

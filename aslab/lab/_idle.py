@@ -7,23 +7,28 @@ are left, and go on being the only ones for long, the tasks are stuck too.
 
 from __future__ import annotations
 
-import threading
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
-from ..backends._threads import at_work
+from ._outside import Outside
 from ._stuck import StuckTask, describe
 
 PATIENCE = 600.0
 """Simulated seconds of nothing but housekeeping that make a run stuck."""
-THREADS_GRACE = 5.0
-"""Real seconds that calls in threads are given to end, while the clock stands still."""
 COLLECT_EVERY = 5000
 """Jumps of the clock between collections of garbage."""
 
 
 class StuckInCleanUp(RuntimeError):
     """A run that was given up is stuck again."""
+
+
+def _spin(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
 
 
 class Idle:
@@ -34,8 +39,11 @@ class Idle:
 
     def __init__(self, end: Callable[[], object] | None = None) -> None:
         self.end: Callable[[], object] | None = end
-        self.tasks: Callable[[], list[tuple[str, Any]]] = list
-        """Names and coroutines of all tasks, in the order of their making."""
+        self.tasks: Callable[[], list[tuple[str, Any, bool]]] = list
+        """Name and coroutine of all tasks, and whether they only look after others; in order of making."""
+        self.spend: Callable[[float], object] = _spin
+        """Moves the clock by that many seconds, while nothing else runs."""
+        self.outside: Outside = Outside()
         self.since: float | None = None
         """Since when nothing but housekeeping has happened; None where that is not so."""
         self.found: tuple[StuckTask, ...] = ()
@@ -45,8 +53,6 @@ class Idle:
         self.collect: Callable[[], object] = lambda: None
         self._over = False
         self._jumps = 0
-        self._given_up = 0  # threads that are not waited for any more
-        self._hoped = False
 
     def jumps(self) -> None:
         """The clock is about to jump. Now and then that is the moment to collect garbage."""
@@ -54,27 +60,9 @@ class Idle:
         if self._jumps % COLLECT_EVERY == 0:
             self.collect()
 
-    def threads_at_work(self) -> bool:
-        """Whether calls in threads are under way that are worth waiting for."""
-        number = at_work() if threading.active_count() > 1 else 0
-        self._given_up = min(self._given_up, number)
-        return number > self._given_up
-
-    def give_threads_up(self) -> None:
-        """Those that are under way have had their time: go on without them."""
-        self._given_up = at_work()
-
-    def hope_again(self) -> bool:
-        """Before the run is given up, threads that were get their time once more. Whether there are any."""
-        hoped, self._hoped = self._hoped, True
-        if hoped or not self._given_up:
-            return False
-        self._given_up = 0
-        return True
-
     def look(self) -> tuple[StuckTask, ...]:
         """The tasks that are stuck now; empty where a timer of theirs is left."""
-        return describe(self.tasks()) if self.since is not None else ()
+        return self._stuck_tasks() if self.since is not None else ()
 
     def housekeeping(self, now: float, following: float) -> bool:
         """Nothing but housekeeping is left, due at ``following``. True if the run was given up."""
@@ -92,9 +80,26 @@ class Idle:
         """
         if self.since is None:
             self.since = now
-        tasks = describe(self.tasks())
+        tasks = self._stuck_tasks()
         if self._over or self.end is None:
-            raise StuckInCleanUp("every task is stuck: " + "; ".join(map(str, tasks)))
+            raise StuckInCleanUp(
+                "every task is stuck: " + "; ".join(map(str, tasks) if tasks else self._whatever())
+            )
         self.found, self.found_since, self.since = tasks, self.since, None
         self._over = True
         self.end()
+
+    def _stuck_tasks(self) -> tuple[StuckTask, ...]:
+        return describe(
+            (name, coroutine) for name, coroutine, looks_after_others in self.tasks() if not looks_after_others
+        )
+
+    def _whatever(self) -> tuple[str, ...]:
+        """What is left to wait for, where no task of the program is: nobody should have to guess."""
+        tasks = describe(((name, coroutine) for name, coroutine, _ in self.tasks()), everyone=True)
+        return tuple(map(str, tasks)) or self.outside.told() or ("no task is left, the loop waits for a callback",)
+
+
+def until_next(following: float, now: float, most: float) -> float:
+    """Seconds to the next timer, but no more than ``most``."""
+    return min(following - now, most) if following < math.inf else most

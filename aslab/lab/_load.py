@@ -82,6 +82,9 @@ def check(data: dict[str, Any], *, real_time: bool = False) -> Scenario:
     for number, expectation in enumerate(scenario.expect):
         with keys_under(f"expect.{number}"):
             bounds(expectation)
+    if real_time and scenario.simulated_only:
+        allowed = "allowed in real time is false; this scenario is for simulated time, where it is exact"
+        raise ConfigError("simulated_only", True, allowed)
     if not real_time:
         for name, backend in scenario.backends.items():
             if isinstance(backend, (MmapBackend, HeapBackend)):
@@ -149,6 +152,15 @@ def bounds(expectation: Expectation) -> tuple[float | None, float | None]:
         raise ConfigError("at_most", None, "allowed is at_most, at_least, or both")
     if most is not None and least is not None and least > most:
         raise ConfigError("at_least", expectation.at_least, f"allowed is up to at_most, {expectation.at_most!r}")
+    return most, least
+
+
+def bounds_in_real_time(expectation: Expectation, slack: float) -> tuple[float | None, float | None]:
+    """The same, but seconds may be missed by the slack: a real machine has other things to do, too."""
+    most, least = bounds(expectation)
+    if METRICS[expectation.what].time:
+        most = None if most is None else most + slack
+        least = None if least is None else max(0.0, least - slack)
     return most, least
 
 

@@ -19,7 +19,7 @@ from .._state import Mark
 from ..emulation import Shrinker
 from ..pressure import Signal, Source
 from ..testing import check_consistency
-from ._load import bounds, cache_options
+from ._load import bounds, bounds_in_real_time, cache_options
 from ._log import Event, EventLog
 from ._machine import Machine, Told
 from ._metrics import Watch, Watches
@@ -92,6 +92,7 @@ class Run:
         self.seed: int = lab.seed
         self.recording = recording
         self.time: Callable[[], float] = lab.time
+        self.spend: Callable[[float], object] = lab.spend
         self._lab = lab
         lab._idle.patience = math.inf  # the end of the work is a timer that is waited for
         self._scenario = scenario
@@ -103,7 +104,7 @@ class Run:
         watches = [
             Watch(one.what, at_most=most, at_least=least, tasks=one.tasks, cache=one.cache)
             for one in scenario.expect
-            for most, least in [bounds(one)]
+            for most, least in [bounds_in_real_time(one, scenario.slack) if real_time else bounds(one)]
         ]
         self._watches = Watches(watches)
         self._signal = Signal()
@@ -160,13 +161,16 @@ class Run:
 
     async def _end(self, scope: anyio.CancelScope) -> None:
         housekeeping()
-        await anyio.sleep(self._scenario.duration - self.time())
+        await self._until(self._scenario.duration)
         self._stuck = tuple(str(task) for task in self._lab.stuck() if task.name != "main")
         self._measure()
         scope.cancel()
 
+    async def _until(self, time: float) -> None:
+        await anyio.sleep(max(0.0, time - self.time()))  # in real time it may be over
+
     async def _happen(self, happening: Happening, kmem: Allocator) -> None:
-        await anyio.sleep(happening.time - self.time())
+        await self._until(happening.time)
         await self._do(happening, kmem)
         while happening.every is not None:
             await anyio.sleep(happening.every)

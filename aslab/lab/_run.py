@@ -3,7 +3,7 @@
 An hour passes in milliseconds: whenever no task can run, the clock jumps to the next timer. The same
 seed gives the same run, on the same loop, in every process: the loop's own choices, the generators of
 ``random`` and `Lab.random` come from it. What is not simulated is the world outside: sockets, threads
-and subprocesses take real time, in which none passes here; and their order is theirs.
+and subprocesses take real time, and their order is theirs. The clock stands still for the latter two.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any, Generic, Literal, TypeVar, TypeVarTuple
 
 import anyio
 
-from .._config import seconds, whole_number
+from .._config import seconds as check_seconds
+from .._config import whole_number
 from .._engine import HOUSEKEEPING
 from .._errors import ConfigError, SlabError
 from ._idle import Idle, StuckInCleanUp
@@ -60,6 +61,17 @@ class Lab:
     def time(self) -> float:
         """Seconds since the start of the run."""
         return anyio.current_time() - self._start
+
+    def spend(self, seconds: float) -> None:
+        """Use that much processor time: the clock goes on, and no other task or timer has its turn meanwhile.
+
+        As a task does that computes, and so makes the loop late for all others. Does not suspend. In real
+        time, where a scenario is played so, it is the processor's real time.
+
+        :raises ConfigError: for what is no time
+        """
+        check_seconds("seconds", seconds, zero=True)
+        self._idle.spend(seconds)
 
     def stuck(self) -> tuple[StuckTask, ...]:
         """Who waits on what, where no task has a timer left (see `housekeeping`); else nothing."""
@@ -127,7 +139,7 @@ def run(
     if loop not in LOOPS:
         raise ConfigError("loop", loop, f"allowed are {', '.join(LOOPS)}")
     if until is not None:
-        seconds("until", until, zero=True)
+        check_seconds("until", until, zero=True)
     idle = Idle()
     with _seeded(seed), _collecting(idle), _simulated(loop, seed, idle) as run_here:
         try:
@@ -193,9 +205,10 @@ def _simulated(loop: str, seed: int, idle: Idle) -> Iterator[Callable[..., Any]]
         with ordered_tasks(seed):  # not by anyio.run, which before 4.14 forgot the clock
             yield partial(trio.run, clock=simulated_clock(idle))
     else:
-        from ._asyncio import SimulatedLoop, ordered_scopes
+        from ._asyncio import SimulatedLoop
+        from ._order import ordered
 
-        with ordered_scopes():
+        with ordered():
             yield partial(anyio.run, backend_options={"loop_factory": lambda: SimulatedLoop(idle)})
 
 

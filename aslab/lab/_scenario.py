@@ -165,6 +165,8 @@ class TaskSection(Section):
     arrival: Distribution = 0.0
     """From a free, or from a failure, to the next allocation."""
     hold: Distribution = 0.0
+    spend: Distribution = 0.0
+    """Processor time with the objects, before they are held: no other task and no timer has its turn meanwhile."""
     objects: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Allocated one after the other, and held together."""
     together: bool = False
@@ -207,6 +209,10 @@ class Scenario(Section):
     duration: PositiveTime
     seed: Annotated[int, Field(ge=0, le=2**63)] = 0
     """Where the command line gives none."""
+    slack: Time = 0.1
+    """By how much times may miss their bounds in real time."""
+    simulated_only: bool = False
+    """Whether what it expects is too exact for real time, which is then refused."""
     memory: Memory = Memory()
     backends: Annotated[dict[Name, AnyBackend], Field(min_length=1, max_length=100)]
     allocator: AllocatorSection

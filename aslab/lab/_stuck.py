@@ -44,13 +44,23 @@ class StuckTask:
         return f"{self.name} waits on {self.waits_on} at {self.where}"
 
 
-def describe(tasks: Iterable[tuple[str, Any]]) -> tuple[StuckTask, ...]:
-    """From names and coroutines, those that are stuck, in the same order; tasks at rest are left out."""
+def describe(tasks: Iterable[tuple[str, Any]], *, everyone: bool = False) -> tuple[StuckTask, ...]:
+    """From names and coroutines, those that are stuck, in the same order.
+
+    Tasks at rest, and those of libraries alone, are left out, but not where ``everyone`` is asked for.
+    """
     found = []
     for name, coroutine in tasks:
-        frames = list(_frames(coroutine))
+        frames = list(frames_of(coroutine))
         own = [number for number, frame in enumerate(frames) if not _is_library(frame)]
-        if not own or any(frame.f_code.co_qualname in _AT_REST and _is_aslab(frame) for frame in frames):
+        if everyone and not own:
+            own = [len(frames) - 1]
+        if not frames:
+            if everyone:
+                found.append(StuckTask(name, f"a bare {type(coroutine).__name__}", "no line of its own"))
+            continue
+        at_rest = any(frame.f_code.co_qualname in _AT_REST and _is_aslab(frame) for frame in frames)
+        if not own or (at_rest and not everyone):
             continue
         known = [words for frame in frames if (words := _known(frame))]
         beyond = frames[min(own[-1] + 1, len(frames) - 1)].f_code.co_qualname
@@ -61,7 +71,7 @@ def describe(tasks: Iterable[tuple[str, Any]]) -> tuple[StuckTask, ...]:
     return tuple(found)
 
 
-def _frames(awaitable: Any) -> Iterator[FrameType]:
+def frames_of(awaitable: Any) -> Iterator[FrameType]:
     """From the outermost to the innermost."""
     while awaitable is not None:
         for prefix, following in (("cr", "await"), ("gi", "yieldfrom"), ("ag", "await")):

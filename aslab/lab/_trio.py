@@ -8,39 +8,59 @@ time of a run, and put back.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
+import select
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import trio
 import trio._core._run as trio_run
+import trio._subprocess
+import trio._threads
+import trio._unix_pipes
 import trio.testing
+from trio._core._thread_cache import THREAD_CACHE
 
 from .._engine import HOUSEKEEPING
-from ._idle import THREADS_GRACE, Idle
+from ._idle import Idle, until_next
+from ._outside import GRACE, STEP
+from ._stuck import frames_of
 
-_POLL = 0.001  # real seconds between looks for what another thread brings
+_THREADS = trio._threads.__file__
+_PROCESSES = (trio._subprocess.__file__, trio._unix_pipes.__file__)  # a pipe leads to one
+_POLL = 0.001  # real seconds between looks for what comes from outside, where trio has nothing to wait with
 
 
 def simulated_clock(idle: Idle) -> trio.testing.MockClock:
     """A clock that starts at 0, jumps to the next deadline when nothing can run, and tells when there is none."""
     clock = trio.testing.MockClock(autojump_threshold=0)
-    waited = 0.0
+    hoped = False
+
+    def keep_pace(now: float, following: float, runner: Any) -> None:
+        most = until_next(following, now, STEP)
+        idles = following == math.inf or _only_housekeeping(runner.deadlines._heap)
+        if not idles:
+            idle.since = None
+        elif idle.housekeeping(now, now + most):
+            return
+        began = time.monotonic()
+        came = _wait(runner, most)
+        clock.jump(min(time.monotonic() - began, most) if came else most)
 
     def autojump() -> None:
-        nonlocal waited
+        nonlocal hoped
         runner = trio_run.GLOBAL_RUN_CONTEXT.runner
         now, following = clock.current_time(), runner.deadlines.next_deadline()
-        if not idle.threads_at_work():
-            waited = 0.0
-        elif waited < THREADS_GRACE:
-            waited += _POLL
-            time.sleep(_POLL)
-            return
-        else:
-            idle.give_threads_up()
-        if following < math.inf:
+        waits = idle.outside.waits()
+        if waits:
+            idle.since = None
+            _wait(runner, waits)
+        elif waits is not None:
+            keep_pace(now, following, runner)
+        elif following < math.inf:
             idle.jumps()
             if not _only_housekeeping(runner.deadlines._heap):
                 idle.since = None
@@ -48,12 +68,47 @@ def simulated_clock(idle: Idle) -> trio.testing.MockClock:
                 return
             if following > now:
                 clock.jump(following - now)
-        elif not idle.hope_again():
+        elif not hoped and _sockets(runner):
+            hoped = not _wait(runner, GRACE)
+        else:
             idle.stuck(now)
 
     clock._autojump = autojump  # type: ignore[method-assign]
     idle.tasks = _tasks
+    idle.spend = clock.jump
+    idle.outside.look = _outside
     return clock
+
+
+def _wait(runner: Any, seconds: float) -> bool:
+    """Wait for something from outside, which trio itself will take. Whether something came, if known."""
+    events = getattr(runner.io_manager, "_epoll", None) or getattr(runner.io_manager, "_kqueue", None)
+    if events is None:
+        time.sleep(min(_POLL, seconds))
+        return True
+    return bool(select.select([events], [], [], seconds)[0])
+
+
+def _sockets(runner: Any) -> bool:
+    return len(getattr(runner.io_manager, "_registered", ())) > 1  # one is trio's own
+
+
+def _outside() -> list[tuple[object, str]]:
+    """Calls in threads and child processes that a task waits for, told from where it is suspended."""
+    runner = trio_run.GLOBAL_RUN_CONTEXT.runner
+    threads = threading.active_count() - 1 > len(THREAD_CACHE._idle_workers)
+    if not threads and not _sockets(runner):
+        return []
+    found: list[tuple[object, str]] = []
+    for task in runner.tasks:
+        for frame, following in itertools.pairwise(frames_of(task.coro)):
+            file, name = frame.f_code.co_filename, following.f_code.co_name
+            if file == _THREADS and name == "wait_task_rescheduled":
+                names = frame.f_locals
+                found.append((names["placeholder"], f"a call in a thread, of {names['sync_fn']!r}"))
+            elif file in _PROCESSES and name in ("wait_readable", "wait_writable", "wait_child_exiting"):
+                found.append((following, "a child process"))
+    return found
 
 
 def _only_housekeeping(heap: list[Any]) -> bool:
@@ -67,16 +122,16 @@ def _is_housekeeping(scope: Any) -> bool:
     return status is not None and any(task.context.get(HOUSEKEEPING, False) for task in status._tasks)
 
 
-def _tasks() -> list[tuple[str, Any]]:
+def _tasks() -> list[tuple[str, Any, bool]]:
     root = trio.lowlevel.current_root_task()
     system = {root} | {task for nursery in (root.child_nurseries if root else ()) for task in nursery.child_tasks}
     runner = trio_run.GLOBAL_RUN_CONTEXT.runner
     main = runner.main_task
     tasks = sorted(runner.tasks, key=lambda task: task._counter)
     return [
-        (task.name, task.coro)
+        (task.name, task.coro, task.context.get(HOUSEKEEPING, False))
         for task in tasks
-        if (task is main or task not in system) and not task.context.get(HOUSEKEEPING, False)
+        if task is main or task not in system
     ]
 
 

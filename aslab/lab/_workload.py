@@ -44,6 +44,7 @@ class Worker:
         self._start = self._draw("start", section.start)
         self._arrival = self._draw("arrival", section.arrival)
         self._hold = self._draw("hold", section.hold)
+        self._spend = self._draw("spend", section.spend)
 
     @property
     def unfinished(self) -> bool:
@@ -60,6 +61,7 @@ class Worker:
             held: list[Held] = []
             try:
                 if await self._get_all(held):
+                    self._run.spend(self._spend())
                     await anyio.sleep(self._hold())
                     self.rounds += 1
             finally:

@@ -1,0 +1,462 @@
+"""Other people's code in simulated time: threads, processes, contexts, futures, and a loop that computes."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import itertools
+import math
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import anyio.from_thread
+import anyio.to_process
+import anyio.to_thread
+import pytest
+
+from aslab import ConfigError
+from aslab.lab import Lab, Stuck, _outside, current, run
+from aslab.lab._asyncio import SimulatedLoop
+from aslab.lab._idle import StuckInCleanUp
+from aslab.lab._outside import Outside
+from aslab.lab.pytest_plugin import LabRunner, lab
+
+__all__ = ["lab"]
+
+A_WHILE = 0.2  # real seconds
+NEXT = 0.001  # simulated ones: a timer that would be over at once
+SLOW = [sys.executable, "-c", f"import time; time.sleep({A_WHILE}); print('done')"]
+
+
+def slow() -> str:
+    time.sleep(A_WHILE)
+    return "done"
+
+
+# -- calls in threads
+
+
+async def to_thread() -> Any:
+    return await asyncio.to_thread(slow)
+
+
+async def in_executor_of_ones_own() -> Any:
+    with concurrent.futures.ThreadPoolExecutor() as executor:
+        return await asyncio.get_running_loop().run_in_executor(executor, slow)
+
+
+async def in_two_at_once() -> Any:
+    done = await asyncio.gather(*(asyncio.get_running_loop().run_in_executor(None, slow) for _ in range(2)))
+    return set(done).pop()
+
+
+async def name_service() -> Any:
+    return "done" if await asyncio.get_running_loop().getaddrinfo("localhost", 80) else None
+
+
+async def child_process() -> Any:
+    process = await asyncio.create_subprocess_exec(*SLOW, stdout=subprocess.PIPE)
+    out, _ = await process.communicate()
+    return out.decode().strip()
+
+
+async def exit_of_a_child_process() -> Any:
+    process = await asyncio.create_subprocess_exec(*SLOW, stdout=subprocess.DEVNULL)
+    return "done" if await process.wait() == 0 else None
+
+
+OF_ASYNCIO = [
+    to_thread,
+    in_executor_of_ones_own,
+    in_two_at_once,
+    name_service,
+    child_process,
+    exit_of_a_child_process,
+]
+
+
+@pytest.mark.parametrize("timer", [False, True], ids=["no timer", "a timer"])
+@pytest.mark.parametrize("call", OF_ASYNCIO)
+def test_asyncio_calls_outside_are_waited_for_and_take_no_simulated_time(
+    call: Callable[[], Awaitable[Any]], *, timer: bool
+) -> None:
+    async def main() -> Any:
+        async with asyncio.timeout(NEXT if timer else None):
+            return await call()
+
+    outcome = run(main)
+    assert outcome.value == "done"
+    assert outcome.duration == 0
+
+
+async def limiter_of_ones_own() -> Any:
+    return await anyio.to_thread.run_sync(slow, limiter=anyio.CapacityLimiter(1))
+
+
+async def process_of_anyio() -> Any:
+    return (await anyio.run_process(SLOW)).stdout.decode().strip()
+
+
+async def exit_of_a_process_of_anyio() -> Any:
+    async with await anyio.open_process(SLOW, stdout=subprocess.DEVNULL) as process:
+        return "done" if await process.wait() == 0 else None
+
+
+async def worker_process() -> Any:
+    return "done" if await anyio.to_process.run_sync(math.factorial, 3) == 6 else None
+
+
+OF_ANYIO = [limiter_of_ones_own, process_of_anyio, exit_of_a_process_of_anyio, worker_process]
+
+
+@pytest.mark.parametrize("timer", [False, True], ids=["no timer", "a timer"])
+@pytest.mark.parametrize("call", OF_ANYIO)
+def test_calls_outside_are_waited_for_and_take_no_simulated_time(
+    lab: LabRunner, call: Callable[[], Awaitable[Any]], *, timer: bool
+) -> None:
+    async def main() -> Any:
+        with anyio.fail_after(NEXT if timer else None):
+            return await call()
+
+    outcome = lab(main)
+    assert outcome.value == "done"
+    assert outcome.duration == 0
+
+
+def test_a_worker_process_that_has_nothing_to_do_does_not_hold_the_clock(
+    lab: LabRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        await anyio.to_process.run_sync(math.factorial, 3)
+        monkeypatch.setattr(_outside.Outside, "waits", told(_outside.Outside.waits, found))
+        await anyio.sleep(3600)
+
+    found: list[float | None] = []
+    assert lab(main).duration == 3600
+    assert found[0] is None  # what comes later is the end of the worker, which is waited for
+
+
+def told(call: Callable[..., Any], found: list[Any]) -> Callable[..., Any]:
+    def instead(*args: Any) -> Any:
+        found.append(call(*args))
+        return found[-1]
+
+    return instead
+
+
+def test_a_call_that_nobody_waits_for_any_more_does_not_hold_the_clock(lab: LabRunner) -> None:
+    go_on = threading.Event()
+
+    async def main() -> None:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(lambda: anyio.to_thread.run_sync(go_on.wait, abandon_on_cancel=True))
+                await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
+                scope.cancel()
+        await anyio.sleep(3600)
+        go_on.set()
+
+    assert lab(main).duration == 3600
+
+
+def test_a_call_that_takes_long_sees_simulated_time_go_no_faster_than_the_real_one(
+    lab: LabRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the clock would rush through hours while it ends."""
+    monkeypatch.setattr(_outside, "GRACE", 0.05)
+    began = time.monotonic()
+
+    async def main() -> None:
+        await anyio.to_thread.run_sync(slow)
+
+    async def with_a_heartbeat() -> float:
+        async def beat() -> None:
+            while True:
+                await anyio.sleep(0.001)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(beat)
+            await main()
+            tasks.cancel_scope.cancel()
+        return current().time()
+
+    passed = lab(with_a_heartbeat).value
+    assert passed is not None
+    assert 0 < passed <= time.monotonic() - began
+
+
+def test_a_thread_may_wait_for_what_a_task_does_later(lab: LabRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_outside, "GRACE", 0.05)
+    go_on = threading.Event()
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: anyio.to_thread.run_sync(go_on.wait))
+            await anyio.sleep(0.1)
+            go_on.set()
+
+    assert lab(main).duration >= 0.1
+
+
+def test_a_thread_may_call_the_loop_that_waits_for_it(lab: LabRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_outside, "GRACE", 0.05)
+
+    async def main() -> None:
+        await anyio.to_thread.run_sync(lambda: anyio.from_thread.run(anyio.sleep, 0.1))
+
+    assert lab(main).duration >= 0.1
+
+
+def test_the_time_of_each_call_begins_anew() -> None:
+    outside = Outside()
+    first, second = object(), object()
+    outside.look = lambda: [(first, "a call")]
+    before = outside.waits()
+    assert before is not None
+    outside._since[id(first)] = (time.monotonic() - 2 * _outside.GRACE, first)
+    assert outside.waits() == 0
+    outside.look = lambda: [(first, "a call"), (second, "another")]
+    assert outside.waits()  # the clock stands still for the newer one
+    outside.look = list
+    assert outside.waits() is None
+    assert not outside._since
+
+
+# -- who is stuck in the clean-up
+
+
+def told_of(call: Callable[[SimulatedLoop], object]) -> str:
+    loop = SimulatedLoop()
+    try:
+        with pytest.raises(StuckInCleanUp) as raised:
+            call(loop)
+    finally:
+        loop.close()
+    return str(raised.value)
+
+
+def test_stuck_in_clean_up_names_a_bare_future() -> None:
+    told = told_of(lambda loop: loop.run_until_complete(loop.create_future()))
+    assert told == "every task is stuck: main waits on a bare OrderedFuture at no line of its own"
+
+
+def test_stuck_in_clean_up_names_a_loop_that_waits_for_nothing() -> None:
+    assert told_of(SimulatedLoop.run_forever) == (
+        "every task is stuck: no task is left, the loop waits for a callback"
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_stuck_in_clean_up_names_tasks_of_libraries_alone() -> None:
+    """Which are left out where tasks of the program are stuck."""
+    told = told_of(lambda loop: loop.run_until_complete(asyncio.wait({loop.create_future()})))
+    assert told.startswith("every task is stuck: Task-")
+    assert "waits on" in told
+
+
+# -- contexts
+
+
+def test_a_task_runs_in_the_context_that_it_is_given_empty_or_not() -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
+
+    async def look() -> str:
+        before = variable.get()
+        variable.set("of the task")
+        return before
+
+    async def main() -> tuple[str, str, str]:
+        variable.set("of main")
+        empty = contextvars.Context()
+        assert not len(empty)
+        before = await asyncio.get_running_loop().create_task(look(), context=empty)
+        inherited = await asyncio.get_running_loop().create_task(look())
+        return before, empty[variable], inherited
+
+    assert run(main).value == ("none", "of the task", "of main")
+
+
+def test_the_loop_has_no_task_factory_of_its_own_and_takes_another() -> None:
+    made: list[Any] = []
+
+    def factory(loop: Any, coroutine: Any, **options: Any) -> Any:
+        made.append(coroutine)
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert loop.get_task_factory() is None
+        loop.set_task_factory(factory)
+        await asyncio.create_task(anyio.sleep(1))
+
+    run(main)
+    assert made[0].__name__ == "sleep"
+
+
+# -- order
+
+
+async def bare_futures(how: str) -> list[int]:
+    loop = asyncio.get_running_loop()
+    made = [asyncio.Future() if how == "named" else loop.create_future() for _ in range(30)]
+    for future in made:
+        loop.call_later(1, future.set_result, None)
+    done, _ = await asyncio.wait(made)
+    return [made.index(future) for future in done]
+
+
+async def completed_coroutines(_: str) -> list[int]:
+    async def one(number: int) -> int:
+        await asyncio.sleep(1)
+        return number
+
+    return [await each for each in asyncio.as_completed([one(number) for number in range(30)])]
+
+
+async def gathered(_: str) -> list[int]:
+    made = [asyncio.gather(asyncio.sleep(1)) for _ in range(30)]
+    return [made.index(future) for future in set(made)]
+
+
+@pytest.mark.parametrize(
+    ("call", "how"), [(bare_futures, "named"), (bare_futures, "made"), (completed_coroutines, ""), (gathered, "")]
+)
+def test_futures_come_in_the_same_order_in_twenty_runs(
+    call: Callable[[str], Awaitable[list[int]]], how: str
+) -> None:
+    chance = random.Random(7)
+    found = set()
+    for _ in range(20):
+        ballast = [[object()] * chance.randrange(50) for _ in range(chance.randrange(2000))]
+        del ballast[:: chance.randrange(1, 5)]  # the next objects lie elsewhere
+        found.add(tuple(run(call, how).value or ()))
+        del ballast
+    assert len(found) == 1
+    assert sorted(found.pop()) == list(range(30))
+
+
+def test_a_future_is_one_by_whatever_name() -> None:
+    future_type = asyncio.Future
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.create_task(anyio.sleep(1))
+        for one in (asyncio.Future(), loop.create_future(), task, asyncio.gather(task)):
+            assert isinstance(one, asyncio.Future)
+            assert isinstance(one, future_type)
+        assert not isinstance(loop, asyncio.Future)
+        assert issubclass(asyncio.Task, asyncio.Future)
+
+        class Own(asyncio.Future):  # type: ignore[type-arg]
+            pass
+
+        assert isinstance(Own(), Own)
+        assert not isinstance(task, Own)
+        assert not issubclass(asyncio.Task, Own)
+        await task
+
+    run(main)
+    assert asyncio.Future is future_type
+    assert "set" not in vars(asyncio.tasks)
+
+
+# -- processor time
+
+
+def test_the_clock_goes_on_while_a_task_computes_and_nobody_else_has_a_turn(lab: LabRunner) -> None:
+    log: list[tuple[str, float]] = []
+
+    async def sleeps(seconds: float) -> None:
+        await anyio.sleep(seconds)
+        log.append((f"{seconds:g}", current().time()))
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            for seconds in (3, 1, 9):
+                tasks.start_soon(sleeps, seconds)
+            await anyio.sleep(0.5)
+            current().spend(5)
+            log.append(("computed", current().time()))
+
+    assert lab(main).duration == 9
+    assert log == [("computed", 5.5), ("1", 5.5), ("3", 5.5), ("9", 9)]
+
+
+@pytest.mark.parametrize("seconds", [-1, math.nan, math.inf, "1", None])
+def test_what_is_no_time_cannot_be_spent(lab: LabRunner, seconds: Any) -> None:
+    async def main() -> None:
+        current().spend(seconds)
+
+    with pytest.raises(ConfigError, match="seconds"):
+        lab(main)
+
+
+def test_in_real_time_the_processor_is_used() -> None:
+    async def main() -> float:
+        began = time.thread_time()
+        Lab(0).spend(0.02)
+        return time.thread_time() - began
+
+    assert anyio.run(main) > 0
+
+
+def test_a_socket_that_another_thread_answers_is_waited_for_where_no_timer_is_left(lab: LabRunner) -> None:
+    import socket
+
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    timer = threading.Timer(A_WHILE, theirs.sendall, (b"x",))
+
+    async def main() -> bytes:
+        timer.start()
+        await anyio.wait_readable(ours)
+        return ours.recv(1)
+
+    try:
+        assert lab(main).value == b"x"
+    finally:
+        timer.join()
+        ours.close()
+        theirs.close()
+
+
+def test_who_waits_for_a_limiter_is_not_in_a_thread(lab: LabRunner) -> None:
+    """It waits for a task, which may sleep: the clock goes on."""
+
+    async def main() -> None:
+        limiter = anyio.CapacityLimiter(1)
+
+        async def holds() -> None:
+            async with limiter:
+                await anyio.sleep(3600)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(holds)
+            await anyio.lowlevel.checkpoint()
+            await anyio.to_thread.run_sync(lambda: None, limiter=limiter)
+
+    assert lab(main).duration == 3600
+
+
+def test_tasks_without_a_timer_are_stuck_beside_idle_threads(lab: LabRunner) -> None:
+    async def main() -> None:
+        await anyio.to_thread.run_sync(lambda: None)
+        await anyio.Event().wait()
+
+    with pytest.raises(Stuck):
+        lab(main)
+
+
+def test_numbers_are_of_the_loop_and_begin_at_its_beginning() -> None:
+    async def main() -> int:
+        return min(hash(asyncio.get_running_loop().create_future()) for _ in itertools.repeat(None, 3))
+
+    assert run(main).value == run(main).value
