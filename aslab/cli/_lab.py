@@ -23,7 +23,7 @@ from ._loops import Loop, check_installed, plain_interrupts
 if TYPE_CHECKING:
     from ..lab.scenarios import Played, Scenario
 
-EXTRA = "needs the extra 'lab': pip install 'aslab[lab]'"
+EXTRA = "needs the extra 'lab': pip install '.[lab]' where aslab is cloned"
 
 
 class LabLoop(enum.StrEnum):
