@@ -89,12 +89,10 @@ class Row:
             "emergency_free_us": {str(size): cost * 1e6 for size, cost in self.free_cost.items()},
         }
 
-    def shown(self) -> dict[str, str]:
-        """The same for people, a column each."""
+    def ended(self) -> dict[str, str]:
+        """How it went, for people, a column each."""
         told = self.as_json()
         finish = self.time_to_finish
-        failed = ", ".join(f"{count} of order {order}" for order, count in self.failed_by_order.items())
-        cost = self.free_cost.get(OUTSTANDING[-1])
         return {
             "machine": self.machine.name,
             "finished": f"{told['finished']} of {told['seeds']}",
@@ -103,6 +101,15 @@ class Row:
             "wait": format_seconds(round(told["longest_wait"], 4)),
             "emergency": f"{told['emergency_left']}/{told['emergency_max']}",
             "dlock": str(told["deadlocks"]),
+        }
+
+    def needed(self) -> dict[str, str]:
+        """What it took, for people, a column each."""
+        told = self.as_json()
+        failed = ", ".join(f"{count} of order {order}" for order, count in self.failed_by_order.items())
+        cost = self.free_cost.get(OUTSTANDING[-1])
+        return {
+            "machine": self.machine.name,
             "failed": failed or "-",
             "lowest free": str(told["lowest_free_pages"]),
             "reserve used": f"{told['reserve_used'] / COMPUTER.min:.0%}",
