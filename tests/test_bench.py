@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from typer.testing import CliRunner
 
-from aslab.bench import app
+from aslab.bench import _lab, app
 
 QUICK = {
     "stall": ["--mib", "2"],
@@ -38,3 +39,14 @@ def test_table_has_a_line_for_each_row(command: str) -> None:
     assert done.exit_code == 0, done.output
     assert len(done.stdout.splitlines()) > 4
     assert "…" not in done.stdout, "a column was cut"
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_the_long_one_says_how_long_it_takes_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: object, **options: object) -> None:
+        raise SystemExit(7)
+
+    monkeypatch.setattr(_lab, "Progress", stop)
+    done = CliRunner().invoke(app, ["lab"])
+    assert done.exit_code == 7
+    assert re.fullmatch(r"aslab: this takes about \d+ (s|minutes) on this machine; --most .*\n", done.stderr)

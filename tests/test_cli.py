@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from rich.progress import Progress
 
 from aslab import ConfigError
 from aslab._sizes import format_size, parse_size
 from aslab.cli._errors import BadInput
-from aslab.cli._files import check_paths, find_files
+from aslab.cli._files import File, Found, check_paths, find_files
+from aslab.cli._progress import progress_bar
 
 ROOT = Path(__file__).parent.parent
 BUFFER = 16 * 2**10
@@ -248,9 +250,53 @@ def test_people_get_the_figures_and_the_table(tree: Path) -> None:
     assert finished.returncode == 0
     assert finished.stderr == b""
     text = finished.stdout.decode()
-    for word in ("1. asyncio, deadlock:300ms", "throughput", "median", "1 dlock episode", "resumed", "chunks  "):
+    for word in ("1. asyncio, deadlock:300ms", "median", "growth was late once", "back to normal"):
         assert word in text
     assert "\x1b" not in text
+
+
+def test_the_last_word_is_a_verdict(tree: Path) -> None:
+    text = aslab("demo", *SMALL, tree).stdout.decode()
+    verdict = " ".join(text.split("\n\n")[-1].split())
+    number = len(files_in(tree))
+    assert verdict == (
+        f"Verdict: all is well. Each of the 3 runs read {number} files and got the same checksums. "
+        "Where no slab came in time, tasks went on with emergency objects, until slabs came again."
+    )
+
+
+def test_the_verdict_names_what_is_not_well(tree: Path) -> None:
+    (tree / "broken link").symlink_to("nowhere")
+    finished = aslab("demo", "--loop", "asyncio", *SMALL, tree)
+    assert finished.returncode == 1
+    assert "Verdict: NOT well: 1 of the files and folders could not be read." in finished.stdout.decode()
+
+
+@pytest.mark.parametrize(
+    ("fault", "flags", "word"), [("1s", "0x00080", "back to normal"), ("", "0x0c080", "no end")]
+)
+def test_table_and_prose_are_of_one_moment(tmp_path: Path, fault: str, flags: str, word: str) -> None:
+    # All files are read long before the grow is over. What is said then is said of the state afterwards.
+    (tmp_path / "file").write_bytes(b"x")
+    text = aslab("demo", "--table", "--inject", f"deadlock:{fault}".rstrip(":"), tmp_path).stdout.decode()
+    [row] = [line.split() for line in text.splitlines() if line.startswith("chunks ")]
+    assert row[1] == flags
+    assert word in text
+    slabs = int(row[6])
+    assert f"{slabs} slab" in text
+    assert (slabs > 0) is ("a buffer came from a slab" in text)
+
+
+def test_where_there_is_no_file_nothing_is_run_and_nothing_claimed(tmp_path: Path) -> None:
+    finished = aslab("demo", tmp_path)
+    assert (finished.returncode, finished.stderr) == (0, b"")
+    assert finished.stdout == b"No files to read here: nothing was run.\n"
+
+
+def test_the_table_of_spl_is_shown_on_demand(tree: Path) -> None:
+    plain, table = (aslab("demo", "--loop", "asyncio", *SMALL, *more, tree).stdout for more in ((), ("--table",)))
+    assert b"slabsize" not in plain
+    assert b"\nchunks   " in table
 
 
 def test_without_a_path_it_reads_the_standard_library_alone() -> None:
@@ -283,10 +329,18 @@ def test_a_file_without_permission_is_named_and_skipped(tree: Path) -> None:
 
 def test_an_error_while_reading_is_told_and_the_others_are_hashed(tmp_path: Path) -> None:
     (tmp_path / "good").write_bytes(b"good")
-    memory = "/proc/self/mem"  # a regular file whose first byte cannot be read
-    finished = aslab("demo", "--sums", memory, "good", cwd=tmp_path)
+    (tmp_path / "bad").write_bytes(b"bad")
+    code = (
+        "import errno, os, aslab.cli._service as service\n"
+        "def fail(file, *others):\n"
+        "    if file.name == 'bad': raise OSError(errno.EIO, os.strerror(errno.EIO))\n"
+        "    return real(file, *others)\n"
+        "real, service._read_and_hash = service._read_and_hash, fail\n"
+        "from aslab.cli import main; main(['demo', '--sums', 'bad', 'good'])"
+    )
+    finished = python("-c", code, cwd=tmp_path)
     assert finished.returncode == 1
-    assert finished.stderr == b"aslab: cannot read '/proc/self/mem': Input/output error\n"
+    assert finished.stderr == b"aslab: cannot read 'bad': Input/output error\n"
     assert finished.stdout.endswith(b"  good\n")
     assert finished.stdout.count(b"\n") == 1
 
@@ -296,6 +350,8 @@ def test_an_error_while_reading_is_told_and_the_others_are_hashed(tmp_path: Path
     [
         (("demo", "no such file"), "No such file or directory"),
         (("demo", "/dev/null"), "neither a file nor a folder"),
+        (("demo", "/proc/self"), "made up by the kernel"),
+        (("demo", "/proc/kmsg"), "made up by the kernel"),
         (("demo", "--json", "--sums"), "--json"),
         (("demo", "--buffer", "1MiB", "--limit", "64KiB", "/etc/hostname"), "limit"),
         (("demo", "--buffer", "0"), "buffer"),
@@ -321,7 +377,7 @@ def test_bad_input_is_refused_in_one_line(here: Here, args: tuple[str, ...], wor
     ],
 )
 def test_a_missing_package_is_told_with_the_extra_that_brings_it(package: str, args: tuple[str, ...]) -> None:
-    assert "pip install 'aslab[demo]'" in told(aslab(*args, without=package), 2)
+    assert "pip install '.[demo]' where aslab is cloned" in told(aslab(*args, without=package), 2)
 
 
 def test_another_missing_module_is_not_hidden() -> None:
@@ -353,7 +409,7 @@ def test_ctrl_c_ends_quietly(tmp_path: Path, loop: str) -> None:
     )
     (tmp_path / "file").write_bytes(b"x")
     finished = python("-c", code, cwd=tmp_path)
-    assert (finished.returncode, finished.stderr, finished.stdout) == (130, b"", b"")
+    assert (finished.returncode, finished.stderr, finished.stdout) == (130, b"aslab: interrupted\n", b"")
 
 
 def test_no_file_is_found_twice(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,6 +422,22 @@ def test_no_file_is_found_twice(tree: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_symlinked_folder_is_walked_only_if_it_is_named(tree: Path) -> None:
     assert not [file for file in find_files([os.fspath(tree)]).files if "link to a folder" in file.path]
     assert len(find_files([os.fspath(tree / "link to a folder")]).files) == 40
+
+
+def test_what_the_kernel_makes_up_is_passed_over(tree: Path) -> None:
+    (tree / "mounts").symlink_to("/proc/self/mounts")
+    found = find_files([os.fspath(tree), "/proc/self/fdinfo"])
+    assert len(found.files) == len(files_in(tree))
+    assert not found.unreadable
+
+
+def test_progress_goes_no_further_than_its_end_where_files_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, float]] = []
+    monkeypatch.setattr(Progress, "update", lambda bar, task, **fields: shown.append(fields))
+    with progress_bar("growing", Found([File("log", 100)])) as advance:
+        advance(60, 0)
+        advance(60, 1)
+    assert [(one["completed"], one["total"], one["files"]) for one in shown] == [(60, 100, 0), (120, 120, 1)]
 
 
 def test_a_folder_that_cannot_be_listed_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

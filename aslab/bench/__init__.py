@@ -11,8 +11,8 @@ import sys
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+
+from ..cli._prose import console, say, tabulate
 
 app: typer.Typer = typer.Typer(
     help="Measure what things cost on this machine.",
@@ -23,26 +23,18 @@ app: typer.Typer = typer.Typer(
 )
 
 
-WIDE = 160
-
-
 def show(title: str, rows: list[dict[str, Any]], note: str, *, as_json: bool) -> None:
     """Print a table, or one JSON object with the same rows."""
     if as_json:
         json.dump({"bench": title, "rows": rows}, sys.stdout, indent=2)
         sys.stdout.write("\n")
         return
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for name, value in rows[0].items():
-        table.add_column(name, justify="left" if isinstance(value, str) else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(_text(value) for value in row.values()))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDE)  # a file or a pipe has no width to fit into
-    console.print(table)
-    console.print(note, style="dim", highlight=False)
-    console.print()
+    out = console()
+    words = [name for name, value in rows[0].items() if isinstance(value, str)]
+    texts = [{name: _text(value) for name, value in row.items()} for row in rows]
+    tabulate(out, texts, left=words, title=title)
+    say(out, note, "dim")
+    say(out)
 
 
 def _text(value: object) -> str:

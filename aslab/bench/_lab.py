@@ -14,6 +14,7 @@ from . import app, show
 
 SIZES = (10_000, 100_000, 1_000_000)
 EVENTS_A_SECOND = 1500  # of the scenario below: 50 tasks, 10 rounds each a second, 3 events a round
+TRIAL = 10_000
 LOOPS = ("asyncio", "trio")
 
 
@@ -26,6 +27,7 @@ def lab(
     """Simulated allocations per second of wall time, for runs of three lengths, on each loop."""
     rows = []
     sizes = [size for size in SIZES if size < most] + [most]
+    _foretell(sum(size * (rounds if size < sizes[-1] else 1) for size in sizes))
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("aslab bench lab", total=None)
         for size in sizes:
@@ -41,6 +43,14 @@ def lab(
         "50 tasks that allocate, hold for 50 ms and pause for 50 ms; below: examples/scenarios/deadlock-recovers."
     )
     show("the lab", rows, note, as_json=as_json)
+
+
+def _foretell(events: int) -> None:
+    """Say on stderr how long so many events will take on each loop, by a short run on each."""
+    trial = min(TRIAL, events)
+    seconds = sum(min(_measure(loop, trial)["us an event"] for _ in range(2)) for loop in LOOPS) * events / 1e6
+    about = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{max(1, seconds):.0f} s"
+    print(f"aslab: this takes about {about} on this machine; --most makes it shorter", file=sys.stderr, flush=True)
 
 
 def _measure(loop: str, events: int) -> dict[str, Any]:

@@ -69,7 +69,7 @@ async def measure(loop: str, pairs: int) -> dict[str, float]:
             found["aslab: alloc_nowait, free"] = _alloc_nowait(cache, pairs)
             found["aslab: await alloc, view, free (asyncio)"] = await _alloc_and_view(cache, pairs)
             found["asyncio.Queue: await get, put_nowait"] = await _queue(pairs)
-            found["anyio memory stream: await receive, send_nowait"] = await _stream(pairs)
+            found["anyio stream: await receive, send_nowait"] = await _stream(pairs)
             found["a bare list: pop, append"] = _bare_list(pairs)
     return found
 

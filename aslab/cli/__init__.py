@@ -12,11 +12,12 @@ Nothing here is imported before `main` is called, because typer and rich come wi
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ._errors import EXTRA, complain
+from ._errors import EXTRA, INTERRUPTED, complain
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -32,6 +33,8 @@ def main(args: Sequence[str] | None = None) -> None:
         _forget_output()
         complain(f"cannot write the output: {exc.strerror or exc}")
         code = 1
+    except KeyboardInterrupt:
+        code = _interrupted()
     raise SystemExit(code)
 
 
@@ -44,6 +47,16 @@ def _run(args: Sequence[str] | None) -> int:
         complain(f"the command line {EXTRA}")
         return 2
     return run(sys.argv[1:] if args is None else args)
+
+
+def _interrupted() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python exits, another Ctrl-C ends it on the spot
+    try:
+        sys.stdout.flush()
+    except OSError:  # Ctrl-C has ended who read it, too
+        _forget_output()
+    complain("interrupted")
+    return INTERRUPTED
 
 
 def _give_closed_streams_somewhere_to_go() -> None:

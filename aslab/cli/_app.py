@@ -14,7 +14,7 @@ from aslab.bench import app as bench_app
 from .. import ConfigError
 from . import _story as _story  # registers its command
 from ._demo import demo
-from ._errors import BadInput, complain
+from ._errors import INTERRUPTED, BadInput, complain
 from ._lab import app as lab_app
 
 # The base of all complaints about options; typer does not export it, and where it lives depends on the version.
@@ -40,7 +40,10 @@ def root(
 
 
 def run(args: Sequence[str]) -> int:
-    """Run one command; answers its exit code: 0 success, 1 a failed check, 2 bad input, 130 Ctrl-C."""
+    """Run one command; answers its exit code: 0 success, 1 a failed check, 2 bad input.
+
+    :raises KeyboardInterrupt: after Ctrl-C
+    """
     # The library logs what the summary tells anyway.
     logging.getLogger("aslab").addHandler(logging.NullHandler())
     try:
@@ -54,8 +57,10 @@ def run(args: Sequence[str]) -> int:
     except (BadInput, ConfigError) as exc:
         complain(str(exc))
         return 2
-    except (KeyboardInterrupt, typer.Abort):
-        return 130
+    except typer.Abort:  # what a KeyboardInterrupt becomes, or 130, by the version of typer
+        raise KeyboardInterrupt from None
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
-EXTRA = "needs the extra 'demo': pip install 'aslab[demo]'"
+EXTRA = "needs the extra 'demo': pip install '.[demo]' where aslab is cloned"
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, and of nothing else."""
 
 
 class BadInput(Exception):

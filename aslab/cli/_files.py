@@ -57,13 +57,24 @@ def check_paths(paths: Iterable[str]) -> None:
             raise BadInput(f"{printable(path)}: {why(exc)}") from None
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise BadInput(f"{printable(path)}: neither a file nor a folder")
+        if made_up(path):
+            raise BadInput(f"{printable(path)}: made up by the kernel as it is read; it may have no end")
+
+
+def made_up(path: str) -> bool:
+    """Whether a path is on a file system that has no blocks, such as proc and sysfs.
+
+    The sizes of its files say nothing: some have no end, some wait for events. ``df`` leaves them out,
+    too. Blocks.
+    """
+    return os.statvfs(path).f_blocks == 0
 
 
 def find_files(paths: Iterable[str], skip: Collection[str] = ()) -> Found:
     """Walk files and folders, each file once. Blocks.
 
     Symlinks to files are files; symlinks to folders are left alone, unless the user named one. Sockets,
-    pipes and devices are passed over.
+    pipes, devices, and what the kernel makes up (see `made_up`) are passed over.
 
     :param skip: names of folders to leave out
     """
@@ -79,6 +90,7 @@ class _Walk:
         self.found = Found()
         self._skip = skip
         self._seen: set[str] = set()
+        self._made_up: dict[int, bool] = {}
 
     def visit(self, path: str) -> None:
         """Take one path of the command line, in whichever way it is spelled."""
@@ -101,6 +113,8 @@ class _Walk:
                 continue
             self._seen.add(real)
             try:
+                if self._is_made_up(folder, os.stat(folder)):  # noqa: PTH116
+                    continue
                 with os.scandir(folder) as entries:
                     for entry in entries:
                         inside = os.path.join(real, entry.name)  # noqa: PTH118
@@ -125,9 +139,16 @@ class _Walk:
             self._miss(entry.path, exc)
 
     def _take(self, path: str, real: str, status: os.stat_result) -> None:
-        if stat.S_ISREG(status.st_mode) and real not in self._seen:
+        if stat.S_ISREG(status.st_mode) and real not in self._seen and not self._is_made_up(path, status):
             self._seen.add(real)
             self.found.files.append(File(path, status.st_size))
+
+    def _is_made_up(self, path: str, status: os.stat_result) -> bool:
+        """Asked once for each file system."""
+        known = self._made_up.get(status.st_dev)
+        if known is None:
+            known = self._made_up[status.st_dev] = made_up(path)
+        return known
 
     def _miss(self, path: str, error: OSError) -> None:
         self.found.unreadable.append(Unreadable(path, why(error)))

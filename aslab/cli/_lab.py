@@ -19,11 +19,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from ._errors import BadInput, complain, printable
 from ._loops import Loop, check_installed, plain_interrupts
+from ._prose import console, say
 
 if TYPE_CHECKING:
     from ..lab.scenarios import Played, Scenario
 
-EXTRA = "needs the extra 'lab': pip install 'aslab[lab]'"
+EXTRA = "needs the extra 'lab': pip install '.[lab]' where aslab is cloned"
 
 
 class LabLoop(enum.StrEnum):
@@ -55,11 +56,10 @@ def list_scenarios(
         ]
         print_json({"scenarios": rows})
         return 0
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    out = console()
     width = max((len(name) for name in found), default=0)
     for name, scenario in found.items():
-        console.print(f"{name:<{width}}", style="bold", end="  ")
-        console.print(scenario.about)
+        say(out, scenario.about, head=f"{name:<{width}}  ", head_style="bold")
     return 0
 
 
@@ -187,36 +187,33 @@ def _show(played: Played, wall: float) -> None:
     from ..lab._metrics import in_words
 
     result = played.result
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    console.print(result.scenario, style="bold")
-    console.print(result.about)
+    out = console()
+    say(out, result.scenario, "bold")
+    say(out, result.about)
     clock = "of real time" if result.real_time else f"simulated in {wall:.2f} s"
-    console.print(f"seed {result.seed} on {result.loop}, {result.duration:g} s {clock}, {result.events} events")
-    console.print()
+    say(out, f"seed {result.seed} on {result.loop}, {result.duration:g} s {clock}, {result.events} events")
+    say(out)
     width = max(len(verdict.expected) for verdict in result.verdicts)
     for verdict in result.verdicts:
-        console.print(
-            "  ok    " if verdict.passed else "  BROKEN", style="green" if verdict.passed else "bold red", end="  "
-        )
-        console.print(f"{verdict.expected:<{width}}  {verdict.came}")
+        head, style = ("  ok      ", "green") if verdict.passed else ("  BROKEN  ", "bold red")
+        say(out, f"{verdict.expected:<{width}}  {verdict.came}", head=head, head_style=style)
         if verdict.broken_by is not None:
-            console.print(f"          {verdict.broken_by}", style="red")
-    console.print()
-    _show_figures(console, in_words(result.figures))
+            say(out, verdict.broken_by, "red", head=" " * len(head))
+    say(out)
+    _show_figures(out, in_words(result.figures))
     for line in result.stuck:
-        console.print(f"  stuck: {line}", style="yellow")
-    console.print(f"event log sha256 {result.log_sha256}", style="dim")
+        say(out, line, "yellow", head="  stuck: ", head_style="yellow")
+    say(out, f"log sha256 {result.log_sha256}", "dim")
     if not result.passed:
         complain(
             f"{len(result.broken)} of {len(result.verdicts)} expectations broken; the first: {result.broken[0]}"
         )
 
 
-def _show_figures(console: Console, figures: dict[str, str]) -> None:
+def _show_figures(out: Console, figures: dict[str, str]) -> None:
     width = max((len(name) for name in figures), default=0)
     for name, text in figures.items():
-        console.print(f"  {name:<{width}}", style="cyan", end="  ")
-        console.print(text)
+        say(out, text, head=f"  {name:<{width}}  ", head_style="cyan")
 
 
 def print_json(told: object) -> None:

@@ -15,7 +15,7 @@ from ._service import OnProgress
 
 @contextmanager
 def progress_bar(title: str, found: Found) -> Iterator[OnProgress]:
-    """Show bytes and files; gone at the end of the block."""
+    """Show bytes and files; gone at the end of the block. Files that grow meanwhile make it longer."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -25,13 +25,14 @@ def progress_bar(title: str, found: Found) -> Iterator[OnProgress]:
         transient=True,
         disable=not sys.stderr.isatty(),
     )
-    done = 0
+    done = read = 0
     with bar:
         task = bar.add_task(title, total=found.nbytes, files=0, of=len(found.files))
 
         def advance(nbytes: int, files: int) -> None:
-            nonlocal done
+            nonlocal done, read
             done += files
-            bar.update(task, advance=nbytes, files=done)
+            read += nbytes
+            bar.update(task, completed=read, total=max(read, found.nbytes), files=done)
 
         yield advance

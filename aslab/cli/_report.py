@@ -1,84 +1,105 @@
-"""Output for people: what each run shows and why, and what came of it."""
+"""Output for people: what each run shows and why, what came of it, and whether all is well."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
 
-from rich.console import Console
 from rich.text import Text
 
 from .._sizes import format_size
 from ._files import Found
-from ._runs import STUCK, Result, differing
+from ._prose import console, say
+from ._runs import Result, unreadable, wrong_with
 from ._service import Outcome, Settings
 
 
 class Report:
-    """Prints a demo as it goes, on stdout; in colour where that is a terminal."""
+    """Prints a demo as it goes, on stdout, as wide as the terminal, else 80 columns; in colour on a terminal.
 
-    def __init__(self, settings: Settings, found: Found) -> None:
+    :param table: show the text of /proc/spl/kmem/slab, too, which is 150 columns wide
+    """
+
+    def __init__(self, settings: Settings, found: Found, *, table: bool) -> None:
         self._settings = settings
-        self._console = Console(highlight=False, markup=False, emoji=False)
+        self._console = console()
         self._found = found
+        self._table = table
         self._shown = 0
 
     def show_run(self, result: Result) -> None:
-        """One run: headline, figures, and the table of the caches."""
+        """One run: headline, figures, and the table of the caches if it is wanted."""
         if not self._shown:
             self._show_task()
         self._shown += 1
         self._print()
         self._print(f"{self._shown}. {result.run}", "bold")
-        self._print(f"   {_purpose(result)}")
         for name, text, style in self._rows(result):
-            line = Text.assemble((f"   {name:<12}", "cyan"), (text, style))
-            self._console.print(line, soft_wrap=True)
-        self._print(result.outcome.table.rstrip("\n"), "dim")
+            say(self._console, text, style, head=f"   {name:<10}  ", head_style="cyan")
+        if self._table:
+            self._console.print(Text(result.outcome.table.rstrip("\n"), "dim"), soft_wrap=True)
 
     def show_end(self, results: Sequence[Result]) -> None:
-        """What the runs together have shown."""
+        """The verdict: what the runs together have shown."""
         self._print()
-        if len(results) > 1:
-            different = differing(results)
-            if different:
-                self._print(f"The checksums of {_files(len(different))} differ between the runs.", "bold red")
-            else:
-                self._print(f"All {len(results)} runs gave the same checksums.", "bold green")
+        wrong = wrong_with(results)
+        if missed := unreadable(results):
+            wrong.append(f"{missed:,} of the files and folders could not be read")
+        if wrong:
+            self._print(f"Verdict: NOT well: {'; '.join(wrong)}.", "bold red")
         else:
-            self._print(f"{_files(len(results[0].outcome.sums))} hashed; --sums prints the checksums.")
+            self._print(f"Verdict: {_all_well(results)}", "bold green")
+        if len(results) == 1:
+            self._print("(--sums prints the checksums.)")
+
+    def show_nothing(self) -> None:
+        """There are no files."""
+        self._print("No files to read here: nothing was run.")
 
     def _show_task(self) -> None:
         settings, found = self._settings, self._found
-        work = f"{_files(len(found.files))}, {format_size(found.nbytes)}"
-        tasks = f"{settings.tasks} task{'s' if settings.tasks > 1 else ''}"
-        buffers = f"{settings.buffers} buffer{'s' if settings.buffers > 1 else ''}"
-        self._print(f"A checksum service: {work}; {tasks} with {buffers} of {format_size(settings.buffer)}.")
+        work = f"{_count(len(found.files), 'file')}, {format_size(found.nbytes)}"
+        tasks, buffers = _count(settings.tasks, "task"), _count(settings.buffers, "buffer")
+        size = format_size(settings.buffer)
+        self._print(f"A checksum service: {work}; {tasks} with {buffers} of {size}.")
+        if settings.tasks > settings.buffers:
+            self._print("A task that finds no free buffer waits for one: memory stays within the limit.")
 
     def _rows(self, result: Result) -> Iterator[tuple[str, str, str]]:
         outcome = result.outcome
-        yield "throughput", _throughput(outcome), ""
+        yield "read", _throughput(outcome), ""
         yield "waits", _waits(outcome), ""
+        yield "memory", self._memory(outcome), ""
         yield "emergency", _emergency(outcome), ""
         if outcome.unreadable:
-            yield "unreadable", f"{_files(len(outcome.unreadable))}, named on stderr", "red"
+            yield "unreadable", f"{_count(len(outcome.unreadable), 'file')}, named on stderr", "red"
         yield _afterwards(result)
 
+    def _memory(self, outcome: Outcome) -> str:
+        stats = outcome.stats
+        slabs, limit = format_size(stats.slab_size * stats.slab_total), format_size(self._settings.limit)
+        return f"{_count(stats.slab_total, 'slab')}, {slabs}; the limit is {limit}"
+
     def _print(self, text: str = "", style: str = "") -> None:
-        self._console.print(Text(text, style), soft_wrap=True)
+        say(self._console, text, style)
 
 
-def _purpose(result: Result) -> str:
-    if result.run.injected == STUCK.injected:
-        return "No slab comes: after 0.1 s the service goes on with emergency objects from the heap."
-    if result.run.injected:
-        return "Slab memory misbehaves: does the service go on?"
-    return "Who finds no free buffer waits for one: memory stays within the limit."
+def _all_well(results: Sequence[Result]) -> str:
+    files = _count(len(results[0].outcome.sums), "file")
+    if len(results) > 1:
+        told = f"all is well. Each of the {len(results)} runs read {files} and got the same checksums."
+    else:
+        told = f"all is well. It read {files} and made the checksums."
+    if any(result.outcome.emergency_used for result in results):
+        told += " Where no slab came in time, tasks went on with emergency objects"
+        told += "; slabs never came." if any(result.endless for result in results) else ", until slabs came again."
+    return told
 
 
 def _throughput(outcome: Outcome) -> str:
-    speed = f", {format_size(outcome.nbytes / outcome.seconds)}/s" if outcome.seconds else ""
-    return f"{_files(len(outcome.sums))}, {format_size(outcome.nbytes)} in {_time(outcome.seconds)}{speed}"
+    speed = f" ({format_size(outcome.nbytes / outcome.seconds)}/s)" if outcome.seconds else ""
+    files = _count(len(outcome.sums), "file")
+    return f"{files}, {format_size(outcome.nbytes)} in {_time(outcome.seconds)}{speed}"
 
 
 def _waits(outcome: Outcome) -> str:
@@ -91,24 +112,24 @@ def _waits(outcome: Outcome) -> str:
 def _emergency(outcome: Outcome) -> str:
     if not outcome.emergency_used:
         return "no objects were needed"
-    episodes = outcome.stats.obj_deadlock
+    late = outcome.stats.obj_deadlock
     return (
-        f"{outcome.emergency_used:,} objects, {outcome.stats.obj_emergency_max} at most at one time; "
-        f"{episodes} dlock episode{'' if episodes == 1 else 's'}"
+        f"{_count(outcome.emergency_used, 'object')}, {outcome.stats.obj_emergency_max:,} at most at one time; "
+        f"growth was late {'once' if late == 1 else f'{late:,} times'}"
     )
 
 
 def _afterwards(result: Result) -> tuple[str, str, str]:
     if result.outcome.resumed:
-        word = "resumed" if result.run.injected else "well"
-        return "afterwards", f"{word}: a buffer came from a slab, GROWING and DEADLOCKED are clear", "green"
+        word = "back to normal" if result.run.injected else "normal"
+        return "afterwards", f"{word}: a buffer came from a slab, no growth is under way", "green"
     if result.endless:
         return "afterwards", "slab memory still does not come: this fault has no end", "yellow"
     return "afterwards", "normal operation did NOT resume", "bold red"
 
 
-def _files(number: int) -> str:
-    return f"{number:,} file" if number == 1 else f"{number:,} files"
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _time(seconds: float) -> str:

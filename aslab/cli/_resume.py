@@ -21,18 +21,17 @@ def patience(slabs: Backend) -> float:
     return 0.0 if math.isinf(stuck) else GRACE + stuck
 
 
-async def has_resumed(cache: Cache[memoryview], patience: float) -> bool:
-    """Wait for growth that is under way, allocate one buffer, and tell whether all is as it should be.
+async def slab_serves(cache: Cache[memoryview], patience: float) -> bool:
+    """Wait for growth that is under way, allocate one buffer, and tell whether it came from a slab.
 
-    That is: the buffer came from a slab, and neither GROWING nor DEADLOCKED is set.
+    Whether growth is over, too, is for `Cache.stats` to tell afterwards.
     """
     with anyio.move_on_after(patience):
         stats = cache.stats()
         free = stats.obj_total - stats.obj_held - stats.obj_handover
         await cache.prefill(free + 1 if stats.growing else 1)  # one more than there is: what is growing must come
         async with cache.lease() as buf:
-            stats = cache.stats()
-            return not (buf.emergency or stats.growing or stats.deadlocked)
+            return not buf.emergency
     return False
 
 

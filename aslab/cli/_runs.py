@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..backends import Backend, Mmap
 from ..faults import parse_fault
+from ._errors import printable
 from ._files import Found
 from ._loops import Loop, run_on
 from ._progress import progress_bar
@@ -33,7 +34,7 @@ class Run:
 
     def __str__(self) -> str:
         if self.injected == STUCK.injected:
-            return f"{self.loop.value}, growth worker stuck for 3 s"
+            return f"{self.loop.value}, growth stuck for 3 s"
         return f"{self.loop.value}, {' and '.join(self.injected) or 'healthy'}"
 
 
@@ -51,11 +52,6 @@ class Result:
     endless: bool
     """The fault has no end, so that normal operation cannot resume."""
 
-    @property
-    def good(self) -> bool:
-        """Every file was read, and normal operation resumed if it could."""
-        return not self.outcome.unreadable and (self.outcome.resumed or self.endless)
-
 
 def perform(run: Run, settings: Settings, found: Found) -> Result:
     """Run the service once, with a progress bar where somebody watches.
@@ -68,6 +64,26 @@ def perform(run: Run, settings: Settings, found: Found) -> Result:
         outcome = run_on(run.loop, checksum, found.files, settings, slabs, wait, advance)
     outcome.unreadable[:0] = found.unreadable
     return Result(run, outcome, endless=wait == 0)
+
+
+def wrong_with(results: Sequence[Result]) -> list[str]:
+    """What the service did not do as it should, one sentence each."""
+    wrong = []
+    different = differing(results)
+    if different:
+        first = printable(different[0])
+        wrong.append(f"{len(different)} checksums differ between the runs; the first is of {first}")
+    wrong += [
+        f"normal operation did not resume: {result.run}"
+        for result in results
+        if not (result.outcome.resumed or result.endless)
+    ]
+    return wrong
+
+
+def unreadable(results: Sequence[Result]) -> int:
+    """Files and folders that could not be read in any of the runs."""
+    return len({one.path for result in results for one in result.outcome.unreadable})
 
 
 def differing(results: Sequence[Result]) -> list[str]:

@@ -19,7 +19,7 @@ from anyio import to_thread
 from .. import Cache, CacheStats, open_allocator
 from ..backends import Backend
 from ._files import File, Unreadable, why
-from ._resume import has_resumed
+from ._resume import slab_serves
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -74,10 +74,11 @@ class Outcome:
     """Seconds, shortest first: one for each allocation that had to wait."""
     emergency_used: int
     resumed: bool
-    """After the files: a buffer came from a slab, and no mark was set."""
+    """After the files: a buffer came from a slab, and then no mark was set."""
     stats: CacheStats
+    """When that was known: ``resumed``, these and ``table`` are of one moment, and say the same."""
     table: str
-    """The text of /proc/spl/kmem/slab, when all files were done."""
+    """The text of /proc/spl/kmem/slab."""
 
 
 async def checksum(
@@ -101,16 +102,18 @@ async def checksum(
         began = anyio.current_time()
         await service.run(files, settings.tasks)
         seconds = anyio.current_time() - began
-        stats, table = cache.stats(), kmem.table()
+        waits = _longest(service.times, cache.stats().waits)
+        served = await slab_serves(cache, patience)
+        stats, table = cache.stats(), kmem.table()  # nothing happens between the two
         return Outcome(
             sums=service.sums,
             unreadable=service.unreadable,
             nbytes=service.nbytes,
             seconds=seconds,
             allocations=len(service.times),
-            waits=_longest(service.times, stats.waits),
+            waits=waits,
             emergency_used=service.emergency_used,
-            resumed=await has_resumed(cache, patience),
+            resumed=served and not (stats.growing or stats.deadlocked),
             stats=stats,
             table=table,
         )

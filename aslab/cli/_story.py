@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from ._errors import BadInput, printable
 from ._lab import LabLoop, app, check_writable, need, print_json
 from ._loops import Loop, check_installed, plain_interrupts
+from ._prose import console, say, tabulate
 
 if TYPE_CHECKING:
     from ..lab._chapters import Row
 
 SEEDS_MOST = 100_000
-WIDE = 190
 
 
 @app.command(name="story")
@@ -102,18 +101,11 @@ def _progress(total: int) -> Iterator[Callable[[str, int], object]]:
 
 
 def _show(rows: list[Row]) -> None:
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, emoji=False, width=WIDE)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    columns = [row.shown() for row in rows]
-    for name in columns[0]:
-        table.add_column(name, justify="left" if name == "machine" else "right")
-    for cells in columns:
-        table.add_row(*cells.values())
-    console.print(table)
-    console.print()
+    out = console()
+    for table in ([row.ended() for row in rows], [row.needed() for row in rows]):
+        tabulate(out, table, left=("machine", "failed"))
+        say(out)
     for row in rows:
-        console.print(f"{row.machine.name}: {row.machine.about}", soft_wrap=True)
+        say(out, row.machine.about, head=f"{row.machine.name}: ")
         if row.cycle:
-            console.print(f"    stuck: {' → '.join((*row.cycle, row.cycle[0]))}", style="yellow", soft_wrap=True)
+            say(out, " → ".join((*row.cycle, row.cycle[0])), "yellow", head="    stuck: ", head_style="yellow")

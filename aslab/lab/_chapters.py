@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import signal
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -87,12 +89,10 @@ class Row:
             "emergency_free_us": {str(size): cost * 1e6 for size, cost in self.free_cost.items()},
         }
 
-    def shown(self) -> dict[str, str]:
-        """The same for people, a column each."""
+    def ended(self) -> dict[str, str]:
+        """How it went, for people, a column each."""
         told = self.as_json()
         finish = self.time_to_finish
-        failed = ", ".join(f"{count} of order {order}" for order, count in self.failed_by_order.items())
-        cost = self.free_cost.get(OUTSTANDING[-1])
         return {
             "machine": self.machine.name,
             "finished": f"{told['finished']} of {told['seeds']}",
@@ -101,6 +101,15 @@ class Row:
             "wait": format_seconds(round(told["longest_wait"], 4)),
             "emergency": f"{told['emergency_left']}/{told['emergency_max']}",
             "dlock": str(told["deadlocks"]),
+        }
+
+    def needed(self) -> dict[str, str]:
+        """What it took, for people, a column each."""
+        told = self.as_json()
+        failed = ", ".join(f"{count} of order {order}" for order, count in self.failed_by_order.items())
+        cost = self.free_cost.get(OUTSTANDING[-1])
+        return {
+            "machine": self.machine.name,
             "failed": failed or "-",
             "lowest free": str(told["lowest_free_pages"]),
             "reserve used": f"{told['reserve_used'] / COMPUTER.min:.0%}",
@@ -136,16 +145,47 @@ def play_story(
         for run in runs:
             note(once(*run))
     else:
-        # Failures of pages are part of the story, and counted; its caller decides what to log, so not here.
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, spawn, initializer=logging.disable) as pool:
-            for future in as_completed([pool.submit(once, *run) for run in runs]):
+        with _processes(jobs) as pool:
+            with _interrupts_wait():
+                futures = [pool.submit(once, *run) for run in runs]
+            for future in as_completed(futures):
                 note(future.result())
     costs = _free_costs({machine.index for machine in machines} - {""})
     return [
         Row(machine, tuple(chapters[machine.name, seed] for seed in seeds), costs.get(machine.index, {}))
         for machine in machines
     ]
+
+
+@contextmanager
+def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """So many processes, gone at the end of the block; in the middle of their work, where that is an exception."""
+    others = multiprocessing.active_children()
+    # Failures of pages are part of the story, and counted; its caller decides what to log, so not here.
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=logging.disable)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.terminate()
+        raise
+    finally:
+        pool.shutdown()
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C comes at the end of the block; to processes that are started in it, never.
+
+    A terminal sends it to them as well, in the middle of their imports or of a run. Who ends them is their parent.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _free_costs(kinds: set[str]) -> dict[str, dict[int, float]]:

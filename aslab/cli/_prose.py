@@ -1,0 +1,49 @@
+"""Text for people, no wider than the terminal, or than 80 columns where there is none."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def console() -> Console:
+    """Stdout, in colour where that is a terminal; what is printed is taken as it is."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def say(to: Console, text: str = "", style: str = "", *, head: str = "", head_style: str = "") -> None:
+    """Print text, broken at spaces; all of it to the right of ``head``. What has no spaces is never broken."""
+    room = max(20, to.width - len(head))
+    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+    text = f"\n{'':{len(head)}}".join(lines)
+    to.print(Text.assemble((head, head_style), (text, style)), soft_wrap=True)
+
+
+def tabulate(
+    to: Console, rows: Sequence[Mapping[str, str]], *, left: Collection[str] = (), title: str = ""
+) -> None:
+    """Print a table. Where it is too wide, its headings are broken at spaces, to the width of what is below them.
+
+    :param left: columns that are aligned to the left; the others are figures
+    """
+    widths = {name: max(len(row[name]) for row in rows) for name in rows[0]}
+    headings = {name: [name] for name in widths}
+    if sum(max(len(name), width) + 2 for name, width in widths.items()) - 2 > to.width:
+        headings = {
+            name: textwrap.wrap(name, max(width, *map(len, name.split())), break_on_hyphens=False)
+            for name, width in widths.items()
+        }
+    tallest = max(map(len, headings.values()))
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name, lines in headings.items():
+        above = [""] * (tallest - len(lines))
+        table.add_column("\n".join(above + lines), justify="left" if name in left else "right")
+    for row in rows:
+        table.add_row(*row.values())
+    if title:
+        say(to, title, "italic")
+    to.print(table)

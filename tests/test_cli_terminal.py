@@ -1,0 +1,177 @@
+"""The command line at a terminal: Ctrl-C, widths, colours. In real processes, as users run it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from aslab.lab.scenarios import builtin
+
+from .test_cli import ROOT, SMALL, Here, environment, python
+
+AT_WORK = {
+    "demo": ("aslab.cli._service", "_open"),
+    "demo --loop trio --inject deadlock": ("aslab.cli._service", "_open"),
+    "demo --loop uvloop": ("aslab.cli._service", "_open"),
+    "lab run deadlock-for-good": ("aslab.lab._play", "shuffled"),
+    "lab run deadlock-for-good --loop trio": ("aslab.lab._play", "shuffled"),
+    "lab run deadlock-for-good --real-time": ("aslab.lab._play", "shuffled"),
+    "lab story --seeds 2000": ("aslab.lab._chapters", "tell"),
+    "lab story --seeds 2000 --jobs 2": ("aslab.lab._chapters", "as_completed"),
+    "bench lab": ("aslab.bench._lab", "Progress"),
+    "bench pair --rounds 9999": ("aslab.bench._pair", "_queue"),
+    "bench index --rounds 99999": ("aslab.bench._index", "removal_cost"),
+}
+"""Commands that take minutes, and a function that each calls when it is at work for sure."""
+
+
+def start(command: str) -> subprocess.Popen[bytes]:
+    """Run it in a group of its own, until it is at work."""
+    module, name = AT_WORK[command]
+    code = (
+        f"import signal, sys, {module} as module\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a job in the background has not
+        f"real = module.{name}\n"
+        "def tell(*args, **options):\n"
+        f"    module.{name} = real\n"
+        "    print('at work', flush=True)\n"
+        "    return real(*args, **options)\n"
+        f"module.{name} = tell\n"
+        "from aslab.cli import main\n"
+        "if __name__ == '__main__': main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *command.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"at work\n"
+    return process
+
+
+def wait_until_none_is_left(group: int) -> None:
+    """The helper of multiprocessing ends itself when it sees that its parent is gone."""
+    patience = time.monotonic() + 30
+    while time.monotonic() < patience:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    os.killpg(group, signal.SIGKILL)
+    pytest.fail("processes are left")
+
+
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["process", "terminal"])
+@pytest.mark.parametrize("command", list(AT_WORK))
+def test_ctrl_c_ends_all_of_it(command: str, send: object) -> None:
+    process = start(command)
+    assert callable(send)
+    send(process.pid, signal.SIGINT)
+    try:
+        out, err = process.communicate(timeout=60)  # of commands that take many minutes
+    finally:
+        process.kill()
+        wait_until_none_is_left(process.pid)
+    assert process.returncode == 130
+    assert not out.replace(b"at work\n", b"")  # the first calls of several threads
+    foretold = b"aslab: this takes"
+    assert [line for line in err.splitlines() if not line.startswith(foretold)] == [b"aslab: interrupted"]
+
+
+def at_a_terminal(*args: str, columns: int = 80) -> str:
+    """What the command writes to a terminal, stderr included."""
+    terminal, end = pty.openpty()
+    env = {**environment(), "COLUMNS": f"{columns}", "LINES": "24", "TERM": "xterm-256color"}
+    env.pop("NO_COLOR", None)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aslab", *args], stdin=end, stdout=end, stderr=end, env=env, cwd=ROOT
+    )
+    os.close(end)
+    written = b""
+    while True:
+        try:
+            some = os.read(terminal, 65536)
+        except OSError:  # Linux' way to say that the other end is closed
+            break
+        if not some:
+            break
+        written += some
+    os.close(terminal)
+    process.wait()
+    return written.decode().replace("\r\n", "\n")
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def too_wide(text: str, columns: int = 80) -> list[str]:
+    return [line for part in text.split("\n") for line in part.split("\r") if len(line.rstrip()) > columns]
+
+
+COMMANDS = [
+    ("demo", *SMALL, "aslab"),
+    ("demo", *SMALL, "--inject", "latency:10ms", "--inject", "failslab:probability=50", "aslab/cli"),
+    ("lab", "list"),
+    ("lab", "run", "pushpage-against-sleep"),
+    ("lab", "story", "--seeds", "1", "--machine", "original"),
+]
+
+
+@pytest.mark.parametrize("args", COMMANDS, ids=" ".join)
+def test_all_fits_80_columns_and_colours_are_for_terminals(args: tuple[str, ...]) -> None:
+    shown = at_a_terminal(*args)
+    assert "\x1b[" in shown
+    assert not too_wide(plain(shown))
+    finished = python("-m", "aslab", *args, cwd=ROOT)
+    text = finished.stdout.decode()
+    assert "\x1b" not in text
+    assert not too_wide(text)
+    assert not finished.stderr
+
+
+def test_a_wide_terminal_is_used() -> None:
+    longest = max(map(len, plain(at_a_terminal("lab", "list", columns=120)).splitlines()))
+    assert 100 < longest <= 120
+
+
+@pytest.mark.parametrize("name", list(builtin()))
+def test_what_a_scenario_shows_fits_80_columns(here: Here, name: str) -> None:
+    assert not too_wide(here("lab", "run", name).stdout.decode())
+
+
+@pytest.mark.parametrize(
+    "command", ["", "demo", "lab", "lab list", "lab run", "lab story", "bench", "bench lab", "bench waiters"]
+)
+def test_help_fits_80_columns(here: Here, command: str) -> None:
+    assert not too_wide(here(*command.split(), "--help").stdout.decode())
+
+
+def test_no_hint_names_a_package_that_no_index_has() -> None:
+    for path in (ROOT / "README.md", *(ROOT / "aslab").rglob("*.py"), *(ROOT / "docs").glob("*.md")):
+        assert not re.search(r"pip install\W+aslab", path.read_text(encoding="utf-8")), path
+
+
+@pytest.fixture(autouse=True)
+def _eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def test_without_columns_set_a_pipe_is_80_wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS")
+    (tmp_path / "file").write_bytes(b"x")
+    text = python("-m", "aslab", "demo", "--loop", "asyncio", tmp_path).stdout.decode()
+    assert not too_wide(text)
+    assert "Verdict: all is well." in text
