@@ -10,7 +10,7 @@ import contextlib
 import heapq
 import itertools
 import math
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 import anyio
@@ -38,7 +38,6 @@ class Waiter(Generic[T]):
     """One caller that waits. Lives on the event loop's thread alone."""
 
     __slots__ = (
-        "_attempt",
         "_event",
         "emergency",
         "error",
@@ -76,7 +75,6 @@ class Waiter(Generic[T]):
         self.sealed: bool = False
         """It would have had the cache grow, had that not been sealed."""
         self._event: anyio.Event | None = None
-        self._attempt: anyio.CancelScope | None = None
 
     async def wait(self, until: float) -> None:
         """Suspend until woken, or until that time."""
@@ -89,16 +87,6 @@ class Waiter(Generic[T]):
                 await self._event.wait()
         else:
             await self._event.wait()
-
-    async def attempt(self, make: Callable[[], Awaitable[Slot[T]]]) -> Slot[T] | None:
-        """Suspend for an attempt to make an object; None if it was overtaken by `give` or `fail`."""
-        made: Slot[T] | None = None
-        if self.slots is not None or self.error is not None:
-            return None
-        with anyio.CancelScope() as self._attempt:
-            made = await make()
-        self._attempt = None
-        return made
 
     def wake(self) -> None:
         """Let it look again."""
@@ -127,17 +115,17 @@ class Waiter(Generic[T]):
     def give(self, slots: list[Slot[T]]) -> None:
         """Hand over all that it needs. Whatever it was doing for them ends."""
         self.slots = slots
-        self._end()
+        self.wake()
 
     def fail(self, error: Exception) -> None:
         """Send it away."""
         self.error = error
-        self._end()
-
-    def _end(self) -> None:
-        if self._attempt is not None:
-            self._attempt.cancel()
         self.wake()
+
+    @property
+    def served(self) -> bool:
+        """Whether it need not wait any more."""
+        return self.slots is not None or self.error is not None
 
 
 class Line(Generic[T]):

@@ -98,6 +98,7 @@ class Pool(Generic[T]):
             on_change=self._line_changed,
             give_back=self.give_back,
             ring=partial(engine.ring, self),
+            start=engine.start,
         )
         self.guard: threading.RLock = threading.RLock()
         """Held while the handle of a managed buffer changes hands; a finaliser may come in between."""

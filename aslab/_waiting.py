@@ -22,16 +22,16 @@ Event loop's thread only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import anyio.lowlevel
 
 from ._clock import Clock
 from ._depot import Depot
-from ._emergency import Emergency, EmergencySlot
-from ._errors import twin
+from ._emergency import Emergency
+from ._errors import BackendError, twin
 from ._flags import KM
 from ._growth import PAUSE_FIRST, PAUSE_MOST, Growth
 from ._line import Line, Waiter
@@ -46,6 +46,16 @@ T = TypeVar("T")
 
 TURNS = 8
 """Turns of the event loop that a slab has after its time is up: a thread's result takes about three to arrive."""
+
+
+class Attempt(Generic[T]):
+    """An emergency object in the making, for a waiter that may go away."""
+
+    def __init__(self) -> None:
+        self.wanted: bool = True
+        self.over: bool = False
+        self.slot: Slot[T] | None = None
+        self.error: BaseException | None = None
 
 
 class WaitingRoom(Generic[T]):
@@ -70,6 +80,7 @@ class WaitingRoom(Generic[T]):
         on_change: Callable[[], None],
         give_back: Callable[[Slot[T]], None],
         ring: Callable[[], None],
+        start: Callable[[Callable[[], Coroutine[Any, Any, object]]], None],
     ) -> None:
         self._line = line
         self._refused: Line[T] = Line()  # those of the line who found max_emergency reached
@@ -85,6 +96,7 @@ class WaitingRoom(Generic[T]):
         self._on_change = on_change
         self._give_back = give_back
         self._ring = ring
+        self._start = start
         self._tickets = tickets
         self._busy = False
         self.in_handover: int = 0
@@ -228,7 +240,7 @@ class WaitingRoom(Generic[T]):
     async def _still_nothing(self, waiter: Waiter[T]) -> bool:
         """Its time is up: have the loop deliver what has come meanwhile. Whether there was nothing."""
         for _ in range(TURNS):
-            if waiter.slots is not None or waiter.error is not None or self._growth.arrived:
+            if waiter.served or self._growth.arrived:
                 return False
             if Mark.DEADLOCKED in self._marks:  # somebody has waited for those turns already
                 break
@@ -282,24 +294,64 @@ class WaitingRoom(Generic[T]):
         slots: list[Slot[T]] | None = None
         tried = 0
         try:
-            while tried < permitted and waiter.slots is None and waiter.error is None:
+            while tried < permitted and not waiter.served:
                 tried += 1
-                slot = await waiter.attempt(partial(self._emergency.make, waiter.flags))
+                slot = await self._attempt(waiter)
                 if slot is None:
                     break
                 made.append(slot)
-                self.in_handover += 1
-            if len(made) == permitted and waiter.slots is None and waiter.error is None:
+            if len(made) == permitted and not waiter.served:
                 slots = self._collect(waiter.need - permitted, urgent=waiter.urgent)
         except MemoryError:
             pass
         finally:
             self.in_handover -= len(made)
             if slots is None:
-                for slot in made:
-                    self._emergency.free(cast("EmergencySlot[T]", slot))
+                self._give_all_back(made)
             self._emergency.forgo(permitted - tried)
         return None if slots is None else slots + made
+
+    async def _attempt(self, waiter: Waiter[T]) -> Slot[T] | None:
+        """Suspend until an emergency object is made; None if it is served before.
+
+        A task of the allocator makes it: what a caller who goes away has begun is outstanding until it ends, and
+        then somebody else's.
+        """
+        attempt: Attempt[T] = Attempt()
+        self._start(partial(self._make, attempt, waiter))
+        try:
+            while not (attempt.over or waiter.served):
+                await self._suspend(waiter, math.inf)
+        except BaseException:
+            attempt.wanted = False
+            if attempt.slot is not None:
+                self.in_handover -= 1
+                self._give_back(attempt.slot)
+            raise
+        attempt.wanted = False
+        if attempt.error is not None:
+            raise attempt.error
+        return attempt.slot
+
+    async def _make(self, attempt: Attempt[T], waiter: Waiter[T]) -> None:
+        try:
+            slot = await self._emergency.make(waiter.flags)
+        except BaseException as exc:
+            attempt.error = exc
+            cancelled = isinstance(exc, anyio.get_cancelled_exc_class())
+            if cancelled:  # the allocator stops, or the backend says that it was
+                attempt.error = BackendError("the backend of emergency objects cancelled its acquire")
+            if cancelled or isinstance(exc, GeneratorExit):
+                raise
+        else:
+            if attempt.wanted:
+                attempt.slot = slot
+                self.in_handover += 1
+            else:
+                self._give_back(slot)
+        finally:
+            attempt.over = True
+            waiter.wake()
 
     def _is_first(self, waiter: Waiter[T]) -> bool:
         self._busy = True

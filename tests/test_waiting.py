@@ -618,7 +618,37 @@ async def test_attempt_under_way_is_overtaken_by_a_free() -> None:
         held.free()
         await settle()
         assert got == [False]
-        assert emergency.waiting == 0
+        assert emergency.waiting == 1, "what is begun is the next caller's"
+        held = await cache.alloc()
+        waiting = anyio.Event()
+
+        async def following() -> None:
+            waiting.set()
+            async with cache.lease() as buf:
+                got.append(buf.emergency)
+
+        tasks.start_soon(following)
+        await settle()
+        emergency.open()
+        await settle()
+        assert got == [False, True]
+        assert len(emergency.asked) <= 2
+        held.free()
+
+
+async def test_emergency_object_in_the_making_is_outstanding_though_its_caller_has_gone() -> None:
+    emergency = Gate()
+    async with allocator(slabs=Gate(), emergency=emergency, kick_after=None, emergency_limit=3 * SIZE) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        for _ in range(5):
+            with anyio.move_on_after(1):
+                await cache.alloc()
+        assert emergency.waiting == 2
+        assert kmem.stats().emergency_bytes == 2 * SIZE
+        emergency.open()
+        await settle()
+        assert cache.stats().obj_emergency_spare == 2
+        (await cache.alloc()).free()
 
 
 async def test_emergency_object_that_comes_together_with_another_is_given_back() -> None:
