@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "aslab-foreign-suites"
-PER_TEST, PER_SUITE = 60, 1200  # seconds
+PER_TEST, PER_SUITE = 20, 1200  # seconds
 MOST_TOLD = 20  # tests of a suite; --json has all
 CPYTHON = ("locks", "queues", "timeouts", "waitfor", "taskgroups", "tasks", "futures", "runners", "threads")
 PYTEST = ("pytest>=8", "pytest-mock", "trio")
