@@ -53,7 +53,15 @@ SDISTS = {
 }
 NAMES = tuple(f"cpython {name}" for name in CPYTHON) + tuple(SDISTS)
 
-EXCEPTIONS: dict[str, dict[str, str]] = {}
+EXCEPTIONS: dict[str, dict[str, str]] = {
+    "aiotools": {
+        "tests/test_fork.py::test_fork_signal*": "sleeps a tenth of a second for a child process to start"
+    },
+    "anyio": {
+        "tests/test_from_thread.py::test_thread_cancelled*": "has a timeout end before a thread does",
+        "tests/test_from_thread.py::TestBlockingPortal*": "has the main thread call a loop in another, in real time",
+    },
+}
 """For each suite patterns of tests that pass on the ordinary loop alone, and why. docs/lab.md has them, too."""
 
 

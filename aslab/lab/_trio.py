@@ -25,7 +25,7 @@ import trio.testing
 
 from .._engine import HOUSEKEEPING
 from ._idle import Idle, until_next
-from ._outside import GRACE, STEP
+from ._outside import GRACE, STEP, in_a_thread
 from ._stuck import frames_of
 
 _THREADS = trio._threads.__file__
@@ -67,7 +67,7 @@ def simulated_clock(idle: Idle) -> trio.testing.MockClock:
                 return
             if following > now:
                 clock.jump(following - now)
-        elif not hoped and _sockets(runner):
+        elif not hoped and (_sockets(runner) or in_a_thread()):
             hoped = not _wait(runner, GRACE)
         else:
             idle.stuck(now)
