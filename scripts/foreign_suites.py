@@ -59,7 +59,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     },
     "anyio": {
         "tests/test_from_thread.py::test_thread_cancelled*": "has a timeout end before a thread does",
-        "tests/test_from_thread.py::TestBlockingPortal*": "has the main thread call a loop in another, in real time",
+        "tests/test_from_thread.py::TestBlockingPortal*": "the main thread calls a loop in another, in real time",
     },
 }
 """For each suite patterns of tests that pass on the ordinary loop alone, and why. docs/lab.md has them, too."""
