@@ -13,7 +13,7 @@ import aslab
 from aslab import GFP
 from aslab._slab import Slot
 from aslab._views import HAUNTED
-from aslab.backends import Region
+from aslab.backends import Backend, Region
 from aslab.faults import Deadlock
 from aslab.testing import check_consistency
 
@@ -114,3 +114,45 @@ async def start(tasks: anyio.abc.TaskGroup, call: Callable[..., Coroutine[Any, A
     """Start a task and let it run until it waits."""
     tasks.start_soon(call, *args)
     await settle()
+
+
+class Meter:
+    """Bytes that several backends have outstanding together, and the most they had."""
+
+    def __init__(self) -> None:
+        self.outstanding = 0
+        self.highest = 0
+
+    def note(self, nbytes: int) -> None:
+        self.outstanding += nbytes
+        self.highest = max(self.highest, self.outstanding)
+
+
+class Metered:
+    """Wraps a backend: what it has given counts until it has it back."""
+
+    def __init__(self, backend: Backend, meter: Meter, *, release_takes: float = 0.0) -> None:
+        self.backend = backend
+        self.meter = meter
+        self.release_takes = release_takes
+        self.acquired = 0
+        self._bytes: dict[int, int] = {}
+
+    async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        return self._note(await self.backend.acquire(nbytes, align, gfp), nbytes)
+
+    def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        return self._note(self.backend.acquire_nowait(nbytes, align, gfp), nbytes)
+
+    async def release(self, region: Region) -> None:
+        if self.release_takes:
+            await anyio.sleep(self.release_takes)
+        nbytes = self._bytes.pop(id(region))
+        await self.backend.release(region)
+        self.meter.note(-nbytes)
+
+    def _note(self, region: Region, nbytes: int) -> Region:
+        self.acquired += 1
+        self._bytes[id(region)] = nbytes
+        self.meter.note(nbytes)
+        return region

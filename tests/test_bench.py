@@ -15,6 +15,7 @@ QUICK = {
     "move": ["--slabs", "4"],
     "waiters": ["--rounds", "1", "--most", "200"],
     "pair": ["--rounds", "1", "--pairs", "100"],
+    "emergency": ["--seconds", "0.05", "--rounds", "1"],
     "emergency-free": ["--rounds", "2", "--most", "20"],
     "index": ["--rounds", "1"],
     "scale": ["--rounds", "1", "--most", "20"],

@@ -43,6 +43,7 @@ def _text(value: object) -> str:
     return str(value)
 
 
+from . import _emergency as _emergency  # noqa: E402  (each registers its command with `app`)
 from . import _emergency_free as _emergency_free  # noqa: E402  (each registers its command with `app`)
 from . import _index as _index  # noqa: E402
 from . import _lab as _lab  # noqa: E402

@@ -1,0 +1,368 @@
+"""Bounds: what backends have outstanding, at every instant, and who is served within them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import anyio
+import pytest
+
+import aslab
+from aslab import GFP, KM, CacheFlags, ConfigError, ConstructorError
+from aslab.backends import Region
+from aslab.faults import Latency
+from aslab.testing import check_consistency
+
+from .support import SIZE, Gate, Instant, Meter, Metered, allocator, settle, start
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend(virtual: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    return virtual
+
+
+async def use(cache: aslab.Cache[Any], flags: KM = KM.SLEEP, *, rounds: int = 5, hold: float = 0.01) -> None:
+    for _ in range(rounds):
+        async with cache.lease(flags):
+            await anyio.sleep(hold)
+
+
+class TestWhatIsOnItsWay:
+    async def test_room_of_a_grow_that_failed_is_promised_again_only_when_its_region_is_back(self) -> None:
+        meter = Meter()
+        slabs = Metered(Instant(), meter, release_takes=0.05)
+
+        def ctor(memory: memoryview) -> None:
+            raise ValueError("no")
+
+        async with allocator(slabs=slabs, limit=8 * SIZE, emergency_limit=0) as kmem:
+            cache = kmem.create_cache("c", SIZE, ctor=ctor)
+            for _ in range(20):
+                with pytest.raises(ConstructorError):
+                    await cache.alloc()
+            assert meter.highest <= 8 * SIZE
+        assert slabs.acquired == 20
+
+    async def test_region_that_breaks_the_contract_counts_until_it_is_back(self) -> None:
+        class Short(Instant):
+            async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+                region = await super().acquire(nbytes, align, gfp)
+                region.memory = region.memory[: nbytes - 1]
+                return region
+
+        meter = Meter()
+        slabs = Metered(Short(), meter, release_takes=0.05)
+        async with allocator(slabs=slabs, limit=8 * SIZE, emergency_limit=0) as kmem:
+            cache = kmem.create_cache("c", SIZE)
+            for _ in range(5):
+                with pytest.raises(aslab.BackendError):
+                    await cache.alloc()
+            assert meter.highest <= 8 * SIZE
+
+    async def test_emergency_object_counts_until_the_backend_has_it_back(self) -> None:
+        meter = Meter()
+        emergency = Metered(Instant(), meter, release_takes=0.05)
+        async with allocator(slabs=Gate(), emergency=emergency, kick_after=None) as kmem:
+            cache = kmem.create_cache("c", SIZE, max_emergency=2)
+            async with anyio.create_task_group() as tasks:
+                for _ in range(10):
+                    tasks.start_soon(use, cache)
+            assert meter.highest <= 2 * SIZE
+
+    async def test_emergency_objects_do_not_queue_behind_slabs(self) -> None:
+        meter = Meter()
+        slabs = Metered(Instant(), Meter(), release_takes=10.0)
+        async with allocator(slabs=slabs, emergency=Metered(Instant(), meter)) as kmem:
+            cache = kmem.create_cache("c", SIZE, objects_per_slab=1)
+            buf = cache.alloc_nowait()
+            await cache.prefill(2)
+            kmem_reap = cache.reap()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(lambda: kmem_reap)
+                await settle()
+                buf.free()
+                await settle()
+                assert meter.outstanding == 0, "the slabs are still on their way"
+
+
+class TestEmergencyLimit:
+    @pytest.mark.parametrize(
+        ("options", "limit"),
+        [
+            ({"limit": 64 * SIZE}, 16 * SIZE),
+            ({"limit": 8 * SIZE}, 3 * SIZE),  # the largest object of a cache
+            ({"limit": 64 * SIZE, "emergency_limit": 5 * SIZE}, 5 * SIZE),
+            ({"limit": 64 * SIZE, "emergency_limit": None}, None),
+            ({}, None),
+            ({"emergency_limit": 7 * SIZE}, 7 * SIZE),
+        ],
+    )
+    async def test_default_is_a_quarter_of_limit_and_at_least_one_object(
+        self, options: dict[str, Any], limit: int | None
+    ) -> None:
+        async with allocator(**options) as kmem:
+            kmem.create_cache("small", SIZE)
+            kmem.create_cache("large", 3 * SIZE, objects_per_slab=1)
+            assert kmem.stats().emergency_limit == limit
+
+    async def test_holds_over_all_caches_and_everybody_goes_on(self) -> None:
+        meter = Meter()
+        options = {"slabs": Gate(), "emergency": Metered(Instant(), meter, release_takes=0.003)}
+        async with allocator(**options, emergency_limit=4 * SIZE, kick_after=None) as kmem:
+            caches = [kmem.create_cache(name, SIZE) for name in ("one", "two", "three")]
+            async with anyio.create_task_group() as tasks:
+                for cache in caches:
+                    for flags in (KM.SLEEP, KM.SLEEP, KM.SLEEP, KM.PUSHPAGE):
+                        tasks.start_soon(use, cache, flags)
+            assert meter.highest <= 4 * SIZE
+            assert kmem.stats().emergency_bytes_max <= 4 * SIZE
+            for cache in caches:
+                assert cache.stats().waiters == 0
+                check_consistency(cache)
+
+    async def test_last_quarter_is_for_pushpage_alone(self) -> None:
+        async with allocator(slabs=Gate(), emergency_limit=4 * SIZE, kick_after=None) as kmem:
+            cache = kmem.create_cache("c", SIZE)
+            held = [cache.alloc_nowait() for _ in range(3)]
+            with pytest.raises(anyio.WouldBlock):
+                cache.alloc_nowait()
+            with pytest.raises(TimeoutError):
+                await cache.alloc(timeout=5)
+            held.append(cache.alloc_nowait(KM.PUSHPAGE))
+            with pytest.raises(anyio.WouldBlock):
+                cache.alloc_nowait(KM.PUSHPAGE)
+            for buf in held:
+                buf.free()
+
+    async def test_one_object_is_for_anybody(self) -> None:
+        async with allocator(slabs=Gate(), emergency_limit=SIZE, kick_after=None) as kmem:
+            await use(kmem.create_cache("c", SIZE))
+
+    async def test_0_is_none_of_them(self) -> None:
+        async with allocator(slabs=Gate(), emergency_limit=0, kick_after=None) as kmem:
+            cache = kmem.create_cache("c", SIZE)
+            with pytest.raises(anyio.WouldBlock):
+                cache.alloc_nowait()
+            with pytest.raises(TimeoutError):
+                await cache.alloc(timeout=5)
+
+    async def test_less_than_one_object_is_refused_where_a_cache_may_make_some(self) -> None:
+        async with allocator(emergency_limit=SIZE - 1) as kmem:
+            with pytest.raises(ConfigError, match=rf"^emergency_limit: {SIZE - 1} .*'c', {SIZE} bytes"):
+                kmem.create_cache("c", SIZE)
+            kmem.create_cache("never", SIZE, flags=CacheFlags.NOEMERGENCY)
+            kmem.create_cache("none", SIZE, max_emergency=0)
+
+    async def test_who_was_refused_first_is_permitted_first_whichever_cache_it_asks(self) -> None:
+        async with allocator(slabs=Gate(), emergency_limit=SIZE, kick_after=None) as kmem:
+            one, two = kmem.create_cache("one", SIZE), kmem.create_cache("two", SIZE)
+            held = await one.alloc()
+            order: list[str] = []
+
+            async def caller(cache: aslab.Cache[Any], name: str, flags: KM) -> None:
+                async with cache.lease(flags):
+                    order.append(name)
+                    await anyio.sleep(0.01)
+
+            async with anyio.create_task_group() as tasks:
+                for cache, name, flags in (
+                    (two, "two", KM.SLEEP),
+                    (one, "one", KM.SLEEP),
+                    (two, "urgent", KM.PUSHPAGE),
+                ):
+                    await start(tasks, caller, cache, name, flags)
+                    await anyio.sleep(1)
+                held.free()
+            assert sorted(order) == ["one", "two", "urgent"]
+            assert order.index("two") < order.index("one") or order[0] == "one", "one's own is handed over"
+
+    async def test_room_that_a_cancelled_caller_was_permitted_goes_to_the_next(self) -> None:
+        async with allocator(slabs=Gate(), emergency_limit=SIZE, kick_after=None) as kmem:
+            one, two = kmem.create_cache("one", SIZE), kmem.create_cache("two", SIZE)
+            held = await one.alloc()
+            for _ in range(5):
+                with anyio.move_on_after(1):
+                    await two.alloc()
+            assert kmem.stats().emergency_bytes == SIZE
+            held.free()
+            with anyio.fail_after(5):
+                await use(two, rounds=1)
+
+
+class TestKeptEmergencyObjects:
+    async def test_freed_while_slabs_are_late_serves_the_next_and_is_not_made_again(self) -> None:
+        emergency = Instant()
+        async with allocator(slabs=Gate(), emergency=emergency, kick_after=None) as kmem:
+            cache = kmem.create_cache("c", SIZE)
+            await use(cache, rounds=50)
+            async with anyio.create_task_group() as tasks:
+                for _ in range(4):
+                    tasks.start_soon(use, cache)
+            assert len(emergency.asked) == 4
+            assert cache.stats().obj_emergency == 0
+            assert cache.stats().obj_emergency_spare == 4
+            check_consistency(cache)
+
+    async def test_goes_back_when_slabs_come_again(self) -> None:
+        gate, emergency = Gate(), Instant()
+        async with allocator(slabs=gate, emergency=emergency, kick_after=None) as kmem:
+            cache = kmem.create_cache("c", SIZE)
+            await use(cache)
+            assert len(emergency.outstanding) == 1
+            gate.open()
+            await settle()
+            assert not emergency.outstanding
+
+    async def test_goes_back_when_nobody_has_wanted_it_for_a_tick(self) -> None:
+        emergency = Instant()
+        async with allocator(slabs=Gate(), emergency=emergency, kick_after=None, expire=3.0) as kmem:
+            cache = kmem.create_cache("c", SIZE)
+            await use(cache)
+            assert len(emergency.outstanding) == 1
+            await anyio.sleep(2.5)
+            assert not emergency.outstanding
+
+    async def test_goes_back_for_another_cache_that_finds_no_room(self) -> None:
+        async with allocator(slabs=Gate(), emergency_limit=SIZE, kick_after=None, expire=None) as kmem:
+            one, two = kmem.create_cache("one", SIZE), kmem.create_cache("two", SIZE)
+            await use(one)
+            assert one.stats().obj_emergency_spare == 1
+            with anyio.fail_after(1):
+                await use(two, rounds=1)
+
+    async def test_where_slabs_cannot_be_had_they_are_asked_for_all_the_same(self) -> None:
+        gate = Gate()
+        gate.error = MemoryError()
+        gate.open()
+        async with allocator(slabs=gate) as kmem:
+            cache = kmem.create_cache("c", SIZE)
+            await use(cache, rounds=20, hold=0.1)
+            gate.error = None
+            await use(cache, rounds=20, hold=0.1)
+            assert cache.stats().slab_total == 1
+            assert cache.stats().obj_emergency_spare == 0
+
+
+class TestAtTheLimit:
+    async def test_slab_that_comes_free_elsewhere_is_had_at_once(self) -> None:
+        async with allocator(limit=16 * SIZE, expire=60.0) as kmem, anyio.create_task_group() as tasks:
+            one, two = kmem.create_cache("one", SIZE), kmem.create_cache("two", SIZE)
+            held = sorted(await one.alloc_many(16), key=lambda buf: buf.address)  # by slabs
+            got: list[float] = []
+
+            async def caller() -> None:
+                async with two.lease():
+                    got.append(anyio.current_time())
+
+            await start(tasks, caller)
+            await anyio.sleep(1)
+            for buf in held[3::-1]:  # some before that do not empty a slab
+                buf.free()
+            await anyio.sleep(1)
+            assert not got
+            for buf in held[4:8]:
+                buf.free()
+            now = anyio.current_time()
+            await settle()
+            assert got == [now]
+            for buf in held[8:]:
+                buf.free()
+
+    @pytest.mark.parametrize(
+        ("limit", "options", "objects"),
+        [
+            (12 * SIZE, {}, 12),
+            (4 * SIZE, {}, 4),
+            (13 * SIZE, {}, 13),
+            (64 * SIZE, {}, 64),
+            (None, {"max_objects": 12}, 12),
+            (100 * SIZE, {"max_objects": 7}, 7),
+        ],
+    )
+    async def test_default_slabs_use_all_that_there_may_be(
+        self, limit: int | None, options: dict[str, Any], objects: int
+    ) -> None:
+        async with allocator(limit=limit) as kmem:
+            cache = kmem.create_cache("c", SIZE, **options)
+            bufs = [await cache.alloc() for _ in range(objects)]
+            for buf in bufs:
+                buf.free()
+
+    async def test_one_object_always_fits_a_slab_by_default(self) -> None:
+        async with allocator() as kmem:
+            cache = kmem.create_cache("frames", 64 * 2**20)
+            assert cache.stats().slab_size == 64 * 2**20
+
+    async def test_alloc_that_can_never_be_served_is_refused_as_alloc_many_is(self) -> None:
+        async with allocator(limit=16 * SIZE) as kmem:
+            kmem.create_cache("all", SIZE, min_objects=8)
+            reserved = kmem.create_cache("reserved", SIZE, reserve=8, max_objects=8)
+            with pytest.raises(ConfigError, match="less the reserve of 8"):
+                await reserved.alloc()
+            async with reserved.lease(KM.PUSHPAGE):
+                pass
+        async with allocator(limit=8 * SIZE) as kmem:
+            late = kmem.create_cache("late", SIZE)
+            kmem.create_cache("all", SIZE, min_objects=8)
+            with pytest.raises(ConfigError, match="less others' guarantees"):
+                await late.alloc()
+
+
+class TestWhatIsSaid:
+    async def test_timeout_and_would_block_say_what_is_held_and_who_waits(self) -> None:
+        async with allocator(limit=8 * SIZE) as kmem:
+            cache = kmem.create_cache("frames", SIZE, max_objects=8)
+            held = await cache.alloc_many(8)
+            said = r"cache 'frames' \(8 held, {} waiting, max_objects 8, 32 KiB of slabs under a limit of 32 KiB\)"
+            with pytest.raises(TimeoutError, match=said.format(0) + ": nothing came within 2 s"):
+                await cache.alloc(timeout=2)
+            with pytest.raises(anyio.WouldBlock, match=said.format(0) + ": no object is free, and its limit"):
+                cache.alloc_nowait()
+            for buf in held:
+                buf.free()
+
+    async def test_entering_and_leaving_deadlocked_a_row_of_failures_and_the_limit_are_logged_once(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        gate = Gate()
+        with caplog.at_level(logging.INFO, "aslab"):
+            async with allocator(slabs=gate, kick_after=None) as kmem, anyio.create_task_group() as tasks:
+                cache = kmem.create_cache("c", SIZE, max_objects=8)
+                for _ in range(5):
+                    tasks.start_soon(use, cache)
+                await anyio.sleep(1)
+                gate.error = MemoryError("none left")
+                gate.open()
+                async with cache.lease():
+                    await anyio.sleep(3)
+                gate.error = None
+            said = [record.getMessage() for record in caplog.records]
+        assert len([text for text in said if "is DEADLOCKED:" in text]) == 1
+        assert len([text for text in said if "DEADLOCKED no more" in text]) == 1
+        assert [text for text in said if "cannot grow" in text] == ["cache 'c' cannot grow: none left"]
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "aslab"):
+            async with allocator(limit=SIZE) as kmem, anyio.create_task_group() as tasks:
+                cache = kmem.create_cache("c", SIZE)
+                for _ in range(5):
+                    tasks.start_soon(use, cache)
+        assert len([record for record in caplog.records if "at its limit" in record.getMessage()]) == 1
+
+    async def test_allocator_has_a_repr(self) -> None:
+        async with allocator(limit=64 * SIZE) as kmem, kmem.create_cache("c", SIZE).lease():
+            said = "<Allocator, 1 caches, 32 KiB of 256 KiB of slabs: 1 held, 0 waiting>"
+            assert repr(kmem) == said
+        assert "closed" in repr(kmem)
+
+
+async def test_slow_backend_is_late_and_each_slab_has_its_own_time() -> None:
+    async with allocator(slabs=Latency(Instant(), 0.09), grow_timeout=0.1) as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=1)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(use, cache)
+        stats = cache.stats()
+        assert (stats.obj_deadlock, stats.timeouts, stats.obj_emergency_max) == (0, 0, 0)
