@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import importlib.util
 import itertools
 import math
 import random
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -460,3 +462,28 @@ def test_numbers_are_of_the_loop_and_begin_at_its_beginning() -> None:
         return min(hash(asyncio.get_running_loop().create_future()) for _ in itertools.repeat(None, 3))
 
     assert run(main).value == run(main).value
+
+
+def test_a_loop_beside_the_main_thread_waits_for_its_calls() -> None:
+    """As a blocking portal's does, which has no timer and nothing to do until then."""
+    loop = SimulatedLoop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    time.sleep(A_WHILE)
+    assert asyncio.run_coroutine_threadsafe(asyncio.sleep(3600, "done"), loop).result(30) == "done"
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(30)
+    loop.close()
+
+
+def test_every_exception_of_other_suites_is_documented() -> None:
+    path = Path(__file__).parent.parent / "scripts" / "foreign_suites.py"
+    spec = importlib.util.spec_from_file_location("foreign_suites", path)
+    assert spec is not None
+    assert spec.loader is not None
+    suites = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(suites)
+    docs = (path.parent.parent / "docs" / "lab.md").read_text()
+    for suite, patterns in suites.EXCEPTIONS.items():
+        for pattern, why in patterns.items():
+            assert f"| {suite} | `{pattern}` | {why} |" in docs

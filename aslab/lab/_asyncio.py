@@ -22,7 +22,7 @@ from anyio._backends._asyncio import WorkerThread
 from .._engine import HOUSEKEEPING
 from ._idle import Idle, until_next
 from ._order import OrderedFuture, OrderedTask, number_in
-from ._outside import GRACE, STEP
+from ._outside import GRACE, STEP, in_a_thread
 from ._stuck import frames_of
 
 
@@ -84,8 +84,8 @@ class _Selector(selectors.BaseSelector):
         return ready
 
     def _last_look(self) -> list[tuple[selectors.SelectorKey, int]]:
-        """No timer is left. If sockets are waited for, they get a while, once; then the run is stuck."""
-        if not self._hoped and len(self._real.get_map()) > 1:  # one is the loop's own
+        """No timer is left. Sockets and the main thread, if it is another, get a while; then the run is stuck."""
+        if not self._hoped and (len(self._real.get_map()) > 1 or in_a_thread()):  # one is the loop's own
             self._hoped = True
             if ready := self._real.select(GRACE):
                 self._hoped = False

@@ -7,6 +7,7 @@ than the real one. So it sees the time that it takes, and neither hangs the run 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -14,6 +15,11 @@ GRACE = 5.0
 """Real seconds for which the clock stands still for a call or a process."""
 STEP = 0.5
 """Real seconds at most between looks at what is waited for longer."""
+
+
+def in_a_thread() -> bool:
+    """Whether this loop runs beside the main thread, which then has calls for it, as a blocking portal's does."""
+    return threading.current_thread() is not threading.main_thread()
 
 
 class Outside:

@@ -22,11 +22,10 @@ import trio._subprocess
 import trio._threads
 import trio._unix_pipes
 import trio.testing
-from trio._core._thread_cache import THREAD_CACHE
 
 from .._engine import HOUSEKEEPING
 from ._idle import Idle, until_next
-from ._outside import GRACE, STEP
+from ._outside import GRACE, STEP, in_a_thread
 from ._stuck import frames_of
 
 _THREADS = trio._threads.__file__
@@ -68,7 +67,7 @@ def simulated_clock(idle: Idle) -> trio.testing.MockClock:
                 return
             if following > now:
                 clock.jump(following - now)
-        elif not hoped and _sockets(runner):
+        elif not hoped and (_sockets(runner) or in_a_thread()):
             hoped = not _wait(runner, GRACE)
         else:
             idle.stuck(now)
@@ -93,11 +92,16 @@ def _sockets(runner: Any) -> bool:
     return len(getattr(runner.io_manager, "_registered", ())) > 1  # one is trio's own
 
 
+def _calls() -> int:
+    """How many calls in threads are waited for, or more; counted by their tasks, so that none is on its way."""
+    count = getattr(trio.testing, "active_thread_count", None)  # older trio does not count
+    return int(count()) if count is not None else threading.active_count() - 1
+
+
 def _outside() -> list[tuple[object, str]]:
     """Calls in threads and child processes that a task waits for, told from where it is suspended."""
     runner = trio_run.GLOBAL_RUN_CONTEXT.runner
-    threads = threading.active_count() - 1 > len(THREAD_CACHE._idle_workers)
-    if not threads and not _sockets(runner):
+    if not _calls() and not _sockets(runner):
         return []
     found: list[tuple[object, str]] = []
     for task in runner.tasks:
