@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -10,8 +13,11 @@ import pytest
 
 import aslab
 from aslab import GFP, KM, CacheFlags, ConfigError, ConstructorError
-from aslab.backends import Region
-from aslab.faults import Latency
+from aslab.backends import Heap, Mmap, Region
+from aslab.cli._files import File
+from aslab.cli._service import Settings, checksum
+from aslab.faults import Deadlock, Latency
+from aslab.lab.scenarios import builtin, load, play
 from aslab.testing import check_consistency
 
 from .support import SIZE, Gate, Instant, Meter, Metered, allocator, settle, start
@@ -366,3 +372,59 @@ async def test_slow_backend_is_late_and_each_slab_has_its_own_time() -> None:
                 tasks.start_soon(use, cache)
         stats = cache.stats()
         assert (stats.obj_deadlock, stats.timeouts, stats.obj_emergency_max) == (0, 0, 0)
+
+
+class Books:
+    """Opens allocators on metered backends, and keeps the bounds that each had."""
+
+    def __init__(self, opened: Any) -> None:
+        self.opened = opened
+        self.meters: list[tuple[Meter, aslab.Allocator]] = []
+
+    @asynccontextmanager
+    async def open(self, **options: Any) -> AsyncIterator[aslab.Allocator]:
+        meter = Meter()
+        for name, default in (("slabs", Mmap), ("emergency", Heap)):
+            options[name] = Metered(options.get(name) or default(), meter)
+        async with self.opened(**options) as kmem:
+            self.meters.append((meter, kmem))
+            yield kmem
+
+    def check(self) -> None:
+        assert self.meters
+        for meter, kmem in self.meters:
+            stats = kmem.stats()
+            assert stats.limit is not None
+            assert stats.emergency_limit is not None
+            assert 0 < meter.highest <= stats.limit + stats.emergency_limit
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+@pytest.mark.parametrize("path", builtin().values(), ids=builtin().keys())
+def test_no_scenario_has_more_outstanding_than_its_bounds(
+    path: Path, loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books = Books(aslab.open_allocator)
+    monkeypatch.setattr("aslab.lab._play.open_allocator", books.open)
+    scenario = load(path)
+    if scenario.allocator.limit is None:
+        allocator = scenario.allocator.model_copy(update={"limit": 8 * 2**20})
+        scenario = scenario.model_copy(update={"allocator": allocator})
+    play(scenario, seed=1, loop=loop)
+    books.check()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+@pytest.mark.parametrize("stuck", [False, True], ids=["healthy", "stuck"])
+def test_demo_has_no_more_outstanding_than_its_bounds(
+    loop: str, stuck: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books = Books(aslab.open_allocator)
+    monkeypatch.setattr("aslab.cli._service.open_allocator", books.open)
+    files = [File(str(path), path.stat().st_size) for path in Path(aslab.__file__).parent.rglob("*.py")]
+    settings = Settings(buffer=64 * 2**10, limit=2**20, tasks=64)
+    slabs = Deadlock(Mmap(), duration=0.3) if stuck else Mmap()
+    outcome = anyio.run(checksum, files, settings, slabs, 10.0, lambda _: None, backend=loop)
+    assert len(outcome.sums) == len(files)
+    assert outcome.emergency_used or not stuck
+    books.check()

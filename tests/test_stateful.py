@@ -15,7 +15,7 @@ from aslab.lab._asyncio import SimulatedLoop
 from aslab.pressure import Signal
 from aslab.testing import check_consistency
 
-from .support import SIZE, Gate, Instant, settle
+from .support import SIZE, Gate, Instant, Meter, Metered, settle
 
 NUMBERS = st.integers(0, 100)
 OPERATIONS = st.lists(
@@ -57,6 +57,8 @@ OPERATIONS = st.lists(
     watermark=st.integers(0, 3),
     reserve=st.sampled_from([0, 0, 1, 3]),
     movable=st.booleans(),
+    emergency_limit=st.sampled_from([None, 0, 1, 3, 6]),
+    release_takes=st.sampled_from([0.0, 0.0, 0.7]),
 )
 def test_counters_equal_a_models(
     operations: list[tuple[str, int]],
@@ -67,14 +69,20 @@ def test_counters_equal_a_models(
     watermark: int,
     reserve: int,
     movable: bool,
+    emergency_limit: int | None,
+    release_takes: float,
 ) -> None:
     async def main() -> None:
-        slabs, signal = Gate(), Signal()
+        slabs, signal, meter, spent = Gate(), Signal(), Meter(), Meter()
         slabs.open()
+        backends = [Metered(slabs, meter), Metered(Instant(), spent)]
+        for backend in backends:
+            backend.release_takes = release_takes
         # Bounds go with no reserve here: SLEEP callers might never get any.
         async with aslab.open_allocator(
-            slabs=slabs,
-            emergency=Instant(),
+            slabs=backends[0],
+            emergency=backends[1],
+            emergency_limit=None if emergency_limit is None else emergency_limit * SIZE,
             expire=9.0,
             kick_after=None,
             pressure=[signal],
@@ -92,6 +100,13 @@ def test_counters_equal_a_models(
             )
             await Play(kmem, cache, slabs, signal).run(operations)
             slabs.open()
+            for backend in backends:
+                backend.release_takes = 0.0
+            if release_takes:
+                await anyio.sleep(1)
+            if kmem.stats().limit is not None:
+                assert meter.highest <= kmem.stats().limit  # type: ignore[operator]
+        assert emergency_limit is None or spent.highest <= emergency_limit * SIZE
         assert not slabs.outstanding
 
     anyio.run(main, backend_options={"loop_factory": SimulatedLoop})

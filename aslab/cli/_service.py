@@ -96,7 +96,6 @@ async def checksum(
             align=ALIGN,
             objects_per_slab=settings.per_slab,
             max_slab_size=max(SLAB_SIZE_MOST, settings.stride),
-            max_emergency=settings.buffers,  # a bound for these too, so that memory has one
         )
         service = _Service(cache, on_progress)
         began = anyio.current_time()
