@@ -44,8 +44,8 @@ from ._stats import Tally
 T = TypeVar("T")
 
 
-TURNS = 8
-"""Turns of the event loop that a slab has after its time is up: a thread's result takes about three to arrive."""
+TURNS = 16
+"""Turns of the event loop that a slab has after its time is up: a thread takes up to ten to start and be heard of."""
 
 
 class Attempt(Generic[T]):
@@ -99,6 +99,9 @@ class WaitingRoom(Generic[T]):
         self._start = start
         self._tickets = tickets
         self._busy = False
+        self._deciding = False
+        self._undecided: dict[Waiter[T], None] = {}  # those whose time is up, while one of them looks
+        self._late_from = -math.inf  # when the growth began that was found late
         self.in_handover: int = 0
         """Objects given to waiters that have not resumed yet, or made for one that needs several."""
 
@@ -238,14 +241,30 @@ class WaitingRoom(Generic[T]):
             await self._suspend(waiter, until if late else min(until, patience))
 
     async def _still_nothing(self, waiter: Waiter[T]) -> bool:
-        """Its time is up: have the loop deliver what has come meanwhile. Whether there was nothing."""
-        for _ in range(TURNS):
-            if waiter.served or self._growth.arrived:
-                return False
-            if Mark.DEADLOCKED in self._marks:  # somebody has waited for those turns already
-                break
-            await anyio.lowlevel.checkpoint()
-        return not self._growth.at_limit
+        """Its time is up: have the loop deliver what has come meanwhile. Whether there was nothing.
+
+        One waiter gives the loop its turns, for all whose time is up with it.
+        """
+        if self._late_from == self._growth.due_from:
+            return True
+        if self._deciding:
+            self._undecided[waiter] = None
+            await self._suspend(waiter, math.inf)
+            self._undecided.pop(waiter, None)
+            return False
+        self._deciding = True
+        try:
+            for _ in range(TURNS):
+                if waiter.served or self._growth.arrived or self._growth.at_limit:
+                    return False
+                await anyio.lowlevel.checkpoint()
+            self._late_from = self._growth.due_from
+            return True
+        finally:
+            self._deciding = False
+            told, self._undecided = self._undecided, {}
+            for other in told:
+                other.wake()
 
     async def _wait_untimed(self, waiter: Waiter[T]) -> None:
         self._forgo(waiter)
@@ -320,8 +339,10 @@ class WaitingRoom(Generic[T]):
         attempt: Attempt[T] = Attempt()
         self._start(partial(self._make, attempt, waiter))
         try:
+            has_waited = waiter.has_waited
             while not (attempt.over or waiter.served):
-                await self._suspend(waiter, math.inf)
+                await waiter.wait(math.inf)
+            waiter.has_waited = has_waited  # in line: this is no wait that counts
         except BaseException:
             attempt.wanted = False
             if attempt.slot is not None:
@@ -377,6 +398,7 @@ class WaitingRoom(Generic[T]):
         self._refused.leave(waiter)
         self._permits.refused.leave(waiter)
         self._untimed.pop(waiter, None)
+        self._undecided.pop(waiter, None)
         self._busy = False
         self._on_change()
         self.serve()  # what was too little for this one may be enough for the next
