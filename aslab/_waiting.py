@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 TURNS = 16
-"""Turns of the event loop that a slab has after its time is up: a thread takes up to ten to start and be heard of."""
+"""Turns of the event loop that a slab has after its time is up: a thread takes up to ten to begin and to end."""
 
 
 class Attempt(Generic[T]):
