@@ -186,9 +186,9 @@ class Allocator:
             raise ConfigError("name", name, "allowed is a name that no other cache of this allocator has")
         room = self._engine.budget.unpromised
         if room is not None and config.guaranteed > room:
-            raise ConfigError(
-                "min_objects", min_objects, f"allowed is what {room} bytes hold: the limit less other guarantees"
-            )
+            field, objects = max(("min_objects", min_objects), ("reserve", reserve), key=lambda given: given[1])
+            allowed = f"allowed is what {room} bytes hold: the limit less other guarantees"
+            raise ConfigError(field, objects, allowed)
         return self._engine.make_cache(config)
 
     async def ready(self) -> None:

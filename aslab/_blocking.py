@@ -1,17 +1,19 @@
 """An allocation for a thread that runs no event loop: the loop waits in line for it.
 
 The thread may give up, by its timeout or Ctrl-C, at the moment the object comes. So both sides settle under a lock
-whose the object is, and it is lost to neither.
+whose the object is, and it is lost to neither. The thread waits for nothing but that, however busy the loop is.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import CancelledError
 from typing import Generic, TypeVar
 
-from anyio.from_thread import BlockingPortal
+import anyio
+
+from ._clients import keep_interrupt
+from ._errors import CacheClosedError
 
 T = TypeVar("T")
 
@@ -23,35 +25,64 @@ class Errand(Generic[T]):
         self._fetch = fetch
         self._give_back = give_back
         self._lock = threading.Lock()
+        self._settled = threading.Event()
         self._over = False
         self._brought: list[T] = []
+        self._error: BaseException | None = None
+        self._scope: anyio.CancelScope | None = None
 
-    def run(self, portal: BlockingPortal, timeout: float | None) -> T:
-        """Block until it is there.
+    def wait(self, timeout: float | None) -> T:
+        """Block this thread until it is there.
 
         :raises TimeoutError: if ``timeout`` seconds have passed
-        :raises concurrent.futures.CancelledError: if the event loop ended it
         """
-        future = portal.start_task_soon(self._bring)
         try:
-            future.result(timeout)
+            if not self._settled.wait(timeout):
+                raise TimeoutError
         except BaseException:
             with self._lock:
                 self._over = True
-                late = self._brought[:]
-            future.cancel()
+                late, self._brought = self._brought, []
             for what in late:
                 self._give_back(what)
             raise
-        if not self._brought:
-            raise CancelledError
+        if self._error is not None:
+            raise self._error
         return self._brought.pop()
 
-    async def _bring(self) -> None:
-        what = await self._fetch()
-        with self._lock:
-            over = self._over
-            if not over:
-                self._brought.append(what)
-        if over:
-            self._give_back(what)
+    def fail(self, error: BaseException) -> None:
+        """It cannot be had. Any thread."""
+        self._error = error
+        self._settled.set()
+
+    @property
+    def given_up(self) -> bool:
+        """Nobody waits for it any more."""
+        return self._over
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more. Event loop's thread."""
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def run(self) -> None:
+        """Bring it: a task of the allocator, which nothing that is raised here may end."""
+        try:
+            with anyio.CancelScope() as self._scope:
+                if self.given_up:
+                    return
+                what = await self._fetch()
+                with self._lock:
+                    over = self._over
+                    if not over:
+                        self._brought.append(what)
+                if over:
+                    self._give_back(what)
+        except BaseException as exc:
+            if isinstance(exc, (GeneratorExit, anyio.get_cancelled_exc_class())):
+                self.fail(CacheClosedError("the allocator is closed"))
+                raise
+            keep_interrupt(exc)
+            self._error = exc
+        finally:
+            self._settled.set()

@@ -231,5 +231,7 @@ class Budget:
                 return True
             most -= 1
             if not first.ask():
-                break
+                return False
+        for account in list(self._unranked)[:1]:  # nobody waits in line: others may leave idle what it wants
+            account.ask()
         return False

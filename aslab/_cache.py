@@ -13,7 +13,6 @@ import math
 import warnings
 import weakref
 from collections.abc import Callable
-from concurrent.futures import CancelledError
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -165,8 +164,6 @@ class Cache(Generic[T]):
                 (slot,) = self._engine.run_errand(errand, timeout)
             except TimeoutError:
                 raise self._too_late(timeout) from None
-            except CancelledError:
-                raise self._closed_error() from None
         return self._hand_out(slot)
 
     def lease(self, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> Lease[T]:

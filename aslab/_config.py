@@ -123,8 +123,8 @@ class CacheConfig(Generic[T]):
 
     @property
     def guaranteed(self) -> int:
-        """Bytes of the slabs for ``min_objects``."""
-        return -(-self.min_objects // self.shape.objects) * self.shape.slab_size
+        """Bytes of the slabs for ``min_objects``, and for ``reserve``: neither is anybody else's."""
+        return -(-max(self.min_objects, self.reserve) // self.shape.objects) * self.shape.slab_size
 
     def shares_with(self, other: CacheConfig[Any]) -> bool:
         """Whether both may share slabs: both want to, and nothing else sets them apart."""

@@ -167,7 +167,7 @@ class Emergency(Generic[T]):
         if slot.kept and self.lingering.admit(slot):
             return
         del self._objects[slot.address]
-        if keep and self._permits.room(0, urgent=False):
+        if keep and not self._permits.refused and self._permits.room(0, urgent=False):
             self._permits.spares[self.clear] = None
             self._spare.append(slot)
         else:

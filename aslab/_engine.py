@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
-from anyio.from_thread import BlockingPortal
 
 from ._bell import AT_ONCE, Bell, take_turns
 from ._blocking import Errand
@@ -32,6 +34,7 @@ from ._cache import Cache
 from ._clients import log_failure
 from ._clock import Clock, clock_of_this_loop
 from ._config import AllocatorConfig, CacheConfig
+from ._errors import CacheClosedError
 from ._growth import Growth
 from ._move import Moves
 from ._permits import Permits
@@ -88,14 +91,16 @@ class Engine:
         """Counts the looks of the ageing task."""
         self.closed: bool = False
         self._thread = threading.get_ident()
-        self._portal = BlockingPortal()
+        self._calls: deque[Callable[[], object]] = deque()  # that threads have left for the loop
+        self._errands: dict[Errand[Any], None] = {}
+        self._stopped = False
         self._scope = anyio.CancelScope(shield=True)
         self._tasks: TaskGroup | None = None
 
     async def run(self) -> None:
         """Run all tasks until `stop`."""
-        with self._scope, self.bell:
-            async with self._portal, anyio.create_task_group() as tasks:
+        with self._scope, self.bell, self._end_of_errands():
+            async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 tasks.start_soon(self._run_bell)
                 tasks.start_soon(self.supply.run)
@@ -159,7 +164,30 @@ class Engine:
         """
         if threading.get_ident() == self._thread:
             raise RuntimeError("alloc_blocking() would block the event loop; here it is: await alloc()")
-        return errand.run(self._portal, timeout)
+        self._errands[errand] = None
+        try:
+            self._call_soon(partial(self.start, errand.run))
+            if self._stopped:
+                errand.fail(CacheClosedError("the allocator is closed"))
+            return errand.wait(timeout)
+        except BaseException:
+            self._call_soon(errand.cancel)
+            raise
+        finally:
+            del self._errands[errand]
+
+    def _call_soon(self, call: Callable[[], object]) -> None:
+        self._calls.append(call)
+        self.bell.ring()
+
+    @contextmanager
+    def _end_of_errands(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._stopped = True
+            for errand in tuple(self._errands):
+                errand.fail(CacheClosedError("the allocator is closed"))
 
     def release_slab(self, region: Region, before: Iterable[object], done: Callable[[], object]) -> None:
         """Queue a slab's region for release; ``done`` is called on the event loop's thread. Any thread."""
@@ -260,6 +288,8 @@ class Engine:
             await self.bell.wait()
             self.supply.attend()
             self.emergency_supply.attend()
+            while self._calls:
+                self._calls.popleft()()
             for number, pool in enumerate(list(self._rung)):
                 del self._rung[pool]
                 pool.attend()

@@ -10,6 +10,7 @@ Event loop's thread only.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -46,6 +47,11 @@ class Filler:
         self.done: Callable[[], bool] = done
         self.event: anyio.Event = anyio.Event()
         self.error: Exception | None = None
+
+    def wake(self) -> None:
+        """Let it look again."""
+        with contextlib.suppress(RuntimeError):  # its event loop is closed, and the task with it
+            self.event.set()
 
 
 class Growth(Generic[T]):
@@ -84,6 +90,7 @@ class Growth(Generic[T]):
         self._pause = PAUSE_FIRST
         self._pausing = False
         self._limit_noted = False
+        self._failure_noted = False
         self.missed: bool = False
         """Somebody who could not wait found nothing. Set from any thread."""
         self.repacking: int = 0
@@ -94,6 +101,8 @@ class Growth(Generic[T]):
         """Slabs are late, or cannot be had: emergency objects are made, and made again."""
         self.due_from: float = 0.0
         """The same, but since tries fail, when the first of them was asked for: then on it may be late."""
+        self.behind_others: bool = False
+        """The worker was busy with others when a slab was asked for: that they take long counts."""
         self.arrived: bool = False
         """The backend has done its part; the slab is being made. Whatever that takes, growth is not late."""
         self.failures: int = 0
@@ -173,9 +182,14 @@ class Growth(Generic[T]):
         self._worker.budget.note(self.account)
         self._worker.note(self)
 
+    def begins(self) -> None:
+        """The worker takes it up: from now on it may be late, unless it was others that it had to wait for."""
+        if self._pause == PAUSE_FIRST and not self.behind_others:
+            self.due_from = self._worker.clock()
+
     def late(self) -> None:
         """A waiter's time is up. The first one of an episode sets DEADLOCKED."""
-        if Mark.GROWING in self.marks and Mark.DEADLOCKED not in self.marks:
+        if self.marks.state & (Mark.GROWING | Mark.DEADLOCKED | Mark.DESTROY) == Mark.GROWING:
             self.marks.fire("late")
             self.unwell = True
             self.deadlocks += 1
@@ -186,6 +200,7 @@ class Growth(Generic[T]):
     def brought(self, slab: Slab[T]) -> None:
         """The grow ended with a slab."""
         self._pause = PAUSE_FIRST
+        self._failure_noted = False
         self._depot.add(slab)
         self._ended()
         self._on_slab()
@@ -196,7 +211,8 @@ class Growth(Generic[T]):
         Anything else waiting does not mend: the waiters are told.
         """
         self.failures += 1
-        if self._pause == PAUSE_FIRST:  # once for a row of failures
+        if not self._failure_noted:  # once for a row of failures
+            self._failure_noted = True
             log.warning("cache %r cannot grow: %s", self.config.name, str(error) or repr(error))
         self._pausing = isinstance(error, MemoryError)
         self._ended()
@@ -263,14 +279,14 @@ class Growth(Generic[T]):
         """Wake those of them whose objects are there."""
         for filler in self._fillers:
             if filler.done():
-                filler.event.set()
+                filler.wake()
 
     def send_fillers_away(self, error: Exception, tally: Tally | None = None) -> None:
         """Tell them, or those of one cache, what is wrong."""
         for filler in self._fillers:
             if tally is None or filler.tally is tally:
                 filler.error = error
-                filler.event.set()
+                filler.wake()
 
     def _wanted(self) -> bool:
         if self._line or self._reserve.short:

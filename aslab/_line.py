@@ -11,7 +11,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
 
@@ -22,15 +22,15 @@ from ._stats import Tally
 T = TypeVar("T")
 
 
-class Permitter(Protocol):
-    """What permits emergency objects."""
+class Refuser(Protocol):
+    """Who has refused a waiter emergency objects, and is asked again when there is room."""
 
-    def permit(self, objects: int, *, urgent: bool) -> bool:
-        """Whether so many may be made."""
+    def grant(self, waiter: Waiter[Any]) -> bool:
+        """Permit what it still needs, and wake it; False if there is no room."""
         ...
 
-    def full(self, objects: int) -> bool:
-        """Whether the bound of the cache is why not."""
+    def bound_here(self, waiter: Waiter[Any]) -> bool:
+        """Whether it is the bound of its cache that stands against it."""
         ...
 
 
@@ -39,13 +39,14 @@ class Waiter(Generic[T]):
 
     __slots__ = (
         "_event",
-        "emergency",
         "error",
         "flags",
         "has_waited",
         "need",
         "permitted",
+        "refused_by",
         "sealed",
+        "seen",
         "since",
         "slots",
         "tally",
@@ -67,14 +68,21 @@ class Waiter(Generic[T]):
         """The objects handed over; they are this waiter's to use or to give back."""
         self.error: Exception | None = None
         """Why waiting longer makes no sense."""
-        self.emergency: Permitter | None = None
-        """Where it asks for emergency objects; set once it was refused some."""
+        self.refused_by: Refuser | None = None
+        """Who is to be asked again for emergency objects, while it waits to be permitted some."""
+        self.seen: int | None = None
+        """How many free objects there were for it when it asked for what is missing."""
         self.permitted: int = 0
         """Emergency objects that may be made for it now: it was woken for that."""
         self.has_waited: bool = False
         self.sealed: bool = False
         """It would have had the cache grow, had that not been sealed."""
         self._event: anyio.Event | None = None
+
+    async def suspend(self, until: float) -> None:
+        """As `wait`, and counts it."""
+        self.tally.waits += not self.has_waited
+        await self.wait(until)
 
     async def wait(self, until: float) -> None:
         """Suspend until woken, or until that time."""
@@ -93,14 +101,6 @@ class Waiter(Generic[T]):
         if self._event is not None:
             with contextlib.suppress(RuntimeError):  # its event loop is closed, and the task with it
                 self._event.set()
-
-    def grant(self) -> bool:
-        """Permit the emergency objects that it was refused, and wake it; False if there is no room still."""
-        if self.emergency is None or not self.emergency.permit(self.need, urgent=self.urgent):
-            return False
-        self.permitted += self.need
-        self.wake()
-        return True
 
     @property
     def urgent(self) -> bool:
@@ -149,14 +149,15 @@ class Line(Generic[T]):
         place = self._places[waiter] = [waiter]
         heapq.heappush(self._heap, (*waiter.rank, next(self._serial), place))
 
-    def leave(self, waiter: Waiter[T]) -> None:
-        """Give up the place, if it has one."""
+    def leave(self, waiter: Waiter[T]) -> bool:
+        """Give up the place; whether it had one."""
         place = self._places.pop(waiter, None)
         if place is not None:
             place.clear()
             if len(self._heap) > 2 * len(self._places) + 64:
                 self._heap = [entry for entry in self._heap if entry[3]]
                 heapq.heapify(self._heap)
+        return place is not None
 
     def first(self) -> Waiter[T] | None:
         """Who is next, or None."""

@@ -84,8 +84,8 @@ class Permits:
     def grant(self) -> None:
         """There may be room again: permit those who were refused, in order. Event loop's thread."""
         while (waiter := self.refused.first()) is not None:
-            if not waiter.grant():
-                if waiter.emergency is not None and not waiter.emergency.full(waiter.need):
+            if waiter.refused_by is not None and not waiter.refused_by.grant(waiter):
+                if not waiter.refused_by.bound_here(waiter):
                     break
                 waiter.wake()  # it is the bound of its cache now: let it wait for that
             self.refused.leave(waiter)

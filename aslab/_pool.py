@@ -127,6 +127,7 @@ class Pool(Generic[T]):
             cache._tally.sealed += self.growth.sealed
             raise self._nothing(cache, "its limit is reached")
         if not self.emergency.permit(1, urgent=urgent):
+            self.engine.permits.clear_spares()  # for the next one who asks
             raise self._nothing(cache, "there is no room for another emergency object")
         try:
             return self.emergency.make_nowait(flags)
@@ -167,7 +168,10 @@ class Pool(Generic[T]):
             zero(slot.address, self.config.shape.size)
         if slot.slab is not None:
             return False
-        self.emergency.free(cast("EmergencySlot[T]", slot), keep=self.growth.unwell)
+        keep = self.growth.unwell
+        self.emergency.free(cast("EmergencySlot[T]", slot), keep=keep)
+        if keep and not self.growth.unwell:  # since just now, on another thread
+            self.emergency.clear()
         if self.emergency.lingering:
             self.engine.ring(self)  # for who waits until there may be one more
         return True
@@ -269,6 +273,7 @@ class Pool(Generic[T]):
         if Mark.DESTROY in self.marks:
             self.reclaim.empty_out()
             self.emergency.clear()
+            self.room.let_others_try()
             return
         self._serve()
         if not self.growth.unwell:

@@ -154,8 +154,8 @@ class Supply:
                 pass
             try:
                 await self.backend.release(region)
-            except Exception:
-                log.exception("%r failed to release a region after its allocator was closed", self.backend)
+            except BaseException as exc:
+                log_failure(exc, "%r failed to release a region after its allocator was closed", self.backend)
 
     def _checked(self, region: object, nbytes: int, align: int, gone: Gone) -> Region:
         if not isinstance(region, Region):

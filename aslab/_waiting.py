@@ -26,14 +26,14 @@ from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-import anyio.lowlevel
-
+from ._clients import keep_interrupt
 from ._clock import Clock
 from ._depot import Depot
 from ._emergency import Emergency
 from ._errors import BackendError, twin
 from ._flags import KM
 from ._growth import PAUSE_FIRST, PAUSE_MOST, Growth
+from ._lateness import Lateness
 from ._line import Line, Waiter
 from ._permits import Permits
 from ._reserve import Reserve
@@ -42,10 +42,6 @@ from ._state import Mark, Marks
 from ._stats import Tally
 
 T = TypeVar("T")
-
-
-TURNS = 16
-"""Turns of the event loop that a slab has after its time is up: a thread takes up to ten to begin and to end."""
 
 
 class Attempt(Generic[T]):
@@ -99,9 +95,7 @@ class WaitingRoom(Generic[T]):
         self._start = start
         self._tickets = tickets
         self._busy = False
-        self._deciding = False
-        self._undecided: dict[Waiter[T], None] = {}  # those whose time is up, while one of them looks
-        self._late_from = -math.inf  # when the growth began that was found late
+        self._lateness: Lateness[T] = Lateness(growth, clock)
         self.in_handover: int = 0
         """Objects given to waiters that have not resumed yet, or made for one that needs several."""
 
@@ -118,7 +112,7 @@ class WaitingRoom(Generic[T]):
             raise
         finally:
             self._exit(waiter)
-            self._forgo(waiter)
+            self._withdraw(waiter)
 
     def serve(self) -> None:
         """Hand free objects out, in order, until they or those who want them run out.
@@ -138,6 +132,9 @@ class WaitingRoom(Generic[T]):
                 self._on_change()
         if self._emergency.spare and (self._refused or self._permits.refused):
             self._emergency.clear()  # of no use to the first in line, and in the way of others
+        first = self._line.first()
+        if first is not None and first.seen is not None and self._at_hand(urgent=first.urgent) > first.seen:
+            first.wake()  # less is missing than when it asked for it
 
     def _serve_next(self) -> bool:
         waiter = self._line.first()
@@ -179,8 +176,8 @@ class WaitingRoom(Generic[T]):
     def let_others_try(self) -> None:
         """There may be room for emergency objects: permit them to those who were refused, in order."""
         while (waiter := self._refused.first()) is not None:
-            if not waiter.grant():
-                if self._emergency.full(waiter.need):
+            if not self.grant(waiter):
+                if self.bound_here(waiter):
                     break
                 self._permits.refused.join(waiter)  # it is the bound over all caches now
             self._refused.leave(waiter)
@@ -221,13 +218,13 @@ class WaitingRoom(Generic[T]):
             since = now if since is None else since
             patience = max(since, self._growth.due_from) + self._grow_timeout
             if now >= patience and not late:
-                late = await self._still_nothing(waiter)
+                late = await self._lateness.found(waiter, now - patience)
                 if late:
                     waiter.tally.timeouts += 1
                     self._growth.late()
                 continue
             if not late and Mark.DEADLOCKED not in self._marks:
-                self._forgo(waiter)
+                self._withdraw(waiter)
             elif waiter.permitted or now >= retry_at:
                 permitted = self._ask_permission(waiter)
                 if permitted:
@@ -238,54 +235,23 @@ class WaitingRoom(Generic[T]):
                     pause = min(2 * pause, PAUSE_MOST)
                     continue
             until = retry_at if retry_at > now else math.inf
-            await self._suspend(waiter, until if late else min(until, patience))
-
-    async def _still_nothing(self, waiter: Waiter[T]) -> bool:
-        """Its time is up: have the loop deliver what has come meanwhile. Whether there was nothing.
-
-        One waiter gives the loop its turns, for all whose time is up with it.
-        """
-        if self._late_from == self._growth.due_from:
-            return True
-        if self._deciding:
-            self._undecided[waiter] = None
-            await self._suspend(waiter, math.inf)
-            self._undecided.pop(waiter, None)
-            return False
-        self._deciding = True
-        try:
-            for _ in range(TURNS):
-                if waiter.served or self._growth.arrived or self._growth.at_limit:
-                    return False
-                await anyio.lowlevel.checkpoint()
-            self._late_from = self._growth.due_from
-            return True
-        finally:
-            self._deciding = False
-            told, self._undecided = self._undecided, {}
-            for other in told:
-                other.wake()
+            await waiter.suspend(until if late else min(until, patience))
 
     async def _wait_untimed(self, waiter: Waiter[T]) -> None:
-        self._forgo(waiter)
+        self._withdraw(waiter)
         if self._growth.at_limit:
             self._growth.note_limit()
             if self._growth.sealed and not waiter.sealed:
                 waiter.sealed = True
                 waiter.tally.sealed += 1
         self._untimed[waiter] = None
-        await self._suspend(waiter, math.inf)
+        await waiter.suspend(math.inf)
         self._untimed.pop(waiter, None)
-
-    async def _suspend(self, waiter: Waiter[T], until: float) -> None:
-        waiter.tally.waits += not waiter.has_waited
-        await waiter.wait(until)
 
     def _ask_permission(self, waiter: Waiter[T]) -> int:
         """How many emergency objects may be made for it now: all that it still needs, or none."""
-        missing = waiter.need
-        if self._is_first(waiter):  # what is free belongs to the first in line
-            missing = max(0, missing - self._at_hand(urgent=waiter.urgent))
+        missing = self._missing(waiter)
+        waiter.seen = waiter.need - missing if waiter.need > 1 else None
         granted, waiter.permitted = waiter.permitted, 0
         if granted:
             self._emergency.forgo(granted - missing)
@@ -294,17 +260,40 @@ class WaitingRoom(Generic[T]):
         if missing > 0 and line is None and self._emergency.permit(missing, urgent=waiter.urgent):
             return missing
         # Whose turn never comes would be in others' way.
-        if self._emergency.possible(waiter.need, urgent=waiter.urgent):
-            waiter.emergency = self._emergency
+        if self._emergency.possible(missing, urgent=waiter.urgent):
+            waiter.refused_by = self
             own = self._emergency.full(missing)
             (line or (self._refused if own else self._permits.refused)).join(waiter)
             if not own:
                 self._permits.clear_spares()
         return 0
 
-    def _forgo(self, waiter: Waiter[T]) -> None:
-        """It does not make what it is permitted to make."""
-        permitted, waiter.permitted = waiter.permitted, 0
+    def _missing(self, waiter: Waiter[T]) -> int:
+        """How many objects it needs besides those that are free for it: these belong to the first in line."""
+        at_hand = self._at_hand(urgent=waiter.urgent) if self._is_first(waiter) else 0
+        return max(0, waiter.need - at_hand)
+
+    def grant(self, waiter: Waiter[T]) -> bool:
+        """Permit the emergency objects that it still needs, and wake it; False if there is no room."""
+        missing = self._missing(waiter)
+        if not self._emergency.permit(missing, urgent=waiter.urgent):
+            return False
+        waiter.permitted += missing
+        waiter.wake()
+        return True
+
+    def bound_here(self, waiter: Waiter[T]) -> bool:
+        """Whether it is the bound of the cache that stands against it."""
+        return self._emergency.full(self._missing(waiter))
+
+    def _withdraw(self, waiter: Waiter[T]) -> None:
+        """It makes no emergency objects now: its permits and its place among the refused are for others."""
+        permitted, waiter.permitted, waiter.seen = waiter.permitted, 0, None
+        if waiter.refused_by is not None:
+            waiter.refused_by = None
+            self._refused.leave(waiter)
+            self._permits.refused.leave(waiter)
+            self.let_others_try()
         self._emergency.forgo(permitted)
 
     async def _try_emergency(self, waiter: Waiter[T], permitted: int) -> list[Slot[T]] | None:
@@ -359,11 +348,11 @@ class WaitingRoom(Generic[T]):
             slot = await self._emergency.make(waiter.flags)
         except BaseException as exc:
             attempt.error = exc
-            cancelled = isinstance(exc, anyio.get_cancelled_exc_class())
-            if cancelled:  # the allocator stops, or the backend says that it was
-                attempt.error = BackendError("the backend of emergency objects cancelled its acquire")
-            if cancelled or isinstance(exc, GeneratorExit):
+            if isinstance(exc, GeneratorExit):
                 raise
+            if not isinstance(exc, Exception):  # a client's code, which must not end this task; or all is over
+                keep_interrupt(exc)
+                attempt.error = BackendError(f"making an emergency object was ended by {exc!r}")
         else:
             if attempt.wanted:
                 attempt.slot = slot
@@ -395,10 +384,8 @@ class WaitingRoom(Generic[T]):
         waiter.tally.waiters -= 1
         self._busy = True
         self._line.leave(waiter)
-        self._refused.leave(waiter)
-        self._permits.refused.leave(waiter)
         self._untimed.pop(waiter, None)
-        self._undecided.pop(waiter, None)
+        self._lateness.leave(waiter)
         self._busy = False
         self._on_change()
         self.serve()  # what was too little for this one may be enough for the next

@@ -34,6 +34,8 @@ from ._supply import Supply
 
 log = logging.getLogger("aslab")
 
+SLICE = 0.002
+"""Seconds of a loop that is busy for which objects are constructed at a stretch."""
 ARRIVAL = 5.0
 """Seconds for which room that is on its way back is kept for the first who waits for it."""
 
@@ -62,6 +64,7 @@ class Worker:
         self._queue: list[tuple[bool, int, Growth[Any]]] = []  # a heap; entries that are no place are void
         self._places: dict[Growth[Any], tuple[bool, int]] = {}
         self._numbers = itertools.count()
+        self._at_work = 0  # grows that are not set aside
         self._more = anyio.Event()
         self._idle = anyio.Event()
         self._idle.set()
@@ -72,6 +75,7 @@ class Worker:
 
     def put(self, growth: Growth[Any]) -> None:
         """Queue a cache that has just been marked GROWING: behind the urgent ones, or as one of them."""
+        growth.behind_others = bool(self._at_work or self._places)
         self._enqueue(growth, next(self._numbers))
         self._more.set()
 
@@ -99,12 +103,15 @@ class Worker:
                 await self._more.wait()
                 continue
             self.under_way[growth] = self.clock()
+            growth.begins()
             if self._idle.is_set():
                 self._idle = anyio.Event()
             ended = anyio.Event()
             tasks.start_soon(self._grow, growth, ended)
+            self._at_work += 1
             with anyio.move_on_after(self._kick_after):
                 await ended.wait()
+            self._at_work -= 1
             if not ended.is_set():
                 self.kicked += 1
                 log.warning(
@@ -118,6 +125,7 @@ class Worker:
         overtaking = False
         blocked: list[tuple[bool, int, Growth[Any]]] = []
         chosen: Growth[Any] | None = None
+        off: list[Growth[Any]] = []
         while self._queue and chosen is None:
             entry = heapq.heappop(self._queue)
             growth, budget = entry[2], self.budget
@@ -126,6 +134,7 @@ class Worker:
             if Mark.DESTROY in growth.marks or budget.sealed or budget.full(growth.account):
                 del self._places[growth]
                 growth.called_off()
+                off.append(growth)
             elif (not overtaking or growth.account.within_guarantee) and budget.promise(growth.account):
                 del self._places[growth]
                 chosen = growth
@@ -137,6 +146,8 @@ class Worker:
                 overtaking = overtaking or (fresh and budget.arriving(growth.account))
         for entry in blocked:
             heapq.heappush(self._queue, entry)
+        for growth in off:
+            growth.ask()  # at the limit now: it has others asked for room
         return chosen
 
     async def _grow(self, growth: Growth[Any], ended: anyio.Event) -> None:
@@ -187,10 +198,14 @@ class Worker:
         self._more.set()
 
     async def _construct(self, slab: Slab[Any], growth: Growth[Any]) -> None:
-        """Build the objects, with a chance for other tasks between any two."""
+        """Build the objects, with a chance for other tasks between any two.
+
+        Where these take long, some objects at a time: a slab must not wait for all others once an object.
+        """
         ctor = growth.config.ctor
         if ctor is None:
             return
+        until = -math.inf
         for _ in range(slab.objects):
             slot = slab.carve()
             try:
@@ -199,4 +214,8 @@ class Worker:
                 keep_interrupt(exc)
                 raise ConstructorError(f"cache {growth.config.name!r}: ctor raised {exc!r}") from exc
             slab.built += 1
-            await anyio.lowlevel.checkpoint()
+            now = self.clock()
+            if now >= until:
+                await anyio.lowlevel.checkpoint()
+                others = self.clock() - now
+                until = now + others + (SLICE if others > SLICE else 0)

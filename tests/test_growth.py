@@ -129,7 +129,13 @@ async def test_limit_reached_while_queued_calls_the_grow_off() -> None:
     slabs = Gate()
     async with allocator(slabs=slabs, limit=8 * SIZE, kick_after=None) as kmem, anyio.create_task_group() as tasks:
         one, two = kmem.create_cache("one", SIZE), kmem.create_cache("two", SIZE)
-        await start(tasks, one.prefill, 1)
+        go_on = anyio.Event()
+
+        async def hold() -> None:
+            async with one.lease():
+                await go_on.wait()
+
+        await start(tasks, hold)
         await start(tasks, two.prefill, 1)
         assert two.stats().growing
         slabs.open()
@@ -138,9 +144,30 @@ async def test_limit_reached_while_queued_calls_the_grow_off() -> None:
         assert not two.stats().growing
         assert two.stats().slab_fail == 0
         assert kmem.stats().slab_bytes == 8 * SIZE
-        await one.reap()
+        go_on.set()
         await settle()
-        assert two.stats().slab_total == 1
+        assert two.stats().slab_total == 1, "what is idle is taken at once"
+
+
+async def test_who_was_called_off_has_what_is_idle_elsewhere_at_once() -> None:
+    options: dict[str, Any] = {"flags": aslab.CacheFlags.NOEMERGENCY, "objects_per_slab": 1}
+    slabs = Latency(Instant(), 1.0)
+    async with allocator(slabs=slabs, limit=2 * SIZE, expire=3600.0) as kmem, anyio.create_task_group() as tasks:
+        one, two, three = (kmem.create_cache(name, SIZE, **options) for name in ("one", "two", "three"))
+        held = await two.alloc()
+        got: list[str] = []
+
+        async def caller(cache: aslab.Cache[Any], hold: float) -> None:
+            async with cache.lease():
+                got.append(cache.name)
+                await anyio.sleep(hold)
+
+        await start(tasks, caller, one, 100)
+        await start(tasks, caller, three, 0)
+        await anyio.sleep(0.5)
+        held.free()
+        await anyio.sleep(3)
+        assert got == ["one", "three"]
 
 
 async def test_slab_is_given_back_before_its_bytes_count_as_free() -> None:
