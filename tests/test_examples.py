@@ -16,6 +16,7 @@ EXPECTED = {
     "smallest_trio.py": r"hello from 4 MiB at 0x[0-9a-f]+\n(.*\n){2}frames ",
     "tcp_echo.py": r"200 clients, 37 MiB echoed, at most \d+ buffers\n1000 allocations, .*; 0 still held",
     "stuck_growth.py": r"0\.5  True     True +[1-8] +\d+\n(.*\n)*    3\.0  False    False +0 .*\ndeadlocks: \d",
+    "upload_service.py": r"50 of 50 uploads of 4 MiB answered with the right checksum\n",
 }
 
 

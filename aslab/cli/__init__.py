@@ -14,7 +14,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ._errors import EXTRA, INTERRUPTED, complain
@@ -24,7 +27,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line, ``sys.argv`` by default, and exit with its code."""
     _give_closed_streams_somewhere_to_go()
     try:
-        code = _run(args)
+        with _interrupts_come_again():
+            code = _run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # who read our output has enough of it, as head does
         _forget_output()
@@ -49,8 +53,31 @@ def _run(args: Sequence[str] | None) -> int:
     return run(sys.argv[1:] if args is None else args)
 
 
+@contextmanager
+def _interrupts_come_again() -> Iterator[None]:
+    """Python prints and forgets what is raised in a finaliser; Ctrl-C may be raised there, and is not lost."""
+    before, caller = sys.unraisablehook, threading.get_ident()
+
+    def hook(ignored: sys.UnraisableHookArgs) -> None:
+        if issubclass(ignored.exc_type, KeyboardInterrupt):
+            # At once it would be raised in here, and forgotten again.
+            again = threading.Timer(0.05, signal.pthread_kill, (caller, signal.SIGINT))
+            again.daemon = True
+            again.start()
+        else:
+            before(ignored)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
 def _interrupted() -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python exits, another Ctrl-C ends it on the spot
+    # Between the making of a coroutine and its task Ctrl-C leaves it so, in trio and in asyncio.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     try:
         sys.stdout.flush()
     except OSError:  # Ctrl-C has ended who read it, too

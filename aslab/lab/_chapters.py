@@ -8,10 +8,11 @@ import signal
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 from ..emulation._index import removal_cost
@@ -145,16 +146,23 @@ def play_story(
         for run in runs:
             note(once(*run))
     else:
+        done: SimpleQueue[Future[Chapter]] = SimpleQueue()
         with _processes(jobs) as pool:
             with _interrupts_wait():
-                futures = [pool.submit(once, *run) for run in runs]
-            for future in as_completed(futures):
-                note(future.result())
+                for run in runs:
+                    pool.submit(once, *run).add_done_callback(done.put)
+            for _ in runs:
+                note(_next(done))
     costs = _free_costs({machine.index for machine in machines} - {""})
     return [
         Row(machine, tuple(chapters[machine.name, seed] for seed in seeds), costs.get(machine.index, {}))
         for machine in machines
     ]
+
+
+def _next(done: SimpleQueue[Future[Chapter]]) -> Chapter:
+    """The next to end. Takes no lock of a job that is under way: Ctrl-C would leave it taken."""
+    return done.get().result()
 
 
 @contextmanager
