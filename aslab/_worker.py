@@ -23,6 +23,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
+from ._bell import AT_ONCE
 from ._budget import Account, Budget
 from ._clients import keep_interrupt, log_failure
 from ._clock import Clock
@@ -92,11 +93,14 @@ class Worker:
     async def run(self, tasks: TaskGroup) -> None:
         """Work until cancelled; each grow is a task of that group."""
         while True:
-            growth = self._next()
-            if growth is None:
+            growth, looked_at_all = self._next()
+            if not looked_at_all:
+                await anyio.lowlevel.checkpoint()
+            elif growth is None:
                 if self._more.is_set():
                     self._more = anyio.Event()
                 await self._more.wait()
+            if growth is None:
                 continue
             self.under_way[growth] = self.clock()
             if self._idle.is_set():
@@ -113,12 +117,15 @@ class Worker:
                     self._kick_after,
                 )
 
-    def _next(self) -> Growth[Any] | None:
-        """The first in the queue that may grow now, with its room promised."""
-        overtaking = False
+    def _next(self) -> tuple[Growth[Any] | None, bool]:
+        """The first in the queue that may grow now, with its room promised; and whether no more are to be looked at.
+
+        As a slab comes, very many may find no room any more: of them a few at a time.
+        """
+        overtaking, left = False, AT_ONCE
         blocked: list[tuple[bool, int, Growth[Any]]] = []
         chosen: Growth[Any] | None = None
-        while self._queue and chosen is None:
+        while self._queue and chosen is None and left:
             entry = heapq.heappop(self._queue)
             growth, budget = entry[2], self.budget
             if self._places.get(growth) != entry[:2]:
@@ -126,6 +133,7 @@ class Worker:
             if Mark.DESTROY in growth.marks or budget.sealed or budget.full(growth.account):
                 del self._places[growth]
                 growth.called_off()
+                left -= 1
             elif (not overtaking or growth.account.within_guarantee) and budget.promise(growth.account):
                 del self._places[growth]
                 chosen = growth
@@ -137,7 +145,7 @@ class Worker:
                 overtaking = overtaking or (fresh and budget.arriving(growth.account))
         for entry in blocked:
             heapq.heappush(self._queue, entry)
-        return chosen
+        return chosen, left > 0
 
     async def _grow(self, growth: Growth[Any], ended: anyio.Event) -> None:
         slab: Slab[Any] | None = None

@@ -29,7 +29,7 @@ from aslab._supply import Supply
 from aslab.backends import Region
 
 from .helpers import Loop
-from .support import SIZE, Instant, allocator, settle
+from .support import SIZE, Gate, Instant, allocator, settle
 
 pytestmark = pytest.mark.anyio
 
@@ -153,6 +153,26 @@ async def test_a_free_and_the_slab_that_comes_back_concern_no_more_caches_where_
 async def test_a_slab_that_comes_back_has_a_few_ask_at_once_of_all_who_wait() -> None:
     asks = await calls_of_one_free(MANY, Growth, "ask")
     assert 0 < asks.most_at_once <= AT_ONCE
+
+
+async def test_of_very_many_that_a_slab_leaves_no_room_for_a_few_are_told_at_once() -> None:
+    gate = Gate()
+    gate.open()
+    with counted(Growth, "called_off") as called_off:
+        async with allocator(slabs=gate, limit=SIZE, grow_timeout=60, kick_after=None, expire=None) as kmem:
+            held = await caches(kmem, 1, "held")[0].alloc()
+            waiters = caches(kmem, MANY, "waits")
+            async with waiting(kmem, waiters) as served:
+                gate.shut()
+                held.free()
+                await settle(3 * MANY)
+                assert all(cache.stats().growing for cache in waiters)
+                async with turns(called_off):
+                    gate.open()
+                    await settle(3 * MANY)
+                    assert called_off.all == MANY - 1
+                assert called_off.most_at_once <= AT_ONCE
+                assert len(served) == 1
 
 
 async def test_of_very_many_that_found_no_room_some_ask_at_once_and_the_rest_a_little_later() -> None:
