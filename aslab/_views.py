@@ -89,8 +89,8 @@ def has_company(view: memoryview) -> bool:
 def company(view: memoryview) -> str:
     """In words, the other unreleased memoryviews that share the managed buffer of a view: how many, and how large.
 
-    Sizes only of those that the garbage collector has not yet seen twice, and not of them where they are very many,
-    as it is off: to look at all objects takes too long.
+    Sizes only of those that the garbage collector has not yet seen twice, and not where those are very many, since
+    it is off: to look at all objects takes too long.
     """
     (managed,) = get_referents(view)
     youngest, since, _ = gc.get_count()

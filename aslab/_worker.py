@@ -118,9 +118,9 @@ class Worker:
                 )
 
     def _next(self) -> tuple[Growth[Any] | None, bool]:
-        """The first in the queue that may grow now, with its room promised; and whether no more are to be looked at.
+        """The first in the queue that may grow now, with its room promised; and whether that is all for now.
 
-        As a slab comes, very many may find no room any more: of them a few at a time.
+        As a slab comes, very many may find no room any more: a few of them at a time are told.
         """
         overtaking, left = False, AT_ONCE
         blocked: list[tuple[bool, int, Growth[Any]]] = []

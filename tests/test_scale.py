@@ -21,6 +21,7 @@ import aslab
 from aslab import _views
 from aslab._bell import Bell
 from aslab._cache import Cache
+from aslab._depot import Depot
 from aslab._growth import Growth
 from aslab._pool import PARKED_AT_ONCE, Pool
 from aslab._reclaim import Reclaim
@@ -34,8 +35,8 @@ pytestmark = pytest.mark.anyio
 
 MANY = 300
 AT_ONCE = 4 * 32
-"""Caches between two turns of another task; four batches, as trio draws the order of a batch, and being woken takes
-one, too."""
+"""Caches between two turns of another task: four batches, as trio draws the order of a batch, and being woken
+takes one, too."""
 LATE_THREAD = "aslab late releases"
 
 
@@ -154,6 +155,20 @@ async def test_a_slab_that_comes_back_has_a_few_ask_at_once_of_all_who_wait() ->
     assert 0 < asks.most_at_once <= AT_ONCE
 
 
+async def test_who_comes_to_the_limit_looks_closer_only_at_caches_that_may_have_a_slab_idle() -> None:
+    async with allocator(limit=MANY * SIZE, expire=None) as kmem:
+        held = [await cache.alloc() for cache in caches(kmem, MANY, "held")]
+        held[100].free()
+        with counted(Depot, "drain") as drains:
+            async with waiting(kmem, caches(kmem, 1, "waits")) as served:
+                await settle()
+        assert len(served) == 1
+        assert drains.by == {held[100].cache._pool.depot}
+        for buf in held:
+            if buf is not held[100]:
+                buf.free()
+
+
 async def test_of_very_many_that_a_slab_leaves_no_room_for_a_few_are_told_at_once() -> None:
     gate = Gate()
     gate.open()
@@ -220,13 +235,11 @@ async def test_ageing_of_very_many_caches_lets_other_tasks_have_their_turns() ->
 
 @pytest.mark.parametrize("keeping", [False, True], ids=["all free", "some buffers held"])
 async def test_closing_very_many_caches_lets_other_tasks_have_their_turns(keeping: bool) -> None:
-    held = []
     with counted(Cache, "_shut") as shuts, counted(Pool, "attend") as attends, warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         async with anyio.create_task_group() as tasks:
             async with aslab.open_allocator(slabs=Instant(), expire=None) as kmem:
-                for cache in caches(kmem, MANY, "c"):
-                    held.append(await cache.alloc())
+                held = [await cache.alloc() for cache in caches(kmem, MANY, "c")]
                 if not keeping:
                     for buf in held:
                         buf.free()
@@ -290,7 +303,12 @@ async def test_a_buffer_that_is_forgotten_while_exported_does_not_look_for_who_e
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[memoryview] = []
-    monkeypatch.setattr("aslab._buffer.company", lambda view: asked.append(view) or "somebody")
+
+    def company(view: memoryview) -> str:
+        asked.append(view)
+        return "somebody"
+
+    monkeypatch.setattr("aslab._buffer.company", company)
     async with allocator(expire=3.0) as kmem:
         cache = kmem.create_cache("c", 64)
         exports = await parked(cache, 10)
@@ -361,18 +379,18 @@ async def test_a_release_that_is_cancelled_while_its_slab_is_taken_apart_is_fini
 async def test_an_allocator_that_is_stopped_while_a_slab_is_taken_apart_loses_none_of_its_objects() -> None:
     backend, alive = Instant(), set(range(2_000))
     numbers = iter(range(2_000))
-    stop: Callable[[], None] = lambda: None
+    stop: list[Callable[[], None]] = []
 
     def dtor(number: int) -> None:
         alive.remove(number)
         if len(alive) == 1_000:
-            stop()
+            stop[0]()
 
     with pytest.warns(ResourceWarning, match="1 regions still to be released"):
         async with aslab.open_allocator(slabs=backend, expire=None) as kmem:
             cache = kmem.create_cache("c", 64, objects_per_slab=2_000, ctor=lambda _: next(numbers), dtor=dtor)
             await cache.prefill(1)
-            stop = kmem._engine.stop
+            stop.append(kmem._engine.stop)
     join_late_threads()
     assert not alive
     assert not backend.outstanding
