@@ -241,7 +241,7 @@ class Buffer(Generic[T]):
     def _end_quietly(self) -> Slot[T] | None:
         """End the handle for its client; None where it had ended before, or somebody exports the memory still."""
         try:
-            return self._claim()
+            return self._claim(quiet=True)
         except BufferFreedError:
             return None
         except BufferError:
@@ -259,8 +259,8 @@ class Buffer(Generic[T]):
         cache = getattr(self, "_cache", None)
         return BufferFreedError(f"this buffer of cache {cache.name!r} was freed" if cache else "not allocated")
 
-    def _claim(self) -> Slot[T]:
-        """End the handle and its view; the slot is the caller's then."""
+    def _claim(self, *, quiet: bool = False) -> Slot[T]:
+        """End the handle and its view; the slot is the caller's then. ``quiet``: nobody reads the error."""
         slot = self._allocated()
         try:
             del self._slot
@@ -269,16 +269,16 @@ class Buffer(Generic[T]):
         if self._view is None:
             self._view = _FREED
         else:
-            self._end_view(slot)
+            self._end_view(slot, quiet=quiet)
         return slot
 
-    def _end_view(self, slot: Slot[T]) -> None:
+    def _end_view(self, slot: Slot[T], *, quiet: bool = False) -> None:
         """Release the view; if anybody else exports the memory, give the handle its slot back and raise."""
         view = cast("memoryview", self._view)
         try:
             if not is_released(view):
                 if has_company(view):
-                    raise BufferError(company(view))
+                    raise BufferError("" if quiet else company(view))
                 view.release()
             if slot.in_use():  # made by another thread just now, or from a view that was released before
                 self._view = lease_view(slot.exporter)  # not None: the next `free` has to look, too
@@ -301,7 +301,7 @@ class Buffer(Generic[T]):
     def _let_go(self) -> None:
         """Give the memory back as soon as nobody exports it. Safe in a finaliser: takes no lock."""
         try:
-            slot = self._claim()
+            slot = self._claim(quiet=True)
         except BufferError:
             pass  # as in `_end_quietly`
         else:
@@ -383,10 +383,10 @@ class ManagedBuffer(Buffer[T]):
             self.touched = True
             return self._pin()
 
-    def _claim(self) -> Slot[T]:
+    def _claim(self, *, quiet: bool = False) -> Slot[T]:
         slot = self._allocated()
         if self._view is None and slot.in_use():  # by a pin, or what is left of one
             raise self._refusal("it is pinned, or a slice or an array of a pinned view is alive")
-        slot = super()._claim()
+        slot = super()._claim(quiet=quiet)
         self._cache._note_return(self.emergency)
         return slot

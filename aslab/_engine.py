@@ -267,8 +267,9 @@ class Engine:
             if cache._closing is None and (warning := cache._shut()):
                 found.append(warning)
             await take_turns(number)
-        for pool in self._all_pools():  # what other threads have left to the bell
+        for number, pool in enumerate(self._all_pools()):  # what other threads have left to the bell
             pool.attend()
+            await take_turns(number)
         with anyio.move_on_after(CLOSING_GRACE):
             await self.worker.idle()
             await self.supply.idle()

@@ -20,8 +20,8 @@ from ._line import Waiter
 
 T = TypeVar("T")
 
-TURNS = 16
-"""Turns of the loop; a thread takes up to ten to begin and be heard of."""
+TURNS = 10
+"""Turns of the loop; a thread takes up to eight to begin and be heard of."""
 
 
 class Lateness(Generic[T]):

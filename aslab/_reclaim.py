@@ -115,6 +115,8 @@ class Reclaim(Generic[T]):
         slabs = min(-(-nbytes // self._account.slab_size), self._account.beyond // self._account.slab_size)
         if slabs <= 0 or Mark.REAPING in self._marks or self._settled:
             return 0
+        if self._depot.free < self._config.shape.objects:  # most have no whole slab: no need to look closer
+            return 0
         self._depot.drain(self._engine.tick)
         first = self._line.first()
         older = first is None or (rank is not None and rank < first.rank)

@@ -102,6 +102,7 @@ class Supply:
                         await anyio.lowlevel.checkpoint()
                 except anyio.get_cancelled_exc_class():
                     self._queue.appendleft(item)
+                    self._releasing = False  # it is in the queue again
                     if self.closed:
                         self._release_late()
                     raise

@@ -32,6 +32,8 @@ from gc import get_referents
 from sys import getrefcount
 from typing import Any
 
+FEW = 20_000
+"""Objects that are looked through for a text: some milliseconds."""
 Exporter = ctypes.Array[ctypes.c_ubyte]
 
 
@@ -87,12 +89,15 @@ def has_company(view: memoryview) -> bool:
 def company(view: memoryview) -> str:
     """In words, the other unreleased memoryviews that share the managed buffer of a view: how many, and how large.
 
-    Sizes only of those that the garbage collector has not yet seen twice: to look at all objects takes too long.
+    Sizes only of those that the garbage collector has not yet seen twice, and not where those are very many, since
+    it is off: to look at all objects takes too long.
     """
     (managed,) = get_referents(view)
+    youngest, since, _ = gc.get_count()
+    few = youngest + since * gc.get_threshold()[0] <= FEW
     sizes = [
         f"{one.nbytes} bytes"
-        for generation in (0, 1)
+        for generation in ((0, 1) if few else ())
         for one in gc.get_objects(generation)  # never in a list that it would find, and be a cycle with
         if type(one) is memoryview and one is not view and managed in get_referents(one) and not is_released(one)
     ]

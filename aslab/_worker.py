@@ -23,6 +23,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
+from ._bell import AT_ONCE
 from ._budget import Account, Budget
 from ._clients import keep_interrupt, log_failure
 from ._clock import Clock
@@ -96,11 +97,14 @@ class Worker:
     async def run(self, tasks: TaskGroup) -> None:
         """Work until cancelled; each grow is a task of that group."""
         while True:
-            growth = self._next()
-            if growth is None:
+            growth, looked_at_all = self._next()
+            if not looked_at_all:
+                await anyio.lowlevel.checkpoint()
+            elif growth is None:
                 if self._more.is_set():
                     self._more = anyio.Event()
                 await self._more.wait()
+            if growth is None:
                 continue
             self.under_way[growth] = self.clock()
             growth.begins()
@@ -120,13 +124,16 @@ class Worker:
                     self._kick_after,
                 )
 
-    def _next(self) -> Growth[Any] | None:
-        """The first in the queue that may grow now, with its room promised."""
-        overtaking = False
+    def _next(self) -> tuple[Growth[Any] | None, bool]:
+        """The first in the queue that may grow now, with its room promised; and whether that is all for now.
+
+        As a slab comes, very many may find no room any more: a few of them at a time are told.
+        """
+        overtaking, left = False, AT_ONCE
         blocked: list[tuple[bool, int, Growth[Any]]] = []
         chosen: Growth[Any] | None = None
         off: list[Growth[Any]] = []
-        while self._queue and chosen is None:
+        while self._queue and chosen is None and left:
             entry = heapq.heappop(self._queue)
             growth, budget = entry[2], self.budget
             if self._places.get(growth) != entry[:2]:
@@ -135,6 +142,7 @@ class Worker:
                 del self._places[growth]
                 growth.called_off()
                 off.append(growth)
+                left -= 1
             elif (not overtaking or growth.account.within_guarantee) and budget.promise(growth.account):
                 del self._places[growth]
                 chosen = growth
@@ -148,7 +156,7 @@ class Worker:
             heapq.heappush(self._queue, entry)
         for growth in off:
             growth.ask()  # at the limit now: it has others asked for room
-        return chosen
+        return chosen, left > 0
 
     async def _grow(self, growth: Growth[Any], ended: anyio.Event) -> None:
         slab: Slab[Any] | None = None

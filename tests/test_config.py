@@ -14,7 +14,7 @@ import aslab
 from aslab import KM, CacheFlags, ConfigError
 
 from .helpers import Loop
-from .support import SIZE, Instant, allocator, settle
+from .support import SIZE, Gate, Instant, allocator, settle
 
 pytestmark = pytest.mark.anyio
 
@@ -44,8 +44,12 @@ OPEN = [
     ("grow_timeout", None),
     *not_seconds("expire"),
     ("expire", 0),
+    ("expire", 1e-9),
+    ("expire", 0.0099),
     *not_seconds("kick_after"),
     ("kick_after", 0),
+    ("kick_after", 1e-9),
+    ("kick_after", 0.0099),
     *not_counts("limit", 0),
     *not_counts("growth_workers", 0),
     ("growth_workers", None),
@@ -86,6 +90,17 @@ async def test_open_allocator_refuses_it_before_anything_starts(field: str, give
     assert not opened
     assert (caught.value.field, caught.value.given) == (field, given) or given != given
     assert isinstance(caught.value, ValueError)
+
+
+async def test_the_least_times_that_are_allowed_and_no_grow_timeout_at_all() -> None:
+    slabs = Gate()
+    async with allocator(slabs=slabs, expire=0.01, kick_after=0.01, grow_timeout=0) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        begin = anyio.current_time()
+        buf = await cache.alloc()
+        assert buf.emergency
+        assert anyio.current_time() == begin
+        buf.free()
 
 
 @pytest.mark.parametrize(("field", "given"), CREATE, ids=repr)

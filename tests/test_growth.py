@@ -125,6 +125,84 @@ async def test_without_kick_after_a_stuck_grow_holds_up_the_others() -> None:
         assert other.stats().slab_total == 1
 
 
+@pytest.mark.parametrize("before", [False, True], ids=["its cache is queued by it", "its cache is queued before"])
+async def test_the_grow_of_a_pushpage_caller_overtakes_those_of_sleep_callers(before: bool) -> None:
+    async with (
+        allocator(slabs=Latency(Instant(), 1.0), grow_timeout=60, kick_after=None) as kmem,
+        anyio.create_task_group() as tasks,
+    ):
+        caches = [kmem.create_cache(f"{number}", SIZE) for number in range(11)]
+        ended: list[tuple[str, KM]] = []
+
+        async def call(cache: aslab.Cache[Any], flags: KM) -> None:
+            async with cache.lease(flags):
+                ended.append((cache.name, flags))
+                await anyio.sleep(60)
+
+        for cache in caches[:10]:
+            await start(tasks, call, cache, KM.SLEEP)
+        if before:
+            await start(tasks, call, caches[10], KM.SLEEP)
+        await anyio.sleep(0.5)
+        await start(tasks, call, caches[10], KM.PUSHPAGE)
+        await anyio.sleep(1.6)  # the grow under way, and one more
+        assert ended[0] == ("0", KM.SLEEP)
+        assert ("10", KM.PUSHPAGE) in ended
+        assert {name for name, _ in ended} == {"0", "10"}
+        await anyio.sleep(20)
+        first_of_each = list(dict.fromkeys(name for name, _ in ended))
+        assert first_of_each == ["0", "10", *map(str, range(1, 10))], "the others go on by age"
+
+
+async def test_a_cache_whose_pushpage_caller_goes_away_is_queued_by_its_age_again() -> None:
+    async with (
+        allocator(slabs=Latency(Instant(), 1.0), grow_timeout=60, kick_after=None) as kmem,
+        anyio.create_task_group() as tasks,
+    ):
+        caches = [kmem.create_cache(f"{number}", SIZE) for number in range(4)]
+        served: list[str] = []
+
+        async def call(cache: aslab.Cache[Any]) -> None:
+            async with cache.lease():
+                served.append(cache.name)
+
+        for cache in caches:
+            await start(tasks, call, cache)
+        with anyio.move_on_after(0.5):
+            await caches[3].alloc(KM.PUSHPAGE)
+        await anyio.sleep(10)
+        assert served == ["0", "1", "2", "3"]
+
+
+async def test_a_pushpage_grow_neither_takes_what_is_guaranteed_to_another_nor_holds_it_up() -> None:
+    slab = SIZE
+    async with (
+        allocator(slabs=Latency(Instant(), 1.0), limit=4 * slab, grow_timeout=60) as kmem,
+        anyio.create_task_group() as tasks,
+    ):
+        own = kmem.create_cache("own", SIZE, objects_per_slab=1, min_objects=2)
+        other = kmem.create_cache("other", SIZE, objects_per_slab=1)
+        held = [await other.alloc() for _ in range(2)]
+        served: list[str] = []
+
+        async def call(cache: aslab.Cache[Any], flags: KM) -> None:
+            buf = await cache.alloc(flags)
+            served.append(cache.name)
+            await anyio.sleep(100)
+            buf.free()
+
+        await start(tasks, call, other, KM.PUSHPAGE)
+        await start(tasks, call, own, KM.SLEEP)
+        await start(tasks, call, own, KM.SLEEP)
+        await anyio.sleep(10)
+        assert served == ["own", "own"]
+        assert kmem.stats().slab_bytes == 4 * slab
+        held.pop().free()
+        await settle()
+        assert served == ["own", "own", "other"]
+        held.pop().free()
+
+
 async def test_limit_reached_while_queued_calls_the_grow_off() -> None:
     slabs = Gate()
     async with allocator(slabs=slabs, limit=8 * SIZE, kick_after=None) as kmem, anyio.create_task_group() as tasks:
