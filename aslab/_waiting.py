@@ -197,7 +197,7 @@ class WaitingRoom(Generic[T]):
 
     async def _stand_in_line(self, waiter: Waiter[T]) -> list[Slot[T]]:
         since: float | None = None  # when its time began to run; None while only a free can help
-        late = False
+        late_from: float | None = None  # when the growth was asked for that it has found late
         retry_at, pause = -math.inf, PAUSE_FIRST
         while True:
             self.serve()
@@ -211,15 +211,16 @@ class WaitingRoom(Generic[T]):
                 raise twin(waiter.error)
             self._growth.ask()
             if self._growth.at_limit or self._growth.arrived:
-                since, late = None, False
+                since = None
                 await self._wait_untimed(waiter)
                 continue
             now = self._clock()
             since = now if since is None else since
             patience = max(since, self._growth.due_from) + self._grow_timeout
+            late = late_from == self._growth.due_from
             if now >= patience and not late:
-                late = await self._lateness.found(waiter, now - patience)
-                if late:
+                if await self._lateness.found(waiter, now - patience):
+                    late_from = self._growth.due_from
                     waiter.tally.timeouts += 1
                     self._growth.late()
                 continue
@@ -276,6 +277,8 @@ class WaitingRoom(Generic[T]):
     def grant(self, waiter: Waiter[T]) -> bool:
         """Permit the emergency objects that it still needs, and wake it; False if there is no room."""
         missing = self._missing(waiter)
+        if not self._growth.unwell:  # it has others to wait for: let it see
+            missing = 0
         if not self._emergency.permit(missing, urgent=waiter.urgent):
             return False
         waiter.permitted += missing

@@ -175,6 +175,25 @@ class TestAllocBlocking:
             with pytest.raises(aslab.ConfigError):
                 await to_thread.run_sync(cache.alloc_blocking)
 
+    async def test_patience_runs_while_the_loop_is_busy_and_nothing_is_lost(self) -> None:
+        async with allocator() as kmem:
+            cache = kmem.create_cache("c", SIZE)
+            late: list[type[BaseException]] = []
+
+            def thread() -> None:
+                try:
+                    cache.alloc_blocking(timeout=0.01)
+                except TimeoutError as exc:
+                    late.append(type(exc))
+
+            caller = threading.Thread(target=thread)
+            caller.start()
+            caller.join(10)  # the loop is blocked by this
+            assert late == [TimeoutError]
+            await anyio.sleep(0.2)
+            assert cache.stats().obj_held == 0
+            assert cache.stats().waiters == 0
+
     async def test_many_threads_with_short_patience_lose_nothing(self) -> None:
         async with allocator() as kmem:
             cache = kmem.create_cache("c", SIZE, max_objects=3)
@@ -249,7 +268,8 @@ async def test_another_threads_loop_is_told_at_once() -> None:
         await to_thread.run_sync(lambda: anyio.run(elsewhere, backend="trio"))
 
 
-def test_free_for_a_waiter_whose_loop_is_closed_raises_nothing() -> None:
+@pytest.mark.parametrize("waits", ["alloc", "prefill"])
+def test_free_for_a_waiter_whose_loop_is_closed_raises_nothing(waits: str) -> None:
     loop = asyncio.new_event_loop()
     kept: list[Any] = []
 
@@ -257,7 +277,13 @@ def test_free_for_a_waiter_whose_loop_is_closed_raises_nothing() -> None:
         opened = aslab.open_allocator(slabs=Instant())
         kmem = await opened.__aenter__()
         cache = kmem.create_cache("c", SIZE, max_objects=1)
-        kept.extend([opened, await cache.alloc(), asyncio.ensure_future(cache.alloc())])
+        kept.extend(
+            [
+                opened,
+                await cache.alloc(),
+                asyncio.ensure_future(cache.alloc() if waits == "alloc" else cache.prefill(1)),
+            ]
+        )
         await asyncio.sleep(0.01)
 
     loop.run_until_complete(main())
@@ -359,6 +385,25 @@ class TestLate:
                     async with cache.lease() as buf:
                         assert buf.emergency
                 over.set()
+
+    async def test_one_hiccup_of_the_loop_before_the_worker_has_its_turn_is_no_lateness(self) -> None:
+        def acquire(nbytes: int, align: int, gfp: aslab.GFP) -> bytearray:
+            time.sleep(0.02)
+            return bytearray(nbytes + align)
+
+        slabs = aslab.backends.Callback(acquire, lambda _: None)
+        async with aslab.open_allocator(slabs=slabs, grow_timeout=0.1) as kmem:
+            cache = kmem.create_cache("c", SIZE)
+
+            async def hiccup() -> None:
+                time.sleep(0.15)  # noqa: ASYNC251
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(cache.prefill, 1)
+                tasks.start_soon(hiccup)
+                async with cache.lease() as buf:
+                    assert not buf.emergency
+            assert cache.stats().obj_deadlock == 0
 
     async def test_objects_that_take_long_to_construct_do_not_make_growth_late(self) -> None:
         def ctor(memory: memoryview) -> int:

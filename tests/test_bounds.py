@@ -198,6 +198,113 @@ class TestEmergencyLimit:
                 await use(two, rounds=1)
 
 
+class TestRefused:
+    """Who was refused by emergency_limit is not forgotten, and in nobody's way."""
+
+    @asynccontextmanager
+    async def two(self, **options: Any) -> AsyncIterator[tuple[aslab.Cache[Any], aslab.Cache[Any]]]:
+        """Two caches whose growth is stuck; SLEEP callers may have 6 emergency objects between them."""
+        async with allocator(
+            slabs=Gate(), kick_after=None, expire=3600.0, emergency_limit=8 * SIZE, **options
+        ) as kmem:
+            yield kmem.create_cache("one", SIZE), kmem.create_cache("two", SIZE)
+
+    async def test_what_another_cache_frees_is_not_kept_from_them(self) -> None:
+        async with self.two() as (one, two), anyio.create_task_group() as tasks:
+            held = [await one.alloc() for _ in range(6)]
+            for _ in range(3):
+                tasks.start_soon(use, two)
+            await anyio.sleep(1)
+            assert two.stats().waiters == 3
+            for buf in held:
+                buf.free()
+            await anyio.sleep(1)
+            assert two.stats().waiters == 0
+
+    async def test_who_cannot_wait_finds_room_the_next_time(self) -> None:
+        async with self.two() as (one, two):
+            for buf in await one.alloc_many(6):
+                buf.free()
+            with pytest.raises(anyio.WouldBlock):
+                two.alloc_nowait()
+            await settle()
+            two.alloc_nowait().free()
+
+    async def test_one_that_gives_up_lets_those_behind_it_try(self) -> None:
+        async with self.two() as (one, two), anyio.create_task_group() as tasks:
+            held = [await one.alloc() for _ in range(2)]
+
+            async def patient() -> None:
+                with pytest.raises(TimeoutError):
+                    await one.alloc_many(6, timeout=2)
+
+            tasks.start_soon(patient)
+            await anyio.sleep(1)
+            tasks.start_soon(use, two)
+            await anyio.sleep(0.5)
+            assert two.stats().waiters == 1, "in order"
+            await anyio.sleep(1)
+            assert two.stats().waiters == 0
+            for buf in held:
+                buf.free()
+
+    async def test_one_whose_slab_comes_lets_those_behind_it_try(self) -> None:
+        gate, stuck = Gate(), Gate()
+
+        class Either(Instant):
+            async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+                return await (gate if nbytes == 8 * SIZE else stuck).acquire(nbytes, align, gfp)
+
+            async def release(self, region: Region) -> None:
+                await gate.release(region)
+
+        async with (
+            allocator(slabs=Either(), expire=3600.0, emergency_limit=8 * SIZE, growth_workers=2) as kmem,
+            anyio.create_task_group() as tasks,
+        ):
+            one = kmem.create_cache("one", SIZE, max_objects=8)
+            two = kmem.create_cache("two", SIZE, objects_per_slab=1)
+            held = [one.alloc_nowait() for _ in range(3)]
+
+            async def many() -> None:
+                async with one.lease_many(6):
+                    await anyio.sleep(50)
+
+            for _ in range(2):
+                await start(tasks, many)
+            await anyio.sleep(1)
+            tasks.start_soon(use, two)
+            await anyio.sleep(1)
+            gate.open()
+            await anyio.sleep(1)
+            assert two.stats().waiters == 0
+            for buf in held:
+                buf.free()
+            stuck.open()
+
+    async def test_one_that_misses_less_by_now_asks_for_less(self) -> None:
+        gate = Gate()
+        gate.open()
+        options = {"slabs": gate, "kick_after": None, "expire": 3600.0, "emergency_limit": 3 * SIZE}
+        async with allocator(**options) as kmem, anyio.create_task_group() as tasks:
+            cache = kmem.create_cache("c", SIZE, objects_per_slab=4)
+            held = await cache.alloc_many(4)
+            gate.shut()
+            got: list[int] = []
+
+            async def many() -> None:
+                async with cache.lease_many(6) as bufs:
+                    got.append(sum(buf.emergency for buf in bufs))
+
+            await start(tasks, many)
+            await anyio.sleep(1)
+            for buf in held:
+                buf.free()
+            await anyio.sleep(1)
+            assert got == [2]
+            gate.open()
+
+
 class TestKeptEmergencyObjects:
     async def test_freed_while_slabs_are_late_serves_the_next_and_is_not_made_again(self) -> None:
         emergency = Instant()
@@ -315,6 +422,13 @@ class TestAtTheLimit:
             kmem.create_cache("all", SIZE, min_objects=8)
             with pytest.raises(ConfigError, match="less others' guarantees"):
                 await late.alloc()
+        async with allocator(limit=8 * SIZE) as kmem:
+            late = kmem.create_cache("late", SIZE)
+            kmem.create_cache("reserved", SIZE, reserve=2)
+            with pytest.raises(ConfigError, match="less others' guarantees"):
+                await late.alloc()
+            with pytest.raises(ConfigError, match=r"^reserve: 2 "):
+                kmem.create_cache("another", SIZE, reserve=2)
 
 
 class TestWhatIsSaid:
@@ -356,6 +470,19 @@ class TestWhatIsSaid:
                 for _ in range(5):
                     tasks.start_soon(use, cache)
         assert len([record for record in caplog.records if "at its limit" in record.getMessage()]) == 1
+
+    async def test_a_ctor_that_fails_again_and_again_is_logged_once(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def ctor(memory: memoryview) -> None:
+            raise ValueError("no")
+
+        async with allocator() as kmem:
+            cache = kmem.create_cache("c", SIZE, ctor=ctor)
+            for _ in range(5):
+                with pytest.raises(ConstructorError):
+                    await cache.alloc()
+        assert len([text for text in caplog.messages if "cannot grow" in text]) == 1
 
     async def test_allocator_has_a_repr(self) -> None:
         async with allocator(limit=64 * SIZE) as kmem, kmem.create_cache("c", SIZE).lease():

@@ -17,7 +17,7 @@ from aslab.backends import Region
 from aslab.pressure import Signal
 from aslab.testing import check_consistency
 
-from .support import SIZE, Instant, allocator, settle
+from .support import SIZE, Gate, Instant, allocator, settle
 
 pytestmark = pytest.mark.anyio
 
@@ -158,6 +158,21 @@ async def test_backend(kind: type[BaseException]) -> None:
         with anyio.fail_after(1):
             assert await cache.reap() == 8 * SIZE
         slabs.bad = ""
+        await all_is_well(kmem)
+
+
+@each_kind
+async def test_backend_of_emergency_objects(kind: type[BaseException]) -> None:
+    class Broken(Instant):
+        async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+            raise kind
+
+    gate = Gate()
+    async with allocator(slabs=gate, emergency=Broken(), kick_after=None) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        with pytest.raises(BackendError):
+            await cache.alloc()
+        gate.open()
         await all_is_well(kmem)
 
 
