@@ -37,6 +37,8 @@ INTERVAL = 0.2
 SLOW = 0.05
 """Seconds that each grow takes where one is in a hurry behind ten others."""
 MISSES = 100
+PATIENCE = 10
+"""Seconds after which the stages of joining and passing on are cut short."""
 Row = dict[str, Any]
 
 
@@ -138,16 +140,17 @@ async def _crowd(kmem: aslab.Allocator, count: int, watch: _Watch, tasks: TaskGr
     await watch.stage_ends("opening")
     held = [await cache.alloc() for cache in kmem.caches[:half]]
     await watch.stage_ends("taking")
-    for cache in kmem.caches[half:]:
-        tasks.start_soon(wait, cache)
-        await anyio.lowlevel.checkpoint()
+    with anyio.move_on_after(PATIENCE):
+        for cache in kmem.caches[half:]:
+            tasks.start_soon(wait, cache)
+            await anyio.lowlevel.checkpoint()
     await watch.stage_ends("joining those who wait")
     await anyio.sleep(4.5 * INTERVAL)
     await watch.stage_ends("idle")
     for buf in held[: half // 2]:
         buf.free()
         await anyio.lowlevel.checkpoint()
-    with anyio.move_on_after(10):
+    with anyio.move_on_after(PATIENCE):
         await passed_on.wait()
     await watch.stage_ends("passing on")
     for buf in (*held[half // 2 :], *served):
