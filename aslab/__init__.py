@@ -3,12 +3,15 @@
 #   _allocator  _cache  _lease  _buffer    the public objects
 #   _flags  _errors  _stats  _state        their words: urgency, errors, counters, marks
 #   _magazine  _depot  _slab  _views       free objects at hand, slabs behind them, who can see them
+#   _lingering  _orphans                   memory that somebody may still reach after its owner has gone
 #   _pool                                  brings together, for one cache or several, what follows
-#   _line  _waiting  _emergency  _reserve  who waits, and the ways out of waiting
+#   _line  _waiting  _lateness  _blocking  who waits, for how long, and from which thread
+#   _emergency  _permits  _reserve         the ways out of waiting, and their bound
 #   _growth  _worker  _budget  _starved    getting slabs, within limits that are fair
 #   _reclaim  _demand  _relief             giving them back: what is idle, what can be spared
 #   _move  _pin                            moving objects so that whole slabs go, and holding them in place
-#   _engine  _supply  _bell                the tasks that do it
+#   _engine  _supply  _bell  _clock        the tasks that do it
+#   _snapshot  _clients                    what messages say; what a client's code may raise
 #   backends/  faults/  testing/           where memory comes from; making it fail; checking that it works
 #   pressure/                              what tells that memory is short
 #   emulation/  lab/                       a machine short of memory; simulated time and scenarios

@@ -254,9 +254,10 @@ class WaitingRoom(Generic[T]):
         missing = self._missing(waiter)
         waiter.seen = waiter.need - missing if waiter.need > 1 else None
         granted, waiter.permitted = waiter.permitted, 0
-        if granted:
+        if granted >= missing > 0:
             self._emergency.forgo(granted - missing)
             return missing
+        self._emergency.forgo(granted)  # by now it misses nothing, or more than it was permitted
         line = next((line for line in (self._refused, self._permits.refused) if line.overtaken_by(waiter)), None)
         if missing > 0 and line is None and self._emergency.permit(missing, urgent=waiter.urgent):
             return missing
@@ -276,9 +277,10 @@ class WaitingRoom(Generic[T]):
 
     def grant(self, waiter: Waiter[T]) -> bool:
         """Permit the emergency objects that it still needs, and wake it; False if there is no room."""
+        if not self._growth.unwell:  # it has something else to wait for: let it see
+            waiter.wake()
+            return True
         missing = self._missing(waiter)
-        if not self._growth.unwell:  # it has others to wait for: let it see
-            missing = 0
         if not self._emergency.permit(missing, urgent=waiter.urgent):
             return False
         waiter.permitted += missing
