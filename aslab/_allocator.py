@@ -136,8 +136,8 @@ class Allocator:
             that frees it. What it raises is logged.
         :param reclaim: asked under pressure to free so many of its objects; answers how many it freed. Called on
             the event loop, outside of any allocation: keep it short. What it raises is logged.
-        :param reserve: objects set aside for PUSHPAGE callers (Linux' mempool); filled from here on, see
-            `Allocator.ready`, and refilled first by what is freed
+        :param reserve: objects set aside for PUSHPAGE callers (Linux' mempool), and room for them under ``limit``;
+            filled from here on, see `Allocator.ready`, and refilled first by what is freed
         :param min_objects: room for so many, in whole slabs, is set aside for this cache under ``limit``
         :param max_objects: in slabs, which come whole. At the limit callers wait for a free.
         :param max_emergency: emergency objects outstanding; None is no bound
