@@ -372,8 +372,12 @@ class ManagedBuffer(Buffer[T]):
 
     def lead_to(self, slot: Slot[T]) -> None:
         """From here on this handle is that of another place: it was moved."""
-        slot.owner, self._slot.owner = self._slot.owner, None
+        old = self._slot
+        slot.owner, old.owner = old.owner, None
         self._slot = slot
+        view, self._view = self._view, None
+        if view is not None and is_kept(view):  # released, else it would not move; who kept it knows the old place
+            old.remember(view, self._cache._pool.view_gone)
         if self.emergency:
             self.emergency = False
             self._cache._tally.emergency -= 1

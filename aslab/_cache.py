@@ -243,7 +243,9 @@ class Cache(Generic[T]):
         self._pool.unpark()
         if line:
             return None
-        return self._pool.depot.take() or self._pool.take_spare(urgent=flags is _PUSHPAGE)
+        depot = self._pool.depot
+        spare = depot.take(lingering=False) or self._pool.take_spare(urgent=flags is _PUSHPAGE)
+        return spare or depot.lingering.take()
 
     def _hand_out(self, slot: Slot[T]) -> Buffer[T]:
         if self._config.init_on_alloc:

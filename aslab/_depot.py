@@ -30,7 +30,7 @@ class Depot(Generic[T]):
         self.lingering: Lingering[Slot[T]] = Lingering()
         self._magazine = magazine
 
-    def take(self) -> Slot[T] | None:
+    def take(self, *, lingering: bool = True) -> Slot[T] | None:
         """A slot: the newest of the magazine, else from the slabs, refilling the magazine by a batch.
 
         Where there is none, one that lingers.
@@ -50,7 +50,7 @@ class Depot(Generic[T]):
                         break
                     magazine.append(extra)
                 return slot
-        return self.lingering.take()
+        return self.lingering.take() if lingering else None
 
     def flush(self, age: int) -> bool:
         """Put a batch of the oldest back while the magazine is over its capacity; False if the lock is taken."""

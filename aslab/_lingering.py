@@ -52,4 +52,4 @@ class Lingering(Generic[S]):
 
     def look(self) -> list[S]:
         """Those that need not linger any more: of slices, and what was garbage, nobody tells."""
-        return [slot for slot in tuple(self._slots) if self.let_go(slot)]
+        return [slot for slot in list(self._slots) if self.let_go(slot)]

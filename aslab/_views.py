@@ -182,10 +182,10 @@ class Exported:
 
     def haunted(self) -> bool:
         """Whether somebody may know its address from a view that has ended. For who owns the place alone."""
-        for one in self.kept:
-            if getrefcount(one.managed) <= _UNKEPT:
-                self.kept = tuple([one for one in self.kept if getrefcount(one.managed) > _UNKEPT])
-                break
+        kept = self.kept
+        left = tuple([one for one in kept if getrefcount(one.managed) > _UNKEPT])
+        if self.kept is kept:  # no other thread has pinned it meanwhile; nothing may come between these two lines
+            self.kept = left
         if self.kept:
             return True
         HAUNTED.discard(self)

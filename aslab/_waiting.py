@@ -139,7 +139,7 @@ class WaitingRoom(Generic[T]):
     def _serve_next(self) -> bool:
         waiter = self._line.first()
         if self._reserve.short and not (waiter and waiter.urgent):
-            slot = self._depot.take()
+            slot = self._depot.take(lingering=False)
             if slot is not None:
                 self._reserve.put(slot)
             return slot is not None
@@ -159,10 +159,10 @@ class WaitingRoom(Generic[T]):
             return None
         slots: list[Slot[T]] = []
         while len(slots) < need:
-            slot = self._depot.take()
+            slot = self._depot.take(lingering=False)
             if slot is None and urgent:
                 slot = self._reserve.take()
-            slot = slot or self._emergency.take(urgent=urgent)
+            slot = slot or self._emergency.take(urgent=urgent) or self._depot.lingering.take()
             if slot is None:  # another thread was quicker
                 self._give_all_back(slots)
                 return None

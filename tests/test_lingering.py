@@ -353,3 +353,37 @@ def test_process_survives_writes_by_the_kept_address_after_reap_and_closing() ->
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "alive\n", "")
+
+
+async def test_move_leaves_a_kept_view_its_old_place() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, movable=True, objects_per_slab=8)
+        bufs = [await cache.alloc() for _ in range(9)]
+        last = bufs.pop()
+        with last.view as view:
+            view[0] = 1
+        for buf in bufs[:4]:
+            buf.free()
+        await cache.defragment()
+        assert cache.stats().move_yes == 1
+        assert cache.stats().obj_lingering == 1
+        del view
+        for buf in (*bufs[4:], last):
+            buf.free()
+        await cache.reap()
+        assert cache.stats().obj_lingering == 0
+
+
+async def test_reserve_takes_no_place_that_lingers() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, max_objects=2, reserve=1)
+        buf, urgent = await cache.alloc(), await cache.alloc(KM.PUSHPAGE)
+        view = buf.view
+        buf.free()
+        await settle()
+        check_consistency(cache)
+        urgent.free()
+        await settle()
+        assert cache.stats().obj_reserved == 1
+        check_consistency(cache)
+        del view

@@ -545,11 +545,11 @@ async def test_what_a_finaliser_frees_while_waiters_are_served_is_served_next(
             await start(tasks, caller, number)
         take = cache._pool.depot.take
 
-        def take_while_another_is_freed() -> object:
+        def take_while_another_is_freed(**options: bool) -> object:
             monkeypatch.undo()
             other.free()
             assert not got
-            return take()
+            return take(**options)
 
         monkeypatch.setattr(cache._pool.depot, "take", take_while_another_is_freed)
         one.free()
