@@ -248,7 +248,8 @@ class Cache(Generic[T]):
         return spare or depot.lingering.take()
 
     def _hand_out(self, slot: Slot[T]) -> Buffer[T]:
-        if self._config.init_on_alloc:
+        # What lingers may have been written to since its free.
+        if self._config.init_on_alloc or (slot.kept and self._config.init_on_free):
             zero(slot.address, self.size)
         if not self._managed and slot.slab is not None:
             buf: Buffer[T] = Buffer()

@@ -172,10 +172,3 @@ class Line(Generic[T]):
         """Whether somebody here comes before it."""
         first = self.first()
         return first is not None and first.rank < waiter.rank
-
-    def pop(self) -> Waiter[T] | None:
-        """Take out who is next, or None."""
-        waiter = self.first()
-        if waiter is not None:
-            self.leave(waiter)
-        return waiter

@@ -62,7 +62,7 @@ class Pool(Generic[T]):
         """Somebody wants to know of each free."""
         self.marks: Marks = Marks()
         self.magazine: Magazine[T] = Magazine(config.magazine_size)
-        self.depot: Depot[T] = Depot(self.magazine)
+        self.depot: Depot[T] = Depot(self.magazine, self._zero if config.init_on_free else None)
         self.emergency: Emergency[T] = Emergency(
             config, engine.emergency_supply, engine.permits, self.depot.lock, self._emergency_room
         )
@@ -165,7 +165,7 @@ class Pool(Generic[T]):
     def clean_up(self, slot: Slot[T]) -> bool:
         """Zero it, where frees do; an emergency object goes, or waits for the next. Answers whether it was one."""
         if self.config.init_on_free:
-            zero(slot.address, self.config.shape.size)
+            self._zero(slot)
         if slot.slab is not None:
             return False
         keep = self.growth.unwell
@@ -175,6 +175,9 @@ class Pool(Generic[T]):
         if self.emergency.lingering:
             self.engine.ring(self)  # for who waits until there may be one more
         return True
+
+    def _zero(self, slot: Slot[T]) -> None:
+        zero(slot.address, self.config.shape.size)
 
     def give_back_all(self, slots: list[Slot[T]]) -> None:
         """As `give_back`, for each. Any thread."""

@@ -27,7 +27,7 @@ class Reserve(Generic[T]):
         self._slots: list[Slot[T]] = []
 
     def __iter__(self) -> Iterator[Slot[T]]:
-        return iter(tuple(self._slots))
+        return iter(list(self._slots))
 
     def __len__(self) -> int:
         return len(self._slots)

@@ -25,7 +25,7 @@ from anyio.abc import TaskGroup
 
 from ._bell import AT_ONCE
 from ._budget import Account, Budget
-from ._clients import keep_interrupt, log_failure
+from ._clients import keep_interrupt, log_failure, must_end
 from ._clock import Clock
 from ._errors import BackendError, ConstructorError, SlabError, clear_frames
 from ._growth import Growth
@@ -165,9 +165,7 @@ class Worker:
         except (MemoryError, SlabError) as exc:
             error: Exception = exc
         except BaseException as exc:
-            if isinstance(exc, GeneratorExit) or (
-                self.stopping and isinstance(exc, anyio.get_cancelled_exc_class())
-            ):
+            if must_end(exc, stopping=self.stopping):
                 raise
             # A client's code, which must not end this task; a cancelled future that it awaits, for one.
             log_failure(exc, "growth of cache %r was ended by %r", growth.config.name, exc)
