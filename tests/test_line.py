@@ -20,7 +20,7 @@ FLAGS = st.lists(st.sampled_from([KM.SLEEP, KM.PUSHPAGE]), min_size=20, max_size
 
 
 def rank(waiter: Waiter[object]) -> tuple[bool, int]:
-    return waiter.flags is not KM.PUSHPAGE, waiter.ticket
+    return waiter.flags is not KM.PUSHPAGE, waiter.rank[1]
 
 
 def pop(line: Line[object]) -> Waiter[object] | None:
