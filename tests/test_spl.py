@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
 
 from aslab import GFP
 from aslab.backends import Region
-from aslab.emulation._spl import OBJECTS, RETRY, Growth, SplCache, SplObject, SplQueue
+from aslab.emulation._spl import Growth, SplCache, SplObject, SplQueue
 from aslab.emulation._waits import WaitGraph
 
 from .helpers import Loop
@@ -19,6 +20,7 @@ from .support import Gate, Instant, settle
 pytestmark = pytest.mark.anyio
 
 SIZE = 128
+OBJECTS, RETRY = 8, 0.01
 TICK = 0.01
 CALLER = Growth("caller")
 WORKER = Growth("worker", TICK)
@@ -48,17 +50,16 @@ class Refusing(Instant):
 class Kit:
     """A cache, what it stands on, and the objects that came of it."""
 
-    def __init__(self, growth: Growth, slabs: Instant, single: Instant) -> None:
+    def __init__(self, growth: Growth, slabs: Instant, single: Instant, **options: Any) -> None:
         self.slabs, self.single, self.waits = slabs, single, WaitGraph()
         self.queue = SplQueue(self.waits)
         self.got: list[SplObject] = []
         self.times: list[float] = []
-        self.cache = self.another("io", growth)
+        self.cache = self.another("io", growth, **options)
 
-    def another(self, name: str, growth: Growth) -> SplCache:
-        return SplCache(
-            name, SIZE, growth, URGENT, slabs=self.slabs, emergency=self.single, queue=self.queue, waits=self.waits
-        )
+    def another(self, name: str, growth: Growth, **options: Any) -> SplCache:
+        options |= {"slabs": self.slabs, "emergency": self.single, "queue": self.queue, "waits": self.waits}
+        return SplCache(name, SIZE, growth, URGENT, **options)
 
     async def take(self, count: int = 1) -> None:
         """Allocate, and note how long each took."""
@@ -69,9 +70,11 @@ class Kit:
 
 
 @asynccontextmanager
-async def kit(growth: Growth, slabs: Instant | None = None, single: Instant | None = None) -> AsyncIterator[Kit]:
+async def kit(
+    growth: Growth, slabs: Instant | None = None, single: Instant | None = None, **options: Any
+) -> AsyncIterator[Kit]:
     """With its work queue running; once all objects are freed, nothing but slabs may be left."""
-    made = Kit(growth, slabs or Instant(), single or Instant())
+    made = Kit(growth, slabs or Instant(), single or Instant(), **options)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(made.queue.run)
         yield made
@@ -287,6 +290,25 @@ async def test_shrink_releases_the_slabs_without_an_object_in_use_and_no_others(
         assert len(k.slabs.asked) == 3, "what is left of the slab in use"
         await k.take()
         assert len(k.slabs.asked) == 4, "what was released is not given out"
+
+
+@pytest.mark.parametrize(("reserve", "left"), [(1, 1), (OBJECTS, 1), (OBJECTS + 1, 2), (9 * OBJECTS, 3)])
+async def test_shrink_leaves_the_slabs_of_the_reserve(reserve: int, left: int) -> None:
+    async with kit(WORKER, reserve=reserve) as k:
+        await k.cache.prefill(3 * OBJECTS)
+        assert await k.cache.shrink() == (left < 3)
+        assert len(k.slabs.outstanding) == left
+        await k.take(left * OBJECTS)
+        assert len(k.slabs.asked) == 3
+        k.cache._reserve = 0  # in the end nothing may be left
+
+
+async def test_slab_has_so_many_objects_and_a_failed_one_is_tried_again_after_a_while() -> None:
+    slabs = Refusing(2)
+    async with kit(CALLER, slabs, objects=3, retry=0.25) as k:
+        await k.take(3)
+        assert slabs.asked == [(3 * SIZE, URGENT)]
+        assert k.times == [0.5, 0, 0]
 
 
 async def test_objects_are_taken_from_the_fullest_slab_so_that_others_become_empty() -> None:

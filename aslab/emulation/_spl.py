@@ -22,9 +22,6 @@ from ..backends import Backend, Region
 from ._index import INDEXES, Index
 from ._waits import WaitGraph
 
-RETRY = 0.01  # seconds until a caller that may not fail tries again
-OBJECTS = 8  # of a slab
-
 
 @dataclass(frozen=True, slots=True)
 class Growth:
@@ -72,7 +69,12 @@ class SplQueue:
 
 
 class SplCache:
-    """Objects of one size. For one event loop."""
+    """Objects of one size. For one event loop.
+
+    :param objects: of a slab
+    :param retry: seconds until a caller that may not fail tries again
+    :param reserve: objects, free or not, below which `shrink` takes no slab back
+    """
 
     def __init__(
         self,
@@ -85,6 +87,9 @@ class SplCache:
         emergency: Backend,
         queue: SplQueue,
         waits: WaitGraph,
+        objects: int = 8,
+        retry: float = 0.01,
+        reserve: int = 0,
     ) -> None:
         self.name = name
         self.emergency: int = 0
@@ -103,6 +108,9 @@ class SplCache:
         self._single = emergency
         self._queue = queue
         self._waits = waits
+        self._objects = objects
+        self._retry = retry
+        self._reserve = reserve
         self._slabs_free: dict[Region, int] = {}  # free objects by slab
         self._free = 0
         self._index: Index[Region] = INDEXES[growth.index]()
@@ -134,11 +142,12 @@ class SplCache:
             await self._make_slab()
 
     async def shrink(self) -> bool:
-        """Release the slabs without an object in use; whether there were any."""
-        empty = [region for region, free in self._slabs_free.items() if free == OBJECTS]
+        """Release the slabs without an object in use, but those of the reserve; whether there were any."""
+        spare = len(self._slabs_free) - -(-self._reserve // self._objects)
+        empty = [region for region, free in self._slabs_free.items() if free == self._objects][: max(0, spare)]
         for region in empty:
             del self._slabs_free[region]
-            self._free -= OBJECTS
+            self._free -= self._objects
         for region in empty:
             await self._slabs.release(region)
         return bool(empty)
@@ -168,7 +177,7 @@ class SplCache:
                     region = await self._single.acquire(self._size, 8, self._gfp)
             except MemoryError:
                 self.failures += 1
-                await anyio.sleep(RETRY)
+                await anyio.sleep(self._retry)
                 continue
             self._index.add(region.address, region)
             self.emergency += 1
@@ -193,10 +202,10 @@ class SplCache:
     async def _make_slab(self) -> None:
         """One try; where it fails, a pause."""
         try:
-            region = await self._slabs.acquire(self._size * OBJECTS, 8, self._gfp)
+            region = await self._slabs.acquire(self._size * self._objects, 8, self._gfp)
         except MemoryError:
             self.failures += 1
-            await anyio.sleep(RETRY)
+            await anyio.sleep(self._retry)
         else:
-            self._slabs_free[region] = OBJECTS
-            self._free += OBJECTS
+            self._slabs_free[region] = self._objects
+            self._free += self._objects
