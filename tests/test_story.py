@@ -245,7 +245,7 @@ class TestMachines:
             "pf_memalloc": Growth("caller"),
             "kernel_patch": Growth("caller"),
             "emergency": Growth("worker", TICK, mark=False, index="list"),
-            "emergency_v2": Growth("worker", 0.1, mark=True, index="tree"),
+            "emergency_v2": Growth("worker", 0.1, mark=True, index="tree", looks_again=True),
             "aslab": None,
             "aslab_reserve": None,
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..emulation._spl import Growth
+from ..emulation._spl import MAGAZINE, Growth
 
 TICK = 0.01
 """Seconds: a timer tick of Linux at HZ=100, the patience of 2012."""
@@ -70,7 +70,7 @@ MACHINES: tuple[Machine, ...] = (
         "emergency_v2",
         "Later versions: the wait is 100 ms, and the first that was in vain spares it to the others.",
         "finished",
-        Growth("worker", 0.1, mark=True, index="tree"),
+        Growth("worker", 0.1, mark=True, index="tree", looks_again=True),
     ),
     Machine(
         "aslab",
@@ -102,6 +102,8 @@ class Computer:
     """Free buffers of 128 KiB that ZFS has for data from earlier work: two transaction groups' worth."""
     reserve: int = 2
     """Buffers that one write needs."""
+    magazine: int = MAGAZINE
+    """Free objects that a cache of SPL keeps for the processor; aslab has its own, of the same size."""
     hogs: int = 4
     overcommit: int = 4
     """The hogs together dirty so many times all pages."""

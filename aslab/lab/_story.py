@@ -221,6 +221,7 @@ class _Telling:
                     emergency=single,
                     queue=queue,
                     waits=waits,
+                    magazine=self._computer.magazine,
                 )
                 for name in CACHES
             ]
