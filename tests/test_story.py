@@ -22,7 +22,7 @@ import pytest
 import aslab
 from aslab import CacheStats
 from aslab.emulation import _zfs
-from aslab.emulation._spl import Growth
+from aslab.emulation._spl import RETRY, Growth
 from aslab.lab import _machines, _story
 from aslab.lab._chapters import Row
 from aslab.lab._machines import MACHINES, TICK, Computer, Machine
@@ -208,6 +208,17 @@ class TestFragmented:
                 assert not chapter.finished or chapter.longest_wait > 2 * patience
             for seed in seeds:
                 assert tell(name, seed).failed_by_order[5] == 0, "it is fragmentation that does it"
+
+    @pytest.mark.parametrize(("name", "seed"), [("emergency", 1), ("emergency_v2", 3)])
+    def test_where_pages_can_be_moved_it_is_slow_and_goes_on(self, name: str, seed: int) -> None:
+        scattered = dataclasses.replace(COMPUTER, scattered=FRAGMENTED)
+        with mock.patch.object(_story, "UNTIL", LONG), mock.patch.object(_story, "COMPUTER", scattered):
+            chapter = _story.tell(BY_NAME[name], seed)
+        assert chapter.finished
+        assert chapter.failed_by_order[5] > 0
+        assert chapter.rows_made > 0
+        assert chapter.emergency_max > 0
+        assert chapter.longest_wait > tell(name, seed).longest_wait + RETRY / 2
 
     @each_seed
     def test_aslab_goes_on_with_single_pages(self, seed: int) -> None:

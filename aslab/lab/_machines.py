@@ -120,6 +120,14 @@ class Computer:
     """Seconds that vmalloc holds the lock of the address space."""
     pinned: float = 0.0
     """Share of the pages pinned, evenly."""
+    scattered: float = 0.0
+    """Share of the pages that some process has filled long ago, evenly: in the way as pinned ones, but movable."""
+    compact_scan: float = 20e-9
+    """Seconds for kcompactd to look at a page."""
+    compact_move: float = 5e-6
+    """Seconds to move one."""
+    compact_spare: int = 512
+    """Free pages that kcompactd leaves: as many as a request from the writing path does."""
 
 
 COMPUTER = Computer()

@@ -17,6 +17,7 @@ from anyio.abc import TaskGroup
 from .. import GFP, KM, Buffer, Cache, open_allocator
 from ..backends import Backend, Region
 from ..emulation import AddressSpace, Kmalloc, PhysicalMemory, Vmalloc
+from ..emulation._compaction import Compaction
 from ..emulation._disk import Disk
 from ..emulation._memory import PF_MEMALLOC
 from ..emulation._page_cache import SWAP_CLUSTER_MAX
@@ -62,6 +63,10 @@ class Chapter:
     """Times that the disk's driver had no page for a request."""
     swapped: int = 0
     """Pages written to swap."""
+    rows_made: int = 0
+    """Rows of pages that kcompactd made."""
+    pages_moved: int = 0
+    """Pages that it moved for them."""
     spans: list[Span] = field(default_factory=list)
     counters: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
@@ -252,6 +257,15 @@ class _Telling:
         disk = Disk(memory, self._drawing("disk", computer.disk), computer.depth)
         zfs = self._zfs = Zfs(disk, arc, zio, waits, self._drawing("cpu", computer.cpu))
         anonymous = Anonymous(memory, waits, zfs.write, shrink)
+        anonymous.scatter(computer.scattered)
+        compaction = Compaction(
+            memory,
+            anonymous.movable,
+            waits,
+            scan=computer.compact_scan,
+            move=computer.compact_move,
+            spare=computer.compact_spare,
+        )
         clusters = computer.pages * computer.overcommit // computer.hogs // SWAP_CLUSTER_MAX
         try:
             if self._machine.memalloc:
@@ -259,6 +273,7 @@ class _Telling:
             zfs.start(tasks)
             PF_MEMALLOC.set(False)
             tasks.start_soon(anonymous.run_kswapd, name="kswapd")
+            tasks.start_soon(compaction.run, name="kcompactd")
             tasks.start_soon(self._watch, tasks.cancel_scope)
             tasks.start_soon(self._count, memory, anonymous, note)
             async with anyio.create_task_group() as hogs:
@@ -283,6 +298,7 @@ class _Telling:
             chapter.va_lock_time = self._space.lock_wait_total + self._space.lock_held_total
             chapter.starved = disk.starved
             chapter.swapped = anonymous.written
+            chapter.rows_made, chapter.pages_moved = compaction.made, compaction.moved
 
     async def _watch(self, scope: anyio.CancelScope) -> None:
         """Once nobody can go on, see why, and end."""
