@@ -10,7 +10,7 @@ import pytest
 
 from aslab import GFP
 from aslab.backends import Region
-from aslab.emulation._spl import MAGAZINE, OBJECTS, RETRY, Growth, SplCache, SplObject, SplQueue
+from aslab.emulation._spl import MAGAZINE, Growth, SplCache, SplObject, SplQueue
 from aslab.emulation._waits import WaitGraph
 
 from .helpers import Loop
@@ -19,6 +19,7 @@ from .support import Gate, Instant, settle
 pytestmark = pytest.mark.anyio
 
 SIZE = 128
+OBJECTS, RETRY = 8, 0.01
 TICK = 0.01
 CALLER = Growth("caller")
 WORKER = Growth("worker", TICK)

@@ -21,18 +21,20 @@ import pytest
 
 import aslab
 from aslab import CacheStats
-from aslab.emulation import _zfs
-from aslab.emulation._spl import RETRY, Growth
-from aslab.lab import _machines, _story
+from aslab.emulation._spl import Growth
+from aslab.lab import _computer, _story
 from aslab.lab._chapters import Row
-from aslab.lab._machines import MACHINES, TICK, Computer, Machine
+from aslab.lab._computer import Computer
+from aslab.lab._machines import CONTROLS, MACHINES, TICK, Aslab, Machine
 from aslab.lab._story import Chapter
 from aslab.lab.scenarios import builtin, load, play
 
 SEEDS = int(os.environ.get("ASLAB_SEEDS", "1"))
-COMPUTER = _machines.COMPUTER if SEEDS > 1 else dataclasses.replace(_machines.COMPUTER, overcommit=2)
+COMPUTER = _computer.COMPUTER if SEEDS > 1 else dataclasses.replace(_computer.COMPUTER, overcommit=2.0)
 ROOT = Path(__file__).parent.parent
 BY_NAME = {machine.name: machine for machine in MACHINES}
+ALL = {machine.name: machine for machine in (*MACHINES, *CONTROLS)}
+CACHES = _story.caches_of(COMPUTER)
 FINISHING = ("kernel_patch", "emergency", "emergency_v2", "aslab", "aslab_reserve")
 FRAGMENTED = 1 / 32
 LONG = 15.0
@@ -44,10 +46,10 @@ loops = pytest.mark.parametrize("loop", ["asyncio", "trio"])
 each_seed = pytest.mark.parametrize("seed", range(SEEDS))
 
 
-def begin(name: str, seed: int, loop: str, until: float, pinned: float = 0.0) -> Chapter:
+def begin(name: str, seed: int, loop: str, until: float, pinned: float = 0.0, **others: Any) -> Chapter:
     """A run that is cut off at some time."""
-    with mock.patch.object(_story, "UNTIL", until), mock.patch.object(_story, "COMPUTER", COMPUTER):
-        return _story.tell(BY_NAME[name], seed, loop=loop, pinned=pinned)
+    computer = dataclasses.replace(COMPUTER, until=until, pinned=pinned, **others)
+    return _story.tell(ALL[name], computer, seed, loop=loop)
 
 
 begin_once = functools.cache(begin)
@@ -136,9 +138,8 @@ class TestOthers:
         assert chapter.longest_wait < tell("aslab", seed).longest_wait / 10
 
     def test_a_longer_queue_uses_the_emergency_path_up_and_a_reserve_of_one_write_mends_that(self) -> None:
-        with mock.patch.object(_zfs, "VDEV", 10):
-            assert not begin("aslab", 5, "asyncio", 15.0).finished
-            assert begin("aslab_reserve", 5, "asyncio", 15.0).finished
+        assert not begin("aslab", 5, "asyncio", 15.0, queue_depth=10).finished
+        assert begin("aslab_reserve", 5, "asyncio", 15.0, queue_depth=10).finished
 
 
 class TestRecovery:
@@ -154,10 +155,10 @@ class TestRecovery:
         with mock.patch.object(_story, "open_allocator", functools.partial(remembering, found)):
             chapter = begin("aslab", 0, "asyncio", LONG)
         assert chapter.deadlocks > 0, "there was something to recover from"
-        assert set(found) == set(_story.CACHES)
+        assert set(found) == set(CACHES)
         for stats in found.values():
             assert (stats.obj_emergency, stats.deadlocked, stats.growing) == (0, False, False)
-        assert found[_story.CACHES[1]].slab_create > 0
+        assert found[CACHES[1]].slab_create > 0
 
     @each_seed
     @pytest.mark.parametrize("name", ["emergency", "emergency_v2", "aslab"])
@@ -177,8 +178,9 @@ class TestSeeds:
 
     def test_same_seed_gives_the_same_chapter_in_another_process(self) -> None:
         program = (
-            f"from aslab.lab import _story\nfrom aslab.lab._machines import MACHINES\n_story.UNTIL = {BRIEF}\n"
-            "for machine in MACHINES: print(_story.tell(machine, 3))"
+            "from aslab.lab._computer import Computer\nfrom aslab.lab._machines import MACHINES\n"
+            "from aslab.lab._story import tell\n"
+            f"for machine in MACHINES: print(tell(machine, Computer(until={BRIEF}), 3))"
         )
         outputs = [
             subprocess.run(
@@ -201,7 +203,7 @@ class TestFragmented:
             chapters = [tell(name, seed, pinned=FRAGMENTED) for seed in seeds]
             hurt = [chapter for chapter in chapters if chapter.failed_by_order[5]]
             assert hurt, name
-            patience = BY_NAME[name].growth.patience  # type: ignore[union-attr]
+            patience = ALL[name].growth.patience  # type: ignore[union-attr]
             assert patience is not None
             for chapter in hurt:
                 assert chapter.emergency_max == 0
@@ -211,14 +213,12 @@ class TestFragmented:
 
     @pytest.mark.parametrize(("name", "seed"), [("emergency", 1), ("emergency_v2", 3)])
     def test_where_pages_can_be_moved_it_is_slow_and_goes_on(self, name: str, seed: int) -> None:
-        scattered = dataclasses.replace(COMPUTER, scattered=FRAGMENTED)
-        with mock.patch.object(_story, "UNTIL", LONG), mock.patch.object(_story, "COMPUTER", scattered):
-            chapter = _story.tell(BY_NAME[name], seed)
+        chapter = begin(name, seed, "asyncio", LONG, scattered=FRAGMENTED)
         assert chapter.finished
         assert chapter.failed_by_order[5] > 0
         assert chapter.rows_made > 0
         assert chapter.emergency_max > 0
-        assert chapter.longest_wait > tell(name, seed).longest_wait + RETRY / 2
+        assert chapter.longest_wait > tell(name, seed).longest_wait + COMPUTER.retry / 2
 
     @each_seed
     def test_aslab_goes_on_with_single_pages(self, seed: int) -> None:
@@ -257,15 +257,15 @@ class TestMachines:
             "kernel_patch": Growth("caller"),
             "emergency": Growth("worker", TICK, mark=False, index="list"),
             "emergency_v2": Growth("worker", 0.1, mark=True, index="tree", looks_again=True),
-            "aslab": None,
-            "aslab_reserve": None,
+            "aslab": Aslab(),
+            "aslab_reserve": Aslab(),
         }
 
     def test_none_has_a_number_of_its_own_but_the_patience(self) -> None:
         for machine in MACHINES:
             for field in dataclasses.fields(Machine):
                 value = getattr(machine, field.name)
-                assert isinstance(value, (str, bool, Growth, type(None))), f"{machine.name}: {field.name}"
+                assert isinstance(value, (str, bool, Growth, Aslab)), f"{machine.name}: {field.name}"
 
     def test_all_have_the_same_computer_which_nobody_can_change(self) -> None:
         seen: list[Computer] = []
@@ -278,9 +278,9 @@ class TestMachines:
         with mock.patch.object(_story._Telling, "__init__", note):
             for machine in MACHINES:
                 begin(machine.name, 0, "asyncio", 0.1)
-        assert seen == [COMPUTER] * len(MACHINES)
+        assert seen == [dataclasses.replace(COMPUTER, until=0.1)] * len(MACHINES)
         with pytest.raises(dataclasses.FrozenInstanceError):
-            COMPUTER.min = 1  # type: ignore[misc]
+            COMPUTER.pages = 1  # type: ignore[misc]
         with pytest.raises(dataclasses.FrozenInstanceError):
             MACHINES[0].memalloc = True  # type: ignore[misc]
 

@@ -13,7 +13,7 @@ from aslab import GFP
 from aslab.emulation import Block, PageAllocationFailure, PhysicalMemory
 from aslab.emulation._memory import PF_MEMALLOC
 from aslab.emulation._page_cache import SWAP_CLUSTER_MAX
-from aslab.emulation._swap import KSWAPD_WRITES, SMALL, Anonymous, hog
+from aslab.emulation._swap import SMALL, Anonymous, hog
 from aslab.emulation._waits import WaitGraph
 
 from .helpers import Loop
@@ -22,6 +22,7 @@ from .support import settle
 pytestmark = pytest.mark.anyio
 
 CLUSTER = SWAP_CLUSTER_MAX
+KSWAPD_WRITES = 8
 
 
 @pytest.fixture

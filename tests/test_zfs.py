@@ -12,7 +12,7 @@ import pytest
 from aslab.emulation import PhysicalMemory
 from aslab.emulation._disk import Disk
 from aslab.emulation._waits import WaitGraph
-from aslab.emulation._zfs import ISSUE_TASKS, TXG_BLOCKS, TXG_TIMEOUT, VDEV, ZVOL_TASKS, Zfs
+from aslab.emulation._zfs import Zfs, ZfsOptions
 
 from .helpers import Loop
 from .support import settle
@@ -20,6 +20,8 @@ from .support import settle
 pytestmark = pytest.mark.anyio
 
 DEPTH = 2
+TXG_TIMEOUT, TXG_BLOCKS, VDEV, ZVOL_TASKS, ISSUE_TASKS = 5.0, 64, 4, 4, 8
+OPTIONS = ZfsOptions(TXG_TIMEOUT, TXG_BLOCKS, VDEV, ZVOL_TASKS, ISSUE_TASKS, interrupt_tasks=1)
 
 
 @pytest.fixture
@@ -32,14 +34,14 @@ class Counting:
 
     def __init__(self) -> None:
         self.outstanding: set[int] = set()
-        self.made = self.most = self.waiting = 0
+        self.made = self.most = self.waiting = self.finishing = 0
         self.opened = anyio.Event()
         self.opened.set()
 
     def shut(self) -> None:
         self.opened = anyio.Event()
 
-    async def alloc(self) -> int:
+    async def alloc(self, *, finishes: bool) -> int:
         self.waiting += 1
         try:
             await self.opened.wait()
@@ -47,6 +49,7 @@ class Counting:
         finally:
             self.waiting -= 1
         self.made += 1
+        self.finishing += finishes
         self.outstanding.add(self.made)
         self.most = max(self.most, len(self.outstanding))
         return self.made
@@ -56,11 +59,11 @@ class Counting:
 
 
 class Kit:
-    def __init__(self, latency: float) -> None:
+    def __init__(self, latency: float, options: ZfsOptions) -> None:
         self.waits = WaitGraph()
         self.arc, self.zio = Counting(), Counting()
         self.disk = Disk(PhysicalMemory(64, min=0), lambda: latency, DEPTH)
-        self.zfs = Zfs(self.disk, self.arc, self.zio, self.waits, lambda: 0.001)
+        self.zfs = Zfs(self.disk, self.arc, self.zio, self.waits, lambda: 0.001, options)
         self.copied = 0
 
     async def write(self) -> None:
@@ -69,9 +72,11 @@ class Kit:
 
 
 @asynccontextmanager
-async def pool(*, latency: float = 1.0) -> AsyncIterator[tuple[Kit, anyio.abc.TaskGroup]]:
+async def pool(
+    *, latency: float = 1.0, options: ZfsOptions = OPTIONS
+) -> AsyncIterator[tuple[Kit, anyio.abc.TaskGroup]]:
     """A running pool. In the end all is written, every buffer is back, and nobody waits any more."""
-    k = Kit(latency)
+    k = Kit(latency, options)
     async with anyio.create_task_group() as tasks:
         k.zfs.start(tasks)
         yield k, tasks
@@ -83,6 +88,8 @@ async def pool(*, latency: float = 1.0) -> AsyncIterator[tuple[Kit, anyio.abc.Ta
         assert not k.zio.outstanding
         assert k.disk.writes == k.copied
         assert k.zio.made == 2 * k.copied, "one for the data, one to aggregate into"
+        assert k.zio.finishing == k.copied, "the second of each write finishes it"
+        assert not k.arc.finishing
         assert k.disk.memory.free_pages == 64
         tasks.cancel_scope.cancel()
     k.zfs.close()
@@ -216,3 +223,28 @@ async def test_many_groups_one_after_the_other_leave_nothing_behind() -> None:
         assert k.copied == 5 * TXG_BLOCKS + 7
         assert len(k.zfs.syncs) >= 5
         assert all(end <= begin for (_, end), (begin, _) in zip(k.zfs.syncs, k.zfs.syncs[1:], strict=False))
+
+
+async def test_finishing_buffer_is_asked_for_when_a_write_has_its_other_one() -> None:
+    async with pool() as (k, tasks):
+        await write_all(k, tasks, TXG_BLOCKS)
+        await anyio.sleep(0.5)
+        assert k.zio.finishing == DEPTH
+        assert k.zio.made > 2 * k.zio.finishing, "others are begun, and queue"
+
+
+async def test_every_option_is_heeded() -> None:
+    small = ZfsOptions(1.0, 6, 1, zvol_tasks=2, issue_tasks=3, interrupt_tasks=2)
+    async with pool(options=small) as (k, tasks):
+        k.arc.shut()
+        await write_all(k, tasks, 12)
+        assert k.arc.waiting == 2
+        k.arc.opened.set()
+        await anyio.sleep(0.5)
+        assert k.copied == 12, "one group is written, and one is full"
+        assert 1 <= len(k.zfs._vdev) <= 1 + 3
+        await k.zfs.drain()
+        begin = anyio.current_time()
+        await k.write()
+        await k.zfs.drain()
+        assert 2 <= anyio.current_time() - begin < 2.1, "a second for the group, one for the disk"

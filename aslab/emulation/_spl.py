@@ -25,9 +25,8 @@ from ..backends import Backend, Region
 from ._index import INDEXES, Index
 from ._waits import WaitGraph
 
-RETRY = 0.01  # seconds until a caller that may not fail tries again
-OBJECTS = 8  # of a slab
-MAGAZINE = 16  # objects; SPL's size for objects of 128 KiB and more
+MAGAZINE = 16
+"""Objects; SPL's size for objects of 128 KiB and more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,12 @@ class SplQueue:
 
 
 class SplCache:
-    """Objects of one size. For one event loop."""
+    """Objects of one size. For one event loop.
+
+    :param objects: of a slab
+    :param retry: seconds until a caller that may not fail tries again
+    :param reserve: objects, free or not, below which `shrink` takes no slab back
+    """
 
     def __init__(
         self,
@@ -93,6 +97,9 @@ class SplCache:
         queue: SplQueue,
         waits: WaitGraph,
         magazine: int = MAGAZINE,
+        objects: int = 8,
+        retry: float = 0.01,
+        reserve: int = 0,
     ) -> None:
         self.name = name
         self.emergency: int = 0
@@ -111,6 +118,9 @@ class SplCache:
         self._single = emergency
         self._queue = queue
         self._waits = waits
+        self._objects = objects
+        self._retry = retry
+        self._reserve = reserve
         self._slabs_free: dict[Region, int] = {}  # free objects by slab, without those in the magazine
         self._free = 0
         self._magazine: deque[Region] = deque()  # the slabs of its objects, the oldest first
@@ -149,12 +159,16 @@ class SplCache:
             await self._make_slab()
 
     async def shrink(self) -> bool:
-        """Empty the magazine, and release the slabs without an object in use; whether there were any."""
+        """Empty the magazine, and release the slabs without an object in use, but those of the reserve.
+
+        Answers whether there were any.
+        """
         self._flush(len(self._magazine))
-        empty = [region for region, free in self._slabs_free.items() if free == OBJECTS]
+        spare = len(self._slabs_free) - -(-self._reserve // self._objects)
+        empty = [region for region, free in self._slabs_free.items() if free == self._objects][: max(0, spare)]
         for region in empty:
             del self._slabs_free[region]
-            self._free -= OBJECTS
+            self._free -= self._objects
         for region in empty:
             await self._slabs.release(region)
         return bool(empty)
@@ -195,7 +209,7 @@ class SplCache:
                 region = await self._single.acquire(self._size, 8, self._gfp)
         except MemoryError:
             self.failures += 1
-            await anyio.sleep(RETRY)
+            await anyio.sleep(self._retry)
             return None
         self._index.add(region.address, region)
         self.emergency += 1
@@ -225,10 +239,10 @@ class SplCache:
     async def _make_slab(self) -> None:
         """One try; where it fails, a pause."""
         try:
-            region = await self._slabs.acquire(self._size * OBJECTS, 8, self._gfp)
+            region = await self._slabs.acquire(self._size * self._objects, 8, self._gfp)
         except MemoryError:
             self.failures += 1
-            await anyio.sleep(RETRY)
+            await anyio.sleep(self._retry)
         else:
-            self._slabs_free[region] = OBJECTS
-            self._free += OBJECTS
+            self._slabs_free[region] = self._objects
+            self._free += self._objects

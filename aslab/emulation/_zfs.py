@@ -6,7 +6,7 @@
     vdev      queues the writes; each I/O needs a buffer to aggregate into
     z_wr_int  ends each write: gives its buffers back, and starts the next I/O of the queue
 
-All buffers are of 128 KiB, from two caches. Group and pipeline are bounded, so each waits for the next;
+All buffers are of one block, from two caches. Group and pipeline are bounded, so each waits for the next;
 and where one of them waits for memory that only a write to swap can free, all do.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import anyio
@@ -23,18 +24,31 @@ from anyio.abc import TaskGroup
 from ._disk import Disk
 from ._waits import WaitGraph
 
-BLOCK = 128 * 1024  # bytes: a cluster of 32 pages
-ZVOL_TASKS, ISSUE_TASKS, INTERRUPT_TASKS = 4, 8, 1
-VDEV = 4  # writes that wait in the queue of the device
-TXG_TIMEOUT = 5.0  # seconds after which a group is closed that is not full
-TXG_BLOCKS = 64  # blocks of a group
+
+@dataclass(frozen=True, slots=True)
+class ZfsOptions:
+    """How much of everything. The lab's `Computer` has the defaults."""
+
+    txg_timeout: float
+    """Seconds after which a group is closed that is not full."""
+    txg_blocks: int
+    """Blocks of a full group."""
+    queue_depth: int
+    """Writes in the vdev queue at which no further one is started."""
+    zvol_tasks: int
+    issue_tasks: int
+    interrupt_tasks: int
 
 
 class Buffers(Protocol):
-    """A cache of 128 KiB buffers, as a machine has it."""
+    """A cache of buffers of one block, as a machine has it."""
 
-    async def alloc(self) -> Any:
-        """A buffer, for a caller that is part of writing memory back (KM_PUSHPAGE)."""
+    async def alloc(self, *, finishes: bool) -> Any:
+        """A buffer, for a caller that is part of writing memory back (KM_PUSHPAGE).
+
+        :param finishes: whether this buffer is the last that its write needs: once on its way to disk, the
+            write gives back this one, and one more. Otherwise the write is only begun, and will need another.
+        """
         ...
 
     def free(self, buffer: Any) -> None:
@@ -55,7 +69,15 @@ class _Zio:
 class Zfs:
     """A pool of one disk with one zvol. ``cpu`` is drawn for each step of the pipeline, in seconds."""
 
-    def __init__(self, disk: Disk, arc: Buffers, zio: Buffers, waits: WaitGraph, cpu: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        arc: Buffers,
+        zio: Buffers,
+        waits: WaitGraph,
+        cpu: Callable[[], float],
+        options: ZfsOptions,
+    ) -> None:
         self.syncs: list[tuple[float, float]] = []
         """When each transaction group began to be written, and when that ended."""
         self._disk = disk
@@ -63,6 +85,7 @@ class Zfs:
         self._zio = zio
         self._waits = waits
         self._cpu = cpu
+        self._options = options
         self._requests = anyio.create_memory_object_stream[anyio.Event](math.inf)
         self._issue = anyio.create_memory_object_stream[_Zio](math.inf)
         self._interrupts = anyio.create_memory_object_stream[_Zio](math.inf)
@@ -83,12 +106,12 @@ class Zfs:
     def start(self, tasks: TaskGroup) -> None:
         """Start all tasks; they run until cancelled."""
         self._tasks = tasks
-        for _ in range(ZVOL_TASKS):
+        for _ in range(self._options.zvol_tasks):
             tasks.start_soon(self._run_zvol, name="zvol")
         tasks.start_soon(self._run_txg_sync, name="txg_sync")
-        for _ in range(ISSUE_TASKS):
+        for _ in range(self._options.issue_tasks):
             tasks.start_soon(self._run_issue, name="z_wr_iss")
-        for _ in range(INTERRUPT_TASKS):
+        for _ in range(self._options.interrupt_tasks):
             tasks.start_soon(self._run_interrupt, name="z_wr_int")
 
     async def drain(self) -> None:
@@ -109,12 +132,12 @@ class Zfs:
     async def _run_zvol(self) -> None:
         self._waits.be("zvol")
         async for copied in self._requests[1]:
-            while len(self._open) + self._joining >= TXG_BLOCKS:
+            while len(self._open) + self._joining >= self._options.txg_blocks:
                 with self._waits.on("txg_sync"):
                     await self._changed.wait()
             self._joining += 1
             with self._waits.held("txg"):
-                block = await self._arc.alloc()
+                block = await self._arc.alloc(finishes=False)
                 await anyio.sleep(self._cpu())
             self._open.append(block)
             self._joining -= 1
@@ -126,8 +149,8 @@ class Zfs:
         while True:
             while not self._open:
                 await self._changed.wait()
-            with anyio.move_on_after(TXG_TIMEOUT):
-                while len(self._open) < TXG_BLOCKS:
+            with anyio.move_on_after(self._options.txg_timeout):
+                while len(self._open) < self._options.txg_blocks:
                     await self._changed.wait()
             self._sync_since = anyio.current_time()
             while self._joining:  # quiesce: who has joined may still finish
@@ -161,11 +184,11 @@ class Zfs:
         self._waits.be("z_wr_iss")
         async for zio in self._issue[1]:
             with self._waits.held("zio"):
-                while len(self._vdev) >= VDEV:
+                while len(self._vdev) >= self._options.queue_depth:
                     self._room = anyio.Event() if self._room.is_set() else self._room
                     with self._waits.on("vdev"):
                         await self._room.wait()
-                zio.transformed = await self._zio.alloc()
+                zio.transformed = await self._zio.alloc(finishes=False)
                 await anyio.sleep(self._cpu())
                 self._vdev.append(zio)
                 await self._start_io()
@@ -188,7 +211,7 @@ class Zfs:
             zio = self._vdev.popleft()
             self._room.set()
             with self._waits.held("vdev"):
-                zio.aggregate = await self._zio.alloc()
+                zio.aggregate = await self._zio.alloc(finishes=True)
             self._tasks.start_soon(self._io, zio, name="disk")
 
     async def _io(self, zio: _Zio) -> None:
