@@ -34,15 +34,16 @@ class Counting:
 
     def __init__(self) -> None:
         self.outstanding: set[int] = set()
-        self.made = self.most = self.waiting = self.finishing = 0
+        self.made = self.most = self.waiting = self.finishing = self.sleeping = 0
         self.opened = anyio.Event()
         self.opened.set()
 
     def shut(self) -> None:
         self.opened = anyio.Event()
 
-    async def alloc(self, *, finishes: bool) -> int:
+    async def alloc(self, *, finishes: bool, converted: bool = True) -> int:
         self.waiting += 1
+        self.sleeping += not converted
         try:
             await self.opened.wait()
             await anyio.lowlevel.checkpoint()

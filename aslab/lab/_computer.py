@@ -80,6 +80,16 @@ class Computer:
     )
     zvol_tasks: int = field(default=4, metadata=_whole(1, 256, "tasks that take writes to the zvol"))
     issue_tasks: int = field(default=8, metadata=_whole(1, 256, "tasks z_wr_iss, which start writes to the disk"))
+    unconverted: int = field(
+        default=0,
+        metadata=_whole(0, 256, "tasks z_wr_iss that still ask for buffers with KM_SLEEP, as anybody would"),
+    )
+    writers: int = field(
+        default=0, metadata=_whole(0, 256, "processes that write files to the pool for as long as the hogs run")
+    )
+    writers_from: float = field(
+        default=0.0, metadata=_number(0, 3600, "seconds until those processes begin to write")
+    )
     interrupt_tasks: int = field(default=1, metadata=_whole(1, 256, "tasks z_wr_int, which end them"))
     arc_groups: float = field(
         default=2.0,
@@ -148,6 +158,7 @@ class Computer:
             zvol_tasks=self.zvol_tasks,
             issue_tasks=self.issue_tasks,
             interrupt_tasks=self.interrupt_tasks,
+            unconverted=self.unconverted,
         )
 
     def check(self) -> None:

@@ -146,6 +146,12 @@ CONTROLS: tuple[Machine, ...] = (
         reserve=True,
     ),
     _control(
+        "emergency_noio",
+        "emergency",
+        "As emergency, with emergency objects got without I/O whoever asks, as the text of the change has it.",
+        growth=Growth("worker", TICK, noio=True),
+    ),
+    _control(
         "aslab_rows", "aslab", "As aslab, with emergency objects of pages that lie in a row.", single_pages=False
     ),
 )

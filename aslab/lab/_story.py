@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from .. import GFP, Buffer, Cache, open_allocator
+from .. import GFP, KM, Buffer, Cache, open_allocator
 from ..backends import Backend, Region
 from ..emulation import AddressSpace, Kmalloc, PhysicalMemory, Vmalloc
 from ..emulation._compaction import Compaction
@@ -61,6 +61,8 @@ class Chapter:
     """Times that the disk's driver had no page for a request."""
     swapped: int = 0
     """Pages written to swap."""
+    file_blocks: int = 0
+    """Blocks that the writers of files wrote."""
     rows_made: int = 0
     """Rows of pages that kcompactd made."""
     pages_moved: int = 0
@@ -100,8 +102,8 @@ class _AslabBuffers:
         self._waits = waits
         self._out: dict[Buffer[Any], None] = {}
 
-    async def alloc(self, *, finishes: bool) -> Buffer[Any]:
-        flags = self._aslab.finishes if finishes else self._aslab.starts
+    async def alloc(self, *, finishes: bool, converted: bool = True) -> Buffer[Any]:
+        flags = (self._aslab.finishes if finishes else self._aslab.starts) if converted else KM.SLEEP
         began = anyio.current_time()
         try:
             with self._waits.on(f"cache {self.cache.name}", "growth worker"):
@@ -140,8 +142,8 @@ class _SplBuffers:
         self.cache = cache
         self._tasks = tasks
 
-    async def alloc(self, *, finishes: bool) -> SplObject:
-        return await self.cache.alloc()
+    async def alloc(self, *, finishes: bool, converted: bool = True) -> SplObject:
+        return await self.cache.alloc(None if converted else GFP.KERNEL)
 
     def free(self, buffer: SplObject) -> None:
         self._tasks.start_soon(self.cache.free, buffer)
@@ -282,6 +284,8 @@ class _Telling:
             tasks.start_soon(compaction.run, name="kcompactd")
             tasks.start_soon(self._watch, tasks.cancel_scope)
             tasks.start_soon(self._count, memory, anonymous, note)
+            for _ in range(computer.writers):
+                tasks.start_soon(self._write_files, zfs, name="dd")
             async with anyio.create_task_group() as hogs:
                 for number in range(computer.hogs):
                     fill = self._drawing(f"hog-{number}", computer.fill, computer.cluster / CLUSTER)
@@ -306,6 +310,14 @@ class _Telling:
             chapter.starved = disk.starved
             chapter.swapped = anonymous.written
             chapter.rows_made, chapter.pages_moved = compaction.made, compaction.moved
+
+    async def _write_files(self, zfs: Zfs) -> None:
+        """As dd from /dev/zero: one block after the other, as fast as the pool takes them."""
+        self._waits.be("dd")
+        await anyio.sleep(self._computer.writers_from)
+        while not self._chapter.finished:
+            await zfs.write_file()
+            self._chapter.file_blocks += 1
 
     async def _watch(self, scope: anyio.CancelScope) -> None:
         """Once nobody can go on, see why, and end."""
