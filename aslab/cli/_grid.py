@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,15 +70,12 @@ def _load(file: Path, more: Mapping[str, object]) -> Grid:
 def _notebook(path: Path | None) -> Iterator[Notebook]:
     from ..lab._experiments import Notebook
 
-    notebook = Notebook(path)
-    try:
-        notebook.open()
-    except OSError as exc:
-        raise BadInput(f"cannot read and write {printable(str(path))}: {why(exc)}") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            notebook = stack.enter_context(Notebook(path))
+        except OSError as exc:
+            raise BadInput(f"cannot read and write {printable(str(path))}: {why(exc)}") from None
         yield notebook
-    finally:
-        notebook.close()
 
 
 def _show(results: list[Told], grid: Grid, seeds: int) -> None:

@@ -14,6 +14,8 @@ from ._errors import BadInput, printable
 if TYPE_CHECKING:
     from ..lab._computer import Computer
 
+LONGEST = 200  # characters of a value
+
 
 def parse_settings(given: Sequence[str]) -> dict[str, object]:
     """Keys and checked values. A value is one of TOML; a pair may do without its brackets.
@@ -26,8 +28,8 @@ def parse_settings(given: Sequence[str]) -> dict[str, object]:
     found: dict[str, object] = {}
     for one in given:
         key, equals, text = one.partition("=")
-        if not equals or not key:
-            raise BadInput(f"--set {printable(one)}: allowed are KEY=VALUE, such as hogs=8")
+        if not equals or not key.isidentifier() or len(text) > LONGEST:
+            raise BadInput(f"--set {printable(one[:LONGEST])}: allowed are KEY=VALUE, such as hogs=8")
         if key in found:
             raise BadInput(f"--set {printable(one)}: {key} is set twice")
         try:

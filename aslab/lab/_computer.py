@@ -182,12 +182,10 @@ class Computer:
             raise ConfigError("min_share", self.min_share, allowed)
         if not self.clusters:
             raise ConfigError("hogs", self.hogs, "allowed is what leaves at least one block to each of them")
-        writes = self.clusters * self.hogs
-        soonest = writes * self.disk[0] / self.depth
-        if soonest > self.until:
-            raise ConfigError(
-                "until", self.until, f"allowed is from {soonest:.0f} on: the disk alone takes so long"
-            )
+        slowest = self.clusters * self.hogs * self.disk[1] / self.depth
+        if 2 * slowest > self.until:
+            allowed = f"allowed is from {2 * slowest:.4g} on, twice what the disk may take"
+            raise ConfigError("until", self.until, allowed)
 
 
 COMPUTER = Computer()

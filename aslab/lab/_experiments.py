@@ -8,7 +8,9 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
+
+from pydantic import ValidationError
 
 from .._errors import ConfigError
 from ._complaints import printable, short
@@ -17,12 +19,32 @@ from ._grid import Config, Grid
 from ._machines import Machine
 from ._metrics import format_seconds
 from ._parallel import for_each
+from ._scenario import Section
 from ._story import tell
 
 Told = dict[str, Any]
 """What came of one experiment, as JSON has it."""
 RESULTS = ("machine", "config", "seed", "finished", "longest_wait", "time", "emergency_max")
-"""Its keys."""
+"""Its keys for whoever asked for the grid; a notebook needs two more."""
+BEGIN = b'{"machine": '
+"""How a line of a notebook begins."""
+
+
+class Line(Section):
+    """A result in a notebook."""
+
+    machine: str
+    config: dict[str, Any]
+    seed: int
+    finished: bool
+    longest_wait: float
+    """Seconds."""
+    time: float
+    """Simulated seconds until all was done, or nothing more could be."""
+    emergency_max: int
+    loop: str
+    set: dict[str, Any]
+    """All in which the computer is not the default one."""
 
 
 class Notebook:
@@ -30,6 +52,12 @@ class Notebook:
 
     A line is about one machine, seed, loop and computer, whatever grid that computer was part of. It knows
     nothing of the program that found it: who changes that takes a new file.
+
+    A context manager: entering reads what is there; a last line that was cut off is forgotten.
+
+    :param path: None keeps nothing beyond the run
+    :raises ConfigError: on entering, for any other line that is no result
+    :raises OSError: on entering, if the file cannot be read and written
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -37,24 +65,14 @@ class Notebook:
         self._file: IO[str] | None = None
         self.known: dict[str, Told] = {}
 
-    def open(self) -> None:
-        """Read what is there. A last line that was cut off is forgotten.
+    def __enter__(self) -> Self:
+        if self._path is not None:
+            self._open(self._path)
+        return self
 
-        :raises ConfigError: for another line that is no result
-        :raises OSError: if it cannot be read and written
-        """
-        if self._path is None:
-            return
-        self._path.touch()
-        data = self._path.read_bytes()
-        whole = data.rpartition(b"\n")[0].count(b"\n") + 1 if b"\n" in data else 0
-        end = 0
-        for number, line in enumerate(data.splitlines(keepends=True)[:whole], 1):
-            told = self._parse(number, line)
-            self.known[key_of(told["machine"], told["set"], told["seed"], told["loop"])] = told
-            end += len(line)
-        os.truncate(self._path, end)
-        self._file = self._path.open("a", encoding="utf-8")
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def add(self, told: Told) -> None:
         """One more result, in the file at once."""
@@ -63,20 +81,25 @@ class Notebook:
             self._file.write(json.dumps(told) + "\n")
             self._file.flush()
 
-    def close(self) -> None:
-        """Add nothing after this."""
-        if self._file is not None:
-            self._file.close()
+    def _open(self, path: Path) -> None:
+        path.touch()
+        data = path.read_bytes()
+        end = data.rfind(b"\n") + 1
+        for number, line in enumerate(data[:end].split(b"\n")[:-1], 1):
+            told = self._parse(number, line)
+            self.known[key_of(told["machine"], told["set"], told["seed"], told["loop"])] = told
+        cut_off = data[end:]
+        if cut_off[: len(BEGIN)] != BEGIN[: len(cut_off)]:  # no file of ours: leave it alone
+            self._parse(data.count(b"\n") + 1, cut_off)
+        os.truncate(path, end)
+        self._file = path.open("a", encoding="utf-8")
 
     def _parse(self, number: int, line: bytes) -> Told:
         try:
-            told = json.loads(line)
-        except (ValueError, RecursionError):
-            told = None
-        if not isinstance(told, dict) or not {*RESULTS, "set", "loop"} <= told.keys():
+            return Line.model_validate_json(line).model_dump()
+        except ValidationError:
             where = f"{printable(str(self._path))}: line {number}"
-            raise ConfigError(where, short(line), "allowed are results that --resume has written")
-        return told
+            raise ConfigError(where, short(line), "allowed are results that --resume has written") from None
 
 
 def key_of(machine: str, changed: Mapping[str, Any], seed: int, loop: str) -> str:
