@@ -375,3 +375,26 @@ class TestMagazine:
                 assert not any(obj.emergency for obj in k.got)
         assert asked["tree"] == 1
         assert asked["list"] > 1
+
+
+class TestFlags:
+    """Who asks with flags of its own, as KM_SLEEP's."""
+
+    @pytest.mark.parametrize("growth", [CALLER, WORKER])
+    async def test_go_with_the_slab_that_it_asks_for(self, growth: Growth) -> None:
+        async with kit(growth) as k:
+            k.got.append(await k.cache.alloc(GFP.KERNEL))
+            await k.take(OBJECTS)
+            assert k.slabs.asked == [(SIZE * OBJECTS, GFP.KERNEL), (SIZE * OBJECTS, URGENT)]
+
+    async def test_go_with_its_emergency_object_and_not_with_those_of_others(self) -> None:
+        async with kit(MARKED, Gate()) as k:
+            k.got.append(await k.cache.alloc(GFP.KERNEL))
+            await k.take()
+            assert k.single.asked == [(SIZE, GFP.KERNEL), (SIZE, URGENT)]
+
+    async def test_lose_io_where_emergency_objects_are_to_be_without(self) -> None:
+        async with kit(Growth("worker", TICK, noio=True), Gate()) as k:
+            k.got.append(await k.cache.alloc(GFP.KERNEL))
+            await k.take()
+            assert k.single.asked == [(SIZE, GFP.NOIO), (SIZE, URGENT)]

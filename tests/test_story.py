@@ -231,6 +231,35 @@ class TestFragmented:
         assert tell("aslab", 1, pinned=FRAGMENTED).emergency_max > 0
 
 
+class TestUnconverted:
+    @pytest.mark.parametrize(("name", "asks"), [("kernel_patch", "vmalloc"), ("emergency", "kmalloc")])
+    def test_one_caller_with_km_sleep_brings_the_deadlock_back(self, name: str, asks: str) -> None:
+        chapter = begin(name, 1, "asyncio", LONG, unconverted=1)
+        assert not chapter.finished
+        assert {asks, "reclaim", "writeback", "zvol", "txg_sync", "z_wr_iss"} <= set(chapter.cycle)
+
+    @pytest.mark.parametrize("name", ["pf_memalloc", "emergency_noio", "aslab", "aslab_reserve"])
+    def test_who_gives_it_no_way_into_reclaim_goes_on(self, name: str) -> None:
+        assert begin(name, 1, "asyncio", LONG, unconverted=COMPUTER.issue_tasks).finished
+
+
+class TestWriters:
+    def test_begun_under_pressure_they_change_nothing_for_who_is_stuck_and_who_is_not(self) -> None:
+        options = {"writers": 4, "writers_from": 0.1}
+        assert not begin("original", 1, "asyncio", LONG, **options).finished
+        for name in ("emergency", "aslab"):
+            chapter = begin(name, 1, "asyncio", LONG, **options)
+            assert chapter.finished
+            assert chapter.emergency_max > 0
+            assert chapter.file_blocks > 0
+            assert chapter.time > tell(name, 1).time, "they share the disk"
+
+    def test_begun_before_it_they_have_the_slabs_made_that_the_others_lack(self) -> None:
+        chapter = begin("original", 1, "asyncio", LONG, writers=4)
+        assert chapter.finished
+        assert chapter.file_blocks > 0
+
+
 class TestMachines:
     MAY_DIFFER: dict[str, set[str]] = {  # noqa: RUF012
         "original": set(),
