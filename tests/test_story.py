@@ -211,6 +211,15 @@ class TestFragmented:
             for seed in seeds:
                 assert tell(name, seed).failed_by_order[5] == 0, "it is fragmentation that does it"
 
+    @pytest.mark.parametrize(("name", "seed"), [("emergency", 1), ("emergency_v2", 3)])
+    def test_where_pages_can_be_moved_it_is_slow_and_goes_on(self, name: str, seed: int) -> None:
+        chapter = begin(name, seed, "asyncio", LONG, scattered=FRAGMENTED)
+        assert chapter.finished
+        assert chapter.failed_by_order[5] > 0
+        assert chapter.rows_made > 0
+        assert chapter.emergency_max > 0
+        assert chapter.longest_wait > tell(name, seed).longest_wait + COMPUTER.retry / 2
+
     @each_seed
     def test_aslab_goes_on_with_single_pages(self, seed: int) -> None:
         chapter = tell("aslab", seed, pinned=FRAGMENTED)
@@ -366,6 +375,33 @@ class TestAslab:
         of_pipeline = [flags for name, flags in asked if name == pipeline]
         assert set(of_pipeline) == {KM.SLEEP, KM.PUSHPAGE}
         assert of_pipeline.count(KM.SLEEP) >= of_pipeline.count(KM.PUSHPAGE) > 0
+class TestUnconverted:
+    @pytest.mark.parametrize(("name", "asks"), [("kernel_patch", "vmalloc"), ("emergency", "kmalloc")])
+    def test_one_caller_with_km_sleep_brings_the_deadlock_back(self, name: str, asks: str) -> None:
+        chapter = begin(name, 1, "asyncio", LONG, unconverted=1)
+        assert not chapter.finished
+        assert {asks, "reclaim", "writeback", "zvol", "txg_sync", "z_wr_iss"} <= set(chapter.cycle)
+
+    @pytest.mark.parametrize("name", ["pf_memalloc", "emergency_noio", "aslab", "aslab_reserve"])
+    def test_who_gives_it_no_way_into_reclaim_goes_on(self, name: str) -> None:
+        assert begin(name, 1, "asyncio", LONG, unconverted=COMPUTER.issue_tasks).finished
+
+
+class TestWriters:
+    def test_begun_under_pressure_they_change_nothing_for_who_is_stuck_and_who_is_not(self) -> None:
+        options = {"writers": 4, "writers_from": 0.1}
+        assert not begin("original", 1, "asyncio", LONG, **options).finished
+        for name in ("emergency", "aslab"):
+            chapter = begin(name, 1, "asyncio", LONG, **options)
+            assert chapter.finished
+            assert chapter.emergency_max > 0
+            assert chapter.file_blocks > 0
+            assert chapter.time > tell(name, 1).time, "they share the disk"
+
+    def test_begun_before_it_they_have_the_slabs_made_that_the_others_lack(self) -> None:
+        chapter = begin("original", 1, "asyncio", LONG, writers=4)
+        assert chapter.finished
+        assert chapter.file_blocks > 0
 
 
 class TestMachines:
@@ -393,7 +429,7 @@ class TestMachines:
             "pf_memalloc": Growth("caller"),
             "kernel_patch": Growth("caller"),
             "emergency": Growth("worker", TICK, mark=False, index="list"),
-            "emergency_v2": Growth("worker", 0.1, mark=True, index="tree"),
+            "emergency_v2": Growth("worker", 0.1, mark=True, index="tree", looks_again=True),
             "aslab": Aslab(),
             "aslab_reserve": Aslab(),
         }

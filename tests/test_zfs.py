@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import anyio
 import anyio.lowlevel
@@ -34,15 +35,16 @@ class Counting:
 
     def __init__(self) -> None:
         self.outstanding: set[int] = set()
-        self.made = self.most = self.waiting = self.finishing = 0
+        self.made = self.most = self.waiting = self.finishing = self.sleeping = 0
         self.opened = anyio.Event()
         self.opened.set()
 
     def shut(self) -> None:
         self.opened = anyio.Event()
 
-    async def alloc(self, *, finishes: bool) -> int:
+    async def alloc(self, *, finishes: bool, converted: bool = True) -> int:
         self.waiting += 1
+        self.sleeping += not converted
         try:
             await self.opened.wait()
             await anyio.lowlevel.checkpoint()
@@ -108,6 +110,41 @@ async def test_write_is_copied_long_before_it_is_on_disk() -> None:
         await k.write()
         assert anyio.current_time() - begin < 0.1
         assert (len(k.arc.outstanding), k.disk.writes) == (1, 0)
+
+
+async def test_writer_of_a_file_joins_the_group_itself_and_waits_for_room_in_it() -> None:
+    async with pool(options=replace(OPTIONS, txg_blocks=2, zvol_tasks=0)) as (k, tasks):
+
+        async def write() -> None:
+            k.waits.be("dd")
+            await k.zfs.write_file()
+            k.copied += 1
+
+        k.zio.shut()
+        for _ in range(5):
+            tasks.start_soon(write)
+        await anyio.sleep(0.1)
+        assert k.copied == 4, "two are being written, two have joined the next group"
+        assert k.waits.edges()["dd"] == ["txg_sync"]
+
+
+async def test_writer_cancelled_in_the_middle_of_joining_leaves_the_group_to_the_others() -> None:
+    async with pool() as (k, _):
+        k.arc.shut()
+        with anyio.move_on_after(0.5):
+            await k.zfs.write_file()
+        k.arc.opened.set()
+        await k.write()
+
+
+@pytest.mark.parametrize("unconverted", [0, 3, ISSUE_TASKS])
+async def test_unconverted_tasks_and_no_others_ask_as_anybody_would(unconverted: int) -> None:
+    async with pool(options=replace(OPTIONS, unconverted=unconverted)) as (k, tasks):
+        k.zio.shut()
+        await write_all(k, tasks, ISSUE_TASKS)
+        await anyio.sleep(TXG_TIMEOUT + 1)
+        assert k.zio.waiting == ISSUE_TASKS
+        assert k.zio.sleeping == unconverted
 
 
 async def test_group_that_is_not_full_is_closed_after_a_while_and_is_then_on_disk() -> None:

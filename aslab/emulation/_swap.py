@@ -46,6 +46,8 @@ class Anonymous:
         self.memory = memory
         self.written: int = 0
         """Pages written to the swap device."""
+        self.movable: dict[int, list[Block]] = {}
+        """The pages that can be moved, by number, and the cluster of each: those that are not being written."""
         self.direct_reclaims: int = 0
         """Allocations that had to free memory themselves."""
         self._waits = waits
@@ -64,12 +66,25 @@ class Anonymous:
     def add(self, cluster: list[Block]) -> None:
         """A process has dirtied these pages, which are written out together."""
         self._lru.append(cluster)
+        self._may_move(cluster)
+
+    def scatter(self, share: float, together: int = SWAP_CLUSTER_MAX) -> None:
+        """A process has dirtied this share (0..1) of all pages, evenly, as far as they are free.
+
+        :param together: pages that are written out together
+        """
+        count = round(self.memory.pages * share)
+        found = [self.memory.isolate(number * self.memory.pages // count) for number in range(count)]
+        pages = [page for page in found if page is not None]
+        for start in range(0, len(pages), together):
+            self.add(pages[start : start + together])
 
     async def reclaim(self, pages: int, gfp: GFP) -> int:
         """Direct reclaim: write one cluster out, or wait for others to. Answers the pages freed.
 
         Without IO it can only wait for what others free. Linux lets small requests (up to 8 pages in a row)
-        do so for ever, and fails larger ones, and those with NORETRY.
+        do so for ever, and fails larger ones, and those with NORETRY. What makes rows for the larger ones is
+        kcompactd (`Compaction`).
         """
         if GFP.IO not in gfp:
             if pages > SMALL or GFP.NORETRY in gfp:
@@ -115,7 +130,14 @@ class Anonymous:
 
     def _next(self) -> list[Block]:
         self._under_way += 1  # here, not in the write: that may begin later
-        return self._lru.popleft()
+        cluster = self._lru.popleft()
+        for page in cluster:
+            del self.movable[page.pfn]
+        return cluster
+
+    def _may_move(self, cluster: list[Block]) -> None:
+        for page in cluster:
+            self.movable[page.pfn] = cluster
 
     async def _write(self, cluster: list[Block]) -> int:
         try:
@@ -123,6 +145,7 @@ class Anonymous:
                 await self._write_out()
         except BaseException:
             self._lru.appendleft(cluster)
+            self._may_move(cluster)
             raise
         else:
             for page in cluster:

@@ -78,6 +78,8 @@ class Row:
             "longest_wait": max(chapter.longest_wait for chapter in chapters),
             "emergency_left": max(chapter.emergency_left for chapter in chapters),
             "emergency_max": max(chapter.emergency_max for chapter in chapters),
+            "rows_made": sum(chapter.rows_made for chapter in chapters),
+            "file_blocks": sum(chapter.file_blocks for chapter in chapters),
             "deadlocks": sum(chapter.deadlocks for chapter in chapters),
             "failed_by_order": self.failed_by_order,
             "lowest_free_pages": min(chapter.lowest_free_pages for chapter in chapters),
@@ -97,7 +99,8 @@ class Row:
             "time": "-" if finish is None else f"{finish:.2f} s",
             "txg sync": format_seconds(round(told["longest_txg_sync"], 4)),
             "wait": format_seconds(round(told["longest_wait"], 4)),
-            "emergency": f"{told['emergency_left']}/{told['emergency_max']}",
+            "emerg": str(told["emergency_left"]),
+            "max": str(told["emergency_max"]),
             "dlock": str(told["deadlocks"]),
         }
 

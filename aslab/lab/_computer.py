@@ -14,6 +14,7 @@ from typing import Any
 
 from .._errors import ConfigError
 from ..backends._libc import PAGE_SIZE
+from ..emulation._spl import MAGAZINE
 from ..emulation._zfs import ZfsOptions
 
 CLUSTER = 32
@@ -46,6 +47,18 @@ class Computer:
     pinned: float = field(
         default=0.0, metadata=_number(0, 0.5, "share of the pages pinned, evenly, so that memory is fragmented")
     )
+    scattered: float = field(
+        default=0.0,
+        metadata=_number(0, 0.5, "share of the pages that were filled long ago, evenly, and can be moved"),
+    )
+    compact_scan: float = field(default=20e-9, metadata=_number(0, 1, "seconds for kcompactd to look at a page"))
+    compact_move: float = field(default=5e-6, metadata=_number(0, 1, "seconds for kcompactd to move a page"))
+    compact_spare: float = field(
+        default=0.5,
+        metadata=_number(
+            0, 16, "free pages that kcompactd leaves, in times of min; 0.5 is what the writing path leaves"
+        ),
+    )
     hogs: int = field(default=4, metadata=_whole(1, 256, "processes that fill memory"))
     overcommit: float = field(
         default=4.0, metadata=_number(0.1, 1000, "times all memory that the hogs fill, together")
@@ -67,6 +80,16 @@ class Computer:
     )
     zvol_tasks: int = field(default=4, metadata=_whole(1, 256, "tasks that take writes to the zvol"))
     issue_tasks: int = field(default=8, metadata=_whole(1, 256, "tasks z_wr_iss, which start writes to the disk"))
+    unconverted: int = field(
+        default=0,
+        metadata=_whole(0, 256, "tasks z_wr_iss that still ask for buffers with KM_SLEEP, as anybody would"),
+    )
+    writers: int = field(
+        default=0, metadata=_whole(0, 256, "processes that write files to the pool for as long as the hogs run")
+    )
+    writers_from: float = field(
+        default=0.0, metadata=_number(0, 3600, "seconds until those processes begin to write")
+    )
     interrupt_tasks: int = field(default=1, metadata=_whole(1, 256, "tasks z_wr_int, which end them"))
     arc_groups: float = field(
         default=2.0,
@@ -77,6 +100,9 @@ class Computer:
         metadata=_whole(1, 1024, "buffers that a machine with a reserve sets aside; one write needs two"),
     )
     slab_objects: int = field(default=8, metadata=_whole(1, 64, "buffers of a slab"))
+    magazine: int = field(
+        default=MAGAZINE, metadata=_whole(2, 256, "free buffers that a cache of SPL keeps for the processor")
+    )
     cpu: Pair = field(default=(0.00001, 0.0001), metadata=_pair("seconds for a step of the pipeline, from and to"))
     per_page: float = field(
         default=1e-6, metadata=_number(0, 1, "seconds that vmalloc and kmalloc take for a page")
@@ -132,6 +158,7 @@ class Computer:
             zvol_tasks=self.zvol_tasks,
             issue_tasks=self.issue_tasks,
             interrupt_tasks=self.interrupt_tasks,
+            unconverted=self.unconverted,
         )
 
     def check(self) -> None:

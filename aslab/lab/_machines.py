@@ -86,7 +86,7 @@ MACHINES: tuple[Machine, ...] = (
         "emergency_v2",
         "Later versions: the wait is 100 ms, and the first that was in vain spares it to the others.",
         "finished",
-        Growth("worker", 0.1, mark=True, index="tree"),
+        Growth("worker", 0.1, mark=True, index="tree", looks_again=True),
     ),
     Machine(
         "aslab",
@@ -144,6 +144,12 @@ CONTROLS: tuple[Machine, ...] = (
         "As emergency_v2, with emergency objects of single pages, and the buffers of one write set aside.",
         single_pages=True,
         reserve=True,
+    ),
+    _control(
+        "emergency_noio",
+        "emergency",
+        "As emergency, with emergency objects got without I/O whoever asks, as the text of the change has it.",
+        growth=Growth("worker", TICK, noio=True),
     ),
     _control(
         "aslab_rows", "aslab", "As aslab, with emergency objects of pages that lie in a row.", single_pages=False

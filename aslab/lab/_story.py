@@ -15,9 +15,10 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from .. import GFP, Buffer, Cache, open_allocator
+from .. import GFP, KM, Buffer, Cache, open_allocator
 from ..backends import Backend, Region
 from ..emulation import AddressSpace, Kmalloc, PhysicalMemory, Vmalloc
+from ..emulation._compaction import Compaction
 from ..emulation._disk import Disk
 from ..emulation._memory import PF_MEMALLOC
 from ..emulation._spl import Growth, SplCache, SplObject, SplQueue
@@ -60,6 +61,12 @@ class Chapter:
     """Times that the disk's driver had no page for a request."""
     swapped: int = 0
     """Pages written to swap."""
+    file_blocks: int = 0
+    """Blocks that the writers of files wrote."""
+    rows_made: int = 0
+    """Rows of pages that kcompactd made."""
+    pages_moved: int = 0
+    """Pages that it moved for them."""
     spans: list[Span] = field(default_factory=list)
     counters: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
@@ -95,8 +102,8 @@ class _AslabBuffers:
         self._waits = waits
         self._out: dict[Buffer[Any], None] = {}
 
-    async def alloc(self, *, finishes: bool) -> Buffer[Any]:
-        flags = self._aslab.finishes if finishes else self._aslab.starts
+    async def alloc(self, *, finishes: bool, converted: bool = True) -> Buffer[Any]:
+        flags = (self._aslab.finishes if finishes else self._aslab.starts) if converted else KM.SLEEP
         began = anyio.current_time()
         try:
             with self._waits.on(f"cache {self.cache.name}", "growth worker"):
@@ -135,8 +142,8 @@ class _SplBuffers:
         self.cache = cache
         self._tasks = tasks
 
-    async def alloc(self, *, finishes: bool) -> SplObject:
-        return await self.cache.alloc()
+    async def alloc(self, *, finishes: bool, converted: bool = True) -> SplObject:
+        return await self.cache.alloc(None if converted else GFP.KERNEL)
 
     def free(self, buffer: SplObject) -> None:
         self._tasks.start_soon(self.cache.free, buffer)
@@ -224,6 +231,7 @@ class _Telling:
                     emergency=single,
                     queue=queue,
                     waits=waits,
+                    magazine=self._computer.magazine,
                     objects=computer.slab_objects,
                     retry=computer.retry,
                     reserve=objects,
@@ -258,14 +266,26 @@ class _Telling:
         disk = Disk(memory, self._drawing("disk", computer.disk), computer.depth, retry=computer.retry)
         zfs = self._zfs = Zfs(disk, arc, zio, waits, self._drawing("cpu", computer.cpu), computer.zfs)
         anonymous = Anonymous(memory, waits, zfs.write, shrink, kswapd_writes=computer.kswapd_writes)
+        anonymous.scatter(computer.scattered, computer.cluster)
+        compaction = Compaction(
+            memory,
+            anonymous.movable,
+            waits,
+            scan=computer.compact_scan,
+            move=computer.compact_move,
+            spare=int(computer.min * computer.compact_spare),
+        )
         try:
             if self._machine.memalloc:
                 PF_MEMALLOC.set(True)  # the tasks started now have it
             zfs.start(tasks)
             PF_MEMALLOC.set(False)
             tasks.start_soon(anonymous.run_kswapd, name="kswapd")
+            tasks.start_soon(compaction.run, name="kcompactd")
             tasks.start_soon(self._watch, tasks.cancel_scope)
             tasks.start_soon(self._count, memory, anonymous, note)
+            for _ in range(computer.writers):
+                tasks.start_soon(self._write_files, zfs, name="dd")
             async with anyio.create_task_group() as hogs:
                 for number in range(computer.hogs):
                     fill = self._drawing(f"hog-{number}", computer.fill, computer.cluster / CLUSTER)
@@ -289,6 +309,15 @@ class _Telling:
             chapter.va_lock_time = self._space.lock_wait_total + self._space.lock_held_total
             chapter.starved = disk.starved
             chapter.swapped = anonymous.written
+            chapter.rows_made, chapter.pages_moved = compaction.made, compaction.moved
+
+    async def _write_files(self, zfs: Zfs) -> None:
+        """As dd from /dev/zero: one block after the other, as fast as the pool takes them."""
+        self._waits.be("dd")
+        await anyio.sleep(self._computer.writers_from)
+        while not self._chapter.finished:
+            await zfs.write_file()
+            self._chapter.file_blocks += 1
 
     async def _watch(self, scope: anyio.CancelScope) -> None:
         """Once nobody can go on, see why, and end."""
