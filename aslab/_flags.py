@@ -93,11 +93,9 @@ def gfp_for(flags: KM) -> GFP:
 def gfp_for_emergency(flags: KM) -> GFP:
     """What making an emergency object for such a caller may do: never I/O, whatever the caller said.
 
-    For PUSHPAGE it may use a part of the reserve. Without that it fails just where it is needed, since a
-    stuck grow may hold all that is above the reserve. For MEMALLOC, which gives back more than it takes, all of
-    it.
+    For PUSHPAGE and MEMALLOC it may use a part of the reserve. Without that it fails just where it is needed, since
+    a stuck grow may hold all that is above the reserve. The last of it stays for whom the caller depends on itself,
+    such as the driver of the disk: with GFP.MEMALLOC the writes of the story had buffers, and none was ever made.
     """
     gfp = GFP.NOWAIT if flags is KM.NOSLEEP else GFP.NOIO
-    if flags is KM.MEMALLOC:
-        return gfp | GFP.HIGH | GFP.MEMALLOC
-    return gfp | GFP.HIGH if flags is KM.PUSHPAGE else gfp
+    return gfp if LEVEL[flags] == ORDINARY else gfp | GFP.HIGH

@@ -27,7 +27,7 @@ class Aslab:
     """Further arguments of `Allocator.create_cache`, for both caches."""
     starts: KM = KM.PUSHPAGE
     """The flags of who starts a write: the zvol's copy of the data, and z_wr_iss's."""
-    finishes: KM = KM.PUSHPAGE
+    finishes: KM = KM.MEMALLOC
     """The flags of who needs but one buffer more, and then gives two back."""
 
 
@@ -150,6 +150,24 @@ CONTROLS: tuple[Machine, ...] = (
         "emergency",
         "As emergency, with emergency objects got without I/O whoever asks, as the text of the change has it.",
         growth=Growth("worker", TICK, noio=True),
+    ),
+    _control(
+        "aslab_spl_flags",
+        "aslab",
+        "As aslab, with the flags of SPL: who finishes a write is no more urgent than who starts one.",
+        growth=Aslab(finishes=KM.PUSHPAGE),
+    ),
+    _control(
+        "aslab_fixed_timeout",
+        "aslab",
+        "As aslab, with SPL's 100 ms for every wait instead of what grows usually take.",
+        growth=Aslab(allocator={"grow_timeout": 0.1}),
+    ),
+    _control(
+        "aslab_nothing_kept",
+        "aslab",
+        "As aslab, with no buffer kept for who finishes a write.",
+        growth=Aslab(cache={"memalloc_reserve": 0}),
     ),
     _control(
         "aslab_rows", "aslab", "As aslab, with emergency objects of pages that lie in a row.", single_pages=False
