@@ -136,6 +136,7 @@ class _SplBuffers:
         self._tasks = tasks
 
     async def alloc(self, *, finishes: bool) -> SplObject:
+        """The same for all: whether it finishes a write is nothing that SPL could be told."""
         return await self.cache.alloc()
 
     def free(self, buffer: SplObject) -> None:
