@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ._errors import BadInput, printable
-from ._lab import LabLoop, app, check_writable, need, print_json
+from ._lab import LabLoop, app, check_writable, print_json
 from ._loops import Loop, check_installed, plain_interrupts
 from ._prose import console, say, tabulate
 
@@ -34,9 +34,7 @@ def story(
         float, typer.Option(min=0, max=50, metavar="PERCENT", help="Pages pinned evenly all over memory.")
     ] = 0.0,
     jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes at once.")] = 1,
-    report: Annotated[
-        Path | None, typer.Option(metavar="OUT.html", help="Write a page about the first seed.")
-    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="OUT.html", help="Write a page to look at.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> int:
     """Swap to a zvol on machines that grow caches as SPL did before 2012, since then, and as aslab does.
@@ -52,18 +50,17 @@ def story(
     chosen = [one for one in MACHINES if not machine or one.name in machine]
     which = _seeds(seeds)
     check_installed(Loop(loop.value))
-    if report is not None:
-        need("_report", "plotly")
     check_writable(report)
-    from ..lab._chapters import as_result, play_story
+    from ..lab._chapters import play_story
 
     with _progress(len(chosen) * len(which)) as advance, plain_interrupts():
         rows = play_story(chosen, which, loop=loop.value, pinned=fragmented / 100, jobs=jobs, progress=advance)
     if report is not None:
-        from ..lab._report import write_report
+        from ..lab._tale import write_tale
+        from ..lab._told import as_tale
 
         try:
-            write_report(report, *as_result(rows, which[0], loop.value))
+            write_tale(report, as_tale(rows, which[0], loop.value))
         except OSError as exc:
             raise BadInput(f"cannot write {printable(str(report))}: {exc.strerror or exc}") from None
     if as_json:

@@ -15,6 +15,10 @@ from typing import NamedTuple
 from ._figures import counted, lasting, nice, plain, text
 
 Points = Sequence[tuple[float, float]]
+EDGE = 2
+"""Pixels above and below a curve, so that half of its line is not cut off."""
+MARKS = 8
+"""Round times on an axis, about; a narrow screen has half of them."""
 
 
 class Bar(NamedTuple):
@@ -52,33 +56,31 @@ class Area:
         self.shapes.append(f'<g class="{look}" style="--c:{colour}">{drawn}</g>')
 
     def dots(self, dots: Iterable[tuple[float, float, str]], look: str = "dot") -> None:
-        """Something that happened at once: time, pixels from the top, words. Lines without length, with round ends."""
+        """Something that happened at once: time, pixels from the top, words. A line without length has round ends."""
         drawn = "".join(f'<path d="M{x:.7g} {y:.4g}h0"><title>{told}</title></path>' for x, y, told in dots)
         self.shapes.append(f'<g class="{look}">{drawn}</g>')
 
-    def scale(self, top: float, count: int, unit: str) -> None:
-        """Numbers to the left, from 0 at the bottom to ``top``; the greatest with its unit above the area."""
-        for value in nice(top, count, whole=True):
-            down = self.height * (1 - value / top)
+    def scale(self, top: float, values: Iterable[float]) -> None:
+        """These numbers to the left; 0 is at the bottom, ``top`` at the top."""
+        for value in values:
+            down = self.height - EDGE - (self.height - 2 * EDGE) * value / top
             self.across.append(down)
             self.labels.append(f'<span style="top:{down:.4g}px">{counted(value)}</span>')
-        self.labels.append(f'<span class=unit style="top:0">{text(unit)}</span>')
 
     def steps(self, name: str, points: Points, top: float, colour: str, look: str = "line") -> None:
         """A curve that keeps each value until the next. Its path has the very values, for the script to tell."""
         first, *rest = points
         path = f"M{first[0]:.7g} {first[1]:.7g}" + "".join(f"H{x:.7g}V{y:.7g}" for x, y in rest)
         fill = f"M{first[0]:.7g} 0V{path.partition(' ')[2]}V0Z" if "filled" in look else ""
-        scale = f'transform="matrix(1 0 0 {-self.height / top:.7g} 0 {self.height})"'
+        scale = f'transform="matrix(1 0 0 {-(self.height - 2 * EDGE) / top:.7g} 0 {self.height - EDGE})"'
         area = f'<path class=fill d="{fill}"/>' if fill else ""
-        self.shapes.append(
-            f'<g class="{look}" style="--c:{colour}" {scale}>{area}<path class=step data-of="{text(name)}" d="{path}"/></g>'
-        )
+        line = f'<path class=step data-of="{text(name)}" d="{path}"/>'
+        self.shapes.append(f'<g class="{look}" style="--c:{colour}" {scale}>{area}{line}</g>')
 
     def html(self, end: float, upright_at: Iterable[float] | None = None) -> str:
-        """The area with what stands beside it, from 0 to ``end`` seconds; upright lines at round times, if not said."""
+        """The area with what stands beside it, from 0 to ``end`` seconds; upright lines are at round times."""
         across = "".join(f"M0 {down:.4g}H{end:.7g}" for down in self.across)
-        upright = "".join(f"M{time:.7g} 0V{self.height}" for time in upright_at or nice(end, 6))
+        upright = "".join(f"M{time:.7g} 0V{self.height}" for time in upright_at or nice(end, MARKS))
         return (
             f'<div class=area style="height:{self.height}px"><div class=labels>{"".join(self.labels)}</div>'
             f'<div class=plot><svg viewBox="0 0 {end:.7g} {self.height}" preserveAspectRatio=none role=img '
@@ -89,7 +91,7 @@ class Area:
 
 def times(end: float) -> str:
     """The axis of time, for below an area or above it."""
-    marks = "".join(f'<span style="left:{time / end:.4%}">{time:g} s</span>' for time in nice(end, 6))
+    marks = "".join(f'<span style="left:{time / end:.4%}">{time:g} s</span>' for time in nice(end, MARKS))
     return f"<div class=times aria-hidden=true><div>{marks}</div></div>"
 
 
@@ -100,11 +102,20 @@ def row_label(name: str, down: float, wide: int, narrow: int) -> str:
     return f'<span class=row style="top:{down:.4g}px">{words}</span>'
 
 
+def caption(words: str) -> str:
+    """What the area below counts, as HTML."""
+    return f"<p class=caption>{words}</p>"
+
+
 def legend(colours: dict[str, str], units: dict[str, str] | None = None) -> str:
     """Colours and what they mean; where there are units, with a place for the value under the pointer."""
-    reads = {name: f" <output data-of='{text(name)}' data-unit='{text(unit)}'></output>" for name, unit in (units or {}).items()}
+    reads = {
+        name: f" <output data-of='{text(name)}' data-unit='{text(unit)}'></output>"
+        for name, unit in (units or {}).items()
+    }
     listed = "".join(
-        f"<li><i style='background:{colour}'></i>{text(what)}{reads.get(what, '')}" for what, colour in colours.items()
+        f"<li><i style='background:{colour}'></i>{text(what)}{reads.get(what, '')}"
+        for what, colour in colours.items()
     )
     return f"<ul class=legend>{listed}</ul>" if listed else ""
 

@@ -20,7 +20,7 @@ function show(event) {
 
 // As `nice` of _figures.py, but from anywhere to anywhere.
 function ticks(from, to) {
-  const rough = (to - from) / 6;
+  const rough = (to - from) / 8;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((one) => one >= rough * 0.999);
   const found = [];

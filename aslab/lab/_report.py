@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 
 from ._bounds import histogram
-from ._charts import Area, Bar
-from ._figures import COLOURS, counted, lasting, notes, text
+from ._charts import Area, Bar, caption
+from ._figures import COLOURS, counted, lasting, nice, notes, text
 from ._metrics import METRICS
 from ._page import section, write_page
 from ._recording import Recording
@@ -106,7 +106,7 @@ def _waits(seconds: Sequence[float]) -> str:
     width = (last - first) or 1
     area = Area(180, "How many callers waited how long; in words above")
     top = max(counts) * 1.05
-    area.scale(top, 4, "callers")
+    area.scale(top, nice(top, 4, whole=True))
     bars = []
     for low, high, number, power, following in zip(edges, edges[1:], counts, powers, powers[1:], strict=False):
         height = area.height * number / top
@@ -120,7 +120,9 @@ def _waits(seconds: Sequence[float]) -> str:
     )
     axis = f"<div class='times decades' aria-hidden=true><div>{marks}</div></div>"
     said = "<p class=note>How long a caller waited, on a logarithmic scale.</p>"
-    return f"{told}<div class='chart fixed'>{area.html(width, range(1, width))}{axis}</div>{said}"
+    return (
+        f"{told}<div class='chart fixed'>{caption('callers')}{area.html(width, range(1, width))}{axis}</div>{said}"
+    )
 
 
 def _figures(result: Result) -> str:
@@ -143,8 +145,7 @@ def _moments(recording: Recording) -> str:
         return ""
     listed = recording.moments[:MOST_LISTED]
     rows = [
-        f"<tr><td class=when>{moment.time:.6f} s<td>{text(moment.row)}<td>{text(moment.text)}"
-        for moment in listed
+        f"<tr><td class=when>{moment.time:.6f} s<td>{text(moment.row)}<td>{text(moment.text)}" for moment in listed
     ]
     head = "<thead><tr><th scope=col>When<th scope=col>Where<th scope=col>What</thead>"
     left = [f"The first {len(listed)} of {len(recording.moments):,}."] * (len(listed) < len(recording.moments))

@@ -13,8 +13,8 @@ LETTERS = 20
 """That fit into a box."""
 
 TIP = (
-    "<svg class=defs aria-hidden=true><defs><marker id=tip viewBox='0 0 10 10' refX=9 refY=5 markerWidth=8 markerHeight=8 "
-    "orient=auto><path d='M0 0L10 5L0 10Z'/></marker></defs></svg>"
+    "<svg class=defs aria-hidden=true><defs><marker id=tip viewBox='0 0 10 10' refX=9 refY=5 "
+    "markerWidth=8 markerHeight=8 orient=auto><path d='M0 0L10 5L0 10Z'/></marker></defs></svg>"
 )
 """The head of every arrow: once for a page."""
 
@@ -31,7 +31,8 @@ def ring(cycle: Sequence[str]) -> str:
         for place, following in zip(places, (*places[1:], places[0]), strict=True)
     )
     boxes = "".join(
-        f'<g><title>{text(name)}</title><rect x="{x - BOX / 2:g}" y="{y - TALL / 2:g}" width={BOX} height={TALL} rx=6 />'
+        f"<g><title>{text(name)}</title>"
+        f'<rect x="{x - BOX / 2:g}" y="{y - TALL / 2:g}" width={BOX} height={TALL} rx=6 />'
         f'<text x="{x:g}" y="{y + 4:g}" text-anchor=middle>{plain(name, LETTERS)}</text></g>'
         for name, (x, y) in zip(cycle, places, strict=True)
     )

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ._bounds import thinned
-from ._charts import Area, changes, chart, shade, times
-from ._figures import COLOURS, counted, lasting, notes, other_colour, plain, text
+from ._charts import Area, caption, changes, chart, shade, times
+from ._figures import COLOURS, counted, lasting, nice, notes, other_colour, plain, text
 from ._page import section, write_page
 from ._recording import Span
 from ._ring import TIP, ring
 
 MOST_POINTS = 1_000
+LOW = 60
+"""Pixels: an area that is lower has only two numbers beside it."""
 MOST_SPANS = 500
 """Of each machine."""
 Outcome = Literal["good", "poor", "bad"]
@@ -96,13 +98,19 @@ def write_tale(path: str | os.PathLike[str], tale: Tale) -> None:
 
 def _header(tale: Tale) -> str:
     stuck = [one.name for one in tale.machines if one.outcome == "bad"]
-    count = len(tale.machines)
+    others = len(tale.machines) - len(stuck)
     if not stuck:
-        answer = f"None of the {count} machines gets stuck." if count > 1 else f"{tale.machines[0].name} does not."
+        answer = "None does: every run finishes."
     else:
-        names = ", ".join(stuck)
-        answer = f"{len(stuck)} of {count}: {names}." if count > 1 else f"{names} does."
-    surprises = [f"<p class=bad><strong>! {text(one.name)}: {text(one.surprise)}</strong>" for one in tale.machines if one.surprise]
+        rest = {0: "No other machine is here.", 1: "The other one finishes."}.get(
+            others, f"The other {others} finish."
+        )
+        answer = f"{'Only ' * (len(stuck) == 1 < len(tale.machines))}{' and '.join(stuck)}. {rest}"
+    surprises = [
+        f"<p class=bad><strong>! {text(one.name)}: {text(one.surprise)}</strong>"
+        for one in tale.machines
+        if one.surprise
+    ]
     facts = "".join(f"<span><b>{text(name)}</b> {text(value)}</span>" for name, value in tale.facts.items())
     return (
         f"<header><p class=kicker>{text(tale.title)}</p><h1>{text(tale.question)}</h1>"
@@ -117,7 +125,7 @@ def mark(outcome: Outcome, words: str) -> str:
 
 
 def _name(number: int, name: str) -> str:
-    return f"<i class=key style='background:{other_colour(number)}'></i>{text(name)}"
+    return f"<span><i class=key style='background:{other_colour(number)}'></i>{text(name)}</span>"
 
 
 def _rows(tale: Tale, cells: Sequence[dict[str, str]]) -> str:
@@ -130,7 +138,8 @@ def _rows(tale: Tale, cells: Sequence[dict[str, str]]) -> str:
         rows.append(f"<tr><th scope=row>{_name(number, one.name)}{verdict}{values}")
     verdict = "<th scope=col>Verdict" if cells[0] is tale.machines[0].cells else ""
     heads = "".join(f"<th scope=col class=number>{text(name)}" for name in cells[0])
-    return f"<table class=cards><thead><tr><th scope=col>Machine{verdict}{heads}</thead><tbody>{''.join(rows)}</table>"
+    head = f"<thead><tr><th scope=col>Machine{verdict}{heads}</thead>"
+    return f"<table class=cards>{head}<tbody>{''.join(rows)}</table>"
 
 
 def _table(tale: Tale) -> str:
@@ -148,7 +157,9 @@ def _charts(tale: Tale) -> str:
     """A chart a machine, one above the other, all over the same time and on the same scales."""
     end = max(one.time for one in tale.machines) * 1.02 or 1.0
     tops = {
-        curve.name: max((value for one in tale.machines for _, value in one.counters.get(curve.name, [])), default=0)
+        curve.name: max(
+            (value for one in tale.machines for _, value in one.counters.get(curve.name, [])), default=0
+        )
         for curve in tale.curves
     }
     left_out: list[str] = []
@@ -170,7 +181,7 @@ def _one_chart(tale: Tale, number: int, tops: dict[str, float], end: float, left
     spans = [span for span in one.spans if span.start < end]
     if len(spans) > MOST_SPANS:
         left_out.append(f"{MOST_SPANS:,} of {len(spans):,} spans of {one.name} shown: the first.")
-    areas, reads = [], []
+    areas = []
     for curve in tale.curves:
         given = one.counters.get(curve.name, [])
         points = [point for point in thinned(changes(given), MOST_POINTS) if point[0] <= end]
@@ -179,29 +190,28 @@ def _one_chart(tale: Tale, number: int, tops: dict[str, float], end: float, left
         most = max(value for _, value in points)
         name = f"{one.name}: {curve.name}"
         said = f"at most {counted(most)}" if most else "none"
-        reads.append(
-            f"<span>{text(curve.name)} <output data-of='{text(name)}' data-unit='{text(curve.unit)}'>{said}</output></span>"
-        )
+        read = f"<output data-of='{text(name)}' data-unit='{text(curve.unit)}'>{said}</output>"
         area = Area(curve.height, f"{name} over time; {said}")
-        area.scale(tops[curve.name] * 1.08, 3 if curve.height > 60 else 1, curve.name)
+        top = tops[curve.name]
+        area.scale(top * 1.08, nice(top, 3, whole=True) if curve.height >= LOW else (0, top))
         _shades(area, one, spans[:MOST_SPANS], end)
         points += [(end if not one.finished else max(points[-1][0], one.time), points[-1][1])]
-        area.steps(name, points, tops[curve.name] * 1.08, other_colour(number), "line filled")
+        area.steps(name, points, top * 1.08, other_colour(number), "line filled")
         if one.finished:
             area.shapes.append(f'<path class=done d="M{one.time:.7g} 0V{curve.height}"/>')
-        areas.append(area.html(end))
+        areas.append(caption(f"{text(curve.name)}: {read}") + area.html(end))
     words = f"finished after {lasting(one.time)}" if one.finished else "stuck"
     return (
         f"<div class=machine><h3>{_name(number, one.name)} {mark('good' if one.finished else 'bad', words)}"
-        f"<span class=reads>{''.join(reads)}</span></h3><p class=note>{text(one.about)}</p>{''.join(areas)}{times(end)}</div>"
+        f"<span class=note>{text(one.about)}</span></h3>{''.join(areas)}{times(end)}</div>"
     )
 
 
 def _shades(area: Area, one: Told, spans: Iterable[Span], end: float) -> None:
-    """Behind the curve; being stuck goes on to the end of the axis, for it has no end."""
+    """Behind the curve; what lasts as the machine is given up has no end, so it goes on to that of the axis."""
     by_kind: dict[str, list[tuple[float, float, str]]] = {}
     for span in spans:
-        finish = end if span.kind == "stuck" and not one.finished else min(span.end, end)
+        finish = end if not one.finished and span.end >= one.time else min(span.end, end)
         told = "stuck for ever" if span.kind == "stuck" else f"{span.kind}, {lasting(span.end - span.start)}"
         by_kind.setdefault(span.kind, []).append((span.start, finish, told))
     for kind, those in by_kind.items():
@@ -221,7 +231,7 @@ def _rings(tale: Tale) -> str:
         listed = []
         for part in one.cycle:
             told = tale.parts.get(part) or tale.parts.get(part.split()[0], "")
-            listed.append(f"<li><code>{plain(part, 60)}</code> {text(told)}")
+            listed.append(f"<li><code>{plain(part, 60)}</code>{': ' * bool(told)}{text(told)}")
         drawn.append(
             f"<h3>{_name(number, one.name)}</h3><div class=cycle>{ring(one.cycle)}<ol>{''.join(listed)}</ol></div>"
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from ._bounds import longest, thinned, waiting_longest
 from ._charts import Area, Bar, changes, chart, legend, row_label, shade, times
-from ._figures import COLOURS, counted, lasting, notes, other_colour, plain, text
+from ._figures import COLOURS, counted, lasting, nice, notes, other_colour, plain
 from ._recording import Recording, Span
 from ._rows import by_row, in_lanes
 
@@ -18,11 +19,15 @@ MOST_LANES = 6
 MOST_MOMENTS = 500
 MOST_POINTS = 2_000
 MOST_COUNTERS = 12
+FLAT = 0.05
+"""A counter that changes by no more than this share of its greatest value is not drawn."""
 
 ROW, COUNTS = 20, 150
 """Heights in pixels."""
 WIDE, NARROW = 26, 12
 """Letters of a row's name on wide and narrow screens."""
+Stall = tuple[float, float, str]
+"""From, to, and in words."""
 
 
 @dataclass(slots=True)
@@ -55,11 +60,7 @@ def timeline(recording: Recording, duration: float) -> str:
     """Tasks, worker, caches and moments as rows over time; under them the counters, over the same time."""
     spans = (*recording.tasks, *recording.worker, *recording.caches)
     end = max((duration, *(span.end for span in spans))) or 1.0
-    stalls = [
-        (span.start, span.end, f"growth is stuck {lasting(span.end - span.start)}")
-        for span in recording.worker
-        if span.kind == "stuck"
-    ]
+    stalls = _stalls(recording)
     rows = _Rows()
     _add_spans(rows, "Tasks", recording.tasks, MOST_TASKS)
     _add_spans(rows, "Worker", recording.worker, MOST_OTHERS)
@@ -71,12 +72,27 @@ def timeline(recording: Recording, duration: float) -> str:
     shade(area, stalls, COLOURS["stuck"], "stuck")
     kinds = _draw_bars(area, rows)
     dots = _draw_moments(area, rows, recording)
-    told = legend(kinds) + ("<p class=note>A dot is a moment: something that happened at once.</p>" if dots else "")
-    shaded = ["Shaded: the growth of a cache is stuck, no slab comes."] if stalls else []
+    told = legend(kinds) + (
+        "<p class=note>A dot is a moment: something that happened at once.</p>" if dots else ""
+    )
+    shaded = ["Shaded: no slab comes. A grow is stuck, or a cache DEADLOCKED: its slab is late."] if stalls else []
     parts = [told, times(end), area.html(end), *_counters(rows, recording, duration, end, stalls)]
     if strangers:
         rows.leave_out(MOST_OTHERS, strangers, "rows of moments", "the first")
     return notes(shaded + rows.left_out) + chart(end, parts)
+
+
+def _stalls(recording: Recording) -> list[Stall]:
+    """When no slab came in time: a grow was stuck for good, or a cache DEADLOCKED. Those that overlap are one."""
+    late = [span for span in recording.worker if span.kind == "stuck"]
+    late += [span for span in recording.caches if span.kind == "DEADLOCKED"]
+    merged: list[tuple[float, float]] = []
+    for span in sorted(late, key=lambda span: span.start):
+        if merged and span.start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], span.end))
+        else:
+            merged.append((span.start, span.end))
+    return [(begin, end, f"no slab comes for {lasting(end - begin)}") for begin, end in merged[:MOST_MOMENTS]]
 
 
 def _add_spans(rows: _Rows, heading: str, spans: list[Span], most: int) -> None:
@@ -108,7 +124,8 @@ def _draw_bars(area: Area, rows: _Rows) -> dict[str, str]:
 
 
 def _tell(span: Span) -> str:
-    told = f"{plain(span.row, 60)}: {span.kind} {lasting(span.end - span.start)}, {span.start:.6g} s to {span.end:.6g} s"
+    told = f"{plain(span.row, 60)}: {span.kind} {lasting(span.end - span.start)}"
+    told += f", {span.start:.6g} s to {span.end:.6g} s"
     return f"{told}; {plain(span.detail, 60)}" if span.detail else told
 
 
@@ -140,12 +157,16 @@ def _draw_moments(area: Area, rows: _Rows, recording: Recording) -> int:
     return len(dots)
 
 
-def _counters(
-    rows: _Rows, recording: Recording, duration: float, end: float, stalls: list[tuple[float, float, str]]
-) -> list[str]:
-    """Objects in one area, pages in another. Those that never change are told, not drawn."""
-    moving = {name: points for name, points in recording.counters.items() if len({value for _, value in points}) > 1}
-    flat = {name: points[0][1] for name, points in recording.counters.items() if points and name not in moving}
+def _counters(rows: _Rows, recording: Recording, duration: float, end: float, stalls: list[Stall]) -> list[str]:
+    """Objects in one area, pages in another. Those that hardly change are told, not drawn."""
+    moving, flat = {}, []
+    for name, given in recording.counters.items():
+        values = [value for _, value in given if math.isfinite(value)]
+        least, most = min(values, default=0.0), max(values, default=0.0)
+        if most - least > FLAT * most:
+            moving[name] = given
+        elif values:
+            flat.append(f"{name} ({counted(least)}{f' to {counted(most)}' if most > least else ''})")
     parts = []
     counters = dict(list(moving.items())[:MOST_COUNTERS])
     rows.leave_out(len(counters), len(moving), "counters", "the first")
@@ -154,9 +175,9 @@ def _counters(
         names = [name for name in counters if ("pages" in name) == (unit == "pages")]
         if not names:
             continue
-        top = max(value for name in names for _, value in counters[name]) * 1.05 or 1.0
+        top = max(value for name in names for _, value in counters[name] if math.isfinite(value)) * 1.05
         area = Area(COUNTS, f"{', '.join(names)}, in {unit}, over time")
-        area.scale(top, 4, unit)
+        area.scale(top, nice(top, 4, whole=True))
         shade(area, stalls, COLOURS["stuck"], "stuck")
         for name in names:
             area.steps(name, _points(rows, name, counters[name], duration), top, colours[name])
@@ -164,14 +185,15 @@ def _counters(
         parts += [f"<h3>{unit.title()}</h3>", legend({name: colours[name] for name in names}, units)]
         parts += [area.html(end), times(end)]
     if flat:
-        told = ", ".join(f"{text(name)} ({counted(value)})" for name, value in flat.items())
-        parts.append(f"<p class=note>Not drawn, for it never changes: {told}.</p>")
+        parts.append(notes([f"Not drawn, for it hardly changes: {', '.join(flat)}."]))
     return parts
 
 
 def _points(rows: _Rows, name: str, given: list[tuple[float, float]], end: float) -> list[tuple[float, float]]:
     points = thinned(changes(given), MOST_POINTS)
-    rows.leave_out(len(points), len(changes(given)), f"points of {name!r}", "each least and greatest is among them")
+    rows.leave_out(
+        len(points), len(changes(given)), f"points of {name!r}", "each least and greatest is among them"
+    )
     return points + [(end, points[-1][1])] * (points[-1][0] < end)
 
 

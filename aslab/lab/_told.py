@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._chapters import Row
+from ._figures import lasting
 from ._machines import COMPUTER
 from ._metrics import format_seconds
 from ._tale import Curve, Outcome, Tale, Told
@@ -46,12 +47,14 @@ def as_tale(rows: list[Row], seed: int, loop: str) -> Tale:
         for time, value in chapter.counters.get("emergency", [])
         if value
     ]
-    looks = {"the emergency": (0.0, 1.5 * max(calm))} if calm else {}
+    near = 1.5 * max(calm, default=0.0)
+    near = round(near, 1) or near
+    looks = {f"the first {lasting(near)}": (0.0, near)} if near else {}
     return Tale(
         title="The story of 2012",
         question="Which machine gets stuck?",
-        about="A computer is out of memory and swaps to a disk made of ZFS. To free memory it has to write, and to "
-        "write it needs a buffer, which needs memory. The machines differ only in how they get that buffer.",
+        about="A computer is out of memory and swaps to a disk made of ZFS. To free memory it has to write, and "
+        "to write it needs a buffer, which needs memory. The machines differ only in how they get that buffer.",
         seed=seed,
         machines=[_told(row, seed) for row in rows],
         curves=CURVES,
@@ -74,7 +77,9 @@ def _told(row: Row, seed: int) -> Told:
     finish = row.time_to_finish
     surprise = ""
     if not row.as_told:
-        surprise = f"the change of 2012 says {'it finishes' if row.machine.ends == 'finished' else 'it gets stuck'}"
+        surprise = (
+            f"the change of 2012 says {'it finishes' if row.machine.ends == 'finished' else 'it gets stuck'}"
+        )
     return Told(
         name=row.machine.name,
         about=row.machine.about,
@@ -82,9 +87,9 @@ def _told(row: Row, seed: int) -> Told:
         verdict=verdict,
         cells={
             "finished": f"{figures['finished']} of {figures['seeds']}",
-            "time": "–" if finish is None else f"{finish:.2f} s",
+            "time": "-" if finish is None else f"{finish:.2f} s",
             "longest wait": format_seconds(round(figures["longest_wait"], 4)),
-            "emergency now / most": f"{figures['emergency_left']} / {figures['emergency_max']}",
+            "emergency now/most": f"{figures['emergency_left']}/{figures['emergency_max']}",
         },
         more={name: value for name, value in row.needed().items() if name != "machine"},
         time=chapter.time,
