@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ._errors import BadInput, printable
-from ._lab import LabLoop, app, check_writable, print_json
+from ._lab import LabLoop, app, check_writable, need, print_json
 from ._loops import Loop, check_installed, plain_interrupts
 from ._prose import console, say, tabulate
 
@@ -51,7 +51,7 @@ def story(
     which = _seeds(seeds)
     check_installed(Loop(loop.value))
     check_writable(report)
-    from ..lab._chapters import play_story
+    play_story = need("_chapters", "pydantic").play_story
 
     with _progress(len(chosen) * len(which)) as advance, plain_interrupts():
         rows = play_story(chosen, which, loop=loop.value, pinned=fragmented / 100, jobs=jobs, progress=advance)

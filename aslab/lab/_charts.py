@@ -56,7 +56,7 @@ class Area:
         self.shapes.append(f'<g class="{look}" style="--c:{colour}">{drawn}</g>')
 
     def dots(self, dots: Iterable[tuple[float, float, str]], look: str = "dot") -> None:
-        """Something that happened at once: time, pixels from the top, words. A line without length has round ends."""
+        """Something that happened at once: time, pixels from the top, words. They are lines without length."""
         drawn = "".join(f'<path d="M{x:.7g} {y:.4g}h0"><title>{told}</title></path>' for x, y, told in dots)
         self.shapes.append(f'<g class="{look}">{drawn}</g>')
 
@@ -91,8 +91,16 @@ class Area:
 
 def times(end: float) -> str:
     """The axis of time, for below an area or above it."""
-    marks = "".join(f'<span style="left:{time / end:.4%}">{time:g} s</span>' for time in nice(end, MARKS))
-    return f"<div class=times aria-hidden=true><div>{marks}</div></div>"
+    return axis((time / end, f"{time:g} s") for time in nice(end, MARKS))
+
+
+def axis(marks: Iterable[tuple[float, str]], look: str = "times") -> str:
+    """Words below an area, each at a share of its width; those at its ends stay within it."""
+    words = ""
+    for share, told in marks:
+        place = "first" if share < 0.03 else "last" if share > 0.97 else "within"
+        words += f"<span class={place} style='left:{share:.4%}'>{told}</span>"
+    return f'<div class="{look}" aria-hidden=true><div>{words}</div></div>'
 
 
 def row_label(name: str, down: float, wide: int, narrow: int) -> str:

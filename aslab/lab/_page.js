@@ -93,7 +93,9 @@ class Chart {
     for (const axis of this.chart.querySelectorAll(".times > div")) {
       axis.replaceChildren(...marks.map(([time, words]) => {
         const mark = Object.assign(document.createElement("span"), { textContent: words + " s" });
-        mark.style.left = (time - from) / (to - from) * 100 + "%";
+        const share = (time - from) / (to - from);
+        mark.style.left = share * 100 + "%";
+        mark.className = share < 0.03 ? "first" : share > 0.97 ? "last" : "";
         return mark;
       }));
     }

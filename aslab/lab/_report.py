@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from ._bounds import histogram
-from ._charts import Area, Bar, caption
+from ._charts import Area, Bar, axis, caption
 from ._figures import COLOURS, counted, lasting, nice, notes, text
 from ._metrics import METRICS
 from ._page import section, write_page
@@ -114,15 +114,11 @@ def _waits(seconds: Sequence[float]) -> str:
         said = f"{number:,} waited {lasting(low)} to {lasting(high)}"
         bars.append(Bar(power - first + gap, following - first - gap, area.height - height, height, said))
     area.bars(bars, COLOURS["waiting"])
-    marks = "".join(
-        f'<span style="left:{(power - first) / width:.4%}">{lasting(10.0**power)}</span>'
-        for power in range(first, last + 1)
+    marks = axis(
+        (((power - first) / width, lasting(10.0**power)) for power in range(first, last + 1)), "times decades"
     )
-    axis = f"<div class='times decades' aria-hidden=true><div>{marks}</div></div>"
-    said = "<p class=note>How long a caller waited, on a logarithmic scale.</p>"
-    return (
-        f"{told}<div class='chart fixed'>{caption('callers')}{area.html(width, range(1, width))}{axis}</div>{said}"
-    )
+    drawn = caption("callers, by how long they waited") + area.html(width, range(1, width)) + marks
+    return f"{told}<div class='chart fixed'>{drawn}</div>"
 
 
 def _figures(result: Result) -> str:

@@ -14,10 +14,10 @@ from ._rows import by_row, in_lanes
 MOST_TASKS = 60
 MOST_OTHERS = 20
 """Rows of the worker, of the caches, and of moments that belong to none."""
-MOST_SPANS = 4_000
+MOST_SPANS = 3_000
 MOST_LANES = 6
 MOST_MOMENTS = 500
-MOST_POINTS = 2_000
+MOST_POINTS = 1_500
 MOST_COUNTERS = 12
 FLAT = 0.05
 """A counter that changes by no more than this share of its greatest value is not drawn."""

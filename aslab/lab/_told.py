@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 from ._chapters import Row
 from ._figures import lasting
 from ._machines import COMPUTER
 from ._metrics import format_seconds
+from ._story import Chapter
 from ._tale import Curve, Outcome, Tale, Told
 
 CURVES = (Curve("swapped pages", "pages", 84), Curve("emergency", "objects", 34))
@@ -39,17 +43,16 @@ TERMS = {
 def as_tale(rows: list[Row], seed: int, loop: str) -> Tale:
     """All seeds in the tables; one of them, on every machine, in the charts."""
     count = len(rows[0].chapters)
-    calm = [
-        time
-        for row in rows
-        for chapter in row.chapters
-        if chapter.seed == seed
-        for time, value in chapter.counters.get("emergency", [])
-        if value
-    ]
-    near = 1.5 * max(calm, default=0.0)
-    near = round(near, 1) or near
-    looks = {f"the first {lasting(near)}": (0.0, near)} if near else {}
+    last = max(
+        (
+            end
+            for row in rows
+            for (_, value), (end, _) in pairwise(_of(row, seed).counters.get("emergency", []))
+            if value
+        ),
+        default=0.0,
+    )
+    near = math.ceil(15 * last) / 10  # and a half more, to see what comes after
     return Tale(
         title="The story of 2012",
         question="Which machine gets stuck?",
@@ -65,13 +68,17 @@ def as_tale(rows: list[Row], seed: int, loop: str) -> Tale:
         parts=PARTS,
         terms=TERMS,
         more="Over all seeds: requests for pages that failed, the fewest free pages, and what the rescue costs.",
-        looks=looks,
+        looks={f"the first {lasting(near)}": (0.0, near)} if near else {},
         facts={"runs": f"{count} a machine" if count > 1 else "one a machine", "loop": loop, "time": "simulated"},
     )
 
 
+def _of(row: Row, seed: int) -> Chapter:
+    return next(one for one in row.chapters if one.seed == seed)
+
+
 def _told(row: Row, seed: int) -> Told:
-    chapter = next(one for one in row.chapters if one.seed == seed)
+    chapter = _of(row, seed)
     figures = row.as_json()
     outcome, verdict = _verdict(row)
     finish = row.time_to_finish
