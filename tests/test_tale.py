@@ -127,8 +127,10 @@ def test_the_table_has_every_machine_its_figures_and_a_verdict_that_is_more_than
 def test_a_machine_that_ends_otherwise_than_the_change_says_is_marked(tmp_path: Path) -> None:
     lucky = replace_chapters(ROWS[0], finished=True)
     told = as_tale([lucky, *ROWS[1:]], 0, "asyncio")
-    assert "the change of 2012 says it gets stuck" in page_of(tmp_path, told)
-    assert "the change of 2012 says" not in page_of(tmp_path)
+    page = page_of(tmp_path, told)
+    assert "! original: the change of 2012 says it gets stuck" in page
+    assert "<b>as the change of 2012 says</b> 6 of 7" in page
+    assert "<b>as the change of 2012 says</b> 7 of 7" in page_of(tmp_path)
 
 
 def replace_chapters(row: Row, **changes: Any) -> Row:
@@ -206,6 +208,8 @@ def test_another_story_has_the_same_page_and_nothing_of_it_is_taken_for_html(tmp
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 15
     assert "2012" not in page
     assert "zvol" not in page
+    assert "txg" not in page
+    assert "is stuck" not in page
     assert "at most 5" in page
     assert page.count("</title>") == page.count("<title>")
 
@@ -226,7 +230,7 @@ def test_a_page_of_the_story_is_small_and_the_same_each_time(tmp_path: Path) -> 
 
 
 def test_pages_need_no_library() -> None:
-    absent = ("rich", "typer", "pydantic", "numpy", "plotly")
+    absent = ("rich", "typer", "pydantic", "numpy")
     script = (
         f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import aslab.lab._report, aslab.lab._tale"
     )
@@ -283,3 +287,24 @@ def test_the_pointer_is_told_the_values_of_all_machines(browser: Browser, addres
     page.mouse.move(0, 0)
     assert page.locator("#charts output").first.inner_text() == "at most 4,000"
     page.close()
+
+
+def test_a_touch_tells_it_too_and_a_touch_elsewhere_takes_it_away(browser: Browser, address: str) -> None:
+    page, _ = visit(browser, address, viewport={"width": 400, "height": 800}, has_touch=True)
+    assert "draw a finger" in page.locator("#charts .hint").inner_text()
+    page.locator("#charts .plot").nth(2).tap()
+    assert page.locator(".tip").inner_text() == "txg sync, 500 ms"
+    assert "pages" in page.locator("#charts output").first.inner_text()
+    page.locator("#charts h2").tap()
+    assert page.locator(".tip").is_hidden()
+    page.close()
+
+
+def test_what_is_stuck_says_so_in_its_chart_and_a_curve_ends_where_the_run_does(tmp_path: Path) -> None:
+    original, other, *_ = machines(page_of(tmp_path))
+    assert original.count("<b class=says>stuck</b>") == 1
+    assert "class=says" not in other
+    ends = [
+        re.findall(r"H([^HV]*)V[^HV]*$", path)[0] for path in re.findall(r'class=step [^>]* d="([^"]*)"', other)
+    ]
+    assert ends == ["8", "8"]

@@ -43,6 +43,8 @@ class Area:
     shapes: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     """What stands to the left of it."""
+    says: str = ""
+    """In the middle of it, in large letters."""
     across: list[float] = field(default_factory=list)
     """Pixels from the top where there is a thin line from side to side."""
 
@@ -79,13 +81,14 @@ class Area:
 
     def html(self, end: float, upright_at: Iterable[float] | None = None) -> str:
         """The area with what stands beside it, from 0 to ``end`` seconds; upright lines are at round times."""
+        says = f"<b class=says>{text(self.says)}</b>" if self.says else ""
         across = "".join(f"M0 {down:.4g}H{end:.7g}" for down in self.across)
         upright = "".join(f"M{time:.7g} 0V{self.height}" for time in upright_at or nice(end, MARKS))
         return (
             f'<div class=area style="height:{self.height}px"><div class=labels>{"".join(self.labels)}</div>'
             f'<div class=plot><svg viewBox="0 0 {end:.7g} {self.height}" preserveAspectRatio=none role=img '
             f'aria-label="{text(self.about)}"><path class="grid across" d="{across}"/>'
-            f'<path class="grid upright" d="{upright}"/>{"".join(self.shapes)}</svg></div></div>'
+            f'<path class="grid upright" d="{upright}"/>{"".join(self.shapes)}</svg>{says}</div></div>'
         )
 
 

@@ -22,7 +22,7 @@ COLOURS = {
     "free pages": "#8a6fe0",
 }
 """By what they mean, wherever it is drawn. Each has a contrast of 3 on the light page as on the dark one."""
-PALETTE = ("#cc3b7c", "#a5733a", "#3b82c4", "#b8860b", "#8a6fe0", "#00936b", "#1a94a8", "#d9480f")
+PALETTE = ("#d9480f", "#a5733a", "#3b82c4", "#b8860b", "#8a6fe0", "#00936b", "#1a94a8", "#cc3b7c")
 """For what has no meaning of its own, such as the machines of a story: one after the other."""
 
 

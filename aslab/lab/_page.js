@@ -9,7 +9,7 @@ for (const title of document.querySelectorAll(".plot title")) {
 }
 
 function show(event) {
-  const told = event.target.told;
+  const told = document.elementFromPoint(event.clientX, event.clientY)?.told;  // also while dragging
   tip.hidden = !told;
   if (!told) return;
   tip.textContent = told;
@@ -125,16 +125,21 @@ class Chart {
       began = undefined;
       this.mark("choice");
     };
-    plot.addEventListener("pointerdown", (event) => {
-      if (event.button) return;
-      began = this.time(event, plot);
-      plot.setPointerCapture(event.pointerId);
-    });
-    plot.addEventListener("pointermove", (event) => {
+    const tell = (event) => {
       const time = this.time(event, plot);
       this.mark("cursor", time, time);
       for (const curve of this.curves) curve.tell(time);
       show(event);
+      return time;
+    };
+    plot.addEventListener("pointerdown", (event) => {
+      if (event.button) return;
+      tell(event);
+      began = this.time(event, plot);
+      plot.setPointerCapture(event.pointerId);
+    });
+    plot.addEventListener("pointermove", (event) => {
+      const time = tell(event);
       if (began !== undefined) this.mark("choice", Math.min(began, time), Math.max(began, time));
     });
     plot.addEventListener("pointerup", (event) => {
@@ -145,7 +150,8 @@ class Chart {
     });
     plot.addEventListener("pointercancel", rest);  // the finger scrolls the page instead
     plot.addEventListener("dblclick", () => this.look(0, this.end));
-    plot.addEventListener("pointerleave", () => {
+    plot.addEventListener("pointerleave", (event) => {
+      if (event.pointerType === "touch") return;  // what was told stays, until the next touch
       tip.hidden = true;
       this.mark("cursor");
       for (const curve of this.curves) curve.tell();
@@ -154,6 +160,7 @@ class Chart {
 }
 
 for (const chart of document.querySelectorAll(".chart:not(.fixed)")) new Chart(chart);
+document.addEventListener("pointerdown", show);  // elsewhere: nothing is told there, so it goes
 for (const plot of document.querySelectorAll(".fixed .plot")) {
   plot.addEventListener("pointermove", show);
   plot.addEventListener("pointerleave", () => { tip.hidden = true; });

@@ -166,10 +166,10 @@ def _charts(tale: Tale) -> str:
     parts = [_one_chart(tale, number, tops, end, left_out) for number in range(len(tale.machines))]
     common = [
         "All charts have the same time and the same scales.",
-        "Grey bands: a transaction group (txg) is written; the next band is the next group.",
-        "Shaded and marked: the machine is stuck. Nothing can happen any more, so the shade goes on for ever.",
-        "The dashed line is where the last process was done.",
+        "The dotted line is where a machine had finished.",
     ]
+    if not all(one.finished for one in tale.machines):
+        common.append("Shaded: the machine is stuck. Nothing can happen any more, so the shade has no end.")
     how = "".join(f"<li>{text(one)}" for one in (*tale.how_to_read, *common))
     told = f"<details open><summary>How to read this</summary><ul>{how}</ul></details>{notes(left_out)}"
     looks = {name: (begin, min(finish, end)) for name, (begin, finish) in tale.looks.items()}
@@ -181,10 +181,11 @@ def _one_chart(tale: Tale, number: int, tops: dict[str, float], end: float, left
     spans = [span for span in one.spans if span.start < end]
     if len(spans) > MOST_SPANS:
         left_out.append(f"{MOST_SPANS:,} of {len(spans):,} spans of {one.name} shown: the first.")
-    areas = []
+    areas: list[str] = []
     for curve in tale.curves:
         given = one.counters.get(curve.name, [])
-        points = [point for point in thinned(changes(given), MOST_POINTS) if point[0] <= end]
+        last = one.time if one.finished else end
+        points = [point for point in thinned(changes(given), MOST_POINTS) if point[0] <= last]
         if not points or not tops[curve.name]:
             continue
         most = max(value for _, value in points)
@@ -195,7 +196,8 @@ def _one_chart(tale: Tale, number: int, tops: dict[str, float], end: float, left
         top = tops[curve.name]
         area.scale(top * 1.08, nice(top, 3, whole=True) if curve.height >= LOW else (0, top))
         _shades(area, one, spans[:MOST_SPANS], end)
-        points += [(end if not one.finished else max(points[-1][0], one.time), points[-1][1])]
+        points.append((last, points[-1][1]))
+        area.says = "stuck" * (not one.finished and not areas)
         area.steps(name, points, top * 1.08, other_colour(number), "line filled")
         if one.finished:
             area.shapes.append(f'<path class=done d="M{one.time:.7g} 0V{curve.height}"/>')

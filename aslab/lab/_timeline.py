@@ -76,6 +76,8 @@ def timeline(recording: Recording, duration: float) -> str:
         "<p class=note>A dot is a moment: something that happened at once.</p>" if dots else ""
     )
     shaded = ["Shaded: no slab comes. A grow is stuck, or a cache DEADLOCKED: its slab is late."] if stalls else []
+    if recording.caches:
+        shaded.append("In capitals: marks of a cache.")
     parts = [told, times(end), area.html(end), *_counters(rows, recording, duration, end, stalls)]
     if strangers:
         rows.leave_out(MOST_OTHERS, strangers, "rows of moments", "the first")

@@ -19,7 +19,7 @@ PARTS = {
     "vmalloc": "makes the slab: it needs pages, and a page table to map them",
     "reclaim": "frees memory for who finds none, by writing old pages to disk",
     "writeback": "writes the old pages to the swap device",
-    "zvol": "the swap device: a disk made of ZFS, whose open group is full",
+    "zvol": "the swap device, a disk made of ZFS; its open group is full",
     "txg_sync": "still writes the group before",
     "zio": "one write of that group, which has to be started first",
     "z_wr_int": "ends a write, and needs a buffer for that",
@@ -64,12 +64,20 @@ def as_tale(rows: list[Row], seed: int, loop: str) -> Tale:
         how_to_read=[
             "The tall curve counts pages written to swap: while it climbs, the machine gets on.",
             "The low curve counts emergency objects that are in use.",
+            "Grey bands: ZFS writes a transaction group (txg); each band is one group.",
         ],
         parts=PARTS,
         terms=TERMS,
-        more="Over all seeds: requests for pages that failed, the fewest free pages, and what the rescue costs.",
+        more="Over all seeds. failed: requests for pages that failed. lowest free: the fewest free pages. "
+        "reserve used: the share of it that this is. va lock: time on the lock of vmalloc's addresses, the median. "
+        "free 1 of 10,000: to find and free one emergency object among so many, in real time.",
         looks={f"the first {lasting(near)}": (0.0, near)} if near else {},
-        facts={"runs": f"{count} a machine" if count > 1 else "one a machine", "loop": loop, "time": "simulated"},
+        facts={
+            "as the change of 2012 says": f"{sum(row.as_told for row in rows)} of {len(rows)}",
+            "runs": f"{count} a machine" if count > 1 else "one a machine",
+            "loop": loop,
+            "time": "simulated",
+        },
     )
 
 
