@@ -129,8 +129,8 @@ def test_a_machine_that_ends_otherwise_than_the_change_says_is_marked(tmp_path: 
     told = as_tale([lucky, *ROWS[1:]], 0, "asyncio")
     page = page_of(tmp_path, told)
     assert "! original: the change of 2012 says it gets stuck" in page
-    assert "<b>as the change of 2012 says</b> 6 of 7" in page
-    assert "<b>as the change of 2012 says</b> 7 of 7" in page_of(tmp_path)
+    assert "<b>ended as the change of 2012 says</b> 6 of 7" in page
+    assert "<b>ended as the change of 2012 says</b> 7 of 7" in page_of(tmp_path)
 
 
 def replace_chapters(row: Row, **changes: Any) -> Row:

@@ -17,7 +17,8 @@ MOST_OTHERS = 20
 MOST_SPANS = 3_000
 MOST_LANES = 6
 MOST_MOMENTS = 500
-MOST_POINTS = 1_500
+MOST_POINTS = 18_000
+"""Of all counters together."""
 MOST_COUNTERS = 12
 FLAT = 0.05
 """A counter that changes by no more than this share of its greatest value is not drawn."""
@@ -182,7 +183,12 @@ def _counters(rows: _Rows, recording: Recording, duration: float, end: float, st
         area.scale(top, nice(top, 4, whole=True))
         shade(area, stalls, COLOURS["stuck"], "stuck")
         for name in names:
-            area.steps(name, _points(rows, name, counters[name], duration), top, colours[name])
+            area.steps(
+                name,
+                _points(rows, name, counters[name], MOST_POINTS // len(counters), duration),
+                top,
+                colours[name],
+            )
         units = dict.fromkeys(names, unit)
         parts += [f"<h3>{unit.title()}</h3>", legend({name: colours[name] for name in names}, units)]
         parts += [area.html(end), times(end)]
@@ -191,8 +197,10 @@ def _counters(rows: _Rows, recording: Recording, duration: float, end: float, st
     return parts
 
 
-def _points(rows: _Rows, name: str, given: list[tuple[float, float]], end: float) -> list[tuple[float, float]]:
-    points = thinned(changes(given), MOST_POINTS)
+def _points(
+    rows: _Rows, name: str, given: list[tuple[float, float]], most: int, end: float
+) -> list[tuple[float, float]]:
+    points = thinned(changes(given), most)
     rows.leave_out(
         len(points), len(changes(given)), f"points of {name!r}", "each least and greatest is among them"
     )

@@ -69,11 +69,11 @@ def as_tale(rows: list[Row], seed: int, loop: str) -> Tale:
         parts=PARTS,
         terms=TERMS,
         more="Over all seeds. failed: requests for pages that failed. lowest free: the fewest free pages. "
-        "reserve used: the share of it that this is. va lock: time on the lock of vmalloc's addresses, the median. "
+        "reserve used: the share of it that this is. va lock: median time on the lock of vmalloc's addresses. "
         "free 1 of 10,000: to find and free one emergency object among so many, in real time.",
         looks={f"the first {lasting(near)}": (0.0, near)} if near else {},
         facts={
-            "as the change of 2012 says": f"{sum(row.as_told for row in rows)} of {len(rows)}",
+            "ended as the change of 2012 says": f"{sum(row.as_told for row in rows)} of {len(rows)}",
             "runs": f"{count} a machine" if count > 1 else "one a machine",
             "loop": loop,
             "time": "simulated",
