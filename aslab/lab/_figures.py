@@ -18,7 +18,7 @@ COLOURS = {
     "DEADLOCKED": "#a35fd0",
     "REAPING": "#a5733a",
     "held": "#3b82c4",
-    "free in slabs": "#1a94a8",
+    "free in slabs": "#00936b",
     "free pages": "#8a6fe0",
 }
 """By what they mean, wherever it is drawn. Each has a contrast of 3 on the light page as on the dark one."""
