@@ -173,19 +173,10 @@ def test_a_bad_option_is_one_line(here: Here, good: Path, option: tuple[str, ...
     told(here("lab", "run", good, *option), 2)
 
 
-def test_a_missing_library_is_one_line_that_names_the_extra(good: Path, tmp_path: Path) -> None:
-    done = aslab("lab", "run", good, "--report", tmp_path / "report.html", without="plotly")
-    assert "the lab needs the extra 'lab': pip install '.[lab]' where aslab is cloned" in told(done, 2)
-
-
-def test_a_missing_pydantic_is_told_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_one_line_that_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(module: str) -> None:
         raise ModuleNotFoundError(module, name="pydantic")  # typer uses it, too, so it cannot be hidden from all
 
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(BadInput, match=r"the lab needs the extra 'lab'"):
         need("scenarios", "pydantic")
-
-
-def test_without_plotly_everything_but_reports_works(good: Path) -> None:
-    assert aslab("lab", "run", good, without="plotly").returncode == 0

@@ -105,7 +105,7 @@ def run(script: str) -> str:
 
 
 def test_it_works_where_nothing_but_anyio_is_installed() -> None:
-    absent = ("trio", "rich", "typer", "numpy", "uvloop", "hypothesis", "pytest", "pydantic", "plotly")
+    absent = ("trio", "rich", "typer", "numpy", "uvloop", "hypothesis", "pytest", "pydantic")
     run(f"""
 import sys
 sys.modules.update(dict.fromkeys({absent!r}))
@@ -125,7 +125,7 @@ def test_importing_it_imports_no_event_loop_and_no_optional_package() -> None:
     script = "import sys, aslab, aslab.backends, aslab.emulation, aslab.faults, aslab.testing; print(*sys.modules)"
     loaded = run(script).split()
     assert "aslab" in loaded
-    assert not {"trio", "rich", "typer", "numpy", "uvloop", "pydantic", "plotly"} & set(loaded)
+    assert not {"trio", "rich", "typer", "numpy", "uvloop", "pydantic"} & set(loaded)
 
 
 def test_anyio_is_the_only_dependency() -> None:

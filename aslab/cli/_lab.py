@@ -82,8 +82,6 @@ def run_scenario(
     """
     lab = need("scenarios", "pydantic")
     check_installed(Loop(loop.value))
-    if report is not None:
-        need("_report", "plotly")
     for path in (report, trace, log):
         check_writable(path)
     scenario = _load(file, real_time=real_time)

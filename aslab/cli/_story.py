@@ -45,9 +45,7 @@ def story(
         float, typer.Option(min=0, max=50, metavar="PERCENT", help="Pages pinned evenly all over memory.")
     ] = 0.0,
     jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes at once.")] = 1,
-    report: Annotated[
-        Path | None, typer.Option(metavar="OUT.html", help="Write a page about the first seed.")
-    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="OUT.html", help="Write a page to look at.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> int:
     """Swap to a zvol on machines that grow caches as SPL did before 2012, since then, and as aslab does.
@@ -66,18 +64,17 @@ def story(
     if resume is not None:
         raise BadInput("--resume: allowed with --grid")
     computer = computer_for(settings or (), fragmented)
-    if report is not None:
-        need("_report", "plotly")
     check_writable(report)
-    from ..lab._chapters import as_result, play_story
+    play_story = need("_chapters", "pydantic").play_story
 
     with progress_bar(len(chosen) * len(which)) as advance, plain_interrupts():
         rows = play_story(chosen, which, computer=computer, loop=loop.value, jobs=jobs, progress=advance)
     if report is not None:
-        from ..lab._report import write_report
+        from ..lab._tale import write_tale
+        from ..lab._told import as_tale
 
         try:
-            write_report(report, *as_result(rows, which[0], loop.value))
+            write_tale(report, as_tale(rows, which[0], loop.value))
         except OSError as exc:
             raise BadInput(f"cannot write {printable(str(report))}: {exc.strerror or exc}") from None
     if as_json:

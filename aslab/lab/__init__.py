@@ -6,7 +6,10 @@
     _scenario  _values  _load           scenario files: what they may say, and what is wrong with one
     _machine  _workload  _play          their memory and backends, their tasks, a run of them
     _metrics  _result                   what is expected of them, and what came
-    _recording  _trace  _report         seeing it
+    _recording  _trace                  seeing it: what is kept of a run; a file for Perfetto
+    _report  _timeline  _rows  _bounds  the page of a scenario
+    _tale  _ring  _told                 the page of a story; who waits on whom; the story of 2012 for it
+    _page  _charts  _figures            what all pages have: their frame, charts over time, colours and words
     _story  _machines  _computer        the story of 2012: one run, its machines, and what all of them have
     _chapters  _grid  _experiments      over many seeds; on many computers
 

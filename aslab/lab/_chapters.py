@@ -1,4 +1,4 @@
-"""The story told many times: what came of each machine over many seeds, as one row, and as one page."""
+"""The story told many times: what came of each machine over many seeds, as one row."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from ._computer import COMPUTER, Computer
 from ._machines import Machine
 from ._metrics import format_seconds
 from ._parallel import for_each
-from ._recording import Recording
-from ._result import Result, Verdict
 from ._story import Chapter, tell
 
 OUTSTANDING = (10, 1_000, 10_000)
@@ -153,41 +151,3 @@ def _free_costs(kinds: set[str]) -> dict[str, dict[int, float]]:
     """Of each index, measured on this machine now."""
     by_size = {size: removal_cost(kinds, size, rounds=20) for size in OUTSTANDING}
     return {kind: {size: costs[kind] for size, costs in by_size.items()} for kind in kinds}
-
-
-def as_result(rows: list[Row], seed: int, loop: str) -> tuple[Result, Recording]:
-    """One seed of every machine, one above the other, for the page that scenarios have, too."""
-    recording = Recording()
-    figures: dict[str, float] = {}
-    verdicts = []
-    for row in rows:
-        name = row.machine.name
-        chapter = next(one for one in row.chapters if one.seed == seed)
-        recording.tasks += chapter.spans
-        for what in ("emergency", "swapped pages"):
-            recording.counters[f"{what}, {name}"] = chapter.counters[what]
-        came = f"finished after {chapter.time:.2f} s"
-        if not chapter.finished:
-            came = f"stuck: {' → '.join((*chapter.cycle, *chapter.cycle[:1]))}"
-        surprise = chapter.finished != (row.machine.ends == "finished")
-        verdicts.append(Verdict(f"{name}: {row.machine.ends}", came, "with this seed" if surprise else None))
-        figures[f"{name}: swapped pages"] = chapter.swapped
-        figures[f"{name}: lowest free pages"] = chapter.lowest_free_pages
-    chapters = [chapter for row in rows for chapter in row.chapters if chapter.seed == seed]
-    result = Result(
-        scenario="The story of 2012",
-        about="Four processes swap to a zvol, on machines that grow their caches in different ways.",
-        seed=seed,
-        loop=loop,
-        real_time=False,
-        verdicts=tuple(verdicts),
-        log_sha256="",
-        events=0,
-        duration=max(chapter.time for chapter in chapters),
-        emergency_max=max(chapter.emergency_max for chapter in chapters),
-        deadlocks=sum(chapter.deadlocks for chapter in chapters),
-        longest_wait=max(chapter.longest_wait for chapter in chapters),
-        stuck=(),
-        figures=figures,
-    )
-    return result, recording

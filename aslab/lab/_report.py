@@ -1,22 +1,16 @@
-"""A run as one page for people: what was expected, what came, and when. Needs the extra ``lab``.
-
-The page holds all that it needs, Plotly too, and asks for nothing from anywhere: it can be kept, sent and
-read offline. Without JavaScript it lacks the plots and nothing else.
-"""
+"""A scenario's run as one page for people: what was expected, what came, and when."""
 
 from __future__ import annotations
 
-import html
-import json
 import math
 import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from string import Template
+from collections.abc import Sequence
 
-from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
-
-from ._figures import Figure, lasting, waits
+from ._bounds import histogram
+from ._charts import Area, Bar, axis, caption
+from ._figures import COLOURS, counted, lasting, nice, notes, text
+from ._metrics import METRICS
+from ._page import section, write_page
 from ._recording import Recording
 from ._result import Result
 from ._timeline import timeline
@@ -30,43 +24,20 @@ MOST_LISTED = 100
 def write_report(path: str | os.PathLike[str], result: Result, recording: Recording) -> None:
     """Write a run as one HTML page, which fetches nothing.
 
-    What is drawn is bounded, so that the page stays quick after long runs; it says what was left out. The
-    same run, with the same version of Plotly, gives the same bytes. Does not suspend; blocks while it writes.
+    What is drawn is bounded, so that the page stays small and quick after long runs; it says what was left out.
+    The same run gives the same bytes. Does not suspend; blocks while it writes.
 
     :raises OSError: if the file cannot be written
     """
-    figures = {"timeline": timeline(recording, result.duration)}
-    if recording.waits:
-        figures["waits"] = waits(recording)
-    template = Template(Path(__file__).with_name("_page.html").read_text(encoding="utf-8"))
-    plots = [
-        {"id": name, "data": figure.data, "layout": figure.layout, "wide": figure.wide, "narrow": figure.narrow}
-        for name, figure in figures.items()
-    ]
-    page = template.substitute(
-        title=_text(f"{result.scenario}: {'passed' if result.passed else 'failed'}"),
-        body=_body(result, recording, figures),
-        plotly=get_plotlyjs(),
-        plots=json.dumps(plots, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-    )
-    Path(path).write_text(page, encoding="utf-8", errors="replace", newline="\n")
-
-
-def _body(result: Result, recording: Recording, figures: dict[str, Figure]) -> str:
     parts = [_header(result), _verdicts(result), _stuck(result)]
-    parts.append(_plot("timeline", "What happened when", figures["timeline"], _how_to_zoom()))
-    if "waits" in figures:
-        parts.append(_plot("waits", "How long callers waited", figures["waits"], _about_waits(recording.waits)))
-    elif result.log_sha256:
-        parts.append(_section("How long callers waited", "<p>Nobody had to wait.</p>"))
-    rows = [
-        f"<tr><th scope=row>{_text(name)}<td class=number>{_number(value)}"
-        for name, value in result.figures.items()
-    ]
-    if rows:
-        parts.append(_section("Figures", f"<table class=figures><tbody>{''.join(rows)}</table>"))
-    parts.append(_moments(recording))
-    return "\n".join(filter(None, parts))
+    parts.append(section("What happened when", timeline(recording, result.duration), "timeline"))
+    if recording.waits:
+        parts.append(section("How long callers waited", _waits(recording.waits), "waits"))
+    else:
+        parts.append(section("How long callers waited", "<p>Nobody had to wait.</p>"))
+    parts += [_figures(result), _moments(recording)]
+    outcome = "passed" if result.passed else "failed"
+    write_page(path, f"{result.scenario}: {outcome}", "\n".join(filter(None, parts)))
 
 
 def _header(result: Result) -> str:
@@ -84,70 +55,85 @@ def _header(result: Result) -> str:
         "Deadlocks": f"{result.deadlocks:,}",
         "Most emergency objects": f"{result.emergency_max:,}",
     }
-    digest = f"<div class=all><dt>SHA-256 of the event log<dd><code>{_text(result.log_sha256)}</code></div>"
+    digest = f"<div class=all><dt>SHA-256 of the event log<dd><code>{text(result.log_sha256)}</code></div>"
     if not result.log_sha256:
         del facts["Events"]
         digest = ""
-    listed = "".join(f"<div><dt>{_text(name)}<dd>{_text(value)}</div>" for name, value in facts.items())
+    listed = "".join(f"<div><dt>{text(name)}<dd>{text(value)}</div>" for name, value in facts.items())
     return (
-        f"<header><h1>{_text(result.scenario)}</h1>"
+        f"<header><h1>{text(result.scenario)}</h1>"
         f"<div class='verdict {'good' if result.passed else 'bad'}' id=verdict>{words}</div>"
-        f"<p>{_text(result.about)}</p><dl>{listed}{digest}</dl></header>"
+        f"<p>{text(result.about)}</p><dl>{listed}{digest}</dl></header>"
     )
 
 
 def _verdicts(result: Result) -> str:
     rows = []
     for verdict in result.verdicts:
-        outcome = "<span class=good>holds</span>"
+        outcome = "<span class='mark good'><b aria-hidden=true>✓</b> holds</span>"
         if verdict.broken_by is not None:
-            outcome = f"<strong class=bad>broken</strong><br>{_text(verdict.broken_by)}"
-        rows.append(f"<tr><td>{_text(verdict.expected)}<td>{_text(verdict.came)}<td>{outcome}")
+            broken = "<span class='mark bad'><b aria-hidden=true>✕</b> broken</span>"
+            outcome = f"{broken}<br>{text(verdict.broken_by)}"
+        rows.append(f"<tr><td>{text(verdict.expected)}<td>{text(verdict.came)}<td>{outcome}")
     if not rows:
         return ""
     head = "<thead><tr><th scope=col>Expected<th scope=col>Came<th scope=col>Outcome</thead>"
-    return _section("What was expected", f"<table>{head}<tbody>{''.join(rows)}</table>")
+    return section("What was expected", f"<table>{head}<tbody>{''.join(rows)}</table>")
 
 
 def _stuck(result: Result) -> str:
     if not result.stuck:
         return ""
-    listed = "".join(f"<li>{_text(line)}" for line in result.stuck[:MOST_STUCK])
+    listed = "".join(f"<li>{text(line)}" for line in result.stuck[:MOST_STUCK])
     more = len(result.stuck) - MOST_STUCK
     rest = f"<p class=note>And {more:,} more.</p>" if more > 0 else ""
     told = "<p>Every task waits, and nothing is left that could end it.</p>"
-    return _section("Where the run was stuck", f"{told}<ol class=stuck>{listed}</ol>{rest}")
+    return section("Where the run was stuck", f"{told}<ol class=stuck>{listed}</ol>{rest}")
 
 
-def _plot(name: str, title: str, figure: Figure, told: str) -> str:
-    legend = "".join(
-        f"<li><i style='background:{colour}'></i>{_text(what)}" for what, colour in figure.legend.items()
-    )
-    return _section(
-        title,
-        f"{told}{_notes(figure.notes)}"
-        + (f"<ul class=legend>{legend}</ul>" if legend else "")
-        + f"<div class=plot id={name}><noscript><p class=note>The plot needs JavaScript.</p></noscript></div>",
-    )
-
-
-def _notes(notes: Iterable[str]) -> str:
-    told = " ".join(_text(note) for note in notes)
-    return f"<p class=note>{told}</p>" if told else ""
-
-
-def _how_to_zoom() -> str:
-    return "<p class=note>Drag to the side to zoom into a time; double-click to see all again.</p>"
-
-
-def _about_waits(seconds: Sequence[float]) -> str:
+def _waits(seconds: Sequence[float]) -> str:
+    """How many callers waited how long, in bins that grow."""
     ordered = sorted(seconds)
     count = len(ordered)
     half, most = (ordered[math.ceil(count * share) - 1] for share in (0.5, 0.99))
-    return (
+    told = (
         f"<p>{count:,} waited: half of them at most {lasting(half)}, 99 % at most {lasting(most)}, "
         f"the longest {lasting(ordered[-1])}.</p>"
     )
+    edges, counts = histogram(seconds)
+    powers = [math.log10(edge) for edge in edges]
+    first, last = math.floor(powers[0] + 1e-9), math.ceil(powers[-1] - 1e-9)
+    width = (last - first) or 1
+    area = Area(180, "How many callers waited how long; in words above")
+    top = max(counts) * 1.05
+    area.scale(top, nice(top, 4, whole=True))
+    bars = []
+    for low, high, number, power, following in zip(edges, edges[1:], counts, powers, powers[1:], strict=False):
+        height = area.height * number / top
+        gap = 0.03 * (following - power)
+        said = f"{number:,} waited {lasting(low)} to {lasting(high)}"
+        bars.append(Bar(power - first + gap, following - first - gap, area.height - height, height, said))
+    area.bars(bars, COLOURS["waiting"])
+    marks = axis(
+        (((power - first) / width, lasting(10.0**power)) for power in range(first, last + 1)), "times decades"
+    )
+    drawn = caption("callers, by how long they waited") + area.html(width, range(1, width)) + marks
+    return f"{told}<div class='chart fixed'>{drawn}</div>"
+
+
+def _figures(result: Result) -> str:
+    """Those that are not 0, with what they are about; the names of the others."""
+    rows = []
+    for name, value in result.figures.items():
+        metric = METRICS.get(name)
+        told = metric.format(value) if metric and metric.time else counted(value)
+        if value or metric is None:
+            about = text(metric.about) if metric else ""
+            rows.append(f"<tr><th scope=row>{text(name)}<td class=number>{told}<td>{about}")
+    zeros = [name for name, value in result.figures.items() if name in METRICS and not value]
+    told = notes([f"These are 0: {', '.join(zeros)}."] * bool(zeros))
+    table = f"<table class=figures><tbody>{''.join(rows)}</table>" if rows else ""
+    return section("Figures", table + told) if result.figures else ""
 
 
 def _moments(recording: Recording) -> str:
@@ -155,22 +141,8 @@ def _moments(recording: Recording) -> str:
         return ""
     listed = recording.moments[:MOST_LISTED]
     rows = [
-        f"<tr><td class=when>{moment.time:.6f} s<td>{_text(moment.row)}<td>{_text(moment.text)}"
-        for moment in listed
+        f"<tr><td class=when>{moment.time:.6f} s<td>{text(moment.row)}<td>{text(moment.text)}" for moment in listed
     ]
     head = "<thead><tr><th scope=col>When<th scope=col>Where<th scope=col>What</thead>"
     left = [f"The first {len(listed)} of {len(recording.moments):,}."] * (len(listed) < len(recording.moments))
-    return _section("What happened at once", f"{_notes(left)}<table>{head}<tbody>{''.join(rows)}</table>")
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{content}</section>"
-
-
-def _number(value: float) -> str:
-    whole = math.isfinite(value) and value == int(value)
-    return f"{int(value):,}" if whole else f"{value:,.6g}"
-
-
-def _text(text: str) -> str:
-    return html.escape(text)
+    return section("What happened at once", f"{notes(left)}<table>{head}<tbody>{''.join(rows)}</table>")

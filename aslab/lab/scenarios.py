@@ -3,7 +3,7 @@
     played = play(load(Path("my.toml")), seed=3, loop="trio")
     assert played.result.passed, played.result.broken
 
-Needs the extra ``lab``: pydantic for the files; plotly too, for reports.
+Needs the extra ``lab``: pydantic for the files.
 """
 
 from ._builtin import builtin as builtin

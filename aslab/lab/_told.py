@@ -1,0 +1,127 @@
+"""The story of 2012 as a `Tale`: its verdicts, its columns and its terms, for the page."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+from ._chapters import Row
+from ._figures import lasting
+from ._machines import COMPUTER
+from ._metrics import format_seconds
+from ._story import Chapter
+from ._tale import Curve, Outcome, Tale, Told
+
+CURVES = (Curve("swapped pages", "pages", 84), Curve("emergency", "objects", 34))
+PARTS = {
+    "z_wr_iss": "starts a write, and needs a buffer for it",
+    "cache": "hands out buffers; it has none left, and must grow by a slab",
+    "vmalloc": "makes the slab: it needs pages, and a page table to map them",
+    "reclaim": "frees memory for who finds none, by writing old pages to disk",
+    "writeback": "writes the old pages to the swap device",
+    "zvol": "the swap device, a disk made of ZFS; its open group is full",
+    "txg_sync": "still writes the group before",
+    "zio": "one write of that group, which has to be started first",
+    "z_wr_int": "ends a write, and needs a buffer for that",
+    "growth worker": "makes slabs, one after the other",
+}
+TERMS = {
+    "slab": "a piece of memory that holds several objects of one size, here eight buffers of 128 KiB",
+    "cache": "hands out objects of one size, takes them back, and makes a slab when it has none",
+    "magazine": "a few free objects kept at hand, so that most calls need neither lock nor slab",
+    "emergency object": "one object made outside of all slabs, for a caller that has waited long enough",
+    "dlock": "how often a wait for a slab was in vain; the cache is then marked DEADLOCKED",
+    "order": "pages in a row that one request needs, as a power of two: order 0 is one page, order 5 is 32",
+    "zvol": "a disk made of ZFS; here the swap device, so that writing to swap needs ZFS",
+    "txg": "transaction group: ZFS collects writes and then writes them together, one group at a time",
+    "GFP": "flags of a request for pages: whether it may wait, may start writes, may use the reserve",
+    "reserve": f"the last {COMPUTER.min:,} free pages, which only who frees memory may use",
+    "seed": "draws all that is random: times of disk and processor. The same seed gives the same run",
+}
+
+
+def as_tale(rows: list[Row], seed: int, loop: str) -> Tale:
+    """All seeds in the tables; one of them, on every machine, in the charts."""
+    count = len(rows[0].chapters)
+    last = max(
+        (
+            end
+            for row in rows
+            for (_, value), (end, _) in pairwise(_of(row, seed).counters.get("emergency", []))
+            if value
+        ),
+        default=0.0,
+    )
+    near = math.ceil(15 * last) / 10  # and a half more, to see what comes after
+    return Tale(
+        title="The story of 2012",
+        question="Which machine gets stuck?",
+        about="A computer is out of memory and swaps to a disk made of ZFS. To free memory it has to write, and "
+        "to write it needs a buffer, which needs memory. The machines differ only in how they get that buffer.",
+        seed=seed,
+        machines=[_told(row, seed) for row in rows],
+        curves=CURVES,
+        how_to_read=[
+            "The tall curve counts pages written to swap: while it climbs, the machine gets on.",
+            "The low curve counts emergency objects that are in use.",
+            "Grey bands: ZFS writes a transaction group (txg); each band is one group.",
+        ],
+        parts=PARTS,
+        terms=TERMS,
+        more="Over all seeds. failed: requests for pages that failed. lowest free: the fewest free pages. "
+        "reserve used: the share of it that this is. va lock: median time on the lock of vmalloc's addresses. "
+        "free 1 of 10,000: to find and free one emergency object among so many, in real time.",
+        looks={f"the first {lasting(near)}": (0.0, near)} if near else {},
+        facts={
+            "ended as the change of 2012 says": f"{sum(row.as_told for row in rows)} of {len(rows)}",
+            "runs": f"{count} a machine" if count > 1 else "one a machine",
+            "loop": loop,
+            "time": "simulated",
+        },
+    )
+
+
+def _of(row: Row, seed: int) -> Chapter:
+    return next(one for one in row.chapters if one.seed == seed)
+
+
+def _told(row: Row, seed: int) -> Told:
+    chapter = _of(row, seed)
+    figures = row.as_json()
+    outcome, verdict = _verdict(row)
+    finish = row.time_to_finish
+    surprise = ""
+    if not row.as_told:
+        surprise = (
+            f"the change of 2012 says {'it finishes' if row.machine.ends == 'finished' else 'it gets stuck'}"
+        )
+    return Told(
+        name=row.machine.name,
+        about=row.machine.about,
+        outcome=outcome,
+        verdict=verdict,
+        cells={
+            "finished": f"{figures['finished']} of {figures['seeds']}",
+            "time": "-" if finish is None else f"{finish:.2f} s",
+            "longest wait": format_seconds(round(figures["longest_wait"], 4)),
+            "emergency now/most": f"{figures['emergency_left']}/{figures['emergency_max']}",
+        },
+        more={name: value for name, value in row.needed().items() if name != "machine"},
+        time=chapter.time,
+        finished=chapter.finished,
+        spans=chapter.spans,
+        counters=chapter.counters,
+        cycle=row.cycle,
+        surprise=surprise,
+    )
+
+
+def _verdict(row: Row) -> tuple[Outcome, str]:
+    """In words: whether it gets stuck, and if not, at what price."""
+    if row.stuck:
+        return "bad", "gets stuck" if row.stuck == len(row.chapters) else f"gets stuck in {row.stuck} runs"
+    if min(chapter.lowest_free_pages for chapter in row.chapters) <= 0:
+        return "poor", "finishes, but takes the last page"
+    if max(chapter.emergency_max for chapter in row.chapters):
+        return "good", "finishes, with emergency objects"
+    return "good", "finishes"
