@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +24,18 @@ if TYPE_CHECKING:
 SEEDS_MOST = 100_000
 
 
+class Story(enum.StrEnum):
+    """What can be told."""
+
+    SWAP = "swap"
+    STAGING = "staging"
+
+
 @app.command(name="story")
 def story(
+    of: Annotated[
+        Story, typer.Option("--of", help="Which: swap is that of 2012, staging one of pinned buffers.")
+    ] = Story.SWAP,
     machine: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this machine; may be repeated.")
     ] = None,
@@ -41,8 +52,16 @@ def story(
 ) -> int:
     """Swap to a zvol on machines that grow caches as SPL did before 2012, since then, and as aslab does.
 
-    Exit code 0 if each machine ended as the change says it does, 1 if not.
+    With --of staging: serve a model through a pool of pinned staging buffers, on machines with different pools.
+
+    Exit code 0 if each machine ended as the change says it does, or as docs/staging.md does, 1 if not.
     """
+    if of is Story.STAGING:
+        from ._staging import staging
+
+        if fragmented:
+            raise BadInput("--fragmented: allowed is only --of swap")
+        return staging(machine, _seeds(seeds), loop, jobs, report, as_json, _progress)
     from ..lab._machines import MACHINES
 
     known = {one.name: one for one in MACHINES}
