@@ -7,13 +7,13 @@ import multiprocessing
 import signal
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any
 
 from ..emulation._index import removal_cost
 from ._machines import COMPUTER, Machine
@@ -21,9 +21,6 @@ from ._metrics import format_seconds
 from ._recording import Recording
 from ._result import Result, Verdict
 from ._story import Chapter, tell
-
-M = TypeVar("M")
-T = TypeVar("T")
 
 OUTSTANDING = (10, 1_000, 10_000)
 """Emergency objects among which one is freed, for its cost. They come in batches of thousands."""
@@ -136,6 +133,7 @@ def play_story(
     :param jobs: so many processes at once
     """
     machines = tuple(machines)
+    runs = [(machine, seed) for machine in machines for seed in seeds]
     chapters: dict[tuple[str, int], Chapter] = {}
 
     def note(chapter: Chapter) -> None:
@@ -143,7 +141,18 @@ def play_story(
         if progress is not None:
             progress(chapter.machine, chapter.seed)
 
-    tell_all(partial(tell, loop=loop, pinned=pinned), machines, seeds, jobs, note)
+    once = partial(tell, loop=loop, pinned=pinned)
+    if jobs == 1:
+        for run in runs:
+            note(once(*run))
+    else:
+        done: SimpleQueue[Future[Chapter]] = SimpleQueue()
+        with _processes(jobs) as pool:
+            with _interrupts_wait():
+                for run in runs:
+                    pool.submit(once, *run).add_done_callback(done.put)
+            for _ in runs:
+                note(_next(done))
     costs = _free_costs({machine.index for machine in machines} - {""})
     return [
         Row(machine, tuple(chapters[machine.name, seed] for seed in seeds), costs.get(machine.index, {}))
@@ -151,25 +160,7 @@ def play_story(
     ]
 
 
-def tell_all(
-    once: Callable[[M, int], T], machines: Sequence[M], seeds: range, jobs: int, note: Callable[[T], object]
-) -> None:
-    """Have noted what comes of ``once`` for every machine and seed, as each ends, in so many processes. Blocks."""
-    runs = [(machine, seed) for machine in machines for seed in seeds]
-    if jobs == 1:
-        for run in runs:
-            note(once(*run))
-        return
-    done: SimpleQueue[Future[T]] = SimpleQueue()
-    with _processes(jobs) as pool:
-        with _interrupts_wait():
-            for run in runs:
-                pool.submit(once, *run).add_done_callback(done.put)
-        for _ in runs:
-            note(_next(done))
-
-
-def _next(done: SimpleQueue[Future[T]]) -> T:
+def _next(done: SimpleQueue[Future[Chapter]]) -> Chapter:
     """The next to end. Takes no lock of a job that is under way: Ctrl-C would leave it taken."""
     return done.get().result()
 

@@ -19,14 +19,16 @@ from ._machine import seed_for
 from ._recording import Span
 from ._run import current, housekeeping
 from ._run import run as run_simulated
+from ._staging_aslab import OfAslab
+from ._staging_desk import Desk, Pool, Staged
 from ._staging_driver import Driver
 from ._staging_machines import SERVER, Machine, Server
-from ._staging_pools import Desk, OfAslab, Pool, Staged, open_pool
+from ._staging_pools import open_pool
 
 PLACES = "GPU places"
 OPENS = 0.2
 """Simulated seconds after which the first request may come: by then every pool is ready."""
-SILENCE = 20.0
+SILENCE = 10.0
 """Simulated seconds in which no request takes a step that make a server stuck: no step of its own takes as long,
 and the driver never holds anybody up for as long. Who tries again and again is never stuck otherwise."""
 COUNT_EVERY = 0.05
@@ -82,10 +84,10 @@ class Chapter:
     counters: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
 
-def tell(machine: Machine, seed: int, *, loop: str = "asyncio") -> Chapter:
+def tell(machine: Machine, seed: int, *, loop: str = "asyncio", server: Server = SERVER) -> Chapter:
     """Run one machine with one seed. Blocks until it has finished, is stuck, or is given up."""
     chapter = Chapter(machine.name, seed)
-    run_simulated(_Telling(machine, SERVER, seed, chapter).run, seed=seed, loop=loop, until=UNTIL)
+    run_simulated(_Telling(machine, server, seed, chapter).run, seed=seed, loop=loop, until=UNTIL)
     return chapter
 
 

@@ -23,8 +23,8 @@ class Machine:
     about: str
     ends: Literal["stuck", "finished"]
     """What is foretold of it: stuck with some seeds, or finished with all."""
-    pool: Literal["retry", "semaphore", "caller", "aslab"]
-    """Who looks again and again, who queues, who pins for itself, or this package."""
+    pool: Literal["retry", "semaphore", "lines", "caller", "aslab"]
+    """Who looks again and again, who queues, who queues in two lines, who pins for itself, or this package."""
     bounded: bool = True
     """Whether there is a limit to what is pinned."""
     careful: bool = False
@@ -43,6 +43,12 @@ MACHINES: tuple[Machine, ...] = (
         "A counting semaphore and a list: first come, first served. The same daemon.",
         "stuck",
         "semaphore",
+    ),
+    Machine(
+        "two_lines",
+        "As semaphore, but who gives memory back is served first, and two buffers are kept for these.",
+        "finished",
+        "lines",
     ),
     Machine(
         "pin_in_caller",

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from .._sizes import format_size
-from ._chapters import tell_all
 from ._metrics import format_seconds
+from ._parallel import for_each
 from ._recording import Recording
 from ._result import Result, Verdict
 from ._staging import Chapter, tell
@@ -80,8 +79,8 @@ class Row:
             "stores": _seconds(told["longest_store_wait_worst"]),
             "req/s": "-" if rate is None else f"{rate:.1f}",
             "tries/s": str(told["tries_per_second"]),
-            "pinned": format_size(told["pinned_max"]),
-            "pageable": format_size(told["emergency_max"] * SERVER.buffer),
+            "pinned MiB": f"{told['pinned_max'] / 2**20:.0f}",
+            "paged MiB": f"{told['emergency_max'] * SERVER.buffer / 2**20:.0f}",
         }
 
     def stuck_in_words(self) -> str:
@@ -120,7 +119,8 @@ def play_staging(
         if progress is not None:
             progress(chapter.machine, chapter.seed)
 
-    tell_all(partial(tell, loop=loop), machines, seeds, jobs, note)
+    runs = [(machine, seed) for machine in machines for seed in seeds]
+    for_each(partial(tell, loop=loop), runs, jobs, note)
     return [Row(machine, tuple(chapters[machine.name, seed] for seed in seeds)) for machine in machines]
 
 
@@ -142,9 +142,7 @@ def as_result(rows: list[Row], seed: int, loop: str) -> tuple[Result, Recording]
         figures[f"{name}: requests served"] = chapter.served
         figures[f"{name}: MiB pinned at most"] = chapter.pinned_max / 2**20
         figures[f"{name}: tries in the busiest second"] = chapter.tries
-    for what in ("served", "pinned"):
-        for name, chapter in chapters.items():
-            recording.counters[f"{what}, {name}"] = chapter.counters[what]
+        recording.counters[f"served, {name}"] = chapter.counters["served"]
     told = tuple(chapters.values())
     result = Result(
         scenario="The story of the staging buffers",
