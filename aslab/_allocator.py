@@ -61,6 +61,7 @@ class Allocator:
         dtor: None = ...,
         reclaim: Callable[[int], int] | None = ...,
         reserve: int = ...,
+        memalloc_reserve: int | None = ...,
         min_objects: int = ...,
         max_objects: int | None = ...,
         max_emergency: int | None = ...,
@@ -86,6 +87,7 @@ class Allocator:
         dtor: Callable[[T], None] | None = ...,
         reclaim: Callable[[int], int] | None = ...,
         reserve: int = ...,
+        memalloc_reserve: int | None = ...,
         min_objects: int = ...,
         max_objects: int | None = ...,
         max_emergency: int | None = ...,
@@ -110,6 +112,7 @@ class Allocator:
         dtor: Callable[[Any], None] | None = None,
         reclaim: Callable[[int], int] | None = None,
         reserve: int = 0,
+        memalloc_reserve: int | None = None,
         min_objects: int = 0,
         max_objects: int | None = None,
         max_emergency: int | None = None,
@@ -138,6 +141,9 @@ class Allocator:
             the event loop, outside of any allocation: keep it short. What it raises is logged.
         :param reserve: objects set aside for PUSHPAGE callers (Linux' mempool), and room for them under ``limit``;
             filled from here on, see `Allocator.ready`, and refilled first by what is freed
+        :param memalloc_reserve: objects set aside, besides, for MEMALLOC callers alone: what one of them may still
+            need to finish. With so many, some caller can always finish. None learns it from the first such caller
+            on, as far as the bounds leave room; a number is set aside from the start, and guaranteed.
         :param min_objects: room for so many, in whole slabs, is set aside for this cache under ``limit``
         :param max_objects: in slabs, which come whole. At the limit callers wait for a free.
         :param max_emergency: emergency objects outstanding; None is no bound
@@ -172,6 +178,7 @@ class Allocator:
             dtor=dtor,
             reclaim=reclaim,
             reserve=reserve,
+            memalloc_reserve=memalloc_reserve,
             min_objects=min_objects,
             max_objects=max_objects,
             max_emergency=max_emergency,
@@ -186,7 +193,8 @@ class Allocator:
             raise ConfigError("name", name, "allowed is a name that no other cache of this allocator has")
         room = self._engine.budget.unpromised
         if room is not None and config.guaranteed > room:
-            field, objects = max(("min_objects", min_objects), ("reserve", reserve), key=lambda given: given[1])
+            asked = ("min_objects", min_objects), ("reserve", config.set_aside)
+            field, objects = max(asked, key=lambda given: given[1])
             allowed = f"allowed is what {room} bytes hold: the limit less other guarantees"
             raise ConfigError(field, objects, allowed)
         return self._engine.make_cache(config)
@@ -249,7 +257,7 @@ async def open_allocator(
     *,
     slabs: Backend | None = None,
     emergency: Backend | None = None,
-    grow_timeout: float = 0.1,
+    grow_timeout: float | None = None,
     limit: int | None = None,
     emergency_limit: int | EllipsisType | None = ...,
     expire: float | None = 15.0,
@@ -268,12 +276,14 @@ async def open_allocator(
 
     :param slabs: where slabs come from; `aslab.backends.Mmap` by default
     :param emergency: where single emergency objects come from; `aslab.backends.Heap` by default
-    :param grow_timeout: seconds that a caller waits for growth before the emergency path (SPL: HZ/10)
+    :param grow_timeout: seconds that a caller waits for growth before the emergency path (SPL: HZ/10). None
+        is learned for each cache, from what its grows take: 10 ms to 1 s, half of that for PUSHPAGE and MEMALLOC.
+        What it is now is in `CacheStats.grow_timeout`.
     :param limit: most bytes of slabs over all caches; at the limit callers wait for a free
-    :param emergency_limit: most bytes of emergency objects over all caches, the last quarter for PUSHPAGE alone;
-        by default a quarter of ``limit``, but at least the largest object of a cache, and no bound without
-        ``limit``. None is no bound, 0 is none of them. Backends never have more than ``limit`` +
-        ``emergency_limit`` outstanding.
+    :param emergency_limit: most bytes of emergency objects over all caches, the last quarter for PUSHPAGE and
+        MEMALLOC, and the last object for MEMALLOC alone once there was such a caller; by default a quarter of
+        ``limit``, but at least the largest object of a cache, and no bound without ``limit``. None is no bound, 0
+        is none of them. Backends never have more than ``limit`` + ``emergency_limit`` outstanding.
     :param expire: seconds after which idle magazines drain and idle empty slabs go back, 0.01 at least; None is
         never
     :param growth_workers: more than the single serialized worker only for experiments

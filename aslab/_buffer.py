@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Generic, NoReturn, SupportsIndex, TypeVar, cas
 
 from ._errors import BufferFreedError
 from ._pin import Pin
-from ._views import company, has_company, is_kept, is_released, lease_view, outlives_exports
+from ._views import company, has_company, is_kept, is_released, lease_view
 
 if TYPE_CHECKING:
     from typing import Self
@@ -279,8 +279,10 @@ class Buffer(Generic[T]):
             if not is_released(view):
                 if has_company(view):
                     raise BufferError("" if quiet else company(view))
+                if slot.in_use(1):
+                    raise BufferError("a memoryview that was made of it earlier, or a pin, is alive")
                 view.release()
-            if slot.in_use():  # made by another thread just now, or from a view that was released before
+            if slot.in_use():  # made by another thread just now
                 self._view = lease_view(slot.exporter)  # not None: the next `free` has to look, too
                 if is_kept(view):
                     slot.remember(view, self._cache._pool.view_gone)
@@ -320,7 +322,7 @@ class Buffer(Generic[T]):
         except AttributeError:  # another thread has freed it just now
             return
         view, self._view = self._view, _LENT if hasattr(self, "_lent") else _FREED
-        if view is not None and outlives_exports(view):
+        if view is not None:  # a slice that is released later may be kept, too
             slot.remember(view, self._cache._pool.view_gone)
         del view
         self._cache._pool.park(self._cache, slot, self.emergency)

@@ -24,7 +24,7 @@ from ._buffer import Buffer, ManagedBuffer
 from ._clients import log_failure
 from ._config import CacheConfig, seconds, whole_number
 from ._errors import CacheClosedError, ConfigError, WrongCacheError
-from ._flags import KM
+from ._flags import FINISHES, KM, LEVEL
 from ._lease import Lease, ManyLease
 from ._slab import Slot
 from ._snapshot import cache_stats, situation
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SLEEP, _NOSLEEP, _PUSHPAGE = KM.SLEEP, KM.NOSLEEP, KM.PUSHPAGE
+_SLEEP, _NOSLEEP, _PUSHPAGE, _MEMALLOC = KM.SLEEP, KM.NOSLEEP, KM.PUSHPAGE, KM.MEMALLOC
 
 
 class Cache(Generic[T]):
@@ -92,7 +92,7 @@ class Cache(Generic[T]):
     async def alloc(self, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> Buffer[T]:
         """Allocate one object.
 
-        With SLEEP and PUSHPAGE it never fails for want of memory: it waits for a free, for growth or,
+        With SLEEP, PUSHPAGE and MEMALLOC it never fails for want of memory: it waits for a free, for growth or,
         when growth is late, for an emergency object. NOSLEEP is `alloc_nowait`.
 
         On a hit it does not suspend (unless the allocator has ``checkpoints``). Every wait may be
@@ -123,7 +123,7 @@ class Cache(Generic[T]):
         Callers that wait in `alloc` come first. A miss asks for growth in the background. Never
         suspends; any thread (but not a finaliser).
 
-        :param flags: NOSLEEP or PUSHPAGE
+        :param flags: NOSLEEP, PUSHPAGE or MEMALLOC
         :raises anyio.WouldBlock: if there is none
         :raises CacheClosedError: if the cache is closed
         """
@@ -151,11 +151,13 @@ class Cache(Generic[T]):
         :raises anyio.WouldBlock: with NOSLEEP, as `alloc_nowait`
         :raises CacheClosedError, BackendError, ConstructorError: as `alloc`
         """
-        self._check(flags, _SLEEP, _PUSHPAGE, _NOSLEEP)
+        self._check(flags, _SLEEP, _PUSHPAGE, _MEMALLOC, _NOSLEEP)
         if flags is _NOSLEEP:
             return self._alloc_now(flags)
         if timeout is not None:
             seconds("timeout", timeout, zero=True)
+        if flags is _MEMALLOC:
+            self._pool.learn(1, FINISHES)
         slot = self._at_hand(flags)
         if slot is None:
             self._pool.growth.check_possible(1, flags)
@@ -182,7 +184,7 @@ class Cache(Generic[T]):
     # -- what can be had without waiting
 
     async def _alloc_slowly(self, flags: KM, timeout: float | None) -> Buffer[T]:
-        self._check(flags, _SLEEP, _PUSHPAGE, _NOSLEEP)
+        self._check(flags, _SLEEP, _PUSHPAGE, _MEMALLOC, _NOSLEEP)
         if flags is _NOSLEEP:
             if self._engine.config.checkpoints:
                 await anyio.lowlevel.checkpoint()
@@ -197,7 +199,9 @@ class Cache(Generic[T]):
         if self._engine.config.checkpoints:
             await anyio.lowlevel.checkpoint()
             self._check_open()
-        slot = self._at_hand(flags) if n == 1 else None
+        if flags is _MEMALLOC or n > 1:
+            self._pool.learn(n, LEVEL[flags])
+        slot = self._at_hand(flags, runs=True) if n == 1 else None
         if slot is not None:
             return [slot]
         if n == 1:
@@ -212,7 +216,9 @@ class Cache(Generic[T]):
         return TimeoutError(f"{situation(self._pool, self)}: nothing came within {timeout:g} s")
 
     def _alloc_now(self, flags: KM) -> Buffer[T]:
-        self._check(flags, _NOSLEEP, _PUSHPAGE)
+        self._check(flags, _NOSLEEP, _PUSHPAGE, _MEMALLOC)
+        if flags is _MEMALLOC:
+            self._pool.learn(1, FINISHES)
         slot = self._at_hand(flags) or self._pool.get_now(flags, self)
         return self._hand_out(slot)
 
@@ -228,8 +234,8 @@ class Cache(Generic[T]):
     def _closed_error(self) -> CacheClosedError:
         return CacheClosedError(f"cache {self.name!r} is closed")
 
-    def _at_hand(self, flags: KM) -> Slot[T] | None:
-        """A free object, unless somebody waits for it already."""
+    def _at_hand(self, flags: KM, *, runs: bool = False) -> Slot[T] | None:
+        """A free object. Those who wait for one come first, but may be passed by a task that runs now."""
         line = self._pool.line
         if not line:
             try:
@@ -239,16 +245,20 @@ class Cache(Generic[T]):
             else:
                 self._hits += 1
                 return slot
+        elif runs and (passing := self._pool.room.pass_by(LEVEL[flags])):
+            self._hits += 1
+            return passing
         self._misses += 1
         self._pool.unpark()
         if line:
             return None
         depot = self._pool.depot
-        spare = depot.take(lingering=False) or self._pool.take_spare(urgent=flags is _PUSHPAGE)
+        spare = depot.take(lingering=False) or self._pool.take_spare(LEVEL[flags])
         return spare or depot.lingering.take()
 
     def _hand_out(self, slot: Slot[T]) -> Buffer[T]:
-        if self._config.init_on_alloc:
+        # What lingers may have been written to since its free.
+        if self._config.init_on_alloc or (slot.kept and self._config.init_on_free):
             zero(slot.address, self.size)
         if not self._managed and slot.slab is not None:
             buf: Buffer[T] = Buffer()
@@ -290,7 +300,7 @@ class Cache(Generic[T]):
         growth is late, what is missing comes as emergency objects. Suspends, may be cancelled, and loses nothing
         then. Event loop's thread only.
 
-        :param flags: SLEEP or PUSHPAGE
+        :param flags: SLEEP, PUSHPAGE or MEMALLOC
         :param timeout: the caller's own patience for all of them, in seconds
         :raises ConfigError: if ``max_objects`` or ``limit`` can never allow as many to such a caller
         :raises TimeoutError: if ``timeout`` has passed
@@ -299,7 +309,7 @@ class Cache(Generic[T]):
         :raises ConstructorError: if the cache's ``ctor`` raised
         """
         whole_number("n", n, 1)
-        self._check(flags, _SLEEP, _PUSHPAGE)
+        self._check(flags, _SLEEP, _PUSHPAGE, _MEMALLOC)
         self._pool.growth.check_possible(n, flags)
         return [self._hand_out(slot) for slot in await self._get(n, flags, timeout)]
 

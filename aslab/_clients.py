@@ -10,6 +10,8 @@ from __future__ import annotations
 import _thread
 import logging
 
+import anyio
+
 log = logging.getLogger("aslab")
 
 
@@ -17,6 +19,11 @@ def log_failure(exc: BaseException, message: str, *args: object) -> None:
     """Log it, with its traceback."""
     log.error(message, *args, exc_info=exc)
     keep_interrupt(exc)
+
+
+def must_end(exc: BaseException, *, stopping: bool) -> bool:
+    """Whether what came out of a client's code is the end of the task that called it, and not the client's own."""
+    return isinstance(exc, GeneratorExit) or (stopping and isinstance(exc, anyio.get_cancelled_exc_class()))
 
 
 def keep_interrupt(exc: BaseException) -> None:

@@ -68,7 +68,7 @@ class AllocatorConfig:
 
     slabs: Backend
     emergency: Backend
-    grow_timeout: float
+    grow_timeout: float | None
     limit: int | None
     emergency_limit: int | EllipsisType | None
     expire: float | None
@@ -84,7 +84,8 @@ class AllocatorConfig:
             backend = getattr(self, field)
             if isinstance(backend, type) or not isinstance(backend, Backend):
                 raise ConfigError(field, backend, "allowed is a backend: acquire, acquire_nowait, release")
-        seconds("grow_timeout", self.grow_timeout, zero=True)
+        if self.grow_timeout is not None:
+            seconds("grow_timeout", self.grow_timeout, zero=True)
         if self.limit is not None:
             whole_number("limit", self.limit, 1)
         if self.emergency_limit not in (None, ...):
@@ -111,6 +112,7 @@ class CacheConfig(Generic[T]):
     dtor: Callable[[T], None] | None
     reclaim: Callable[[int], int] | None
     reserve: int
+    memalloc_reserve: int | None
     min_objects: int
     max_objects: int | None
     max_emergency: int | None
@@ -122,9 +124,14 @@ class CacheConfig(Generic[T]):
     flags: CacheFlags
 
     @property
+    def set_aside(self) -> int:
+        """Objects of both reserves, as far as they are given."""
+        return self.reserve + (self.memalloc_reserve or 0)
+
+    @property
     def guaranteed(self) -> int:
-        """Bytes of the slabs for ``min_objects``, and for ``reserve``: neither is anybody else's."""
-        return -(-max(self.min_objects, self.reserve) // self.shape.objects) * self.shape.slab_size
+        """Bytes of the slabs for ``min_objects``, and for the reserves: neither is anybody else's."""
+        return -(-max(self.min_objects, self.set_aside) // self.shape.objects) * self.shape.slab_size
 
     def shares_with(self, other: CacheConfig[Any]) -> bool:
         """Whether both may share slabs: both want to, and nothing else sets them apart."""
@@ -145,6 +152,7 @@ def cache_config(
     dtor: Callable[[T], None] | None,
     reclaim: Callable[[int], int] | None,
     reserve: int,
+    memalloc_reserve: int | None,
     min_objects: int,
     max_objects: int | None,
     max_emergency: int | None,
@@ -179,6 +187,8 @@ def cache_config(
     whole_number("watermark", watermark, 0, max_objects)
     most = _most(shape, limit, max_objects)
     whole_number("reserve", reserve, 0, most)
+    if memalloc_reserve is not None:
+        whole_number("memalloc_reserve", memalloc_reserve, 0, None if most is None else most - reserve)
     whole_number("min_objects", min_objects, 0, most)
     for field, value in (
         ("movable", movable),
@@ -192,8 +202,8 @@ def cache_config(
             raise ConfigError(field, value, "allowed only without a ctor: zeros would wipe what it built")
     if movable and ctor is not None:
         raise ConfigError("movable", movable, "allowed only without a ctor: what it built would stay behind")
-    if merge and (ctor is not None or movable or reserve or min_objects):
-        raise ConfigError("merge", merge, "allowed only without ctor, movable, reserve and min_objects")
+    if merge and (ctor is not None or movable or reserve or memalloc_reserve or min_objects):
+        raise ConfigError("merge", merge, "allowed only without ctor, movable, reserves and min_objects")
     if not isinstance(flags, CacheFlags):
         raise ConfigError("flags", flags, "allowed are members of CacheFlags")
     return CacheConfig(
@@ -204,6 +214,7 @@ def cache_config(
         dtor=None if dtor is None else partial(_destroy, name, dtor),
         reclaim=reclaim,
         reserve=reserve,
+        memalloc_reserve=memalloc_reserve,
         min_objects=min_objects,
         max_objects=max_objects,
         max_emergency=max_emergency,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from ._lingering import Lingering
@@ -24,10 +25,10 @@ T = TypeVar("T")
 class Depot(Generic[T]):
     """The slabs of one cache and their way into its magazine."""
 
-    def __init__(self, magazine: Magazine[T]) -> None:
+    def __init__(self, magazine: Magazine[T], clean: Callable[[Slot[T]], object] | None = None) -> None:
         self.lock: threading.Lock = threading.Lock()
         self.slabs: SlabLists[T] = SlabLists()
-        self.lingering: Lingering[Slot[T]] = Lingering()
+        self.lingering: Lingering[Slot[T]] = Lingering(clean)
         self._magazine = magazine
 
     def take(self, *, lingering: bool = True) -> Slot[T] | None:
@@ -113,7 +114,7 @@ class Depot(Generic[T]):
             last = next(reversed(self.slabs.partial), None)
             if last is not None and not last.in_use:
                 return True
-            at_hand = Counter(slot.slab for slot in tuple(self._magazine))
+            at_hand = Counter(slot.slab for slot in list(self._magazine))
             return any(slab is not None and slab.in_use <= count for slab, count in at_hand.items())
 
     def condemn(self, age: int) -> bool:

@@ -22,7 +22,7 @@ from typing import Generic, TypeVar
 from ._clients import keep_interrupt
 from ._config import CacheConfig
 from ._errors import ConstructorError, clear_frames
-from ._flags import GFP, KM, CacheFlags, gfp_for_emergency
+from ._flags import FINISHES, GFP, KM, ORDINARY, CacheFlags, gfp_for_emergency
 from ._lingering import Lingering
 from ._permits import Permits
 from ._slab import Slot
@@ -90,24 +90,29 @@ class Emergency(Generic[T]):
             return 0
         return math.inf if most is None else most
 
-    def possible(self, objects: int, *, urgent: bool) -> bool:
-        """Whether a caller can ever have so many."""
-        most = self._permits.most(urgent=urgent)
-        return objects <= self.most and (most is None or objects * self._config.shape.size <= most)
+    def most_for(self, level: int) -> float:
+        """The same for such a caller: the last one of several is kept for those who finish."""
+        kept = level > FINISHES and self._permits.finishing and self.most > 1
+        return self.most - kept
 
-    def permit(self, objects: int, *, urgent: bool = False) -> bool:
+    def possible(self, objects: int, level: int) -> bool:
+        """Whether a caller can ever have so many."""
+        most = self._permits.most(level)
+        return objects <= self.most_for(level) and (most is None or objects * self._config.shape.size <= most)
+
+    def permit(self, objects: int, level: int = ORDINARY) -> bool:
         """Ask to make so many more; for each `make`, `make_nowait` or `forgo` must follow."""
         with self._lock:
-            if self._outstanding + objects > self.most:
+            if self.full(objects, level):
                 return False
-            if not self._permits.take(objects * self._config.shape.size, urgent=urgent):
+            if not self._permits.take(objects * self._config.shape.size, level):
                 return False
             self._outstanding += objects
             return True
 
-    def full(self, objects: int) -> bool:
+    def full(self, objects: int, level: int) -> bool:
         """Whether the bound of this cache is what stands against so many more."""
-        return self._outstanding + objects > self.most
+        return self._outstanding + objects > self.most_for(level)
 
     def forgo(self, objects: int) -> None:
         """So many that were permitted are not outstanding any more, or never were."""
@@ -140,19 +145,19 @@ class Emergency(Generic[T]):
         gfp = gfp_for_emergency(flags) & ~GFP.RECLAIM
         return self._add(self._supply.acquire_nowait(shape.size, shape.align, gfp, self._gone))
 
-    def at_hand(self, *, urgent: bool) -> int:
-        """How many there are for such a caller: the last of the bytes there may be are for PUSHPAGE.
+    def at_hand(self, level: int) -> int:
+        """How many there are for such a caller: the last of the bytes there may be are for the urgent.
 
         Those that linger only where another may not be made.
         """
-        if not self._permits.room(0, urgent=urgent):
+        if not (self._spare or self.lingering) or self.full(0, level) or not self._permits.room(0, level):
             return 0
-        more = not self.full(1) and self._permits.room(self._config.shape.size, urgent=urgent)
+        more = not self.full(1, level) and self._permits.room(self._config.shape.size, level)
         return len(self._spare) + (0 if more else len(self.lingering))
 
-    def take(self, *, urgent: bool) -> EmergencySlot[T] | None:
+    def take(self, level: int) -> EmergencySlot[T] | None:
         """One of those, or None."""
-        if not self.at_hand(urgent=urgent):
+        if not self.at_hand(level):
             return None
         try:
             slot = self._spare.pop()
@@ -167,7 +172,7 @@ class Emergency(Generic[T]):
         if slot.kept and self.lingering.admit(slot):
             return
         del self._objects[slot.address]
-        if keep and not self._permits.refused and self._permits.room(0, urgent=False):
+        if keep and not self._permits.refused and self._permits.room(0, ORDINARY):
             self._permits.spares[self.clear] = None
             self._spare.append(slot)
         else:

@@ -31,7 +31,7 @@ from ._bell import AT_ONCE, Bell, take_turns
 from ._blocking import Errand
 from ._budget import Account, Budget
 from ._cache import Cache
-from ._clients import log_failure
+from ._clients import log_failure, must_end
 from ._clock import Clock, clock_of_this_loop
 from ._config import AllocatorConfig, CacheConfig
 from ._errors import CacheClosedError
@@ -116,6 +116,8 @@ class Engine:
     def stop(self) -> None:
         """End all tasks; what is stuck in a thread is left behind."""
         self.worker.stopping = True
+        for supply in (self.supply, self.emergency_supply):
+            supply.close()  # again, where `close` was cut off
         self._scope.cancel()
 
     def start(self, function: Callable[[], Coroutine[Any, Any, object]]) -> None:
@@ -321,8 +323,6 @@ class Engine:
         try:
             await source.run(self.relief.press)
         except BaseException as exc:
-            if isinstance(exc, GeneratorExit) or (
-                self.worker.stopping and isinstance(exc, anyio.get_cancelled_exc_class())
-            ):
+            if must_end(exc, stopping=self.worker.stopping):
                 raise
             log_failure(exc, "%r failed; the allocator goes on without it", source)

@@ -18,7 +18,19 @@ class KM(enum.Enum):
     NOSLEEP = "nosleep"
     """Never wait: an object at once, or `anyio.WouldBlock`."""
     PUSHPAGE = "pushpage"
-    """As SLEEP, but served first: for callers whose progress frees memory for the others."""
+    """As SLEEP, but served before: for callers that are part of writing memory back."""
+    MEMALLOC = "memalloc"
+    """As SLEEP, but served first of all: for callers that hold memory, and give it back once they have this.
+
+    The last of what is set aside is theirs alone, so that somebody can always finish. Say it only of work that
+    ends without asking for more (Linux has the same rule for PF_MEMALLOC).
+    """
+
+
+LEVEL = {KM.SLEEP: 2, KM.NOSLEEP: 2, KM.PUSHPAGE: 1, KM.MEMALLOC: 0}
+"""Who is served before whom: the smaller first."""
+FINISHES, URGENT, ORDINARY = 0, 1, 2
+"""The levels by name: gives memory back, is part of that, anybody."""
 
 
 class KMEM_CBRC(enum.Enum):  # noqa: N801  (the name is illumos')
@@ -71,17 +83,21 @@ class CacheFlags(enum.Flag):
 def gfp_for(flags: KM) -> GFP:
     """What growth on behalf of such a caller may do.
 
-    A PUSHPAGE caller is itself part of writing memory back, so growth for it must not wait for that, and
-    may use a part of the reserve (SPL adds __GFP_HIGH for KM_PUSHPAGE; such callers must not start I/O).
+    PUSHPAGE and MEMALLOC callers are themselves part of writing memory back, so growth for them must not wait for
+    that, and may use a part of the reserve (SPL adds __GFP_HIGH for KM_PUSHPAGE; such callers must not start I/O).
+    A slab is never worth the last of it.
     """
-    return GFP.NOIO | GFP.HIGH if flags is KM.PUSHPAGE else GFP.KERNEL
+    return GFP.KERNEL if LEVEL[flags] == ORDINARY else GFP.NOIO | GFP.HIGH
 
 
 def gfp_for_emergency(flags: KM) -> GFP:
     """What making an emergency object for such a caller may do: never I/O, whatever the caller said.
 
     For PUSHPAGE it may use a part of the reserve. Without that it fails just where it is needed, since a
-    stuck grow may hold all that is above the reserve.
+    stuck grow may hold all that is above the reserve. For MEMALLOC, which gives back more than it takes, all of
+    it.
     """
     gfp = GFP.NOWAIT if flags is KM.NOSLEEP else GFP.NOIO
+    if flags is KM.MEMALLOC:
+        return gfp | GFP.HIGH | GFP.MEMALLOC
     return gfp | GFP.HIGH if flags is KM.PUSHPAGE else gfp

@@ -21,8 +21,9 @@ from ._budget import Account, Claim
 from ._config import CacheConfig
 from ._depot import Depot
 from ._errors import ConfigError, twin
-from ._flags import GFP, KM, gfp_for
+from ._flags import GFP, KM, LEVEL, ORDINARY, URGENT, gfp_for
 from ._line import Line
+from ._patience import Patience
 from ._reserve import Reserve
 from ._slab import Slab
 from ._state import Mark, Marks
@@ -69,6 +70,7 @@ class Growth(Generic[T]):
         line: Line[T],
         reserve: Reserve[T],
         worker: Worker,
+        grow_timeout: float | None,
         *,
         on_begin: Callable[[], None],
         on_slab: Callable[[], None],
@@ -81,6 +83,8 @@ class Growth(Generic[T]):
         self._line = line
         self._reserve = reserve
         self._worker = worker
+        self.patience: Patience = Patience(grow_timeout, config.shape.slab_size)
+        """How long callers wait before growth is late."""
         self.account: Account = Account(config.shape.slab_size, config.guaranteed, self._claim, self.ask)
         self._on_begin = on_begin
         self._on_slab = on_slab
@@ -139,17 +143,29 @@ class Growth(Generic[T]):
         return gfp_for(first.flags if first is not None else KM.SLEEP)
 
     @property
-    def urgent(self) -> bool:
-        """Whether a PUSHPAGE caller is the first in line."""
+    def level(self) -> int:
+        """How urgent the first in line is."""
         first = self._line.first()
-        return first is not None and first.urgent
+        return ORDINARY if first is None else first.level
+
+    @property
+    def most(self) -> int | None:
+        """The most objects there can ever be in slabs; None without a bound."""
+        shape, limit = self.config.shape, self._worker.budget.unpromised
+        bounds = []
+        if self.config.max_objects is not None:
+            bounds.append(self.config.max_objects // shape.objects)
+        if limit is not None:
+            bounds.append((limit + self.config.guaranteed) // shape.slab_size)
+        return min(bounds) * shape.objects if bounds else None
 
     def check_possible(self, n: int, flags: KM) -> None:
         """Refuse to have somebody wait for more objects than there can ever be for such a caller. Any thread.
 
         :raises ConfigError: if so
         """
-        shape, reserved = self.config.shape, 0 if flags is KM.PUSHPAGE else self.config.reserve
+        shape, config, level = self.config.shape, self.config, LEVEL[flags]
+        reserved = (level == ORDINARY) * config.reserve + (level >= URGENT) * (config.memalloc_reserve or 0)
         slabs = -(-(n + reserved) // shape.objects)
         most, limit = self.config.max_objects, self._worker.budget.unpromised
         but = f", less the reserve of {reserved}" if reserved else ""
@@ -188,10 +204,13 @@ class Growth(Generic[T]):
             self.due_from = self._worker.clock()
 
     def late(self) -> None:
-        """A waiter's time is up. The first one of an episode sets DEADLOCKED."""
-        if self.marks.state & (Mark.GROWING | Mark.DEADLOCKED | Mark.DESTROY) == Mark.GROWING:
+        """A waiter's time is up. The first one of an episode sets DEADLOCKED, if others would not wait longer."""
+        if self.marks.state & (Mark.GROWING | Mark.DESTROY) != Mark.GROWING:
+            return
+        self.unwell = True
+        since = self._worker.clock() - self.due_from
+        if Mark.DEADLOCKED not in self.marks and since >= self.patience.of(ORDINARY):
             self.marks.fire("late")
-            self.unwell = True
             self.deadlocks += 1
             log.warning(
                 "cache %r is DEADLOCKED: a slab has been late for longer than its callers wait", self.config.name

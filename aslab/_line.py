@@ -1,6 +1,6 @@
 """Who waits, in which order, and for what they are woken.
 
-PUSHPAGE before SLEEP, and within each the oldest first: a heap by (urgency, ticket). Leaving only
+MEMALLOC before PUSHPAGE before SLEEP, and within each the oldest first: a heap by (urgency, ticket). Leaving only
 blanks the entry, so joining and leaving cost O(log n), whatever the number of waiters.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
 
-from ._flags import KM
+from ._flags import KM, LEVEL
 from ._slab import Slot
 from ._stats import Tally
 
@@ -39,29 +39,42 @@ class Waiter(Generic[T]):
 
     __slots__ = (
         "_event",
+        "beside",
         "error",
         "flags",
         "has_waited",
+        "idle",
+        "level",
         "need",
         "permitted",
+        "rank",
         "refused_by",
         "sealed",
         "seen",
         "since",
         "slots",
         "tally",
-        "ticket",
+        "told",
     )
 
     def __init__(
         self, flags: KM, ticket: int, need: int = 1, tally: Tally | None = None, since: float = 0.0
     ) -> None:
         self.flags: KM = flags
-        self.ticket: int = ticket
+        self.level: int = LEVEL[flags]
+        """Who is served before whom: the smaller first."""
+        self.rank: tuple[int, int] = (self.level, ticket)
+        """Its place: the smaller comes first."""
         self.need: int = need
         """Objects that it wants, all at once."""
         self.since: float = since
         """When it came, by the event loop's clock."""
+        self.beside: float | None = None
+        """When something came free while it was the first in line, and anybody could still take it."""
+        self.idle: bool = False
+        """It sleeps, and will look again once it is woken."""
+        self.told: bool = False
+        """It was woken because something came free, and for nothing else."""
         self.tally: Tally = tally or Tally()
         """The counters of its cache."""
         self.slots: list[Slot[T]] | None = None
@@ -87,6 +100,7 @@ class Waiter(Generic[T]):
     async def wait(self, until: float) -> None:
         """Suspend until woken, or until that time."""
         self.has_waited = True
+        self.told = False
         self._event = anyio.Event()
         if self.slots is not None or self.error is not None:
             return  # by a finaliser, which the garbage collector ran just now: nobody will set this event
@@ -96,21 +110,18 @@ class Waiter(Generic[T]):
         else:
             await self._event.wait()
 
+    def tell(self) -> None:
+        """Let it look whether something is free; nothing else has changed."""
+        if self._event is not None and not self._event.is_set():
+            self.wake()
+            self.told = True
+
     def wake(self) -> None:
         """Let it look again."""
+        self.told = False
         if self._event is not None:
             with contextlib.suppress(RuntimeError):  # its event loop is closed, and the task with it
                 self._event.set()
-
-    @property
-    def urgent(self) -> bool:
-        """Whether it is a PUSHPAGE caller."""
-        return self.flags is KM.PUSHPAGE
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Its place: the smaller comes first."""
-        return (0 if self.urgent else 1), self.ticket
 
     def give(self, slots: list[Slot[T]]) -> None:
         """Hand over all that it needs. Whatever it was doing for them ends."""
@@ -172,10 +183,3 @@ class Line(Generic[T]):
         """Whether somebody here comes before it."""
         first = self.first()
         return first is not None and first.rank < waiter.rank
-
-    def pop(self) -> Waiter[T] | None:
-        """Take out who is next, or None."""
-        waiter = self.first()
-        if waiter is not None:
-            self.leave(waiter)
-        return waiter

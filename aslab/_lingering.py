@@ -13,6 +13,7 @@ Any thread: each step is one operation of a dictionary, and whoever takes a plac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from ._slab import Slot
@@ -21,10 +22,14 @@ S = TypeVar("S", bound=Slot[Any])
 
 
 class Lingering(Generic[S]):
-    """Such places of one kind: slots of slabs, or emergency objects."""
+    """Such places of one kind: slots of slabs, or emergency objects.
 
-    def __init__(self) -> None:
+    :param clean: called for each that need not linger any more: it may have been written to since it was freed
+    """
+
+    def __init__(self, clean: Callable[[S], object] | None = None) -> None:
         self._slots: dict[S, object] = {}
+        self._clean = clean
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -48,6 +53,8 @@ class Lingering(Generic[S]):
         if slot.haunted():
             self._slots[slot] = None
             return False
+        if self._clean is not None:
+            self._clean(slot)
         return True
 
     def look(self) -> list[S]:

@@ -25,7 +25,7 @@ import anyio.lowlevel
 from ._buffer import Buffer, ManagedBuffer
 from ._clients import log_failure
 from ._errors import SlabError
-from ._flags import KMEM_CBRC
+from ._flags import KMEM_CBRC, ORDINARY
 from ._slab import AT_ONCE as SLOTS_AT_ONCE
 from ._slab import Slab, Slot
 from ._state import Mark
@@ -142,7 +142,7 @@ class Mover(Generic[T]):
         if not pool.depot.slabs.free:
             pool.depot.drain(pool.engine.tick)
         if not pool.depot.slabs.free and not pool.growth.at_limit:
-            with anyio.move_on_after(pool.engine.config.grow_timeout):
+            with anyio.move_on_after(pool.growth.patience.of(ORDINARY)):
                 try:
                     await pool.growth.fill(1, pool.tally)
                 except SlabError:

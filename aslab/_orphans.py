@@ -1,9 +1,10 @@
 """What a closed pool waits for when no event loop is left that looks now and then.
 
 A buffer was forgotten while somebody exported its memory, or a view object is kept: the region goes back when they
-are gone. A weak reference tells of that, with one exception: the garbage collector calls it before it runs
-finalisers, and these may bring back what it took for garbage. So what it tells of then is looked at after the
-collection. What lives until the process ends is not given back: nothing can run any more.
+are gone. A weak reference tells of that, but not of all: whether the object that has just ended its export is
+itself kept; and whether a finaliser brings back what the garbage collector took for garbage, since that calls weak
+references first. So what it tells of then is looked at after the next collection. What lives until the process
+ends is not given back: nothing can run any more.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def look_after_collections(look: Callable[[], bool]) -> None:
 
 def _after_collection(phase: str, _: object) -> None:
     if phase == "stop":
-        for look in tuple(_looks):
+        for look in list(_looks):
             _looks.discard(look)
             if not look():
                 _looks.add(look)

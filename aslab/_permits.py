@@ -3,7 +3,8 @@
 They make progress certain while growth is late, so they never count against ``limit``; and a service would fill
 its memory with them meanwhile, so they have a bound of their own. What counts is what the backend has outstanding:
 from before it is asked until it has the object back, those kept for the next caller included. The last quarter is
-for PUSHPAGE callers, whose progress frees memory for the others.
+for PUSHPAGE and MEMALLOC callers, whose progress frees memory for the others; and once there was a MEMALLOC
+caller, the last object is for such alone, so that somebody can always finish.
 
 The allocator never has more than ``limit`` + ``emergency_limit`` bytes outstanding at its backends.
 """
@@ -15,10 +16,11 @@ from collections.abc import Callable
 from types import EllipsisType
 from typing import Any
 
+from ._flags import FINISHES, ORDINARY
 from ._line import Line
 
 SHARE = 4
-"""Of ``limit``, emergency objects may have one part in so many; and of that, PUSHPAGE callers keep one."""
+"""Of ``limit``, emergency objects may have one part in so many; and of that, urgent callers keep one."""
 
 
 class Permits:
@@ -33,6 +35,8 @@ class Permits:
         self._slab_limit = slab_limit
         self._largest = 0
         self._lock = threading.Lock()
+        self.finishing: bool = False
+        """There was a MEMALLOC caller."""
         self.outstanding: int = 0
         self.highest: int = 0
         """The most ``outstanding`` has been."""
@@ -52,20 +56,23 @@ class Permits:
             return self._limit
         return None if self._slab_limit is None else max(self._slab_limit // SHARE, self._largest)
 
-    def most(self, *, urgent: bool) -> int | None:
+    def most(self, level: int) -> int | None:
         """The most bytes after an object for such a caller. One object is for anybody."""
         limit = self.limit
-        return limit if limit is None or urgent else max(limit - limit // SHARE, min(self._largest, limit))
+        if limit is None or level == FINISHES:
+            return limit
+        kept = max(self._largest * self.finishing, limit // SHARE * (level == ORDINARY))
+        return max(limit - kept, min(self._largest, limit))
 
-    def room(self, nbytes: int, *, urgent: bool) -> bool:
+    def room(self, nbytes: int, level: int) -> bool:
         """Whether so many more bytes would be within bounds now. Any thread."""
-        most = self.most(urgent=urgent)
+        most = self.most(level)
         return most is None or self.outstanding + nbytes <= most
 
-    def take(self, nbytes: int, *, urgent: bool) -> bool:
+    def take(self, nbytes: int, level: int) -> bool:
         """Have so many bytes permitted, if there is room. Any thread, but no finaliser."""
         with self._lock:
-            if not self.room(nbytes, urgent=urgent):
+            if not self.room(nbytes, level):
                 return False
             self.outstanding += nbytes
             self.highest = max(self.highest, self.outstanding)

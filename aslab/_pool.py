@@ -21,7 +21,7 @@ from ._bell import take_turns
 from ._config import CacheConfig
 from ._depot import Depot
 from ._emergency import Emergency, EmergencySlot
-from ._flags import KM
+from ._flags import FINISHES, KM, LEVEL
 from ._growth import Growth
 from ._line import Line
 from ._lingering import Lingering
@@ -60,14 +60,16 @@ class Pool(Generic[T]):
         """Of its own affairs."""
         self.wanted: bool = False
         """Somebody wants to know of each free."""
+        self.wanted_by_others: bool = False
+        """Somebody who does not wait in line."""
         self.marks: Marks = Marks()
         self.magazine: Magazine[T] = Magazine(config.magazine_size)
-        self.depot: Depot[T] = Depot(self.magazine)
+        self.depot: Depot[T] = Depot(self.magazine, self._zero if config.init_on_free else None)
         self.emergency: Emergency[T] = Emergency(
             config, engine.emergency_supply, engine.permits, self.depot.lock, self._emergency_room
         )
         self.line: Line[T] = Line()
-        self.reserve: Reserve[T] = Reserve(config.reserve)
+        self.reserve: Reserve[T] = Reserve(config.reserve, config.memalloc_reserve)
         self.growth: Growth[T] = Growth(
             config,
             self.marks,
@@ -75,6 +77,7 @@ class Pool(Generic[T]):
             self.line,
             self.reserve,
             engine.worker,
+            engine.config.grow_timeout,
             on_begin=self._growth_begins,
             on_slab=self.attend,
             on_error=lambda error: self.room.send_away(error),
@@ -94,8 +97,8 @@ class Pool(Generic[T]):
             permits=engine.permits,
             clock=engine.clock,
             tickets=engine.tickets,
-            grow_timeout=engine.config.grow_timeout,
             on_change=self._line_changed,
+            on_passed=self._note_passed,
             give_back=self.give_back,
             ring=partial(engine.ring, self),
             start=engine.start,
@@ -111,13 +114,24 @@ class Pool(Generic[T]):
         self.note_waiting()
         self.growth.ask()
 
+    def learn(self, objects: int, level: int) -> None:
+        """Such a caller asks for so many at once: what is to be set aside for those who finish. Any thread."""
+        if level == FINISHES:
+            self.engine.permits.finishing = True
+        if self.reserve.learn(objects, level, self.growth.most):
+            self.engine.attend(self, self._reserve_changed)
+
+    def _reserve_changed(self) -> None:
+        self.note_waiting()
+        self.repack_reserve()
+
     def get_now(self, flags: KM, cache: Cache[T]) -> Slot[T]:
         """What a caller who cannot wait gets where nothing is at hand: the reserve, or an emergency object.
 
         :raises anyio.WouldBlock: if there is none
         """
-        urgent = flags is KM.PUSHPAGE
-        slot = self.reserve.take() if urgent else None
+        level = LEVEL[flags]
+        slot = self.reserve.take(level)
         if slot is not None:
             self.engine.attend(self, self.attend)  # from then on, frees refill it
             return slot
@@ -126,7 +140,7 @@ class Pool(Generic[T]):
         if self.growth.limit_reached:
             cache._tally.sealed += self.growth.sealed
             raise self._nothing(cache, "its limit is reached")
-        if not self.emergency.permit(1, urgent=urgent):
+        if not self.emergency.permit(1, level):
             self.engine.permits.clear_spares()  # for the next one who asks
             raise self._nothing(cache, "there is no room for another emergency object")
         try:
@@ -136,14 +150,14 @@ class Pool(Generic[T]):
         except anyio.WouldBlock:
             raise self._nothing(cache, "an emergency object cannot be had without waiting") from None
 
-    def take_spare(self, *, urgent: bool) -> Slot[T] | None:
+    def take_spare(self, level: int) -> Slot[T] | None:
         """An emergency object that was kept; slabs are asked for all the same. Any thread."""
-        if not self.emergency.at_hand(urgent=urgent):
+        if not self.emergency.at_hand(level):
             return None
         if Mark.GROWING not in self.marks:
             self.growth.missed = True
             self.engine.attend(self, self.growth.ask)
-        return self.emergency.take(urgent=urgent)
+        return self.emergency.take(level)
 
     def _nothing(self, cache: Cache[T], why: str) -> anyio.WouldBlock:
         return anyio.WouldBlock(f"{situation(self, cache)}: no object is free, and {why}")
@@ -165,7 +179,7 @@ class Pool(Generic[T]):
     def clean_up(self, slot: Slot[T]) -> bool:
         """Zero it, where frees do; an emergency object goes, or waits for the next. Answers whether it was one."""
         if self.config.init_on_free:
-            zero(slot.address, self.config.shape.size)
+            self._zero(slot)
         if slot.slab is not None:
             return False
         keep = self.growth.unwell
@@ -175,6 +189,9 @@ class Pool(Generic[T]):
         if self.emergency.lingering:
             self.engine.ring(self)  # for who waits until there may be one more
         return True
+
+    def _zero(self, slot: Slot[T]) -> None:
+        zero(slot.address, self.config.shape.size)
 
     def give_back_all(self, slots: list[Slot[T]]) -> None:
         """As `give_back`, for each. Any thread."""
@@ -190,7 +207,8 @@ class Pool(Generic[T]):
 
     def settle(self) -> None:
         """After a free that finds waiters or a full magazine. Waits for no lock."""
-        if not self.depot.flush(self.engine.tick):
+        over = len(self.magazine) > self.magazine.capacity or self.condemned
+        if over and not self.depot.flush(self.engine.tick):
             self.engine.ring(self)
         elif Mark.DESTROY in self.marks:
             if self.engine.closed:  # there may be no event loop any more to leave it to
@@ -198,7 +216,14 @@ class Pool(Generic[T]):
             else:
                 self.engine.attend(self, self.reclaim.empty_out)
         elif self.wanted:
-            self.engine.attend(self, self._serve)
+            self.engine.attend(self, self._freed)
+
+    def _freed(self) -> None:
+        if self.wanted_by_others or not self.room.leave_to_whoever_runs():
+            self._serve()
+        else:
+            for cache in self.caches:
+                cache._waiting = False  # told; until it has run nobody need hear of other frees
 
     def come_back(self, slot: Slot[T]) -> None:
         """What the garbage collector returns, at any moment, in any thread."""
@@ -339,7 +364,7 @@ class Pool(Generic[T]):
         self.depot.pardon(self.engine.tick)
         self.growth.send_fillers_away(error)
         self.magazine.capacity = -1  # so that each later free comes by `settle`
-        self.reserve.objects = 0
+        self.reserve.close()
         self._empty_reserve()
         self.growth.unwell = False
         self.emergency.clear()
@@ -351,11 +376,18 @@ class Pool(Generic[T]):
 
     def note_waiting(self) -> None:
         """Who waits has changed: what the hot paths of the caches look at."""
-        slow = bool(self.line)
+        slow = bool(self.line) and (self.reserve.short or not self.room.may_be_passed)
         asked_for = self.growth.filling > 0 or self.reserve.short or self.mover.hungry
-        self.wanted = slow or asked_for or self.condemned > 0 or self.engine.short
+        self.wanted_by_others = asked_for or self.condemned > 0 or self.engine.short
+        self.wanted = bool(self.line) or self.wanted_by_others
         for cache in self.caches:
             cache._waiting = self.wanted
+            cache._slow = slow or cache._always_slow
+
+    def _note_passed(self) -> None:
+        slow = self.reserve.short or not self.room.may_be_passed
+        for cache in self.caches:
+            cache._waiting = True
             cache._slow = slow or cache._always_slow
 
     def repack_reserve(self) -> None:

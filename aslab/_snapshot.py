@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._flags import ORDINARY
 from ._sizes import format_size
 from ._state import Mark
 from ._stats import CacheStats
@@ -52,6 +53,7 @@ def cache_stats(pool: Pool[Any], cache: Cache[Any]) -> CacheStats:
         hits=cache._hits,
         misses=cache._misses,
         waits=tally.waits,
+        grow_timeout=pool.growth.patience.of(ORDINARY),
         timeouts=tally.timeouts,
         sealed=tally.sealed,
         **{f"move_{answer.value}": count for answer, count in pool.mover.answers.items()},

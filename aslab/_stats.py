@@ -73,7 +73,7 @@ class CacheStats:
     obj_cached: int
     """Free objects in the magazine."""
     obj_reserved: int
-    """Objects set aside for PUSHPAGE callers now."""
+    """Objects set aside for PUSHPAGE and MEMALLOC callers now."""
     obj_handover: int
     """Objects on their way to waiters, or which something moves into just now."""
     obj_lingering: int
@@ -89,8 +89,10 @@ class CacheStats:
     """Allocations that found it empty."""
     waits: int
     """Allocations that had to wait."""
+    grow_timeout: float
+    """Seconds that a SLEEP caller waits for growth now, before it takes an emergency object."""
     timeouts: int
-    """Waits that outlasted grow_timeout."""
+    """Waits that outlasted that, or what a more urgent caller has."""
     sealed: int
     """Allocations that would have had it grow, had the allocator not been sealed."""
     move_yes: int

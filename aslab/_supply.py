@@ -21,7 +21,7 @@ import anyio
 import anyio.lowlevel
 
 from ._bell import Bell
-from ._clients import log_failure
+from ._clients import log_failure, must_end
 from ._errors import BackendError
 from ._flags import GFP
 from ._views import address_of
@@ -109,9 +109,7 @@ class Supply:
                 try:
                     await self.backend.release(region)
                 except BaseException as exc:  # of a client's code: this task goes on
-                    if isinstance(exc, GeneratorExit) or (
-                        self.closed and isinstance(exc, anyio.get_cancelled_exc_class())
-                    ):
+                    if must_end(exc, stopping=self.closed):
                         raise
                     log_failure(exc, "%r failed to release a region", self.backend)
                 self._releasing = False

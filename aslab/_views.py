@@ -28,6 +28,7 @@ import ctypes
 import gc
 import weakref
 from collections.abc import Callable
+from functools import partial
 from gc import get_referents
 from sys import getrefcount
 from typing import Any
@@ -44,7 +45,10 @@ def exporter(memory: memoryview, offset: int, size: int) -> Exporter:
 
 def lease_view(source: Exporter) -> memoryview:
     """A writable view of bytes, with a managed buffer of its own."""
-    return memoryview(source).cast("B")
+    whole = memoryview(source)
+    view = whole.cast("B")
+    whole.release()  # not left to its end: whoever lists all objects just now keeps it alive
+    return view
 
 
 def _unreleased(managed: object) -> int:
@@ -98,13 +102,18 @@ def company(view: memoryview) -> str:
     sizes = [
         f"{one.nbytes} bytes"
         for generation in ((0, 1) if few else ())
-        for one in gc.get_objects(generation)  # never in a list that it would find, and be a cycle with
-        if type(one) is memoryview and one is not view and managed in get_referents(one) and not is_released(one)
+        for one in _views_of(generation)  # never in a list that it would find, and be a cycle with
+        if one is not view and managed in get_referents(one) and not is_released(one)
     ]
     others = _unreleased(managed) - 1 if _CAN_COUNT else max(1, len(sizes))
     known = f": {', '.join(sorted(sizes))}" if sizes else ""
     plural = "s" * (others != 1)
     return f"{others} other memoryview{plural} of it (an array's, perhaps) alive{known}"
+
+
+def _views_of(generation: int) -> list[Any]:
+    """In one go: as long as a list of all objects lives, other threads find every buffer in use."""
+    return list(filter(partial(type.__instancecheck__, memoryview), gc.get_objects(generation)))
 
 
 def is_released(view: memoryview) -> bool:
@@ -119,14 +128,6 @@ def is_released(view: memoryview) -> bool:
 def is_kept(view: memoryview, names: int = 1) -> bool:
     """Whether anybody has the object of a view, or of one made from it, besides so many names of its owner's."""
     return getrefcount(view) > _ONCE + names or getrefcount(get_referents(view)[0]) > _ALONE
-
-
-def outlives_exports(view: memoryview, names: int = 1) -> bool:
-    """As `is_kept`, where other unreleased views do not count: they export the memory."""
-    if getrefcount(view) > _ONCE + names or not _CAN_COUNT:
-        return True
-    objects = 1 + getrefcount(get_referents(view)[0]) - _ALONE
-    return objects > _unreleased(get_referents(view)[0])
 
 
 def _once(view: memoryview, names: int = 1) -> int:  # as in `is_kept`
@@ -166,9 +167,9 @@ class Exported:
         self.kept: tuple[KeptView, ...] = ()
         """Of views that have ended, those whose object was kept, when it was looked for last."""
 
-    def in_use(self) -> bool:
-        """Whether any view of this memory is unreleased."""
-        return getrefcount(self.exporter) > _UNUSED
+    def in_use(self, own: int = 0) -> bool:
+        """Whether any view of this memory is unreleased, besides so many of its owner's."""
+        return getrefcount(self.exporter) > _UNUSED + own
 
     def remember(self, view: memoryview, call: Callable[[Any], object]) -> None:
         """A view ends whose object is kept; ``call`` is told when that goes, with a `KeptView`."""

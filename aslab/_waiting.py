@@ -1,6 +1,6 @@
 """Waiting for objects, and the four ways out of it.
 
-    a free, or a grow that ends    what the first in line needs is handed over, all at once
+    a free, or a grow that ends    what the first in line needs, all at once
     growth is late                 emergency objects, if the cache may make them, or those freed just now
     an error                       the cache was closed, or a backend broke its contract
     cancellation                   what was handed over meanwhile goes to the next
@@ -9,9 +9,14 @@ Late is the backend, never the event loop. A caller at the limit of its cache, o
 being made, waits with no timer: its time starts when growth does, anew with each slab (as in SPL). And when it is
 up the loop gets some turns first: what a thread has brought while the loop was busy is delivered by then.
 
-A caller that tries an emergency object stays in line, and takes what comes first; if the attempt fails it tries
-again after a pause that doubles; one refused by ``max_emergency`` or ``emergency_limit`` is woken when there is
-room, and it is permitted then. Nobody spins, and nobody is woken for nothing.
+A caller that tries an emergency object stays in line, and takes what comes first; one refused by
+``max_emergency`` or ``emergency_limit`` is woken when there is room, and it is permitted then. Nobody spins.
+
+What comes free is not handed over at once. The first in line is told, and has it as soon as it runs, with all that
+is free by then; whoever runs before, and is as urgent, may take it. For a caller that frees and allocates again is
+served as fast as if nobody waited, where each hand-over costs two turns of the event loop. But once the first in
+line has stood `BESIDE` seconds beside what came free, the next that does is handed over. (So do the locks of
+WebKit and of Rust's parking_lot.) Nobody passes one that finishes something with it, or one that needs several.
 
 Who needs several waits as one: free objects gather until there are enough for the first in line, and nobody takes
 some of them and waits for the rest. So no two can lock each other out.
@@ -23,16 +28,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Coroutine, Iterator
-from functools import partial
 from typing import Any, Generic, TypeVar
 
-from ._clients import keep_interrupt
+from ._attempts import Attempts
 from ._clock import Clock
 from ._depot import Depot
 from ._emergency import Emergency
-from ._errors import BackendError, twin
-from ._flags import KM
-from ._growth import PAUSE_FIRST, PAUSE_MOST, Growth
+from ._errors import twin
+from ._flags import FINISHES, KM, ORDINARY
+from ._growth import Growth
 from ._lateness import Lateness
 from ._line import Line, Waiter
 from ._permits import Permits
@@ -43,15 +47,8 @@ from ._stats import Tally
 
 T = TypeVar("T")
 
-
-class Attempt(Generic[T]):
-    """An emergency object in the making, for a waiter that may go away."""
-
-    def __init__(self) -> None:
-        self.wanted: bool = True
-        self.over: bool = False
-        self.slot: Slot[T] | None = None
-        self.error: BaseException | None = None
+BESIDE = 0.001
+"""Seconds for which the first in line is passed by others, from when something came free."""
 
 
 class WaitingRoom(Generic[T]):
@@ -72,8 +69,8 @@ class WaitingRoom(Generic[T]):
         permits: Permits,
         clock: Clock,
         tickets: Iterator[int],
-        grow_timeout: float,
         on_change: Callable[[], None],
+        on_passed: Callable[[], None],
         give_back: Callable[[Slot[T]], None],
         ring: Callable[[], None],
         start: Callable[[Callable[[], Coroutine[Any, Any, object]]], None],
@@ -88,16 +85,20 @@ class WaitingRoom(Generic[T]):
         self._emergency = emergency
         self._permits = permits
         self._clock = clock
-        self._grow_timeout = grow_timeout
         self._on_change = on_change
+        self._on_passed = on_passed
         self._give_back = give_back
         self._ring = ring
-        self._start = start
         self._tickets = tickets
         self._busy = False
         self._lateness: Lateness[T] = Lateness(growth, clock)
-        self.in_handover: int = 0
+        self._attempts: Attempts[T] = Attempts(emergency, clock, start=start, give_back=give_back)
+        self._given = 0  # objects, to waiters that have not resumed yet
+
+    @property
+    def in_handover(self) -> int:
         """Objects given to waiters that have not resumed yet, or made for one that needs several."""
+        return self._given + self._attempts.in_hand
 
     async def wait(self, flags: KM, need: int, tally: Tally) -> list[Slot[T]]:
         """Join the line; leave it with so many objects, whichever way they come first."""
@@ -107,7 +108,7 @@ class WaitingRoom(Generic[T]):
             return await self._stand_in_line(waiter)
         except BaseException:
             if waiter.slots is not None:  # it was given them, and cancelled before it knew
-                self.in_handover -= need
+                self._given -= need
                 self._give_all_back(waiter.slots)
             raise
         finally:
@@ -117,7 +118,7 @@ class WaitingRoom(Generic[T]):
     def serve(self) -> None:
         """Hand free objects out, in order, until they or those who want them run out.
 
-        PUSHPAGE callers come first, then the reserve, then the others.
+        MEMALLOC callers come first, then what is kept for such, PUSHPAGE callers, the reserve, the others.
         """
         if self._busy:  # we are in a finaliser, run in the middle of what we would change
             self._ring()
@@ -133,45 +134,75 @@ class WaitingRoom(Generic[T]):
         if self._emergency.spare and (self._refused or self._permits.refused):
             self._emergency.clear()  # of no use to the first in line, and in the way of others
         first = self._line.first()
-        if first is not None and first.seen is not None and self._at_hand(urgent=first.urgent) > first.seen:
+        if first is not None and first.seen is not None and self._at_hand(first.level) > first.seen:
             first.wake()  # less is missing than when it asked for it
+
+    def leave_to_whoever_runs(self) -> bool:
+        """Something came free: whether others may have it before the first in line runs, who is told."""
+        if self._busy or self._reserve.short:
+            return False
+        first = self._line.first()
+        if first is None or not first.idle or first.need > 1 or first.level == FINISHES:
+            return False
+        if first.beside is None:
+            first.beside = self._clock()
+        elif self._clock() - first.beside >= BESIDE:
+            return False
+        first.tell()
+        return True
+
+    @property
+    def may_be_passed(self) -> bool:
+        """Whether a SLEEP caller that runs now may take what is free, though others wait."""
+        first = self._line.first()
+        return first is None or (
+            first.level == ORDINARY
+            and first.need == 1
+            and (first.beside is None or self._clock() - first.beside < BESIDE)
+        )
+
+    def pass_by(self, level: int) -> Slot[T] | None:
+        """A free object for a caller that runs now, past those who wait, if it may."""
+        first = self._line.first()
+        if first is not None and (first.level < level or first.need > 1 or self._reserve.comes_before(level)):
+            return None
+        if first is not None and first.beside is not None and self._clock() - first.beside >= BESIDE:
+            return None
+        return self._depot.take(lingering=False)
 
     def _serve_next(self) -> bool:
         waiter = self._line.first()
-        if self._reserve.short and not (waiter and waiter.urgent):
+        if self._reserve.comes_before(ORDINARY if waiter is None else waiter.level):
             slot = self._depot.take(lingering=False)
             if slot is not None:
                 self._reserve.put(slot)
             return slot is not None
         if waiter is None:
             return False
-        slots = self._collect(waiter.need, urgent=waiter.urgent)
+        slots = self._collect(waiter.need, waiter.level)
         if slots is None:
             return False
         self._line.leave(waiter)
-        self.in_handover += len(slots)
+        self._given += len(slots)
         waiter.give(slots)
         return True
 
-    def _collect(self, need: int, *, urgent: bool) -> list[Slot[T]] | None:
+    def _collect(self, need: int, level: int) -> list[Slot[T]] | None:
         """So many free objects, or none."""
-        if self._at_hand(urgent=urgent) < need:
+        if self._at_hand(level) < need:
             return None
         slots: list[Slot[T]] = []
         while len(slots) < need:
-            slot = self._depot.take(lingering=False)
-            if slot is None and urgent:
-                slot = self._reserve.take()
-            slot = slot or self._emergency.take(urgent=urgent) or self._depot.lingering.take()
+            slot = self._depot.take(lingering=False) or self._reserve.take(level)
+            slot = slot or self._emergency.take(level) or self._depot.lingering.take()
             if slot is None:  # another thread was quicker
                 self._give_all_back(slots)
                 return None
             slots.append(slot)
         return slots
 
-    def _at_hand(self, *, urgent: bool) -> int:
-        reserved = len(self._reserve) if urgent else 0
-        return self._depot.free + reserved + self._emergency.at_hand(urgent=urgent)
+    def _at_hand(self, level: int) -> int:
+        return self._depot.free + self._reserve.at_hand(level) + self._emergency.at_hand(level)
 
     def let_others_try(self) -> None:
         """There may be room for emergency objects: permit them to those who were refused, in order."""
@@ -198,11 +229,10 @@ class WaitingRoom(Generic[T]):
     async def _stand_in_line(self, waiter: Waiter[T]) -> list[Slot[T]]:
         since: float | None = None  # when its time began to run; None while only a free can help
         late_from: float | None = None  # when the growth was asked for that it has found late
-        retry_at, pause = -math.inf, PAUSE_FIRST
         while True:
             self.serve()
             if waiter.slots is not None:
-                self.in_handover -= waiter.need
+                self._given -= waiter.need
                 slots, waiter.slots = waiter.slots, None
                 if self._reserve.short:
                     self._growth.ask()
@@ -216,7 +246,7 @@ class WaitingRoom(Generic[T]):
                 continue
             now = self._clock()
             since = now if since is None else since
-            patience = max(since, self._growth.due_from) + self._grow_timeout
+            patience = max(since, self._growth.due_from) + self._growth.patience.of(waiter.level)
             late = late_from == self._growth.due_from
             if now >= patience and not late:
                 if await self._lateness.found(waiter, now - patience):
@@ -226,17 +256,28 @@ class WaitingRoom(Generic[T]):
                 continue
             if not late and Mark.DEADLOCKED not in self._marks:
                 self._withdraw(waiter)
-            elif waiter.permitted or now >= retry_at:
+            elif waiter.permitted or self._attempts.allowed(first=self._is_first(waiter)):
                 permitted = self._ask_permission(waiter)
                 if permitted:
                     made = await self._try_emergency(waiter, permitted)
                     if made is not None:
                         return made
-                    retry_at = self._clock() + pause
-                    pause = min(2 * pause, PAUSE_MOST)
                     continue
-            until = retry_at if retry_at > now else math.inf
-            await waiter.suspend(until if late else min(until, patience))
+            until = math.inf if late else patience
+            if self._attempts.failing and self._is_first(waiter):
+                until = min(until, max(now, self._attempts.retry_at))
+            await self._stand(waiter, until)
+
+    async def _stand(self, waiter: Waiter[T], until: float) -> None:
+        """Suspend with nothing under way: others may pass."""
+        waiter.idle = True
+        while True:
+            if waiter.beside is not None:  # passed by: to be told again, or handed over to
+                self._on_passed()
+            await waiter.suspend(until)
+            if not waiter.told or self._at_hand(waiter.level):
+                break
+        waiter.idle = False
 
     async def _wait_untimed(self, waiter: Waiter[T]) -> None:
         self._withdraw(waiter)
@@ -246,7 +287,7 @@ class WaitingRoom(Generic[T]):
                 waiter.sealed = True
                 waiter.tally.sealed += 1
         self._untimed[waiter] = None
-        await waiter.suspend(math.inf)
+        await self._stand(waiter, math.inf)
         self._untimed.pop(waiter, None)
 
     def _ask_permission(self, waiter: Waiter[T]) -> int:
@@ -259,12 +300,12 @@ class WaitingRoom(Generic[T]):
             return missing
         self._emergency.forgo(granted)  # by now it misses nothing, or more than it was permitted
         line = next((line for line in (self._refused, self._permits.refused) if line.overtaken_by(waiter)), None)
-        if missing > 0 and line is None and self._emergency.permit(missing, urgent=waiter.urgent):
+        if missing > 0 and line is None and self._emergency.permit(missing, waiter.level):
             return missing
         # Whose turn never comes would be in others' way.
-        if self._emergency.possible(missing, urgent=waiter.urgent):
+        if self._emergency.possible(missing, waiter.level):
             waiter.refused_by = self
-            own = self._emergency.full(missing)
+            own = self._emergency.full(missing, waiter.level)
             (line or (self._refused if own else self._permits.refused)).join(waiter)
             if not own:
                 self._permits.clear_spares()
@@ -272,7 +313,7 @@ class WaitingRoom(Generic[T]):
 
     def _missing(self, waiter: Waiter[T]) -> int:
         """How many objects it needs besides those that are free for it: these belong to the first in line."""
-        at_hand = self._at_hand(urgent=waiter.urgent) if self._is_first(waiter) else 0
+        at_hand = self._at_hand(waiter.level) if self._is_first(waiter) else 0
         return max(0, waiter.need - at_hand)
 
     def grant(self, waiter: Waiter[T]) -> bool:
@@ -281,7 +322,7 @@ class WaitingRoom(Generic[T]):
             waiter.wake()
             return True
         missing = self._missing(waiter)
-        if not self._emergency.permit(missing, urgent=waiter.urgent):
+        if not self._emergency.permit(missing, waiter.level):
             return False
         waiter.permitted += missing
         waiter.wake()
@@ -289,7 +330,7 @@ class WaitingRoom(Generic[T]):
 
     def bound_here(self, waiter: Waiter[T]) -> bool:
         """Whether it is the bound of the cache that stands against it."""
-        return self._emergency.full(self._missing(waiter))
+        return self._emergency.full(self._missing(waiter), waiter.level)
 
     def _withdraw(self, waiter: Waiter[T]) -> None:
         """It makes no emergency objects now: its permits and its place among the refused are for others."""
@@ -303,70 +344,15 @@ class WaitingRoom(Generic[T]):
 
     async def _try_emergency(self, waiter: Waiter[T], permitted: int) -> list[Slot[T]] | None:
         """One attempt. What comes meanwhile, in line, is preferred."""
-        made: list[Slot[T]] = []
+        made = await self._attempts.make(waiter, permitted)
         slots: list[Slot[T]] | None = None
-        tried = 0
-        try:
-            while tried < permitted and not waiter.served:
-                tried += 1
-                slot = await self._attempt(waiter)
-                if slot is None:
-                    break
-                made.append(slot)
-            if len(made) == permitted and not waiter.served:
-                slots = self._collect(waiter.need - permitted, urgent=waiter.urgent)
-        except MemoryError:
-            pass
-        finally:
-            self.in_handover -= len(made)
-            if slots is None:
-                self._give_all_back(made)
-            self._emergency.forgo(permitted - tried)
-        return None if slots is None else slots + made
-
-    async def _attempt(self, waiter: Waiter[T]) -> Slot[T] | None:
-        """Suspend until an emergency object is made; None if it is served before.
-
-        A task of the allocator makes it: what a caller who goes away has begun is outstanding until it ends, and
-        then somebody else's.
-        """
-        attempt: Attempt[T] = Attempt()
-        self._start(partial(self._make, attempt, waiter))
-        try:
-            has_waited = waiter.has_waited
-            while not (attempt.over or waiter.served):
-                await waiter.wait(math.inf)
-            waiter.has_waited = has_waited  # in line: this is no wait that counts
-        except BaseException:
-            attempt.wanted = False
-            if attempt.slot is not None:
-                self.in_handover -= 1
-                self._give_back(attempt.slot)
-            raise
-        attempt.wanted = False
-        if attempt.error is not None:
-            raise attempt.error
-        return attempt.slot
-
-    async def _make(self, attempt: Attempt[T], waiter: Waiter[T]) -> None:
-        try:
-            slot = await self._emergency.make(waiter.flags)
-        except BaseException as exc:
-            attempt.error = exc
-            if isinstance(exc, GeneratorExit):
-                raise
-            if not isinstance(exc, Exception):  # a client's code, which must not end this task; or all is over
-                keep_interrupt(exc)
-                attempt.error = BackendError(f"making an emergency object was ended by {exc!r}")
-        else:
-            if attempt.wanted:
-                attempt.slot = slot
-                self.in_handover += 1
-            else:
-                self._give_back(slot)
-        finally:
-            attempt.over = True
-            waiter.wake()
+        if len(made) == permitted and not waiter.served:
+            slots = self._collect(waiter.need - permitted, waiter.level)
+        if slots is None:
+            self._attempts.put_back(made)
+            return None
+        self._attempts.in_hand -= len(made)
+        return slots + made
 
     def _is_first(self, waiter: Waiter[T]) -> bool:
         self._busy = True
@@ -394,3 +380,13 @@ class WaitingRoom(Generic[T]):
         self._busy = False
         self._on_change()
         self.serve()  # what was too little for this one may be enough for the next
+        if self._attempts.failing or self._growth.unwell:
+            self._wake_first()
+
+    def _wake_first(self) -> None:
+        """It may be its turn to have an emergency object made."""
+        self._busy = True
+        first = self._line.first()
+        self._busy = False
+        if first is not None:
+            first.wake()

@@ -1,8 +1,8 @@
 """The single serialized worker that makes slabs.
 
-Caches put themselves into its queue; it takes one after the other, those first whose first caller is a
-PUSHPAGE one, so that one call at a time is made for slab memory: in the kernel they would only meet at
-the lock of the address space (SPL moved growth to one work queue in 2012, for this and for the deadlock).
+Caches put themselves into its queue; it takes one after the other, by how urgent their first callers are, so that
+one call at a time is made for slab memory: in the kernel they would only meet at the lock of the address space
+(SPL moved growth to one work queue in 2012, for this and for the deadlock).
 
 One stuck call would then hold up every cache. So each runs in a task of its own, and after
 ``kick_after`` the worker leaves it behind and takes the next; the cache it was for keeps its marks
@@ -25,13 +25,14 @@ from anyio.abc import TaskGroup
 
 from ._bell import AT_ONCE
 from ._budget import Account, Budget
-from ._clients import keep_interrupt, log_failure
+from ._clients import keep_interrupt, log_failure, must_end
 from ._clock import Clock
 from ._errors import BackendError, ConstructorError, SlabError, clear_frames
 from ._growth import Growth
 from ._slab import Slab
 from ._state import Mark
 from ._supply import Supply
+from .backends._threads import LAG
 
 log = logging.getLogger("aslab")
 
@@ -62,8 +63,8 @@ class Worker:
         """Asks the other caches for what they do not need."""
         self._supply = supply
         self._kick_after = math.inf if kick_after is None else kick_after
-        self._queue: list[tuple[bool, int, Growth[Any]]] = []  # a heap; entries that are no place are void
-        self._places: dict[Growth[Any], tuple[bool, int]] = {}
+        self._queue: list[tuple[int, int, Growth[Any]]] = []  # a heap; entries that are no place are void
+        self._places: dict[Growth[Any], tuple[int, int]] = {}
         self._numbers = itertools.count()
         self._at_work = 0  # grows that are not set aside
         self._more = anyio.Event()
@@ -75,19 +76,19 @@ class Worker:
         await self._idle.wait()
 
     def put(self, growth: Growth[Any]) -> None:
-        """Queue a cache that has just been marked GROWING: behind the urgent ones, or as one of them."""
+        """Queue a cache that has just been marked GROWING: behind those whose callers are more urgent."""
         growth.behind_others = bool(self._at_work or self._places)
         self._enqueue(growth, next(self._numbers))
         self._more.set()
 
     def note(self, growth: Growth[Any]) -> None:
-        """Who waits there has changed: if it is queued, it may be urgent now, or not any more."""
+        """Who waits there has changed: if it is queued, it may be more urgent now, or less."""
         place = self._places.get(growth)
-        if place is not None and place[0] is growth.urgent:
+        if place is not None and place[0] != growth.level:
             self._enqueue(growth, place[1])
 
     def _enqueue(self, growth: Growth[Any], number: int) -> None:
-        place = self._places[growth] = (not growth.urgent, number)
+        place = self._places[growth] = (growth.level, number)
         heapq.heappush(self._queue, (*place, growth))
 
     def look_again(self) -> None:
@@ -130,7 +131,7 @@ class Worker:
         As a slab comes, very many may find no room any more: a few of them at a time are told.
         """
         overtaking, left = False, AT_ONCE
-        blocked: list[tuple[bool, int, Growth[Any]]] = []
+        blocked: list[tuple[int, int, Growth[Any]]] = []
         chosen: Growth[Any] | None = None
         off: list[Growth[Any]] = []
         while self._queue and chosen is None and left:
@@ -165,9 +166,7 @@ class Worker:
         except (MemoryError, SlabError) as exc:
             error: Exception = exc
         except BaseException as exc:
-            if isinstance(exc, GeneratorExit) or (
-                self.stopping and isinstance(exc, anyio.get_cancelled_exc_class())
-            ):
+            if must_end(exc, stopping=self.stopping):
                 raise
             # A client's code, which must not end this task; a cancelled future that it awaits, for one.
             log_failure(exc, "growth of cache %r was ended by %r", growth.config.name, exc)
@@ -189,7 +188,10 @@ class Worker:
     async def _make_slab(self, growth: Growth[Any]) -> Slab[Any]:
         shape = growth.config.shape
         gone = partial(self._gone, growth.account)
+        began, lag = self.clock(), list[float]()
+        LAG.set(lag)  # of this task alone
         region = await self._supply.acquire(shape.slab_size, shape.align, growth.gfp, gone)
+        growth.patience.note(max(0.0, self.clock() - began - sum(lag)))
         growth.arrived = True
         slab: Slab[Any] = Slab(region, shape)
         try:

@@ -82,6 +82,7 @@ async def allocator(**options: Any) -> AsyncIterator[aslab.Allocator]:
     """An allocator on instant memory; afterwards every region must be back."""
     slabs = options.setdefault("slabs", Instant())
     emergency = options.setdefault("emergency", Instant())
+    options.setdefault("grow_timeout", 0.1)
     async with aslab.open_allocator(**options) as kmem:
         yield kmem
         for cache in kmem._engine.caches.values():

@@ -32,6 +32,10 @@ class Naive:
             assert self.used[page] != used, f"page {page} is in two blocks"
             self.used[page] = used
 
+    def free_in_rows(self, order: int) -> list[int]:
+        starts = range(0, len(self.used) - (1 << order) + 1, 1 << order)
+        return [self.used[start : start + (1 << order)].count(0) for start in starts]
+
     def counts(self) -> tuple[int, ...]:
         """Of the largest aligned blocks that the free pages can be put together to."""
         counts, pfn = [0] * len(ORDERS), 0
@@ -78,6 +82,7 @@ def test_any_sequence_matches_the_naive_model(pages: int, steps: list[tuple[str,
             buddy.free(*block)
             naive.mark(*block, False)
         assert buddy.free_pages == naive.used.count(0)
+        assert buddy.free_in_rows(number % 7) == naive.free_in_rows(number % 7)
         assert buddy.counts() == naive.counts()
     for block in held:
         buddy.free(*block)

@@ -25,6 +25,9 @@ PROMISED = {
     "longest_txg_sync",
     "longest_wait",
     "emergency_max",
+    "emergency_left",
+    "rows_made",
+    "file_blocks",
     "deadlocks",
     "failed_by_order",
     "lowest_free_pages",
@@ -143,7 +146,7 @@ def test_table_of_all_machines_with_large_figures_is_not_cut(capsys: pytest.Capt
 
 
 def test_machine_that_ends_otherwise_than_the_change_says_exits_1() -> None:
-    done = aslab("lab", "story", "--machine", "emergency", "--seeds", "1:2", "--fragmented", "3.125", "--json")
+    done = aslab("lab", "story", "--machine", "emergency_v2", "--seeds", "3:4", "--fragmented", "3.125", "--json")
     [row] = json.loads(done.stdout)
     assert row["failed_by_order"]["5"] > 0
     assert (row["stuck"], done.returncode) == (1, 1)

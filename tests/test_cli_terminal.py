@@ -28,7 +28,7 @@ AT_WORK = {
     "lab run deadlock-for-good --loop trio": ("aslab.lab._play", "shuffled"),
     "lab run deadlock-for-good --real-time": ("aslab.lab._play", "shuffled"),
     "lab story --seeds 2000": ("aslab.lab._chapters", "tell"),
-    "lab story --seeds 2000 --jobs 2": ("aslab.lab._chapters", "_next"),
+    "lab story --seeds 2000 --jobs 2": ("aslab.lab._parallel", "_next"),
     "bench lab": ("aslab.bench._lab", "Progress"),
     "bench pair --rounds 9999": ("aslab.bench._pair", "_queue"),
     "bench index --rounds 99999": ("aslab.bench._index", "removal_cost"),

@@ -7,11 +7,12 @@ import pytest
 
 from aslab import GFP
 from aslab.emulation import Block, PhysicalMemory
-from aslab.emulation._disk import RETRY, Disk
+from aslab.emulation._disk import Disk
 
 from .helpers import Loop
 from .support import settle
 
+RETRY = 0.01
 pytestmark = pytest.mark.anyio
 
 

@@ -387,3 +387,44 @@ async def test_reserve_takes_no_place_that_lingers() -> None:
         assert cache.stats().obj_reserved == 1
         check_consistency(cache)
         del view
+
+
+async def test_slice_that_was_released_after_its_buffer_was_forgotten_makes_the_place_linger(
+    kind: dict[str, Any],
+) -> None:
+    """As torch.frombuffer of a slice has it: the object is kept, its export is over."""
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, **kind)
+        buf = await cache.alloc()
+        part = buf.view[8:]
+        with pytest.warns(ResourceWarning):
+            del buf
+        part.release()
+        await cache.prefill(7)
+        cache.alloc_nowait().free()  # a look at what was forgotten
+        cache._pool.unpark()
+        assert cache.stats().obj_lingering == 1
+        assert await cache.reap() == 0
+        del part
+        cache._pool.look_at_lingering()
+        assert cache.stats().obj_lingering == 0
+
+
+@pytest.mark.parametrize("way", ["used while it lingers", "used when the object is gone", "drained"])
+async def test_what_a_kept_view_object_writes_after_the_free_is_zeroed_for_the_next_owner(way: str) -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, max_objects=1, init_on_free=True)
+        buf = await cache.alloc()
+        part = buf.view[:]
+        tensor = Tensor(part)
+        part.release()
+        del part
+        buf.free()
+        tensor.write(b"stale")
+        if way != "used while it lingers":
+            del tensor
+        if way == "drained":
+            cache._pool.depot.drain(0)
+            assert cache.stats().obj_lingering == 0
+        async with cache.lease() as found:
+            assert bytes(found.view[:5]) == bytes(5)

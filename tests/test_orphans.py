@@ -43,10 +43,11 @@ class Segments:
         segment.unlink()
 
     def gone(self) -> bool:
-        """Whether they are; a thread may be about to do it."""
+        """Whether they are, once the garbage collector has been at work; a thread may be about to do it."""
         for _ in range(500):
             if not self.left:
                 return True
+            gc.collect()  # the object of the last export may be kept: that is looked at afterwards
             time.sleep(0.001)
         return False
 

@@ -80,6 +80,17 @@ async def test_free_is_refused_inside_the_block_and_afterwards_while_something_i
         assert cache.stats().obj_held == 0
 
 
+async def test_free_refused_for_a_pin_leaves_the_buffers_view_alone(options: dict[str, Any]) -> None:
+    async with allocator() as kmem:
+        buf = await kmem.create_cache("c", SIZE, **options).alloc()
+        view = buf.view
+        with buf.pin(), pytest.raises(BufferError, match="pin"):
+            buf.free()
+        view[0] = 1
+        assert buf.view is view
+        buf.free()
+
+
 async def test_freed_buffer_can_not_be_pinned(options: dict[str, Any]) -> None:
     async with allocator() as kmem:
         buf = await kmem.create_cache("c", SIZE, **options).alloc()

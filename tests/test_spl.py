@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
 
 from aslab import GFP
 from aslab.backends import Region
-from aslab.emulation._spl import OBJECTS, RETRY, Growth, SplCache, SplObject, SplQueue
+from aslab.emulation._spl import MAGAZINE, Growth, SplCache, SplObject, SplQueue
 from aslab.emulation._waits import WaitGraph
 
 from .helpers import Loop
@@ -19,10 +20,11 @@ from .support import Gate, Instant, settle
 pytestmark = pytest.mark.anyio
 
 SIZE = 128
+OBJECTS, RETRY = 8, 0.01
 TICK = 0.01
 CALLER = Growth("caller")
 WORKER = Growth("worker", TICK)
-MARKED = Growth("worker", 0.1, mark=True, index="tree")
+MARKED = Growth("worker", 0.1, mark=True, index="tree", looks_again=True)
 URGENT = GFP.NOIO | GFP.HIGH
 
 
@@ -48,17 +50,16 @@ class Refusing(Instant):
 class Kit:
     """A cache, what it stands on, and the objects that came of it."""
 
-    def __init__(self, growth: Growth, slabs: Instant, single: Instant) -> None:
+    def __init__(self, growth: Growth, slabs: Instant, single: Instant, **options: Any) -> None:
         self.slabs, self.single, self.waits = slabs, single, WaitGraph()
         self.queue = SplQueue(self.waits)
         self.got: list[SplObject] = []
         self.times: list[float] = []
-        self.cache = self.another("io", growth)
+        self.cache = self.another("io", growth, **options)
 
-    def another(self, name: str, growth: Growth) -> SplCache:
-        return SplCache(
-            name, SIZE, growth, URGENT, slabs=self.slabs, emergency=self.single, queue=self.queue, waits=self.waits
-        )
+    def another(self, name: str, growth: Growth, **options: Any) -> SplCache:
+        options |= {"slabs": self.slabs, "emergency": self.single, "queue": self.queue, "waits": self.waits}
+        return SplCache(name, SIZE, growth, URGENT, **options)
 
     async def take(self, count: int = 1) -> None:
         """Allocate, and note how long each took."""
@@ -69,9 +70,11 @@ class Kit:
 
 
 @asynccontextmanager
-async def kit(growth: Growth, slabs: Instant | None = None, single: Instant | None = None) -> AsyncIterator[Kit]:
+async def kit(
+    growth: Growth, slabs: Instant | None = None, single: Instant | None = None, **options: Any
+) -> AsyncIterator[Kit]:
     """With its work queue running; once all objects are freed, nothing but slabs may be left."""
-    made = Kit(growth, slabs or Instant(), single or Instant())
+    made = Kit(growth, slabs or Instant(), single or Instant(), **options)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(made.queue.run)
         yield made
@@ -276,7 +279,7 @@ async def test_prefill_makes_slabs_until_there_are_enough_objects() -> None:
 
 
 async def test_shrink_releases_the_slabs_without_an_object_in_use_and_no_others() -> None:
-    async with kit(WORKER) as k:
+    async with kit(WORKER, magazine=1) as k:
         assert not await k.cache.shrink()
         await k.cache.prefill(3 * OBJECTS)
         await k.take()
@@ -289,8 +292,27 @@ async def test_shrink_releases_the_slabs_without_an_object_in_use_and_no_others(
         assert len(k.slabs.asked) == 4, "what was released is not given out"
 
 
+@pytest.mark.parametrize(("reserve", "left"), [(1, 1), (OBJECTS, 1), (OBJECTS + 1, 2), (9 * OBJECTS, 3)])
+async def test_shrink_leaves_the_slabs_of_the_reserve(reserve: int, left: int) -> None:
+    async with kit(WORKER, reserve=reserve) as k:
+        await k.cache.prefill(3 * OBJECTS)
+        assert await k.cache.shrink() == (left < 3)
+        assert len(k.slabs.outstanding) == left
+        await k.take(left * OBJECTS)
+        assert len(k.slabs.asked) == 3
+        k.cache._reserve = 0  # in the end nothing may be left
+
+
+async def test_slab_has_so_many_objects_and_a_failed_one_is_tried_again_after_a_while() -> None:
+    slabs = Refusing(2)
+    async with kit(CALLER, slabs, objects=3, retry=0.25, magazine=1) as k:
+        await k.take(3)
+        assert slabs.asked == [(3 * SIZE, URGENT)]
+        assert k.times == [0.5, 0, 0]
+
+
 async def test_objects_are_taken_from_the_fullest_slab_so_that_others_become_empty() -> None:
-    async with kit(WORKER) as k:
+    async with kit(WORKER, magazine=1) as k:
         await k.cache.prefill(2 * OBJECTS)
         await k.take(OBJECTS + 2)
         for _ in range(5):
@@ -304,3 +326,85 @@ async def test_objects_are_taken_from_the_fullest_slab_so_that_others_become_emp
             await k.cache.free(obj)
         assert await k.cache.shrink()
         assert len(k.slabs.outstanding) == 1
+
+
+class TestMagazine:
+    async def test_a_refill_takes_half_a_magazine_and_the_newest_goes_out_first(self) -> None:
+        async with kit(WORKER, magazine=4) as k:
+            await k.cache.prefill(OBJECTS)
+            await k.take()
+            assert (k.cache._free, len(k.cache._magazine)) == (OBJECTS - 2, 1)
+            await k.take(OBJECTS)
+            last = k.got.pop(0)
+            await k.cache.free(last)
+            await k.cache.free(k.got.pop())
+            await k.take(2)
+            assert k.got[-1].region is last.region
+            assert len(k.slabs.asked) == 2
+
+    async def test_a_full_one_gives_its_oldest_half_back_to_the_slabs(self) -> None:
+        async with kit(WORKER, magazine=4) as k:
+            await k.take(OBJECTS)
+            for _ in range(4):
+                await k.cache.free(k.got.pop())
+            assert (k.cache._free, len(k.cache._magazine)) == (0, 4)
+            await k.cache.free(k.got.pop())
+            assert (k.cache._free, len(k.cache._magazine)) == (2, 3)
+
+    async def test_what_it_holds_keeps_a_slab_until_it_is_shrunk(self) -> None:
+        async with kit(CALLER) as k:
+            await k.take()
+            await k.cache.free(k.got.pop())
+            assert len(k.cache._magazine) == OBJECTS
+            assert await k.cache.shrink()
+            assert not k.slabs.outstanding
+
+    @pytest.mark.parametrize("growth", [CALLER, WORKER])
+    async def test_who_finds_less_than_a_batch_waits_for_a_slab_all_the_same(self, growth: Growth) -> None:
+        slabs = Gate()
+        async with kit(growth, slabs, magazine=6) as k, anyio.create_task_group() as tasks:
+            slabs.open()
+            await k.take(6)  # two are left
+            slabs.shut()
+            tasks.start_soon(k.take)
+            await anyio.sleep(TICK / 2)
+            assert (len(k.got), slabs.waiting, len(k.cache._magazine)) == (6, 1, 2)
+            slabs.open()
+
+    async def test_the_others_of_a_slab_are_found_by_who_looks_again_and_by_no_one_else(self) -> None:
+        asked: dict[str, int] = {}
+        for growth in (WORKER, MARKED):
+            slabs = Gate()
+            async with kit(growth, slabs) as k:
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(OBJECTS):
+                        tasks.start_soon(k.take)
+                    await settle()
+                    slabs.open()
+                asked[growth.index] = len(slabs.asked)
+                assert not any(obj.emergency for obj in k.got)
+        assert asked["tree"] == 1
+        assert asked["list"] > 1
+
+
+class TestFlags:
+    """Who asks with flags of its own, as KM_SLEEP's."""
+
+    @pytest.mark.parametrize("growth", [CALLER, WORKER])
+    async def test_go_with_the_slab_that_it_asks_for(self, growth: Growth) -> None:
+        async with kit(growth) as k:
+            k.got.append(await k.cache.alloc(GFP.KERNEL))
+            await k.take(OBJECTS)
+            assert k.slabs.asked == [(SIZE * OBJECTS, GFP.KERNEL), (SIZE * OBJECTS, URGENT)]
+
+    async def test_go_with_its_emergency_object_and_not_with_those_of_others(self) -> None:
+        async with kit(MARKED, Gate()) as k:
+            k.got.append(await k.cache.alloc(GFP.KERNEL))
+            await k.take()
+            assert k.single.asked == [(SIZE, GFP.KERNEL), (SIZE, URGENT)]
+
+    async def test_lose_io_where_emergency_objects_are_to_be_without(self) -> None:
+        async with kit(Growth("worker", TICK, noio=True), Gate()) as k:
+            k.got.append(await k.cache.alloc(GFP.KERNEL))
+            await k.take()
+            assert k.single.asked == [(SIZE, GFP.NOIO), (SIZE, URGENT)]

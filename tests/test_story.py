@@ -14,25 +14,27 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import pytest
 
 import aslab
-from aslab import CacheStats
-from aslab.emulation import _zfs
-from aslab.emulation._spl import Growth
-from aslab.lab import _machines, _story
+from aslab import KM, Cache, CacheStats
+from aslab.emulation._spl import Growth, SplCache
+from aslab.lab import _computer, _story
 from aslab.lab._chapters import Row
-from aslab.lab._machines import MACHINES, TICK, Computer, Machine
+from aslab.lab._computer import Computer
+from aslab.lab._machines import CONTROLS, MACHINES, TICK, Aslab, Machine
 from aslab.lab._story import Chapter
 from aslab.lab.scenarios import builtin, load, play
 
 SEEDS = int(os.environ.get("ASLAB_SEEDS", "1"))
-COMPUTER = _machines.COMPUTER if SEEDS > 1 else dataclasses.replace(_machines.COMPUTER, overcommit=2)
+COMPUTER = _computer.COMPUTER if SEEDS > 1 else dataclasses.replace(_computer.COMPUTER, overcommit=2.0)
 ROOT = Path(__file__).parent.parent
 BY_NAME = {machine.name: machine for machine in MACHINES}
+ALL = {machine.name: machine for machine in (*MACHINES, *CONTROLS)}
+CACHES = _story.caches_of(COMPUTER)
 FINISHING = ("kernel_patch", "emergency", "emergency_v2", "aslab", "aslab_reserve")
 FRAGMENTED = 1 / 32
 LONG = 15.0
@@ -44,10 +46,10 @@ loops = pytest.mark.parametrize("loop", ["asyncio", "trio"])
 each_seed = pytest.mark.parametrize("seed", range(SEEDS))
 
 
-def begin(name: str, seed: int, loop: str, until: float, pinned: float = 0.0) -> Chapter:
+def begin(name: str, seed: int, loop: str, until: float, pinned: float = 0.0, **others: Any) -> Chapter:
     """A run that is cut off at some time."""
-    with mock.patch.object(_story, "UNTIL", until), mock.patch.object(_story, "COMPUTER", COMPUTER):
-        return _story.tell(BY_NAME[name], seed, loop=loop, pinned=pinned)
+    computer = dataclasses.replace(COMPUTER, until=until, pinned=pinned, **others)
+    return _story.tell(ALL[name], computer, seed, loop=loop)
 
 
 begin_once = functools.cache(begin)
@@ -136,9 +138,8 @@ class TestOthers:
         assert chapter.longest_wait < tell("aslab", seed).longest_wait / 10
 
     def test_a_longer_queue_uses_the_emergency_path_up_and_a_reserve_of_one_write_mends_that(self) -> None:
-        with mock.patch.object(_zfs, "VDEV", 10):
-            assert not begin("aslab", 5, "asyncio", 15.0).finished
-            assert begin("aslab_reserve", 5, "asyncio", 15.0).finished
+        assert not begin("aslab", 5, "asyncio", 15.0, queue_depth=10).finished
+        assert begin("aslab_reserve", 5, "asyncio", 15.0, queue_depth=10).finished
 
 
 class TestRecovery:
@@ -154,10 +155,10 @@ class TestRecovery:
         with mock.patch.object(_story, "open_allocator", functools.partial(remembering, found)):
             chapter = begin("aslab", 0, "asyncio", LONG)
         assert chapter.deadlocks > 0, "there was something to recover from"
-        assert set(found) == set(_story.CACHES)
+        assert set(found) == set(CACHES)
         for stats in found.values():
             assert (stats.obj_emergency, stats.deadlocked, stats.growing) == (0, False, False)
-        assert found[_story.CACHES[1]].slab_create > 0
+        assert found[CACHES[1]].slab_create > 0
 
     @each_seed
     @pytest.mark.parametrize("name", ["emergency", "emergency_v2", "aslab"])
@@ -177,8 +178,9 @@ class TestSeeds:
 
     def test_same_seed_gives_the_same_chapter_in_another_process(self) -> None:
         program = (
-            f"from aslab.lab import _story\nfrom aslab.lab._machines import MACHINES\n_story.UNTIL = {BRIEF}\n"
-            "for machine in MACHINES: print(_story.tell(machine, 3))"
+            "from aslab.lab._computer import Computer\nfrom aslab.lab._machines import MACHINES\n"
+            "from aslab.lab._story import tell\n"
+            f"for machine in MACHINES: print(tell(machine, Computer(until={BRIEF}), 3))"
         )
         outputs = [
             subprocess.run(
@@ -201,13 +203,22 @@ class TestFragmented:
             chapters = [tell(name, seed, pinned=FRAGMENTED) for seed in seeds]
             hurt = [chapter for chapter in chapters if chapter.failed_by_order[5]]
             assert hurt, name
-            patience = BY_NAME[name].growth.patience  # type: ignore[union-attr]
+            patience = ALL[name].growth.patience  # type: ignore[union-attr]
             assert patience is not None
             for chapter in hurt:
                 assert chapter.emergency_max == 0
                 assert not chapter.finished or chapter.longest_wait > 2 * patience
             for seed in seeds:
                 assert tell(name, seed).failed_by_order[5] == 0, "it is fragmentation that does it"
+
+    @pytest.mark.parametrize(("name", "seed"), [("emergency", 1), ("emergency_v2", 3)])
+    def test_where_pages_can_be_moved_it_is_slow_and_goes_on(self, name: str, seed: int) -> None:
+        chapter = begin(name, seed, "asyncio", LONG, scattered=FRAGMENTED)
+        assert chapter.finished
+        assert chapter.failed_by_order[5] > 0
+        assert chapter.rows_made > 0
+        assert chapter.emergency_max > 0
+        assert chapter.longest_wait > tell(name, seed).longest_wait + COMPUTER.retry / 2
 
     @each_seed
     def test_aslab_goes_on_with_single_pages(self, seed: int) -> None:
@@ -218,6 +229,179 @@ class TestFragmented:
 
     def test_aslab_makes_emergency_objects_all_the_same(self) -> None:
         assert tell("aslab", 1, pinned=FRAGMENTED).emergency_max > 0
+
+
+class TestComputer:
+    """What can be set is heeded."""
+
+    QUICK: ClassVar[Computer] = Computer(
+        pages=4096, min_share=0.15, overcommit=3.0, txg_blocks=16, disk=(0.0002, 0.0006), until=0.5
+    )
+    OTHERS: ClassVar[dict[str, tuple[str, object]]] = {
+        "pages": ("emergency", 8192),
+        "min_share": ("emergency", 0.1),
+        "pinned": ("emergency", 0.01),
+        "hogs": ("emergency", 2),
+        "overcommit": ("emergency", 1.0),
+        "fill": ("emergency", (0.0001, 0.0002)),
+        "kswapd_writes": ("emergency", 4),
+        "block": ("emergency", 65536),
+        "disk": ("emergency", (0.002, 0.006)),
+        "depth": ("emergency", 3),
+        "txg_timeout": ("emergency", 0.001),
+        "txg_blocks": ("emergency", 9),
+        "queue_depth": ("emergency", 1),
+        "zvol_tasks": ("emergency", 1),
+        "issue_tasks": ("emergency", 2),
+        "interrupt_tasks": ("emergency", 3),
+        "arc_groups": ("emergency", 0.5),
+        "reserve": ("emergency_reserve", 9),
+        "slab_objects": ("emergency", 3),
+        "cpu": ("emergency", (0.001, 0.002)),
+        "per_page": ("emergency", 1e-5),
+        "lock": ("emergency", 1e-3),
+        "retry": ("pf_memalloc", 0.05),
+        "until": ("emergency", 0.05),
+    }
+
+    @pytest.mark.parametrize("key", list(_computer.KEYS))
+    def test_every_key_makes_a_difference(self, key: str) -> None:
+        name, value = self.OTHERS[key]
+        other = dataclasses.replace(self.QUICK, **{key: value})  # type: ignore[arg-type]
+        assert _story.tell(ALL[name], other, 0) != self.usual(name)
+
+    @staticmethod
+    @functools.cache
+    def usual(name: str) -> Chapter:
+        return _story.tell(ALL[name], TestComputer.QUICK, 0)
+
+    @pytest.mark.parametrize(
+        ("block", "others"),
+        [(16384, {"pages": 4096}), (2**20, {"pages": 8192, "txg_blocks": 1, "slab_objects": 2, "hogs": 2})],
+        ids=["16K", "1M"],
+    )
+    @pytest.mark.parametrize("name", ["kernel_patch", "aslab_reserve"])
+    def test_blocks_from_small_to_large_are_written_out_whole(
+        self, name: str, block: int, others: dict[str, Any]
+    ) -> None:
+        computer = dataclasses.replace(COMPUTER, block=block, min_share=0.2, disk=(0.001, 0.002), **others)
+        computer.check()
+        chapter = _story.tell(ALL[name], computer, 0)
+        assert chapter.finished
+        assert chapter.swapped % (block // 4096) == 0
+        assert chapter.swapped > computer.pages * (computer.overcommit - 1)
+
+
+class TestControls:
+    CHANGES: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "emergency_single": ("emergency", {"single_pages": True}),
+        "emergency_v2_single": ("emergency_v2", {"single_pages": True}),
+        "emergency_reserve": ("emergency", {"reserve": True}),
+        "emergency_v2_reserve": ("emergency_v2", {"reserve": True}),
+        "emergency_single_reserve": ("emergency", {"single_pages": True, "reserve": True}),
+        "emergency_v2_single_reserve": ("emergency_v2", {"single_pages": True, "reserve": True}),
+        "aslab_rows": ("aslab", {"single_pages": False}),
+    }
+
+    def test_each_is_another_machine_but_for_what_it_is_named_for(self) -> None:
+        for control in CONTROLS:
+            if control.name in self.CHANGES:
+                of, changes = self.CHANGES[control.name]
+                same = dataclasses.replace(BY_NAME[of], name=control.name, about=control.about, **changes)
+                assert control == same
+        assert set(self.CHANGES) <= {control.name for control in CONTROLS}
+        assert len(ALL) == len(MACHINES) + len(CONTROLS), "no name is used twice"
+
+    @pytest.mark.parametrize("name", ["emergency_single", "emergency_v2_single"])
+    def test_single_pages_mend_what_fragmentation_does_to_them(self, name: str) -> None:
+        chapter = tell(name, 1, pinned=FRAGMENTED)
+        assert chapter.finished
+        assert chapter.emergency_max > 0
+        assert not any(chapter.failed_by_order[1:])
+
+    def test_rows_make_aslab_fail_at_order_5_as_others_do(self) -> None:
+        chapter = tell("aslab_rows", 1, pinned=FRAGMENTED)
+        assert chapter.failed_by_order[5] > 0
+        assert chapter.emergency_max == 0
+
+    @pytest.mark.parametrize("name", ["emergency_reserve", "emergency_v2_single_reserve"])
+    def test_with_a_reserve_there_is_no_stall_to_recover_from(self, name: str) -> None:
+        chapter = tell(name, 0)
+        assert (chapter.emergency_max, chapter.deadlocks) == (0, 0)
+        assert chapter.longest_wait < tell("emergency", 0).longest_wait / 5
+
+    def test_caches_of_a_machine_with_a_reserve_keep_it_for_the_pipeline_alone(self) -> None:
+        made: list[tuple[str, Any]] = []
+        real = SplCache
+
+        def note(name: str, *args: Any, **options: Any) -> Any:
+            made.append((name, options["reserve"]))
+            return real(name, *args, **options)
+
+        with mock.patch.object(_story, "SplCache", note):
+            begin("emergency_reserve", 0, "asyncio", 0.1)
+            begin("emergency", 0, "asyncio", 0.1)
+        assert made == [*zip(CACHES, (0, COMPUTER.reserve), strict=True), *zip(CACHES, (0, 0), strict=True)]
+
+
+class TestAslab:
+    """What a machine says of the way it uses aslab."""
+
+    @staticmethod
+    def begin(aslab_options: Aslab) -> Chapter:
+        machine = dataclasses.replace(BY_NAME["aslab"], growth=aslab_options)
+        return _story.tell(machine, dataclasses.replace(COMPUTER, until=BRIEF), 0)
+
+    def test_arguments_of_the_allocator_are_passed_on(self) -> None:
+        assert begin_once("aslab", 0, "asyncio", BRIEF).longest_wait == pytest.approx(0.1, abs=0.01)
+        assert self.begin(Aslab(allocator={"grow_timeout": 0.03})).longest_wait == pytest.approx(0.03, abs=0.01)
+
+    def test_arguments_of_the_caches_are_passed_on(self) -> None:
+        assert begin_once("aslab", 0, "asyncio", BRIEF).emergency_max > 3
+        assert self.begin(Aslab(cache={"max_emergency": 1})).emergency_max == 1
+
+    def test_who_starts_a_write_and_who_finishes_it_have_flags_of_their_own(self) -> None:
+        asked: list[tuple[str, KM]] = []
+        real = Cache.alloc
+
+        def note(self: Cache[Any], flags: KM = KM.SLEEP, **options: Any) -> Any:
+            asked.append((self.name, flags))
+            return real(self, flags, **options)
+
+        with mock.patch.object(Cache, "alloc", note):
+            self.begin(Aslab(starts=KM.SLEEP, finishes=KM.PUSHPAGE))
+        data, pipeline = CACHES
+        assert {flags for name, flags in asked if name == data} == {KM.SLEEP}
+        of_pipeline = [flags for name, flags in asked if name == pipeline]
+        assert set(of_pipeline) == {KM.SLEEP, KM.PUSHPAGE}
+        assert of_pipeline.count(KM.SLEEP) >= of_pipeline.count(KM.PUSHPAGE) > 0
+class TestUnconverted:
+    @pytest.mark.parametrize(("name", "asks"), [("kernel_patch", "vmalloc"), ("emergency", "kmalloc")])
+    def test_one_caller_with_km_sleep_brings_the_deadlock_back(self, name: str, asks: str) -> None:
+        chapter = begin(name, 1, "asyncio", LONG, unconverted=1)
+        assert not chapter.finished
+        assert {asks, "reclaim", "writeback", "zvol", "txg_sync", "z_wr_iss"} <= set(chapter.cycle)
+
+    @pytest.mark.parametrize("name", ["pf_memalloc", "emergency_noio", "aslab", "aslab_reserve"])
+    def test_who_gives_it_no_way_into_reclaim_goes_on(self, name: str) -> None:
+        assert begin(name, 1, "asyncio", LONG, unconverted=COMPUTER.issue_tasks).finished
+
+
+class TestWriters:
+    def test_begun_under_pressure_they_change_nothing_for_who_is_stuck_and_who_is_not(self) -> None:
+        options = {"writers": 4, "writers_from": 0.1}
+        assert not begin("original", 1, "asyncio", LONG, **options).finished
+        for name in ("emergency", "aslab"):
+            chapter = begin(name, 1, "asyncio", LONG, **options)
+            assert chapter.finished
+            assert chapter.emergency_max > 0
+            assert chapter.file_blocks > 0
+            assert chapter.time > tell(name, 1).time, "they share the disk"
+
+    def test_begun_before_it_they_have_the_slabs_made_that_the_others_lack(self) -> None:
+        chapter = begin("original", 1, "asyncio", LONG, writers=4)
+        assert chapter.finished
+        assert chapter.file_blocks > 0
 
 
 class TestMachines:
@@ -245,16 +429,16 @@ class TestMachines:
             "pf_memalloc": Growth("caller"),
             "kernel_patch": Growth("caller"),
             "emergency": Growth("worker", TICK, mark=False, index="list"),
-            "emergency_v2": Growth("worker", 0.1, mark=True, index="tree"),
-            "aslab": None,
-            "aslab_reserve": None,
+            "emergency_v2": Growth("worker", 0.1, mark=True, index="tree", looks_again=True),
+            "aslab": Aslab(),
+            "aslab_reserve": Aslab(),
         }
 
     def test_none_has_a_number_of_its_own_but_the_patience(self) -> None:
         for machine in MACHINES:
             for field in dataclasses.fields(Machine):
                 value = getattr(machine, field.name)
-                assert isinstance(value, (str, bool, Growth, type(None))), f"{machine.name}: {field.name}"
+                assert isinstance(value, (str, bool, Growth, Aslab)), f"{machine.name}: {field.name}"
 
     def test_all_have_the_same_computer_which_nobody_can_change(self) -> None:
         seen: list[Computer] = []
@@ -267,9 +451,9 @@ class TestMachines:
         with mock.patch.object(_story._Telling, "__init__", note):
             for machine in MACHINES:
                 begin(machine.name, 0, "asyncio", 0.1)
-        assert seen == [COMPUTER] * len(MACHINES)
+        assert seen == [dataclasses.replace(COMPUTER, until=0.1)] * len(MACHINES)
         with pytest.raises(dataclasses.FrozenInstanceError):
-            COMPUTER.min = 1  # type: ignore[misc]
+            COMPUTER.pages = 1  # type: ignore[misc]
         with pytest.raises(dataclasses.FrozenInstanceError):
             MACHINES[0].memalloc = True  # type: ignore[misc]
 

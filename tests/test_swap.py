@@ -13,7 +13,7 @@ from aslab import GFP
 from aslab.emulation import Block, PageAllocationFailure, PhysicalMemory
 from aslab.emulation._memory import PF_MEMALLOC
 from aslab.emulation._page_cache import SWAP_CLUSTER_MAX
-from aslab.emulation._swap import KSWAPD_WRITES, SMALL, Anonymous, hog
+from aslab.emulation._swap import SMALL, Anonymous, hog
 from aslab.emulation._waits import WaitGraph
 
 from .helpers import Loop
@@ -22,6 +22,7 @@ from .support import settle
 pytestmark = pytest.mark.anyio
 
 CLUSTER = SWAP_CLUSTER_MAX
+KSWAPD_WRITES = 8
 
 
 @pytest.fixture
@@ -304,3 +305,27 @@ class TestHog:
             await anyio.sleep(0.1)
             assert k.memory.free_pages == 0
             tasks.cancel_scope.cancel()
+
+
+async def test_pages_can_be_moved_but_for_those_that_are_being_written() -> None:
+    k = kit(4, dirty=3)
+    numbers = set(k.anonymous.movable)
+    assert len(numbers) == 3 * CLUSTER
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(k.anonymous.reclaim, 1, GFP.KERNEL)
+        await anyio.sleep(0.5)
+        assert len(k.anonymous.movable) == 2 * CLUSTER
+        tasks.cancel_scope.cancel()
+    assert set(k.anonymous.movable) == numbers, "the write did not take place"
+    assert await k.anonymous.reclaim(1, GFP.KERNEL) == CLUSTER
+    assert len(k.anonymous.movable) == 2 * CLUSTER
+
+
+async def test_scattered_pages_leave_no_row_and_are_written_first() -> None:
+    k = kit(8)
+    k.anonymous.scatter(1 / CLUSTER)
+    assert k.memory.free_pages == 7 * CLUSTER + CLUSTER - 8
+    assert not any(k.memory.counts()[5:])
+    assert set(k.anonymous.movable) == set(range(0, 8 * CLUSTER, CLUSTER))
+    assert await k.anonymous.reclaim(1, GFP.KERNEL) == 8
+    assert k.memory.free_pages == 8 * CLUSTER

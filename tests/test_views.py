@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import sys
 from collections.abc import Callable
+from types import FrameType
 
 import numpy as np
 import pytest
@@ -61,6 +64,24 @@ def test_a_released_slice_counts_no_more(source: Exporter) -> None:
     view = lease_view(source)
     with view[1:3]:
         assert has_company(view)
+    assert not has_company(view)
+
+
+def test_a_list_of_all_objects_made_while_a_view_is_leased_is_no_company(source: Exporter) -> None:
+    """What such a list keeps alive of the making of a view has been released."""
+    lists: list[list[object]] = []
+
+    def look(frame: FrameType, event: str, arg: object) -> None:
+        if frame.f_code is lease_view.__code__:
+            lists.append(gc.get_objects())
+
+    before = sys.getprofile()
+    sys.setprofile(look)
+    try:
+        view = lease_view(source)
+    finally:
+        sys.setprofile(before)
+    assert lists
     assert not has_company(view)
 
 

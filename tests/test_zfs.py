@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import anyio
 import anyio.lowlevel
@@ -12,7 +13,7 @@ import pytest
 from aslab.emulation import PhysicalMemory
 from aslab.emulation._disk import Disk
 from aslab.emulation._waits import WaitGraph
-from aslab.emulation._zfs import ISSUE_TASKS, TXG_BLOCKS, TXG_TIMEOUT, VDEV, ZVOL_TASKS, Zfs
+from aslab.emulation._zfs import Zfs, ZfsOptions
 
 from .helpers import Loop
 from .support import settle
@@ -20,6 +21,8 @@ from .support import settle
 pytestmark = pytest.mark.anyio
 
 DEPTH = 2
+TXG_TIMEOUT, TXG_BLOCKS, VDEV, ZVOL_TASKS, ISSUE_TASKS = 5.0, 64, 4, 4, 8
+OPTIONS = ZfsOptions(TXG_TIMEOUT, TXG_BLOCKS, VDEV, ZVOL_TASKS, ISSUE_TASKS, interrupt_tasks=1)
 
 
 @pytest.fixture
@@ -32,21 +35,23 @@ class Counting:
 
     def __init__(self) -> None:
         self.outstanding: set[int] = set()
-        self.made = self.most = self.waiting = 0
+        self.made = self.most = self.waiting = self.finishing = self.sleeping = 0
         self.opened = anyio.Event()
         self.opened.set()
 
     def shut(self) -> None:
         self.opened = anyio.Event()
 
-    async def alloc(self) -> int:
+    async def alloc(self, *, finishes: bool, converted: bool = True) -> int:
         self.waiting += 1
+        self.sleeping += not converted
         try:
             await self.opened.wait()
             await anyio.lowlevel.checkpoint()
         finally:
             self.waiting -= 1
         self.made += 1
+        self.finishing += finishes
         self.outstanding.add(self.made)
         self.most = max(self.most, len(self.outstanding))
         return self.made
@@ -56,11 +61,11 @@ class Counting:
 
 
 class Kit:
-    def __init__(self, latency: float) -> None:
+    def __init__(self, latency: float, options: ZfsOptions) -> None:
         self.waits = WaitGraph()
         self.arc, self.zio = Counting(), Counting()
         self.disk = Disk(PhysicalMemory(64, min=0), lambda: latency, DEPTH)
-        self.zfs = Zfs(self.disk, self.arc, self.zio, self.waits, lambda: 0.001)
+        self.zfs = Zfs(self.disk, self.arc, self.zio, self.waits, lambda: 0.001, options)
         self.copied = 0
 
     async def write(self) -> None:
@@ -69,9 +74,11 @@ class Kit:
 
 
 @asynccontextmanager
-async def pool(*, latency: float = 1.0) -> AsyncIterator[tuple[Kit, anyio.abc.TaskGroup]]:
+async def pool(
+    *, latency: float = 1.0, options: ZfsOptions = OPTIONS
+) -> AsyncIterator[tuple[Kit, anyio.abc.TaskGroup]]:
     """A running pool. In the end all is written, every buffer is back, and nobody waits any more."""
-    k = Kit(latency)
+    k = Kit(latency, options)
     async with anyio.create_task_group() as tasks:
         k.zfs.start(tasks)
         yield k, tasks
@@ -83,6 +90,8 @@ async def pool(*, latency: float = 1.0) -> AsyncIterator[tuple[Kit, anyio.abc.Ta
         assert not k.zio.outstanding
         assert k.disk.writes == k.copied
         assert k.zio.made == 2 * k.copied, "one for the data, one to aggregate into"
+        assert k.zio.finishing == k.copied, "the second of each write finishes it"
+        assert not k.arc.finishing
         assert k.disk.memory.free_pages == 64
         tasks.cancel_scope.cancel()
     k.zfs.close()
@@ -101,6 +110,41 @@ async def test_write_is_copied_long_before_it_is_on_disk() -> None:
         await k.write()
         assert anyio.current_time() - begin < 0.1
         assert (len(k.arc.outstanding), k.disk.writes) == (1, 0)
+
+
+async def test_writer_of_a_file_joins_the_group_itself_and_waits_for_room_in_it() -> None:
+    async with pool(options=replace(OPTIONS, txg_blocks=2, zvol_tasks=0)) as (k, tasks):
+
+        async def write() -> None:
+            k.waits.be("dd")
+            await k.zfs.write_file()
+            k.copied += 1
+
+        k.zio.shut()
+        for _ in range(5):
+            tasks.start_soon(write)
+        await anyio.sleep(0.1)
+        assert k.copied == 4, "two are being written, two have joined the next group"
+        assert k.waits.edges()["dd"] == ["txg_sync"]
+
+
+async def test_writer_cancelled_in_the_middle_of_joining_leaves_the_group_to_the_others() -> None:
+    async with pool() as (k, _):
+        k.arc.shut()
+        with anyio.move_on_after(0.5):
+            await k.zfs.write_file()
+        k.arc.opened.set()
+        await k.write()
+
+
+@pytest.mark.parametrize("unconverted", [0, 3, ISSUE_TASKS])
+async def test_unconverted_tasks_and_no_others_ask_as_anybody_would(unconverted: int) -> None:
+    async with pool(options=replace(OPTIONS, unconverted=unconverted)) as (k, tasks):
+        k.zio.shut()
+        await write_all(k, tasks, ISSUE_TASKS)
+        await anyio.sleep(TXG_TIMEOUT + 1)
+        assert k.zio.waiting == ISSUE_TASKS
+        assert k.zio.sleeping == unconverted
 
 
 async def test_group_that_is_not_full_is_closed_after_a_while_and_is_then_on_disk() -> None:
@@ -216,3 +260,28 @@ async def test_many_groups_one_after_the_other_leave_nothing_behind() -> None:
         assert k.copied == 5 * TXG_BLOCKS + 7
         assert len(k.zfs.syncs) >= 5
         assert all(end <= begin for (_, end), (begin, _) in zip(k.zfs.syncs, k.zfs.syncs[1:], strict=False))
+
+
+async def test_finishing_buffer_is_asked_for_when_a_write_has_its_other_one() -> None:
+    async with pool() as (k, tasks):
+        await write_all(k, tasks, TXG_BLOCKS)
+        await anyio.sleep(0.5)
+        assert k.zio.finishing == DEPTH
+        assert k.zio.made > 2 * k.zio.finishing, "others are begun, and queue"
+
+
+async def test_every_option_is_heeded() -> None:
+    small = ZfsOptions(1.0, 6, 1, zvol_tasks=2, issue_tasks=3, interrupt_tasks=2)
+    async with pool(options=small) as (k, tasks):
+        k.arc.shut()
+        await write_all(k, tasks, 12)
+        assert k.arc.waiting == 2
+        k.arc.opened.set()
+        await anyio.sleep(0.5)
+        assert k.copied == 12, "one group is written, and one is full"
+        assert 1 <= len(k.zfs._vdev) <= 1 + 3
+        await k.zfs.drain()
+        begin = anyio.current_time()
+        await k.write()
+        await k.zfs.drain()
+        assert 2 <= anyio.current_time() - begin < 2.1, "a second for the group, one for the disk"

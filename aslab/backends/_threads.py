@@ -9,8 +9,11 @@ must still be able to grow the pool.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -23,6 +26,8 @@ T = TypeVar("T")
 MAX_THREADS = 64
 PAUSE_FIRST, PAUSE_MOST = 0.01, 1.0
 """Seconds between tries to have a thread for what must be done: doubled from the first to the most."""
+LAG: ContextVar[list[float] | None] = ContextVar("aslab_lag", default=None)
+"""Told of the seconds from the end of each call until the event loop came to hear of it."""
 _limiter: RunVar[anyio.CapacityLimiter] = RunVar("aslab_threads")
 
 
@@ -65,8 +70,9 @@ async def _run(call: Callable[[], T], undo: Callable[[T], object] | None) -> T:
         limiter = anyio.CapacityLimiter(MAX_THREADS)
         _limiter.set(limiter)
     job = _Job(call, undo)
+    began = anyio.current_time()
     try:
-        return await to_thread.run_sync(job.run, abandon_on_cancel=True, limiter=limiter)
+        result = await to_thread.run_sync(job.run, abandon_on_cancel=True, limiter=limiter)
     except anyio.get_cancelled_exc_class():
         job.abandon()
         raise
@@ -74,6 +80,10 @@ async def _run(call: Callable[[], T], undo: Callable[[T], object] | None) -> T:
         if job.begun:
             raise
         raise NoThread(f"no thread can be started: {exc}") from exc
+    lag = LAG.get()
+    if lag is not None:  # simulated time stands still while a thread is at work, and then nothing was late
+        lag.append(min(time.monotonic() - job.ended, anyio.current_time() - began))
+    return result
 
 
 class _Job(Generic[T]):
@@ -84,6 +94,8 @@ class _Job(Generic[T]):
         self._begun = False
         self._abandoned = False
         self._results: list[T] = []
+        self.ended: float = math.inf
+        """When the call had ended, by the system's monotonic clock."""
 
     @property
     def begun(self) -> bool:
@@ -96,6 +108,7 @@ class _Job(Generic[T]):
                 raise RuntimeError("abandoned before it began")
             self._begun = True
         result = self._call()
+        self.ended = time.monotonic()
         with self._lock:
             self._results.append(result)
             abandoned = self._abandoned

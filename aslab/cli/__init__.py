@@ -22,10 +22,14 @@ from pathlib import Path
 
 from ._errors import EXTRA, INTERRUPTED, complain
 
+NEVER_AWAITED = "coroutine .* was never awaited"
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line, ``sys.argv`` by default, and exit with its code."""
     _give_closed_streams_somewhere_to_go()
+    # Between the making of a coroutine and its task Ctrl-C leaves it so; some are found before we hear of it.
+    warnings.filterwarnings("ignore", NEVER_AWAITED, RuntimeWarning, r"(trio|asyncio|anyio)\.")
     try:
         with _interrupts_come_again():
             code = _run(args)
@@ -76,8 +80,7 @@ def _interrupts_come_again() -> Iterator[None]:
 
 def _interrupted() -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python exits, another Ctrl-C ends it on the spot
-    # Between the making of a coroutine and its task Ctrl-C leaves it so, in trio and in asyncio.
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    warnings.filterwarnings("ignore", NEVER_AWAITED, RuntimeWarning)
     try:
         sys.stdout.flush()
     except OSError:  # Ctrl-C has ended who read it, too

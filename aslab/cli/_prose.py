@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 
@@ -28,6 +29,8 @@ def tabulate(
 ) -> None:
     """Print a table. Where it is too wide, its headings are broken at spaces, to the width of what is below them.
 
+    Where that is not enough, what is in the first column is broken after underscores.
+
     :param left: columns that are aligned to the left; the others are figures
     """
     widths = {name: max(len(row[name]) for row in rows) for name in rows[0]}
@@ -37,13 +40,26 @@ def tabulate(
             name: textwrap.wrap(name, max(width, *map(len, name.split())), break_on_hyphens=False)
             for name, width in widths.items()
         }
+    full = {name: max(widths[name], *map(len, lines)) for name, lines in headings.items()}
+    first = next(iter(rows[0]))
+    room = full[first] - max(0, sum(full.values()) + 2 * (len(full) - 1) - to.width)
     tallest = max(map(len, headings.values()))
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name, lines in headings.items():
         above = [""] * (tallest - len(lines))
         table.add_column("\n".join(above + lines), justify="left" if name in left else "right")
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*(_broken(text, room) if name == first else text for name, text in row.items()))
     if title:
         say(to, title, "italic")
     to.print(table)
+
+
+def _broken(name: str, width: int) -> str:
+    """A name of words that underscores join, on as many lines as it takes; no word is broken."""
+    lines = [""]
+    for word in re.split(r"(?<=_)", name):
+        if lines[-1] and len(lines[-1] + word) > width:
+            lines.append("")
+        lines[-1] += word
+    return "\n".join(lines)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +9,10 @@ from ._errors import BadInput, printable
 from ._lab import LabLoop, check_writable, need, print_json
 from ._loops import Loop, check_installed, plain_interrupts
 from ._prose import console, say, tabulate
+from ._story_progress import progress_bar
 
 if TYPE_CHECKING:
     from ..lab._staging_rows import Row
-
-Bar = Callable[[int], AbstractContextManager[Callable[[str, int], object]]]
 
 
 def staging(
@@ -25,11 +22,9 @@ def staging(
     jobs: int,
     report: Path | None,
     as_json: bool,
-    progress: Bar,
 ) -> int:
     """Play it, and print or write what came. The options are those of ``aslab lab story``.
 
-    :param progress: a bar for so many runs
     :return: 0 if each machine ended as foretold, 1 if not
     :raises BadInput: for a machine that there is not, and a page that cannot be written
     """
@@ -46,7 +41,7 @@ def staging(
     check_writable(report)
     from ..lab._staging_rows import as_result, play_staging
 
-    with progress(len(chosen) * len(seeds)) as advance, plain_interrupts():
+    with progress_bar(len(chosen) * len(seeds)) as advance, plain_interrupts():
         rows = play_staging(chosen, seeds, loop=loop.value, jobs=jobs, progress=advance)
     if report is not None:
         from ..lab._report import write_report

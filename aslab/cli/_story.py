@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import enum
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ._errors import BadInput, printable
+from ._grid import run_grid
 from ._lab import LabLoop, app, check_writable, need, print_json
 from ._loops import Loop, check_installed, plain_interrupts
 from ._prose import console, say, tabulate
+from ._settings import StoryCommand, computer_for, settings_for
+from ._story_progress import progress_bar
 
 if TYPE_CHECKING:
     from ..lab._chapters import Row
+    from ..lab._machines import Machine
 
 SEEDS_MOST = 100_000
 
@@ -31,7 +30,7 @@ class Story(enum.StrEnum):
     STAGING = "staging"
 
 
-@app.command(name="story")
+@app.command(name="story", cls=StoryCommand)
 def story(
     of: Annotated[
         Story, typer.Option("--of", help="Which: swap is that of 2012, staging one of pinned buffers.")
@@ -41,6 +40,18 @@ def story(
     ] = None,
     seeds: Annotated[str, typer.Option(metavar="N|A:B", help="How many seeds, or which, from A to B-1.")] = "3",
     loop: Annotated[LabLoop, typer.Option(help="The event loop.")] = LabLoop.ASYNCIO,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another computer; may be repeated.")
+    ] = None,
+    grid: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Many computers: their keys, fixed and varied.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep each result of --grid here, and skip what is there.")
+    ] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="With the machines that are there to compare.")
+    ] = False,
     fragmented: Annotated[
         float, typer.Option(min=0, max=50, metavar="PERCENT", help="Pages pinned evenly all over memory.")
     ] = 0.0,
@@ -54,30 +65,36 @@ def story(
 
     With --of staging: serve a model through a pool of pinned staging buffers, on machines with different pools.
 
-    Exit code 0 if each machine ended as the change says it does, or as docs/staging.md does, 1 if not.
+    Exit code 0 if each machine ended as the change says it does, or as docs/staging.md does, 1 if not; with --grid
+    it is 0.
     """
     if of is Story.STAGING:
         from ._staging import staging
 
-        if fragmented:
-            raise BadInput("--fragmented: allowed is only --of swap")
-        return staging(machine, _seeds(seeds), loop, jobs, report, as_json, _progress)
-    from ..lab._machines import MACHINES
-
-    known = {one.name: one for one in MACHINES}
-    for name in machine or ():
-        if name not in known:
-            raise BadInput(f"--machine {printable(name)}: allowed are {', '.join(known)}")
-    chosen = [one for one in MACHINES if not machine or one.name in machine]
+        refused = {"set": settings, "grid": grid, "resume": resume, "controls": controls, "fragmented": fragmented}
+        for name, given in refused.items():
+            if given:
+                raise BadInput(f"--{name}: allowed not with --of staging")
+        return staging(machine, _seeds(seeds), loop, jobs, report, as_json)
+    chosen = _machines(machine or [], controls=controls)
     which = _seeds(seeds)
     check_installed(Loop(loop.value))
+    if grid is not None:
+        if report is not None:
+            raise BadInput("--report: allowed not with --grid")
+        more = settings_for(settings or (), fragmented)
+        run_grid(grid, chosen, which, more, loop=loop.value, jobs=jobs, resume=resume, as_json=as_json)
+        return 0
+    if resume is not None:
+        raise BadInput("--resume: allowed with --grid")
+    computer = computer_for(settings or (), fragmented)
     if report is not None:
         need("_report", "plotly")
     check_writable(report)
     from ..lab._chapters import as_result, play_story
 
-    with _progress(len(chosen) * len(which)) as advance, plain_interrupts():
-        rows = play_story(chosen, which, loop=loop.value, pinned=fragmented / 100, jobs=jobs, progress=advance)
+    with progress_bar(len(chosen) * len(which)) as advance, plain_interrupts():
+        rows = play_story(chosen, which, computer=computer, loop=loop.value, jobs=jobs, progress=advance)
     if report is not None:
         from ..lab._report import write_report
 
@@ -92,6 +109,20 @@ def story(
     return 0 if all(row.as_told for row in rows) else 1
 
 
+def _machines(names: list[str], *, controls: bool) -> list[Machine]:
+    """Those named, or all; the controls only if named or asked for."""
+    from ..lab._machines import CONTROLS, MACHINES
+
+    known = [*MACHINES, *CONTROLS]
+    for name in names:
+        if name not in {one.name for one in known}:
+            raise BadInput(f"--machine {printable(name)}: allowed are {', '.join(one.name for one in known)}")
+    wanted = {*names, *(one.name for one in CONTROLS if controls)} or {one.name for one in MACHINES}
+    if controls and not names:
+        return known
+    return [one for one in known if one.name in wanted]
+
+
 def _seeds(text: str) -> range:
     first, colon, last = text.partition(":")
     try:
@@ -101,22 +132,6 @@ def _seeds(text: str) -> range:
     if not seeds or seeds[0] < 0 or len(seeds) > SEEDS_MOST:
         raise BadInput(f"--seeds {printable(text)}: allowed are a number, such as 20, or a range, such as 20:40")
     return seeds
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str, int], object]]:
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True, highlight=False, markup=False),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    with bar:
-        task = bar.add_task("the story", total=total)
-        yield lambda name, seed: bar.update(task, advance=1, description=f"{name}, seed {seed}")
 
 
 def _show(rows: list[Row]) -> None:

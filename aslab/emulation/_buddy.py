@@ -70,6 +70,16 @@ class Buddy:
             return True
         return False
 
+    def free_in_rows(self, order: int) -> list[int]:
+        """For each whole aligned row of 2**order pages, how many of them are free."""
+        rows = [0] * (self.pages >> order)
+        for size, blocks in enumerate(self._free):
+            for pfn in blocks:
+                for row in range(pfn >> order, (pfn + (1 << size) - 1 >> order) + 1):
+                    if row < len(rows):
+                        rows[row] += 1 << min(size, order)
+        return rows
+
     def free(self, pfn: int, order: int) -> None:
         """Give a block back, as it was allocated, and merge it with its buddy for as long as that is free.
 

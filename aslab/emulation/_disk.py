@@ -10,23 +10,25 @@ from .._engine import HOUSEKEEPING
 from .._flags import GFP
 from ._memory import PhysicalMemory
 
-RETRY = 0.01  # seconds until a driver without memory tries again
-
 
 class Disk:
     """The driver and the device. For one event loop.
 
     :param latency: seconds of a write
     :param depth: writes that the device takes at once; others queue
+    :param retry: seconds until a driver without memory tries again
     """
 
-    def __init__(self, memory: PhysicalMemory, latency: Callable[[], float], depth: int) -> None:
+    def __init__(
+        self, memory: PhysicalMemory, latency: Callable[[], float], depth: int, *, retry: float = 0.01
+    ) -> None:
         self.memory = memory
         self.depth = depth
         self.writes: int = 0
         self.starved: int = 0
         """Times that the driver found no page for a request, and had to wait."""
         self._latency = latency
+        self._retry = retry
         self._slots = anyio.CapacityLimiter(depth)
 
     async def write(self) -> None:
@@ -40,7 +42,7 @@ class Disk:
                     self.starved += 1
                     waiting = HOUSEKEEPING.set(True)  # so that a lab sees that nothing happens
                     try:
-                        await anyio.sleep(RETRY)
+                        await anyio.sleep(self._retry)
                     finally:
                         HOUSEKEEPING.reset(waiting)
             try:

@@ -95,6 +95,8 @@ class PhysicalMemory:
         """Asked by `get` for so many pages, with the caller's flags; answers how many it has freed."""
         self.wake_kswapd: Callable[[], object] | None = None
         """Called when kswapd is woken; must be quick, and not come back here."""
+        self.wake_kcompactd: Callable[[int], object] | None = None
+        """Called with the order of a request that found enough pages, but no block; as ``wake_kswapd``."""
         self.on_free: Callable[[], object] | None = None
         """Called after each `free`."""
         self.under_pressure: bool = False
@@ -151,6 +153,21 @@ class PhysicalMemory:
         if self.on_free is not None:
             self.on_free()
 
+    def isolate(self, pfn: int | None = None) -> Block | None:
+        """Take a page, this one or any, if it is free, whatever the marks say: for who moves pages."""
+        with self._lock:
+            if pfn is None:
+                pfn = self._buddy.allocate(0)
+            elif not self._buddy.allocate_page(pfn):
+                pfn = None
+            self._note(woken=False)
+        return None if pfn is None else Block(pfn, 0)
+
+    def free_in_rows(self, order: int) -> list[int]:
+        """For each whole aligned row of 2**order pages, how many of them are free."""
+        with self._lock:
+            return self._buddy.free_in_rows(order)
+
     def counts(self) -> tuple[int, ...]:
         """How many blocks of each order are free, 0 first."""
         with self._lock:
@@ -188,6 +205,8 @@ class PhysicalMemory:
             allowed = left >= mark or GFP.MEMALLOC in gfp or PF_MEMALLOC.get()
             pfn = self._buddy.allocate(order) if allowed else None
             self._note(woken=pfn is None or left < self.low)
+            if allowed and pfn is None and order and self.wake_kcompactd is not None:
+                self.wake_kcompactd(order)
         return None if pfn is None else Block(pfn, order)
 
     def _note(self, *, woken: bool) -> None:

@@ -4,8 +4,11 @@
     by the worker     one work queue makes slabs; callers wait for a tick, then take an emergency object (2012)
     and with a mark   the first that waited in vain marks the cache DEADLOCKED, and others wait no more (later)
 
-The rest is as small as can be: no magazines, no limits. aslab itself is the last machine of the story, and
-is used through its public API.
+Free objects are kept in a magazine, one since there is one processor: an alloc takes the newest from it, a
+free puts its object there. An empty one is refilled by half its size from the slabs, a full one gives back its
+oldest half. No limits, and no ageing: a magazine ages after 15 s, and the story is over by then.
+
+aslab itself is the last machine of the story, and is used through its public API.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import anyio
@@ -22,8 +26,8 @@ from ..backends import Backend, Region
 from ._index import INDEXES, Index
 from ._waits import WaitGraph
 
-RETRY = 0.01  # seconds until a caller that may not fail tries again
-OBJECTS = 8  # of a slab
+MAGAZINE = 16
+"""Objects; SPL's size for objects of 128 KiB and more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,12 @@ class Growth:
     """Whether callers take an emergency object at once after one has waited in vain."""
     index: Literal["list", "tree"] = "list"
     """Where emergency objects are looked up when they are freed."""
+    noio: bool = False
+    """Whether emergency objects are asked for without IO whoever asks, as the text of the change says. Its code,
+    and that of later versions, asks with the caller's flags (spl_emergency_alloc)."""
+    looks_again: bool = False
+    """Whether a caller that has waited looks into the magazine first, which others may have filled. In 2012 it
+    went on to fill it, and so waited for slab after slab (spl_cache_refill)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +82,12 @@ class SplQueue:
 
 
 class SplCache:
-    """Objects of one size. For one event loop."""
+    """Objects of one size. For one event loop.
+
+    :param objects: of a slab
+    :param retry: seconds until a caller that may not fail tries again
+    :param reserve: objects, free or not, below which `shrink` takes no slab back
+    """
 
     def __init__(
         self,
@@ -85,6 +100,10 @@ class SplCache:
         emergency: Backend,
         queue: SplQueue,
         waits: WaitGraph,
+        magazine: int = MAGAZINE,
+        objects: int = 8,
+        retry: float = 0.01,
+        reserve: int = 0,
     ) -> None:
         self.name = name
         self.emergency: int = 0
@@ -103,27 +122,42 @@ class SplCache:
         self._single = emergency
         self._queue = queue
         self._waits = waits
-        self._slabs_free: dict[Region, int] = {}  # free objects by slab
+        self._objects = objects
+        self._retry = retry
+        self._reserve = reserve
+        self._slabs_free: dict[Region, int] = {}  # free objects by slab, without those in the magazine
         self._free = 0
+        self._magazine: deque[Region] = deque()  # the slabs of its objects, the oldest first
+        self._magazine_size = magazine
+        self._batch = -(-magazine // 2)
         self._index: Index[Region] = INDEXES[growth.index]()
         self._growing = False
         self._deadlocked = False
         self._grown = anyio.Event()
 
-    async def alloc(self) -> SplObject:
-        """An object. Suspends until there is one."""
+    async def alloc(self, gfp: GFP | None = None) -> SplObject:
+        """An object. Suspends until there is one.
+
+        :param gfp: flags other than the cache's. They go with all that this caller asks for: a slab it makes,
+            or has made as the first to ask for one, and its emergency object (spl_emergency_alloc)
+        """
+        gfp = self._gfp if gfp is None else gfp
         began = anyio.current_time()
         try:
             with self._waits.on(f"cache {self.name}"):
-                return await (self._alloc_by_caller() if self._growth.by == "caller" else self._alloc_by_worker())
+                while not self._magazine:
+                    if (single := await self._refill(gfp)) is not None:
+                        return single
+                return SplObject(self._magazine.pop(), emergency=False)
         finally:
             self.longest_wait = max(self.longest_wait, anyio.current_time() - began)
 
     async def free(self, obj: SplObject) -> None:
         """Give one back. Suspends for an emergency object."""
         if not obj.emergency:
-            self._slabs_free[obj.region] += 1
-            self._free += 1
+            if len(self._magazine) >= self._magazine_size:
+                self._flush(self._batch)
+            self._magazine.append(obj.region)
             return
         self.emergency -= 1
         await self._single.release(self._index.remove(obj.region.address))
@@ -131,72 +165,94 @@ class SplCache:
     async def prefill(self, objects: int) -> None:
         """Make slabs until so many objects are free."""
         while self._free < objects:
-            await self._make_slab()
+            await self._make_slab(self._gfp)
 
     async def shrink(self) -> bool:
-        """Release the slabs without an object in use; whether there were any."""
-        empty = [region for region, free in self._slabs_free.items() if free == OBJECTS]
+        """Empty the magazine, and release the slabs without an object in use, but those of the reserve.
+
+        Answers whether there were any.
+        """
+        self._flush(len(self._magazine))
+        spare = len(self._slabs_free) - -(-self._reserve // self._objects)
+        empty = [region for region, free in self._slabs_free.items() if free == self._objects][: max(0, spare)]
         for region in empty:
             del self._slabs_free[region]
-            self._free -= OBJECTS
+            self._free -= self._objects
         for region in empty:
             await self._slabs.release(region)
         return bool(empty)
 
-    async def _alloc_by_caller(self) -> SplObject:
-        while not self._free:
-            await self._make_slab()
-        return self._take()
+    async def _refill(self, gfp: GFP) -> SplObject | None:
+        """Fill the magazine by a batch from the slabs, with new ones for what they lack.
 
-    async def _alloc_by_worker(self) -> SplObject:
-        while not self._free:
-            if not self._growing:
-                self._growing = True
-                self._queue.put(self._grow)
-            if not (self._growth.mark and self._deadlocked):
-                with self._waits.on("growth worker"), anyio.move_on_after(self._growth.patience):
-                    await self._grown.wait()
-                if self._free > 0:
-                    break
-                if self._growth.patience is None:
-                    continue  # the grow failed
-                if self._growing and not self._deadlocked:
-                    self.deadlocks += 1
-                    self._deadlocked = self._growth.mark
-            try:
-                with self._waits.on("kmalloc"):
-                    region = await self._single.acquire(self._size, 8, self._gfp)
-            except MemoryError:
-                self.failures += 1
-                await anyio.sleep(RETRY)
-                continue
-            self._index.add(region.address, region)
-            self.emergency += 1
-            self.emergency_max = max(self.emergency_max, self.emergency)
-            return SplObject(region, emergency=True)
-        return self._take()
+        As SPL's spl_cache_refill: who found one object still waits for the rest of the batch. Ends early with
+        an emergency object, or with none to have the caller look again.
+        """
+        wanted = self._batch
+        while (wanted := min(wanted, self._magazine_size - len(self._magazine))) > 0:
+            if self._free:
+                self._magazine.append(self._take())
+                wanted -= 1
+            elif self._growth.by == "caller":
+                await self._make_slab(gfp)
+            elif (single := await self._wait_for_worker(gfp)) is not None or self._growth.looks_again:
+                return single
+        return None
 
-    def _take(self) -> SplObject:
-        """From the fullest slab, so that others become empty."""
+    async def _wait_for_worker(self, gfp: GFP) -> SplObject | None:
+        """Wait as long as patience is. An emergency object; none if there may be a slab, or it failed."""
+        if not self._growing:
+            self._growing = True
+            self._queue.put(partial(self._grow, gfp))
+        if not (self._growth.mark and self._deadlocked):
+            with self._waits.on("growth worker"), anyio.move_on_after(self._growth.patience) as patience:
+                await self._grown.wait()
+            found = self._free or (self._growth.looks_again and self._magazine)
+            if found or not patience.cancelled_caught:
+                return None  # if others were faster, it asks for another slab
+            if self._growing and not self._deadlocked:
+                self.deadlocks += 1
+                self._deadlocked = self._growth.mark
+        try:
+            with self._waits.on("kmalloc"):
+                flags = GFP.NOIO | gfp & GFP.HIGH if self._growth.noio else gfp
+                region = await self._single.acquire(self._size, 8, flags)
+        except MemoryError:
+            self.failures += 1
+            await anyio.sleep(self._retry)
+            return None
+        self._index.add(region.address, region)
+        self.emergency += 1
+        self.emergency_max = max(self.emergency_max, self.emergency)
+        return SplObject(region, emergency=True)
+
+    def _take(self) -> Region:
+        """An object of the fullest slab, so that others become empty."""
         usable = (region for region, free in self._slabs_free.items() if free)
         region = min(usable, key=self._slabs_free.__getitem__)
         self._slabs_free[region] -= 1
         self._free -= 1
-        return SplObject(region, emergency=False)
+        return region
 
-    async def _grow(self) -> None:
-        await self._make_slab()
+    def _flush(self, objects: int) -> None:
+        """The oldest of the magazine go back to their slabs."""
+        for _ in range(objects):
+            self._slabs_free[self._magazine.popleft()] += 1
+            self._free += 1
+
+    async def _grow(self, gfp: GFP) -> None:
+        await self._make_slab(gfp)
         self._growing = self._deadlocked = False
         grown, self._grown = self._grown, anyio.Event()
         grown.set()
 
-    async def _make_slab(self) -> None:
+    async def _make_slab(self, gfp: GFP) -> None:
         """One try; where it fails, a pause."""
         try:
-            region = await self._slabs.acquire(self._size * OBJECTS, 8, self._gfp)
+            region = await self._slabs.acquire(self._size * self._objects, 8, gfp)
         except MemoryError:
             self.failures += 1
-            await anyio.sleep(RETRY)
+            await anyio.sleep(self._retry)
         else:
-            self._slabs_free[region] = OBJECTS
-            self._free += OBJECTS
+            self._slabs_free[region] = self._objects
+            self._free += self._objects

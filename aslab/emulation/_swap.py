@@ -18,9 +18,6 @@ from ._memory import Block, PhysicalMemory
 from ._page_cache import SWAP_CLUSTER_MAX
 from ._waits import WaitGraph
 
-KSWAPD_WRITES = 8
-"""Clusters that kswapd has under way at once; Linux stops where the device is congested."""
-
 SMALL = 8
 """Pages in a row that Linux goes on trying to get (PAGE_ALLOC_COSTLY_ORDER)."""
 
@@ -30,8 +27,11 @@ WriteOut = Callable[[], Awaitable[None]]
 class Anonymous:
     """Dirty pages of processes, oldest first. Makes itself the memory's reclaimer, and its kswapd.
 
-    ``write_out`` writes one cluster of `SWAP_CLUSTER_MAX` pages to the swap device, ``shrink`` is asked for
-    the memory of caches where there is nothing to write; it answers whether it freed any. For one event loop.
+    For one event loop.
+
+    :param write_out: writes one cluster to the swap device
+    :param shrink: asked for the memory of caches where there is nothing to write; answers whether it freed any
+    :param kswapd_writes: clusters that kswapd has under way at once; Linux stops where the device is congested
     """
 
     def __init__(
@@ -40,15 +40,20 @@ class Anonymous:
         waits: WaitGraph,
         write_out: WriteOut,
         shrink: Callable[[], Awaitable[bool]],
+        *,
+        kswapd_writes: int = 8,
     ) -> None:
         self.memory = memory
         self.written: int = 0
         """Pages written to the swap device."""
+        self.movable: dict[int, list[Block]] = {}
+        """The pages that can be moved, by number, and the cluster of each: those that are not being written."""
         self.direct_reclaims: int = 0
         """Allocations that had to free memory themselves."""
         self._waits = waits
         self._write_out = write_out
         self._shrink = shrink
+        self._kswapd_writes = kswapd_writes
         self._lru: deque[list[Block]] = deque()
         self._under_way = 0
         self._progress = anyio.Event()  # set, and made anew, whenever a write has ended
@@ -59,14 +64,27 @@ class Anonymous:
         memory.wake_kswapd = self._wake
 
     def add(self, cluster: list[Block]) -> None:
-        """A process has dirtied these pages, `SWAP_CLUSTER_MAX` at most."""
+        """A process has dirtied these pages, which are written out together."""
         self._lru.append(cluster)
+        self._may_move(cluster)
+
+    def scatter(self, share: float, together: int = SWAP_CLUSTER_MAX) -> None:
+        """A process has dirtied this share (0..1) of all pages, evenly, as far as they are free.
+
+        :param together: pages that are written out together
+        """
+        count = round(self.memory.pages * share)
+        found = [self.memory.isolate(number * self.memory.pages // count) for number in range(count)]
+        pages = [page for page in found if page is not None]
+        for start in range(0, len(pages), together):
+            self.add(pages[start : start + together])
 
     async def reclaim(self, pages: int, gfp: GFP) -> int:
         """Direct reclaim: write one cluster out, or wait for others to. Answers the pages freed.
 
         Without IO it can only wait for what others free. Linux lets small requests (up to 8 pages in a row)
-        do so for ever, and fails larger ones, and those with NORETRY.
+        do so for ever, and fails larger ones, and those with NORETRY. What makes rows for the larger ones is
+        kcompactd (`Compaction`).
         """
         if GFP.IO not in gfp:
             if pages > SMALL or GFP.NORETRY in gfp:
@@ -93,7 +111,7 @@ class Anonymous:
                 await self._woken.wait()
                 self._woken = anyio.Event()
                 while self.memory.free_pages < self.memory.high:
-                    if self._lru and self._under_way < KSWAPD_WRITES:
+                    if self._lru and self._under_way < self._kswapd_writes:
                         writes.start_soon(self._write, self._next(), name="kswapd write")
                         await anyio.lowlevel.checkpoint()
                     elif self._under_way:
@@ -112,7 +130,14 @@ class Anonymous:
 
     def _next(self) -> list[Block]:
         self._under_way += 1  # here, not in the write: that may begin later
-        return self._lru.popleft()
+        cluster = self._lru.popleft()
+        for page in cluster:
+            del self.movable[page.pfn]
+        return cluster
+
+    def _may_move(self, cluster: list[Block]) -> None:
+        for page in cluster:
+            self.movable[page.pfn] = cluster
 
     async def _write(self, cluster: list[Block]) -> int:
         try:
@@ -120,6 +145,7 @@ class Anonymous:
                 await self._write_out()
         except BaseException:
             self._lru.appendleft(cluster)
+            self._may_move(cluster)
             raise
         else:
             for page in cluster:
@@ -132,18 +158,27 @@ class Anonymous:
         return len(cluster)
 
 
-async def hog(anonymous: Anonymous, clusters: int, pause: Callable[[], float]) -> None:
+async def hog(
+    anonymous: Anonymous,
+    clusters: int,
+    pause: Callable[[], float],
+    *,
+    pages: int = SWAP_CLUSTER_MAX,
+    retry: float = 0.01,
+) -> None:
     """A process that dirties so many clusters of pages, one after the other, and never looks back.
 
     :param pause: seconds that it takes to fill one
+    :param pages: of a cluster
+    :param retry: seconds until it tries again where there is no page
     """
     memory = anonymous.memory
     for _ in range(clusters):
         cluster: list[Block] = []
-        while len(cluster) < SWAP_CLUSTER_MAX:
+        while len(cluster) < pages:
             try:
                 cluster.append(await memory.get(0, GFP.KERNEL))
             except MemoryError:  # nothing to reclaim at this moment; Linux tries such small requests for ever
-                await anyio.sleep(0.01)
+                await anyio.sleep(retry)
         await anyio.sleep(pause())
         anonymous.add(cluster)

@@ -5,8 +5,9 @@
     z_wr_iss  starts each write of it: a buffer for the data as it goes to disk
     vdev      queues the writes; each I/O needs a buffer to aggregate into
     z_wr_int  ends each write: gives its buffers back, and starts the next I/O of the queue
+    dd        a process that writes a file: joins the open group itself
 
-All buffers are of 128 KiB, from two caches. Group and pipeline are bounded, so each waits for the next;
+All buffers are of one block, from two caches. Group and pipeline are bounded, so each waits for the next;
 and where one of them waits for memory that only a write to swap can free, all do.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import anyio
@@ -23,18 +25,34 @@ from anyio.abc import TaskGroup
 from ._disk import Disk
 from ._waits import WaitGraph
 
-BLOCK = 128 * 1024  # bytes: a cluster of 32 pages
-ZVOL_TASKS, ISSUE_TASKS, INTERRUPT_TASKS = 4, 8, 1
-VDEV = 4  # writes that wait in the queue of the device
-TXG_TIMEOUT = 5.0  # seconds after which a group is closed that is not full
-TXG_BLOCKS = 64  # blocks of a group
+
+@dataclass(frozen=True, slots=True)
+class ZfsOptions:
+    """How much of everything. The lab's `Computer` has the defaults."""
+
+    txg_timeout: float
+    """Seconds after which a group is closed that is not full."""
+    txg_blocks: int
+    """Blocks of a full group."""
+    queue_depth: int
+    """Writes in the vdev queue at which no further one is started."""
+    zvol_tasks: int
+    issue_tasks: int
+    interrupt_tasks: int
+    unconverted: int = 0
+    """So many of the issue tasks still ask with KM_SLEEP."""
 
 
 class Buffers(Protocol):
-    """A cache of 128 KiB buffers, as a machine has it."""
+    """A cache of buffers of one block, as a machine has it."""
 
-    async def alloc(self) -> Any:
-        """A buffer, for a caller that is part of writing memory back (KM_PUSHPAGE)."""
+    async def alloc(self, *, finishes: bool, converted: bool = True) -> Any:
+        """A buffer, for a caller that is part of writing memory back.
+
+        :param finishes: whether this buffer is the last that its write needs: once on its way to disk, the
+            write gives back this one, and one more. Otherwise the write is only begun, and will need another.
+        :param converted: whether the caller says so (KM_PUSHPAGE), or asks as anybody would (KM_SLEEP)
+        """
         ...
 
     def free(self, buffer: Any) -> None:
@@ -55,7 +73,15 @@ class _Zio:
 class Zfs:
     """A pool of one disk with one zvol. ``cpu`` is drawn for each step of the pipeline, in seconds."""
 
-    def __init__(self, disk: Disk, arc: Buffers, zio: Buffers, waits: WaitGraph, cpu: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        arc: Buffers,
+        zio: Buffers,
+        waits: WaitGraph,
+        cpu: Callable[[], float],
+        options: ZfsOptions,
+    ) -> None:
         self.syncs: list[tuple[float, float]] = []
         """When each transaction group began to be written, and when that ended."""
         self._disk = disk
@@ -63,6 +89,7 @@ class Zfs:
         self._zio = zio
         self._waits = waits
         self._cpu = cpu
+        self._options = options
         self._requests = anyio.create_memory_object_stream[anyio.Event](math.inf)
         self._issue = anyio.create_memory_object_stream[_Zio](math.inf)
         self._interrupts = anyio.create_memory_object_stream[_Zio](math.inf)
@@ -74,6 +101,13 @@ class Zfs:
         self._room = anyio.Event()  # in the vdev queue
         self._sync_since: float | None = None
 
+    async def write_file(self) -> None:
+        """A write of one block to a file of the pool, by its caller. Suspends until the data is copied."""
+        with self._waits.on("txg_sync"):
+            while len(self._open) + self._joining >= self._options.txg_blocks:
+                await self._changed.wait()
+        await self._join()
+
     async def write(self) -> None:
         """A write of one block to the zvol. Suspends until the data is copied."""
         copied = anyio.Event()
@@ -83,12 +117,12 @@ class Zfs:
     def start(self, tasks: TaskGroup) -> None:
         """Start all tasks; they run until cancelled."""
         self._tasks = tasks
-        for _ in range(ZVOL_TASKS):
+        for _ in range(self._options.zvol_tasks):
             tasks.start_soon(self._run_zvol, name="zvol")
         tasks.start_soon(self._run_txg_sync, name="txg_sync")
-        for _ in range(ISSUE_TASKS):
-            tasks.start_soon(self._run_issue, name="z_wr_iss")
-        for _ in range(INTERRUPT_TASKS):
+        for number in range(self._options.issue_tasks):
+            tasks.start_soon(self._run_issue, number >= self._options.unconverted, name="z_wr_iss")
+        for _ in range(self._options.interrupt_tasks):
             tasks.start_soon(self._run_interrupt, name="z_wr_int")
 
     async def drain(self) -> None:
@@ -109,25 +143,31 @@ class Zfs:
     async def _run_zvol(self) -> None:
         self._waits.be("zvol")
         async for copied in self._requests[1]:
-            while len(self._open) + self._joining >= TXG_BLOCKS:
+            while len(self._open) + self._joining >= self._options.txg_blocks:
                 with self._waits.on("txg_sync"):
                     await self._changed.wait()
-            self._joining += 1
+            await self._join()
+            copied.set()
+
+    async def _join(self) -> None:
+        """Copy a block into the open group, which has room for it."""
+        self._joining += 1
+        try:
             with self._waits.held("txg"):
-                block = await self._arc.alloc()
+                block = await self._arc.alloc(finishes=False)
                 await anyio.sleep(self._cpu())
             self._open.append(block)
+        finally:
             self._joining -= 1
             self._change()
-            copied.set()
 
     async def _run_txg_sync(self) -> None:
         self._waits.be("txg_sync")
         while True:
             while not self._open:
                 await self._changed.wait()
-            with anyio.move_on_after(TXG_TIMEOUT):
-                while len(self._open) < TXG_BLOCKS:
+            with anyio.move_on_after(self._options.txg_timeout):
+                while len(self._open) < self._options.txg_blocks:
                     await self._changed.wait()
             self._sync_since = anyio.current_time()
             while self._joining:  # quiesce: who has joined may still finish
@@ -157,18 +197,18 @@ class Zfs:
         for block in blocks:
             self._arc.free(block)
 
-    async def _run_issue(self) -> None:
+    async def _run_issue(self, converted: bool) -> None:
         self._waits.be("z_wr_iss")
         async for zio in self._issue[1]:
             with self._waits.held("zio"):
-                while len(self._vdev) >= VDEV:
+                while len(self._vdev) >= self._options.queue_depth:
                     self._room = anyio.Event() if self._room.is_set() else self._room
                     with self._waits.on("vdev"):
                         await self._room.wait()
-                zio.transformed = await self._zio.alloc()
+                zio.transformed = await self._zio.alloc(finishes=False, converted=converted)
                 await anyio.sleep(self._cpu())
                 self._vdev.append(zio)
-                await self._start_io()
+                await self._start_io(converted)
 
     async def _run_interrupt(self) -> None:
         self._waits.be("z_wr_int")
@@ -181,14 +221,14 @@ class Zfs:
                 self._in_flight -= 1
                 await self._start_io()
 
-    async def _start_io(self) -> None:
+    async def _start_io(self, converted: bool = True) -> None:
         """vdev_queue_io_to_issue: as many of the queue as the disk takes."""
         while self._vdev and self._in_flight < self._disk.depth:
             self._in_flight += 1
             zio = self._vdev.popleft()
             self._room.set()
             with self._waits.held("vdev"):
-                zio.aggregate = await self._zio.alloc()
+                zio.aggregate = await self._zio.alloc(finishes=True, converted=converted)
             self._tasks.start_soon(self._io, zio, name="disk")
 
     async def _io(self, zio: _Zio) -> None:

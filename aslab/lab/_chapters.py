@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
-import signal
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from queue import SimpleQueue
 from typing import Any
 
 from ..emulation._index import removal_cost
-from ._machines import COMPUTER, Machine
+from ._computer import COMPUTER, Computer
+from ._machines import Machine
 from ._metrics import format_seconds
+from ._parallel import for_each
 from ._recording import Recording
 from ._result import Result, Verdict
 from ._story import Chapter, tell
@@ -34,6 +30,7 @@ class Row:
     chapters: tuple[Chapter, ...]
     free_cost: dict[int, float] = field(default_factory=dict)
     """Seconds, of real time, to find and free one emergency object of so many."""
+    computer: Computer = COMPUTER
 
     @property
     def stuck(self) -> int:
@@ -81,10 +78,12 @@ class Row:
             "longest_wait": max(chapter.longest_wait for chapter in chapters),
             "emergency_left": max(chapter.emergency_left for chapter in chapters),
             "emergency_max": max(chapter.emergency_max for chapter in chapters),
+            "rows_made": sum(chapter.rows_made for chapter in chapters),
+            "file_blocks": sum(chapter.file_blocks for chapter in chapters),
             "deadlocks": sum(chapter.deadlocks for chapter in chapters),
             "failed_by_order": self.failed_by_order,
             "lowest_free_pages": min(chapter.lowest_free_pages for chapter in chapters),
-            "reserve_used": max(0, COMPUTER.min - min(chapter.lowest_free_pages for chapter in chapters)),
+            "reserve_used": max(0, self.computer.min - min(chapter.lowest_free_pages for chapter in chapters)),
             "va_lock_time": statistics.median(chapter.va_lock_time for chapter in chapters),
             "index": self.machine.index,
             "emergency_free_us": {str(size): cost * 1e6 for size, cost in self.free_cost.items()},
@@ -100,7 +99,8 @@ class Row:
             "time": "-" if finish is None else f"{finish:.2f} s",
             "txg sync": format_seconds(round(told["longest_txg_sync"], 4)),
             "wait": format_seconds(round(told["longest_wait"], 4)),
-            "emergency": f"{told['emergency_left']}/{told['emergency_max']}",
+            "emerg": str(told["emergency_left"]),
+            "max": str(told["emergency_max"]),
             "dlock": str(told["deadlocks"]),
         }
 
@@ -113,7 +113,7 @@ class Row:
             "machine": self.machine.name,
             "failed": failed or "-",
             "lowest free": str(told["lowest_free_pages"]),
-            "reserve used": f"{told['reserve_used'] / COMPUTER.min:.0%}",
+            "reserve used": f"{told['reserve_used'] / self.computer.min:.0%}",
             "va lock": format_seconds(round(told["va_lock_time"], 6)),
             f"free 1 of {OUTSTANDING[-1]:,}": format_seconds(round(cost, 8)) if cost else "-",
         }
@@ -123,8 +123,8 @@ def play_story(
     machines: Iterable[Machine],
     seeds: range,
     *,
+    computer: Computer = COMPUTER,
     loop: str = "asyncio",
-    pinned: float = 0.0,
     jobs: int = 1,
     progress: Callable[[str, int], object] | None = None,
 ) -> list[Row]:
@@ -133,7 +133,7 @@ def play_story(
     :param jobs: so many processes at once
     """
     machines = tuple(machines)
-    runs = [(machine, seed) for machine in machines for seed in seeds]
+    runs = [(machine, computer, seed) for machine in machines for seed in seeds]
     chapters: dict[tuple[str, int], Chapter] = {}
 
     def note(chapter: Chapter) -> None:
@@ -141,59 +141,12 @@ def play_story(
         if progress is not None:
             progress(chapter.machine, chapter.seed)
 
-    once = partial(tell, loop=loop, pinned=pinned)
-    if jobs == 1:
-        for run in runs:
-            note(once(*run))
-    else:
-        done: SimpleQueue[Future[Chapter]] = SimpleQueue()
-        with _processes(jobs) as pool:
-            with _interrupts_wait():
-                for run in runs:
-                    pool.submit(once, *run).add_done_callback(done.put)
-            for _ in runs:
-                note(_next(done))
+    for_each(partial(tell, loop=loop), runs, jobs, note)
     costs = _free_costs({machine.index for machine in machines} - {""})
     return [
-        Row(machine, tuple(chapters[machine.name, seed] for seed in seeds), costs.get(machine.index, {}))
+        Row(machine, tuple(chapters[machine.name, seed] for seed in seeds), costs.get(machine.index, {}), computer)
         for machine in machines
     ]
-
-
-def _next(done: SimpleQueue[Future[Chapter]]) -> Chapter:
-    """The next to end. Takes no lock of a job that is under way: Ctrl-C would leave it taken."""
-    return done.get().result()
-
-
-@contextmanager
-def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """So many processes, gone at the end of the block; in the middle of their work, where that is an exception."""
-    others = multiprocessing.active_children()
-    # Failures of pages are part of the story, and counted; its caller decides what to log, so not here.
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=logging.disable)
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            if process not in others:
-                process.terminate()
-        raise
-    finally:
-        pool.shutdown()
-
-
-@contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Ctrl-C comes at the end of the block; to processes that are started in it, never.
-
-    A terminal sends it to them as well, in the middle of their imports or of a run. Who ends them is their parent.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _free_costs(kinds: set[str]) -> dict[str, dict[int, float]]:

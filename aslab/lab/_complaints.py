@@ -28,7 +28,7 @@ _WORDS = {
 """For the kinds of errors of pydantic's whose own words are about Python."""
 
 
-def complaint(exc: ValidationError) -> ConfigError:
+def complaint(exc: ValidationError, model: type[BaseModel] = Scenario) -> ConfigError:
     """The first thing that is wrong; an unknown key before all, since it may be what something else lacks."""
     errors = exc.errors(include_url=False)
     error = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
@@ -38,7 +38,7 @@ def complaint(exc: ValidationError) -> ConfigError:
     if kind == "missing":
         given = None
     elif kind == "extra_forbidden":
-        return ConfigError(key, given, f"unknown key, allowed are {', '.join(_known_keys(loc))}")
+        return ConfigError(key, given, f"unknown key, allowed are {', '.join(_known_keys(loc, model))}")
     elif kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = error["input"].get("kind") if isinstance(error["input"], dict) else None
         return ConfigError(f"{key}.kind", short(tag), f"allowed are {', '.join(_kinds())}")
@@ -84,14 +84,14 @@ def _kinds() -> list[str]:
     return [_kind(model) for model in _backend_models()]
 
 
-def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+def _known_keys(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
     """The keys of the table in which ``loc`` is unknown."""
     if len(loc) == 1:
-        return list(Scenario.model_fields)
+        return list(model.model_fields)
     if loc[0] == "backends":
         models = [model for model in _backend_models() if _kind(model) == loc[2]]
     else:
-        annotation = Scenario.model_fields[str(loc[0])].annotation
+        annotation = model.model_fields[str(loc[0])].annotation
         candidates = (annotation, *get_args(annotation))
         models = [one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)]
     return [key for model in models for key in model.model_fields]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -18,6 +20,7 @@ from ._metrics import METRICS
 from ._scenario import AllocatorSection, CacheSection, Expectation, HeapBackend, MmapBackend, Scenario, TaskSection
 from ._values import TIMES, always_zero, parse_time
 
+T = TypeVar("T")
 LARGEST_FILE = 2**20  # bytes
 MOST = 10**15
 
@@ -29,12 +32,21 @@ def load(path: Path, *, real_time: bool = False) -> Scenario:
     :raises ConfigError: naming file, key, value and what is allowed
     :raises OSError: if it cannot be read
     """
+    return read(path, partial(check, real_time=real_time))
+
+
+def read(path: Path, check: Callable[[dict[str, Any]], T]) -> T:
+    """Read a TOML file, and have it checked. Blocks while it reads.
+
+    :raises ConfigError: as ``check`` does, or if it is no TOML; names the file, too
+    :raises OSError: if it cannot be read
+    """
     with path.open("rb") as file:
         data = file.read(LARGEST_FILE + 1)
     try:
         if len(data) > LARGEST_FILE:
             raise ConfigError("size", len(data), f"allowed are files of up to {LARGEST_FILE} bytes")
-        return check(parse(data), real_time=real_time)
+        return check(parse(data))
     except ConfigError as exc:
         raise ConfigError(f"{printable(str(path))}: {exc.field}", short(exc.given), exc.allowed) from None
 

@@ -1,18 +1,34 @@
 """The machines of the story: the same computer, each with one way to grow a cache.
 
-They differ in the mechanism that each is named for, and in nothing else: every constant is in `COMPUTER`,
+They differ in the mechanism that each is named for, and in nothing else: every constant is in `Computer`,
 once for all.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+from .._flags import KM
 from ..emulation._spl import Growth
 
 TICK = 0.01
 """Seconds: a timer tick of Linux at HZ=100, the patience of 2012."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aslab:
+    """How a machine uses aslab itself, where not as by default."""
+
+    allocator: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Further arguments of `aslab.open_allocator`, such as ``grow_timeout``."""
+    cache: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Further arguments of `Allocator.create_cache`, for both caches."""
+    starts: KM = KM.PUSHPAGE
+    """The flags of who starts a write: the zvol's copy of the data, and z_wr_iss's."""
+    finishes: KM = KM.PUSHPAGE
+    """The flags of who needs but one buffer more, and then gives two back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +39,8 @@ class Machine:
     about: str
     ends: Literal["stuck", "finished"]
     """What the change says of it."""
-    growth: Growth | None = None
-    """SPL's, in some version of it; None is aslab itself."""
+    growth: Growth | Aslab = field(default_factory=Aslab)
+    """SPL's, in some version of it, or aslab itself."""
     honour_gfp: bool = False
     """Whether vmalloc passes its caller's flags on to the page tables (the patch for the kernel)."""
     memalloc: bool = False
@@ -32,12 +48,12 @@ class Machine:
     single_pages: bool = False
     """Whether emergency objects are made of single pages, rather than of a block in a row."""
     reserve: bool = False
-    """Whether buffers for a write are set aside before anything runs."""
+    """Whether buffers for a write are set aside before anything runs, and nobody takes them back."""
 
     @property
     def index(self) -> str:
         """Where emergency objects are looked up; nothing where there are none."""
-        if self.growth is None:
+        if isinstance(self.growth, Aslab):
             return "hash"
         return self.growth.index if self.growth.by == "worker" else ""
 
@@ -70,7 +86,7 @@ MACHINES: tuple[Machine, ...] = (
         "emergency_v2",
         "Later versions: the wait is 100 ms, and the first that was in vain spares it to the others.",
         "finished",
-        Growth("worker", 0.1, mark=True, index="tree"),
+        Growth("worker", 0.1, mark=True, index="tree", looks_again=True),
     ),
     Machine(
         "aslab",
@@ -88,36 +104,55 @@ MACHINES: tuple[Machine, ...] = (
     ),
 )
 
-
-@dataclass(frozen=True, slots=True)
-class Computer:
-    """What all machines have."""
-
-    pages: int = 16384
-    """64 MiB."""
-    min: int = 1024
-    low: int = 1280
-    high: int = 1536
-    arc_buffers: int = 128
-    """Free buffers of 128 KiB that ZFS has for data from earlier work: two transaction groups' worth."""
-    reserve: int = 2
-    """Buffers that one write needs."""
-    hogs: int = 4
-    overcommit: int = 4
-    """The hogs together dirty so many times all pages."""
-    fill: tuple[float, float] = (0.00005, 0.00015)
-    """Seconds to dirty 32 pages, from and to."""
-    disk: tuple[float, float] = (0.02, 0.06)
-    """Seconds for a write of 128 KiB."""
-    depth: int = 10
-    cpu: tuple[float, float] = (0.00001, 0.0001)
-    """Seconds for a step of the pipeline."""
-    per_page: float = 1e-6
-    """Seconds for a page of vmalloc or kmalloc."""
-    lock: float = 20e-6
-    """Seconds that vmalloc holds the lock of the address space."""
-    pinned: float = 0.0
-    """Share of the pages pinned, evenly."""
+_BY_NAME = {machine.name: machine for machine in MACHINES}
 
 
-COMPUTER = Computer()
+def _control(name: str, of: str, about: str, **changes: Any) -> Machine:
+    """A machine that is another one, but for what is said."""
+    return replace(_BY_NAME[of], name=name, about=about, **changes)
+
+
+CONTROLS: tuple[Machine, ...] = (
+    _control(
+        "emergency_single", "emergency", "As emergency, with emergency objects of single pages.", single_pages=True
+    ),
+    _control(
+        "emergency_v2_single",
+        "emergency_v2",
+        "As emergency_v2, with emergency objects of single pages.",
+        single_pages=True,
+    ),
+    _control(
+        "emergency_reserve", "emergency", "As emergency, with the buffers of one write set aside.", reserve=True
+    ),
+    _control(
+        "emergency_v2_reserve",
+        "emergency_v2",
+        "As emergency_v2, with the buffers of one write set aside.",
+        reserve=True,
+    ),
+    _control(
+        "emergency_single_reserve",
+        "emergency",
+        "As emergency, with emergency objects of single pages, and the buffers of one write set aside.",
+        single_pages=True,
+        reserve=True,
+    ),
+    _control(
+        "emergency_v2_single_reserve",
+        "emergency_v2",
+        "As emergency_v2, with emergency objects of single pages, and the buffers of one write set aside.",
+        single_pages=True,
+        reserve=True,
+    ),
+    _control(
+        "emergency_noio",
+        "emergency",
+        "As emergency, with emergency objects got without I/O whoever asks, as the text of the change has it.",
+        growth=Growth("worker", TICK, noio=True),
+    ),
+    _control(
+        "aslab_rows", "aslab", "As aslab, with emergency objects of pages that lie in a row.", single_pages=False
+    ),
+)
+"""Machines that tell what each part of the others is worth. They run where they are asked for."""

@@ -126,7 +126,7 @@ class Run:
         async with open_allocator(
             slabs=self._slabs,
             emergency=self._single,
-            grow_timeout=section.grow_timeout,
+            grow_timeout=None if section.grow_timeout == "learned" else section.grow_timeout,
             limit=section.limit,
             emergency_limit=... if section.emergency_limit is None else section.emergency_limit,
             expire=section.expire,

@@ -123,7 +123,7 @@ class AllocatorSection(Section):
 
     slabs: Name
     emergency: Name
-    grow_timeout: Time = 0.1
+    grow_timeout: Time | Literal["learned"] = 0.1
     limit: Limit | None = None
     emergency_limit: Limit | None = None
     """Not given, it is what `aslab.open_allocator` makes of the limit."""
@@ -143,6 +143,7 @@ class CacheSection(Section):
     max_slab_size: Size | None = None
     magazine_size: Annotated[int, Field(ge=2, le=256)] | None = None
     reserve: Count = 0
+    memalloc_reserve: Count | None = None
     min_objects: Count = 0
     max_objects: AtLeastOne | None = None
     max_emergency: Count | None = None
@@ -159,7 +160,7 @@ class TaskSection(Section):
 
     cache: Name
     count: Annotated[int, Field(ge=1, le=100_000)] = 1
-    flags: Literal["SLEEP", "NOSLEEP", "PUSHPAGE"] = "SLEEP"
+    flags: Literal["SLEEP", "NOSLEEP", "PUSHPAGE", "MEMALLOC"] = "SLEEP"
     start: Distribution = 0.0
     """When each of them begins."""
     arrival: Distribution = 0.0

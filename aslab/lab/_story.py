@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import anyio
@@ -17,26 +18,24 @@ from anyio.abc import TaskGroup
 from .. import GFP, KM, Buffer, Cache, open_allocator
 from ..backends import Backend, Region
 from ..emulation import AddressSpace, Kmalloc, PhysicalMemory, Vmalloc
+from ..emulation._compaction import Compaction
 from ..emulation._disk import Disk
 from ..emulation._memory import PF_MEMALLOC
-from ..emulation._page_cache import SWAP_CLUSTER_MAX
-from ..emulation._spl import SplCache, SplObject, SplQueue
+from ..emulation._spl import Growth, SplCache, SplObject, SplQueue
 from ..emulation._swap import Anonymous, hog
 from ..emulation._waits import WaitGraph
-from ..emulation._zfs import BLOCK, Buffers, Zfs
+from ..emulation._zfs import Buffers, Zfs
+from ._computer import CLUSTER, Computer
 from ._machine import seed_for
-from ._machines import COMPUTER, Computer, Machine
+from ._machines import Aslab, Machine
 from ._recording import Span
 from ._run import current, housekeeping
 from ._run import run as run_simulated
 
-CACHES = ("zio_data_buf_131072", "zio_buf_131072")
 LOOK_EVERY = 1.0
 """Simulated seconds between looks whether anybody can still go on."""
 COUNT_EVERY = 0.02
 """Simulated seconds between the points of the curves."""
-UNTIL = 60.0
-"""Simulated seconds after which a machine that still works is given up."""
 
 
 @dataclass(slots=True)
@@ -62,6 +61,12 @@ class Chapter:
     """Times that the disk's driver had no page for a request."""
     swapped: int = 0
     """Pages written to swap."""
+    file_blocks: int = 0
+    """Blocks that the writers of files wrote."""
+    rows_made: int = 0
+    """Rows of pages that kcompactd made."""
+    pages_moved: int = 0
+    """Pages that it moved for them."""
     spans: list[Span] = field(default_factory=list)
     counters: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
@@ -90,17 +95,19 @@ class _Traced:
 class _AslabBuffers:
     """A cache of aslab's, as ZFS uses it."""
 
-    def __init__(self, cache: Cache[Any], waits: WaitGraph) -> None:
+    def __init__(self, cache: Cache[Any], aslab: Aslab, waits: WaitGraph) -> None:
         self.cache = cache
         self.longest_wait = 0.0
+        self._aslab = aslab
         self._waits = waits
         self._out: dict[Buffer[Any], None] = {}
 
-    async def alloc(self) -> Buffer[Any]:
+    async def alloc(self, *, finishes: bool, converted: bool = True) -> Buffer[Any]:
+        flags = (self._aslab.finishes if finishes else self._aslab.starts) if converted else KM.SLEEP
         began = anyio.current_time()
         try:
             with self._waits.on(f"cache {self.cache.name}", "growth worker"):
-                buffer = await self.cache.alloc(KM.PUSHPAGE)
+                buffer = await self.cache.alloc(flags)
         finally:
             self.longest_wait = max(self.longest_wait, anyio.current_time() - began)
         self._out[buffer] = None
@@ -116,14 +123,15 @@ class _AslabBuffers:
             self.free(buffer)
 
 
-def tell(machine: Machine, seed: int, *, loop: str = "asyncio", pinned: float = 0.0) -> Chapter:
-    """Run one machine with one seed. Blocks until it has finished, is stuck, or is given up.
+def caches_of(computer: Computer) -> tuple[str, str]:
+    """The names of the two caches that ZFS has: one for data, and one for the pipeline."""
+    return f"zio_data_buf_{computer.block}", f"zio_buf_{computer.block}"
 
-    :param pinned: the share of all pages that is pinned, evenly, so that memory is fragmented
-    """
-    computer = replace(COMPUTER, pinned=pinned)
+
+def tell(machine: Machine, computer: Computer, seed: int, *, loop: str = "asyncio") -> Chapter:
+    """Run one machine with one seed. Blocks until it has finished, is stuck, or is given up."""
     chapter = Chapter(machine.name, seed)
-    run_simulated(_Telling(machine, computer, seed, chapter).run, seed=seed, loop=loop, until=UNTIL)
+    run_simulated(_Telling(machine, computer, seed, chapter).run, seed=seed, loop=loop, until=computer.until)
     return chapter
 
 
@@ -134,8 +142,8 @@ class _SplBuffers:
         self.cache = cache
         self._tasks = tasks
 
-    async def alloc(self) -> SplObject:
-        return await self.cache.alloc()
+    async def alloc(self, *, finishes: bool, converted: bool = True) -> SplObject:
+        return await self.cache.alloc(None if converted else GFP.KERNEL)
 
     def free(self, buffer: SplObject) -> None:
         self._tasks.start_soon(self.cache.free, buffer)
@@ -150,6 +158,7 @@ class _Telling:
         self._seed = seed
         self._chapter = chapter
         self._waits = WaitGraph()
+        self._reserve = computer.reserve if machine.reserve else 0
         self._since = 0.0
         self._zfs: Zfs | None = None
 
@@ -167,24 +176,27 @@ class _Telling:
             space=self._space,
         )
         single = Kmalloc(self._memory, per_page=computer.per_page, vmap=machine.single_pages)
-        tell = self._tell_aslab if machine.growth is None else self._tell_spl
         try:
-            await tell(vmalloc, single)
+            if isinstance(machine.growth, Aslab):
+                await self._tell_aslab(machine.growth, vmalloc, single)
+            else:
+                await self._tell_spl(machine.growth, vmalloc, single)
         finally:
             if self._zfs is not None:
                 self._zfs.close()
 
-    async def _tell_aslab(self, vmalloc: Backend, single: Backend) -> None:
+    async def _tell_aslab(self, aslab: Aslab, vmalloc: Backend, single: Backend) -> None:
+        computer = self._computer
+        options = {"movable": True, "objects_per_slab": computer.slab_objects, **aslab.cache}
         slabs = _Traced(vmalloc, self._waits, "growth worker")
-        async with open_allocator(slabs=slabs, emergency=single) as kmem:
-            reserve = self._computer.reserve if self._machine.reserve else 0
+        async with open_allocator(slabs=slabs, emergency=single, **aslab.allocator) as kmem:
             caches = [
-                kmem.create_cache(name, BLOCK, movable=True, reserve=objects)
-                for name, objects in zip(CACHES, (0, reserve), strict=True)
+                kmem.create_cache(name, computer.block, reserve=objects, **options)
+                for name, objects in zip(caches_of(computer), (0, self._reserve), strict=True)
             ]
-            await caches[0].prefill(self._computer.arc_buffers)
+            await caches[0].prefill(computer.arc_buffers)
             await kmem.ready()
-            buffers = [_AslabBuffers(cache, self._waits) for cache in caches]
+            buffers = [_AslabBuffers(cache, aslab, self._waits) for cache in caches]
 
             async def shrink() -> bool:
                 return await kmem.reap() > 0
@@ -204,25 +216,27 @@ class _Telling:
                 for one in buffers:
                     one.free_all()
 
-    async def _tell_spl(self, vmalloc: Backend, single: Backend) -> None:
-        growth = self._machine.growth
-        assert growth is not None
-        waits = self._waits
+    async def _tell_spl(self, growth: Growth, vmalloc: Backend, single: Backend) -> None:
+        computer, waits = self._computer, self._waits
         async with anyio.create_task_group() as tasks:
             queue = SplQueue(waits)
             tasks.start_soon(queue.run)
             caches = [
                 SplCache(
                     name,
-                    BLOCK,
+                    computer.block,
                     growth,
                     GFP.NOIO | GFP.HIGH,
                     slabs=_Traced(vmalloc, waits, None),
                     emergency=single,
                     queue=queue,
                     waits=waits,
+                    magazine=self._computer.magazine,
+                    objects=computer.slab_objects,
+                    retry=computer.retry,
+                    reserve=objects,
                 )
-                for name in CACHES
+                for name, objects in zip(caches_of(computer), (0, self._reserve), strict=True)
             ]
 
             async def shrink() -> bool:
@@ -234,7 +248,8 @@ class _Telling:
                 self._chapter.emergency_left = sum(cache.emergency for cache in caches)
                 self._chapter.longest_wait = max(cache.longest_wait for cache in caches)
 
-            await caches[0].prefill(self._computer.arc_buffers)
+            await caches[0].prefill(computer.arc_buffers)
+            await caches[1].prefill(self._reserve)
             arc, zio = (_SplBuffers(cache, tasks) for cache in caches)
             await self._swap(tasks, arc, zio, shrink, note)
             tasks.cancel_scope.cancel()
@@ -248,22 +263,34 @@ class _Telling:
         note: Callable[[], None],
     ) -> None:
         computer, memory, waits = self._computer, self._memory, self._waits
-        disk = Disk(memory, self._drawing("disk", computer.disk), computer.depth)
-        zfs = self._zfs = Zfs(disk, arc, zio, waits, self._drawing("cpu", computer.cpu))
-        anonymous = Anonymous(memory, waits, zfs.write, shrink)
-        clusters = computer.pages * computer.overcommit // computer.hogs // SWAP_CLUSTER_MAX
+        disk = Disk(memory, self._drawing("disk", computer.disk), computer.depth, retry=computer.retry)
+        zfs = self._zfs = Zfs(disk, arc, zio, waits, self._drawing("cpu", computer.cpu), computer.zfs)
+        anonymous = Anonymous(memory, waits, zfs.write, shrink, kswapd_writes=computer.kswapd_writes)
+        anonymous.scatter(computer.scattered, computer.cluster)
+        compaction = Compaction(
+            memory,
+            anonymous.movable,
+            waits,
+            scan=computer.compact_scan,
+            move=computer.compact_move,
+            spare=int(computer.min * computer.compact_spare),
+        )
         try:
             if self._machine.memalloc:
                 PF_MEMALLOC.set(True)  # the tasks started now have it
             zfs.start(tasks)
             PF_MEMALLOC.set(False)
             tasks.start_soon(anonymous.run_kswapd, name="kswapd")
+            tasks.start_soon(compaction.run, name="kcompactd")
             tasks.start_soon(self._watch, tasks.cancel_scope)
             tasks.start_soon(self._count, memory, anonymous, note)
+            for _ in range(computer.writers):
+                tasks.start_soon(self._write_files, zfs, name="dd")
             async with anyio.create_task_group() as hogs:
                 for number in range(computer.hogs):
-                    fill = self._drawing(f"hog-{number}", computer.fill)
-                    hogs.start_soon(hog, anonymous, clusters, fill, name=f"hog-{number}")
+                    fill = self._drawing(f"hog-{number}", computer.fill, computer.cluster / CLUSTER)
+                    dirty = partial(hog, pages=computer.cluster, retry=computer.retry)
+                    hogs.start_soon(dirty, anonymous, computer.clusters, fill, name=f"hog-{number}")
             self._chapter.finished = True
             self._chapter.time = current().time()
             await zfs.drain()
@@ -282,6 +309,15 @@ class _Telling:
             chapter.va_lock_time = self._space.lock_wait_total + self._space.lock_held_total
             chapter.starved = disk.starved
             chapter.swapped = anonymous.written
+            chapter.rows_made, chapter.pages_moved = compaction.made, compaction.moved
+
+    async def _write_files(self, zfs: Zfs) -> None:
+        """As dd from /dev/zero: one block after the other, as fast as the pool takes them."""
+        self._waits.be("dd")
+        await anyio.sleep(self._computer.writers_from)
+        while not self._chapter.finished:
+            await zfs.write_file()
+            self._chapter.file_blocks += 1
 
     async def _watch(self, scope: anyio.CancelScope) -> None:
         """Once nobody can go on, see why, and end."""
@@ -307,6 +343,6 @@ class _Telling:
                 self._chapter.counters.setdefault(what, []).append((now, value))
             await anyio.sleep(COUNT_EVERY)
 
-    def _drawing(self, what: str, between: tuple[float, float]) -> Callable[[], float]:
+    def _drawing(self, what: str, between: tuple[float, float], times: float = 1.0) -> Callable[[], float]:
         draw = random.Random(seed_for(self._seed, what))
-        return lambda: draw.uniform(*between)
+        return lambda: draw.uniform(*between) * times

@@ -1,0 +1,181 @@
+"""Every machine on every computer of a grid: one experiment each, kept as they come, and one row a machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, Self
+
+from pydantic import ValidationError
+
+from .._errors import ConfigError
+from ._complaints import printable, short
+from ._computer import Computer, settings
+from ._grid import Config, Grid
+from ._machines import Machine
+from ._metrics import format_seconds
+from ._parallel import for_each
+from ._scenario import Section
+from ._story import tell
+
+Told = dict[str, Any]
+"""What came of one experiment, as JSON has it."""
+RESULTS = ("machine", "config", "seed", "finished", "longest_wait", "time", "emergency_max")
+"""Its keys for whoever asked for the grid; a notebook needs two more."""
+BEGIN = b'{"machine": '
+"""How a line of a notebook begins."""
+
+
+class Line(Section):
+    """A result in a notebook."""
+
+    machine: str
+    config: dict[str, Any]
+    seed: int
+    finished: bool
+    longest_wait: float
+    """Seconds."""
+    time: float
+    """Simulated seconds until all was done, or nothing more could be."""
+    emergency_max: int
+    loop: str
+    set: dict[str, Any]
+    """All in which the computer is not the default one."""
+
+
+class Notebook:
+    """Results in a file, a line each, which a second run need not find again.
+
+    A line is about one machine, seed, loop and computer, whatever grid that computer was part of. It knows
+    nothing of the program that found it: who changes that takes a new file.
+
+    A context manager: entering reads what is there; a last line that was cut off is forgotten.
+
+    :param path: None keeps nothing beyond the run
+    :raises ConfigError: on entering, for any other line that is no result
+    :raises OSError: on entering, if the file cannot be read and written
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._file: IO[str] | None = None
+        self.known: dict[str, Told] = {}
+
+    def __enter__(self) -> Self:
+        if self._path is not None:
+            self._open(self._path)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, told: Told) -> None:
+        """One more result, in the file at once."""
+        self.known[key_of(told["machine"], told["set"], told["seed"], told["loop"])] = told
+        if self._file is not None:
+            self._file.write(json.dumps(told) + "\n")
+            self._file.flush()
+
+    def _open(self, path: Path) -> None:
+        path.touch()
+        data = path.read_bytes()
+        end = data.rfind(b"\n") + 1
+        for number, line in enumerate(data[:end].split(b"\n")[:-1], 1):
+            told = self._parse(number, line)
+            self.known[key_of(told["machine"], told["set"], told["seed"], told["loop"])] = told
+        cut_off = data[end:]
+        if cut_off[: len(BEGIN)] != BEGIN[: len(cut_off)]:  # no file of ours: leave it alone
+            self._parse(data.count(b"\n") + 1, cut_off)
+        os.truncate(path, end)
+        self._file = path.open("a", encoding="utf-8")
+
+    def _parse(self, number: int, line: bytes) -> Told:
+        try:
+            return Line.model_validate_json(line).model_dump()
+        except ValidationError:
+            where = f"{printable(str(self._path))}: line {number}"
+            raise ConfigError(where, short(line), "allowed are results that --resume has written") from None
+
+
+def key_of(machine: str, changed: Mapping[str, Any], seed: int, loop: str) -> str:
+    """What one result is about, as text."""
+    return json.dumps([machine, changed, seed, loop], sort_keys=True)
+
+
+def experiment(machine: Machine, computer: Computer, seed: int, config: Config, *, loop: str) -> Told:
+    """Run one. Blocks."""
+    chapter = tell(machine, computer, seed, loop=loop)
+    return {
+        "machine": machine.name,
+        "config": config,
+        "seed": seed,
+        "finished": chapter.finished,
+        "longest_wait": chapter.longest_wait,
+        "time": chapter.time,
+        "emergency_max": chapter.emergency_max,
+        "loop": loop,
+        "set": settings(computer),
+    }
+
+
+def play_grid(
+    grid: Grid,
+    machines: Iterable[Machine],
+    seeds: Sequence[int],
+    *,
+    notebook: Notebook,
+    loop: str = "asyncio",
+    jobs: int = 1,
+    progress: Callable[[str, int], object] | None = None,
+) -> list[Told]:
+    """Every machine on every computer with every seed, without those that the notebook has. Blocks.
+
+    :param jobs: so many processes at once
+    :param progress: called with machine and seed of each that is done, also of those that were
+    """
+    runs = {
+        key_of(machine.name, settings(computer), seed, loop): (machine, computer, seed, config)
+        for config, computer in grid.configs
+        for machine in machines
+        for seed in seeds
+    }
+
+    def note(told: Told) -> None:
+        notebook.add(told)
+        if progress is not None:
+            progress(told["machine"], told["seed"])
+
+    todo = [run for key, run in runs.items() if key not in notebook.known]
+    for key in runs:
+        if key in notebook.known and progress is not None:
+            progress(notebook.known[key]["machine"], notebook.known[key]["seed"])
+    for_each(partial(experiment, loop=loop), todo, jobs, note)
+    return [
+        {**{name: notebook.known[key][name] for name in RESULTS}, "config": config}
+        for key, (_, _, _, config) in runs.items()
+    ]
+
+
+def rows_of(results: Iterable[Told]) -> list[dict[str, str]]:
+    """One row for each machine, for people."""
+    by_machine: dict[str, list[Told]] = {}
+    for told in results:
+        by_machine.setdefault(told["machine"], []).append(told)
+    return [_row(machine, found) for machine, found in by_machine.items()]
+
+
+def _row(machine: str, found: list[Told]) -> dict[str, str]:
+    waits = [told["longest_wait"] for told in found]
+    times = [told["time"] for told in found if told["finished"]]
+    return {
+        "machine": machine,
+        "finished": f"{len(times)} of {len(found)}",
+        "median wait": format_seconds(round(statistics.median(waits), 4)),
+        "worst wait": format_seconds(round(max(waits), 4)),
+        "median time": f"{statistics.median(times):.2f} s" if times else "-",
+    }
