@@ -120,6 +120,17 @@ class TestMechanisms:
         chapter = tell("aslab", 0, server=dataclasses.replace(SERVER, reserve=0))
         assert (chapter.finished, chapter.cycle) == (False, ROUND)
 
+    @loops
+    def test_with_nothing_said_of_how_many_to_set_aside_aslab_learns_it(self, loop: str) -> None:
+        asked = aslab.Allocator.create_cache
+
+        def create(kmem: aslab.Allocator, name: str, size: int, **options: Any) -> aslab.Cache[Any]:
+            assert options.pop("memalloc_reserve") == SERVER.reserve
+            return asked(kmem, name, size, **options)
+
+        with mock.patch.object(aslab.Allocator, "create_cache", create):
+            assert all(tell("aslab", seed, loop=loop).finished for seed in (0, 2))
+
     def test_without_both_at_once_where_all_need_two(self) -> None:
         seed, both = 9, dataclasses.replace(SERVER, encoded=1.0, told=1.0)
         assert tell("aslab", seed, server=both).finished

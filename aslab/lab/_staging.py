@@ -61,7 +61,7 @@ class Chapter:
     seed: int
     finished: bool = False
     time: float = 0.0
-    """Simulated seconds from the first request to the last step of any."""
+    """Simulated seconds until the last step of any request. The server opens after `OPENS` of them."""
     served: int = 0
     """Requests done, their data stored."""
     cycle: tuple[str, ...] = ()
@@ -227,18 +227,19 @@ class _Telling:
     async def _count(self) -> None:
         """Note what is to be drawn, now and then."""
         housekeeping()
-        counters = self._chapter.counters
         while True:
-            for what, value in (
-                ("served", self._chapter.served),
-                ("pinned", self._driver.pinned // self._server.buffer),
-            ):
-                counters.setdefault(what, []).append((current().time(), value))
+            self._note_counters()
             await anyio.sleep(COUNT_EVERY)
 
+    def _note_counters(self) -> None:
+        values = {"served": self._chapter.served, "pinned": self._driver.pinned // self._server.buffer}
+        for what, value in values.items():
+            self._chapter.counters.setdefault(what, []).append((current().time(), value))
+
     def _note(self, pool: Pool) -> None:
+        self._note_counters()
         chapter = self._chapter
-        chapter.time = self._last_step - OPENS
+        chapter.time = self._last_step
         chapter.tries = max(self._desk.looks.values(), default=0)
         chapter.pinned_max = self._driver.highest
         chapter.pins = [Span(chapter.machine, "growing", *call) for call in self._driver.calls]

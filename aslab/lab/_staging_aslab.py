@@ -71,7 +71,7 @@ async def open_cache(machine: Machine, server: Server, driver: Driver, desk: Des
             server.buffer,
             objects_per_slab=server.piece,
             max_slab_size=server.piece * server.buffer,
-            reserve=server.reserve if machine.careful else 0,
+            memalloc_reserve=server.reserve if machine.careful else 0,
         )
         await cache.prefill(server.started - (server.reserve if machine.careful else 0))
         await kmem.ready()

@@ -11,7 +11,7 @@ from typing import Literal
 
 from .._flags import KM
 
-FINISHING = KM.PUSHPAGE
+FINISHING = KM.MEMALLOC
 """What aslab is told of a request that gives memory back once it is served."""
 
 

@@ -13,7 +13,7 @@ from ._metrics import format_seconds
 from ._parallel import for_each
 from ._recording import Recording
 from ._result import Result, Verdict
-from ._staging import Chapter, tell
+from ._staging import OPENS, Chapter, tell
 from ._staging_machines import SERVER, Machine
 
 
@@ -60,7 +60,7 @@ class Row:
             "longest_wait": _median([chapter.longest_wait for chapter in finished]),
             "longest_wait_worst": max((chapter.longest_wait for chapter in finished), default=None),
             "longest_store_wait_worst": max((chapter.longest_store_wait for chapter in finished), default=None),
-            "requests_per_second": _median([chapter.served / chapter.time for chapter in finished]),
+            "requests_per_second": _median([chapter.served / (chapter.time - OPENS) for chapter in finished]),
             "tries_per_second": statistics.median_low(chapter.tries for chapter in chapters),
             "pinned_max": max(chapter.pinned_max for chapter in chapters),
             "emergency_max": max(chapter.emergency_max for chapter in chapters),
