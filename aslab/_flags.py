@@ -93,9 +93,9 @@ def gfp_for(flags: KM) -> GFP:
 def gfp_for_emergency(flags: KM) -> GFP:
     """What making an emergency object for such a caller may do: never I/O, whatever the caller said.
 
-    For PUSHPAGE and MEMALLOC it may use a part of the reserve. Without that it fails just where it is needed, since
-    a stuck grow may hold all that is above the reserve. The last of it stays for whom the caller depends on itself,
-    such as the driver of the disk: with GFP.MEMALLOC the writes of the story had buffers, and none was ever made.
+    For PUSHPAGE and MEMALLOC it may use a part of the reserve. Without that it fails just where it is needed, as a
+    stuck grow may hold all that is above the reserve. The last of it stays for whom these depend on themselves,
+    such as the driver of a disk: with GFP.MEMALLOC the writes of the story had buffers, and none was ever made.
     """
     gfp = GFP.NOWAIT if flags is KM.NOSLEEP else GFP.NOIO
     return gfp if LEVEL[flags] == ORDINARY else gfp | GFP.HIGH

@@ -11,7 +11,7 @@ import pytest
 
 from aslab import GFP
 from aslab.backends import Region
-from aslab.emulation._spl import MAGAZINE, Growth, SplCache, SplObject, SplQueue
+from aslab.emulation._spl import Growth, SplCache, SplObject, SplQueue
 from aslab.emulation._waits import WaitGraph
 
 from .helpers import Loop

@@ -390,6 +390,8 @@ class TestAslab:
         of_pipeline = [flags for name, flags in asked if name == pipeline]
         assert set(of_pipeline) == {KM.SLEEP, KM.PUSHPAGE}
         assert of_pipeline.count(KM.SLEEP) >= of_pipeline.count(KM.PUSHPAGE) > 0
+
+
 class TestUnconverted:
     @pytest.mark.parametrize(("name", "asks"), [("kernel_patch", "vmalloc"), ("emergency", "kmalloc")])
     def test_one_caller_with_km_sleep_brings_the_deadlock_back(self, name: str, asks: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,8 +23,18 @@ if TYPE_CHECKING:
 SEEDS_MOST = 100_000
 
 
+class Story(enum.StrEnum):
+    """What can be told."""
+
+    SWAP = "swap"
+    STAGING = "staging"
+
+
 @app.command(name="story", cls=StoryCommand)
 def story(
+    of: Annotated[
+        Story, typer.Option("--of", help="Which: swap is that of 2012, staging one of pinned buffers.")
+    ] = Story.SWAP,
     machine: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this machine; may be repeated.")
     ] = None,
@@ -50,8 +61,19 @@ def story(
 ) -> int:
     """Swap to a zvol on machines that grow caches as SPL did before 2012, since then, and as aslab does.
 
-    Exit code 0 if each machine ended as the change says it does, 1 if not; with --grid it is 0.
+    With --of staging: serve a model through a pool of pinned staging buffers, on machines with different pools.
+
+    Exit code 0 if each machine ended as the change says it does, or as docs/staging.md does, 1 if not; with --grid
+    it is 0.
     """
+    if of is Story.STAGING:
+        from ._staging import staging
+
+        refused = {"set": settings, "grid": grid, "resume": resume, "controls": controls, "fragmented": fragmented}
+        for name, given in refused.items():
+            if given:
+                raise BadInput(f"--{name}: allowed not with --of staging")
+        return staging(machine, parse_seeds(seeds), loop, jobs, report, as_json)
     chosen = _machines(machine or [], controls=controls)
     which = parse_seeds(seeds)
     check_installed(Loop(loop.value))

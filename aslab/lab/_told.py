@@ -7,7 +7,6 @@ from itertools import pairwise
 
 from ._chapters import Row
 from ._figures import lasting
-from ._machines import COMPUTER
 from ._metrics import format_seconds
 from ._story import Chapter
 from ._tale import Curve, Outcome, Tale, Told
@@ -35,7 +34,7 @@ TERMS = {
     "zvol": "a disk made of ZFS; here the swap device, so that writing to swap needs ZFS",
     "txg": "transaction group: ZFS collects writes and then writes them together, one group at a time",
     "GFP": "flags of a request for pages: whether it may wait, may start writes, may use the reserve",
-    "reserve": f"the last {COMPUTER.min:,} free pages, which only who frees memory may use",
+    "reserve": "the free pages below the mark min, which only who frees memory may use",
     "seed": "draws all that is random: times of disk and processor. The same seed gives the same run",
 }
 

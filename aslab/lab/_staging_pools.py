@@ -1,0 +1,195 @@
+"""The pools of the machines that are not aslab's: how a request gets a staging buffer, and how it comes back."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+
+from ._staging_aslab import open_cache
+from ._staging_desk import Desk, OneByOne, Pool, Staged
+from ._staging_driver import Driver
+from ._staging_machines import Machine, Server
+
+PAUSE = 0.1
+"""Seconds that a busy retry sleeps: what LMCache waits before it tries again."""
+
+
+class Daemon:
+    """Pins a piece more, in the background, whenever over half of what is pinned is in use, up to the limit."""
+
+    def __init__(self, server: Server, driver: Driver, add: Callable[[int], None]) -> None:
+        self.buffers: int = server.started
+        """Pinned so far."""
+        self._server = server
+        self._driver = driver
+        self._add = add
+        self._wanted = anyio.Event()
+        driver.had(server.started * server.buffer)
+
+    def in_use(self, buffers: int) -> None:
+        """So many are."""
+        if 2 * buffers > self.buffers:
+            self._wanted.set()
+
+    async def run(self) -> None:
+        """Until the limit is reached."""
+        while self.buffers < self._server.limit:
+            await self._wanted.wait()
+            self._wanted = anyio.Event()
+            count = min(self._server.piece, self._server.limit - self.buffers)
+            await self._driver.pin(count * self._server.buffer)
+            self.buffers += count
+            self._add(count)
+
+
+class BusyRetry(OneByOne):
+    """Try; sleep; try again. Who comes at the right moment has it."""
+
+    def __init__(self, desk: Desk, server: Server, driver: Driver) -> None:
+        super().__init__(desk)
+        self._free = server.started
+        self.daemon: Daemon = Daemon(server, driver, self._add)
+
+    async def finish(self) -> Staged:
+        """As soon as a try succeeds."""
+        with self._desk.waiting():
+            while not self._free:
+                await anyio.sleep(PAUSE)
+                self._desk.look()
+        self._free -= 1
+        self.daemon.in_use(self.daemon.buffers - self._free)
+        return self._desk.hand_out()
+
+    def give(self, staged: Staged) -> None:
+        """It is free, and nobody is told."""
+        self._desk.take_back(staged)
+        self._free += 1
+
+    def _add(self, count: int) -> None:
+        self._free += count
+
+
+class Counted(OneByOne):
+    """A counting semaphore: first come, first served."""
+
+    def __init__(self, desk: Desk, server: Server, driver: Driver) -> None:
+        super().__init__(desk)
+        self._free = anyio.Semaphore(server.started)
+        self._out = 0
+        self.daemon: Daemon = Daemon(server, driver, self._add)
+
+    async def finish(self) -> Staged:
+        """In turn."""
+        with self._desk.waiting():
+            await self._free.acquire()
+        self._out += 1
+        self.daemon.in_use(self._out)
+        return self._desk.hand_out()
+
+    def give(self, staged: Staged) -> None:
+        """The first in line has it."""
+        self._desk.take_back(staged)
+        self._out -= 1
+        self._free.release()
+
+    def _add(self, count: int) -> None:
+        for _ in range(count):
+            self._free.release()
+
+
+class TwoLines(OneByOne):
+    """A line for those who begin, and one before it for those who finish, for whom some buffers are kept."""
+
+    def __init__(self, desk: Desk, server: Server, driver: Driver) -> None:
+        super().__init__(desk)
+        self._free = server.started
+        self._kept = server.reserve
+        self._finishing: deque[anyio.Event] = deque()
+        self._beginning: deque[anyio.Event] = deque()
+        self.daemon: Daemon = Daemon(server, driver, self._add)
+
+    async def begin(self, count: int) -> list[Staged]:
+        """One after the other, in the line behind."""
+        return [await self._stand(self._beginning) for _ in range(count)]
+
+    async def finish(self) -> Staged:
+        """In the line before."""
+        return await self._stand(self._finishing)
+
+    def give(self, staged: Staged) -> None:
+        """To the first who may have it."""
+        self._desk.take_back(staged)
+        self._add(1)
+
+    async def _stand(self, line: deque[anyio.Event]) -> Staged:
+        turn = anyio.Event()
+        line.append(turn)
+        with self._desk.waiting():
+            self._add(0)
+            await turn.wait()
+        self.daemon.in_use(self.daemon.buffers - self._free)
+        return self._desk.hand_out()
+
+    def _add(self, count: int) -> None:
+        self._free += count
+        while self._free and self._finishing:
+            self._free -= 1
+            self._finishing.popleft().set()
+        while self._free > self._kept and self._beginning:
+            self._free -= 1
+            self._beginning.popleft().set()
+
+
+class PinInCaller(OneByOne):
+    """Who finds none free pins one, and waits for the driver itself; at the limit, if there is one, for a free."""
+
+    def __init__(self, desk: Desk, server: Server, driver: Driver, *, bounded: bool) -> None:
+        super().__init__(desk)
+        self._server = server
+        self._driver = driver
+        self._free = anyio.Semaphore(server.started)
+        self._more = server.limit - server.started if bounded else None
+        driver.had(server.started * server.buffer)
+
+    async def finish(self) -> Staged:
+        """A free one, or one of its own making."""
+        with self._desk.waiting():
+            if self._free.value or self._more == 0:
+                await self._free.acquire()
+            else:
+                if self._more is not None:
+                    self._more -= 1
+                await self._driver.pin(self._server.buffer)
+        return self._desk.hand_out()
+
+    def give(self, staged: Staged) -> None:
+        """It stays pinned, for the next."""
+        self._desk.take_back(staged)
+        self._free.release()
+
+
+FED: dict[str, type[BusyRetry | Counted | TwoLines]] = {
+    "retry": BusyRetry,
+    "semaphore": Counted,
+    "lines": TwoLines,
+}
+"""The pools that a daemon feeds."""
+
+
+@asynccontextmanager
+async def open_pool(machine: Machine, server: Server, driver: Driver, desk: Desk) -> AsyncIterator[Pool]:
+    """The pool of a machine, with what works for it in the background."""
+    if machine.pool == "aslab":
+        async with open_cache(machine, server, driver, desk) as cache:
+            yield cache
+    elif machine.pool == "caller":
+        yield PinInCaller(desk, server, driver, bounded=machine.bounded)
+    else:
+        pool = FED[machine.pool](desk, server, driver)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pool.daemon.run, name="pin daemon")
+            yield pool
+            tasks.cancel_scope.cancel()
