@@ -254,6 +254,7 @@ class WaitingRoom(Generic[T]):
                     waiter.tally.timeouts += 1
                     self._growth.late()
                 continue
+            until = math.inf if late else patience
             if not late and Mark.DEADLOCKED not in self._marks:
                 self._withdraw(waiter)
             elif waiter.permitted or self._attempts.allowed(first=self._is_first(waiter)):
@@ -263,9 +264,8 @@ class WaitingRoom(Generic[T]):
                     if made is not None:
                         return made
                     continue
-            until = math.inf if late else patience
-            if self._attempts.failing and self._is_first(waiter):
-                until = min(until, max(now, self._attempts.retry_at))
+            elif self._is_first(waiter):
+                until = min(until, self._attempts.retry_at)
             await self._stand(waiter, until)
 
     async def _stand(self, waiter: Waiter[T], until: float) -> None:

@@ -18,7 +18,7 @@ TERMS = {
     "KV cache": "what a language model remembers of a conversation; moved off the GPU when it is not needed",
     "pinned": "memory that stays where it is, as the driver knows, so that the GPU copies at full speed",
     "pageable": "ordinary memory; a copy takes four times as long here",
-    "staging buffer": f"{SERVER.buffer // 2**20} MiB of pinned memory that data passes through to and from the GPU",
+    "staging buffer": f"{SERVER.buffer // 2**20} MiB of pinned memory; data passes through it to and from the GPU",
     "retrieve": "load the data of an earlier turn into a buffer, wait for a place on the GPU, copy it there",
     "store": "copy data off the GPU into a buffer, write it; the place is free once it is copied",
     "try": "a look whether a buffer is free",
@@ -33,7 +33,7 @@ def as_tale(rows: list[Row], seed: int, loop: str) -> Tale:
         title="The story of the staging buffers",
         question="Which pool gets stuck?",
         about=f"{SERVER.requests} requests to a server that moves its KV cache through a pool of pinned buffers. "
-        "Room on the GPU comes back by storing, to store takes a buffer, and the buffers are held by those who wait "
+        "Room on the GPU comes back by storing, to store takes a buffer, and the buffers are held by who waits for "
         "for room. The machines differ only in the pool.",
         seed=seed,
         machines=[_told(row, seed) for row in rows],
