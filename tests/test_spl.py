@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
 
 from aslab import GFP
 from aslab.backends import Region
-from aslab.emulation._spl import MAGAZINE, Growth, SplCache, SplObject, SplQueue
+from aslab.emulation._spl import Growth, SplCache, SplObject, SplQueue, magazine_for
 from aslab.emulation._waits import WaitGraph
 
 from .helpers import Loop
@@ -49,8 +50,8 @@ class Refusing(Instant):
 class Kit:
     """A cache, what it stands on, and the objects that came of it."""
 
-    def __init__(self, growth: Growth, slabs: Instant, single: Instant, magazine: int) -> None:
-        self.magazine = magazine
+    def __init__(self, growth: Growth, slabs: Instant, single: Instant, **options: Any) -> None:
+        self.options = {"magazine": 2 * OBJECTS, **options}
         self.slabs, self.single, self.waits = slabs, single, WaitGraph()
         self.queue = SplQueue(self.waits)
         self.got: list[SplObject] = []
@@ -58,17 +59,13 @@ class Kit:
         self.cache = self.another("io", growth)
 
     def another(self, name: str, growth: Growth) -> SplCache:
-        return SplCache(
-            name,
-            SIZE,
-            growth,
-            URGENT,
-            slabs=self.slabs,
-            emergency=self.single,
-            queue=self.queue,
-            waits=self.waits,
-            magazine=self.magazine,
-        )
+        options = self.options | {
+            "slabs": self.slabs,
+            "emergency": self.single,
+            "queue": self.queue,
+            "waits": self.waits,
+        }
+        return SplCache(name, SIZE, growth, URGENT, **options)
 
     async def take(self, count: int = 1) -> None:
         """Allocate, and note how long each took."""
@@ -80,10 +77,10 @@ class Kit:
 
 @asynccontextmanager
 async def kit(
-    growth: Growth, slabs: Instant | None = None, single: Instant | None = None, *, magazine: int = MAGAZINE
+    growth: Growth, slabs: Instant | None = None, single: Instant | None = None, **options: Any
 ) -> AsyncIterator[Kit]:
     """With its work queue running; once all objects are freed, nothing but slabs may be left."""
-    made = Kit(growth, slabs or Instant(), single or Instant(), magazine)
+    made = Kit(growth, slabs or Instant(), single or Instant(), **options)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(made.queue.run)
         yield made
@@ -301,6 +298,25 @@ async def test_shrink_releases_the_slabs_without_an_object_in_use_and_no_others(
         assert len(k.slabs.asked) == 4, "what was released is not given out"
 
 
+@pytest.mark.parametrize(("reserve", "left"), [(1, 1), (OBJECTS, 1), (OBJECTS + 1, 2), (9 * OBJECTS, 3)])
+async def test_shrink_leaves_the_slabs_of_the_reserve(reserve: int, left: int) -> None:
+    async with kit(WORKER, reserve=reserve) as k:
+        await k.cache.prefill(3 * OBJECTS)
+        assert await k.cache.shrink() == (left < 3)
+        assert len(k.slabs.outstanding) == left
+        await k.take(left * OBJECTS)
+        assert len(k.slabs.asked) == 3
+        k.cache._reserve = 0  # in the end nothing may be left
+
+
+async def test_slab_has_so_many_objects_and_a_failed_one_is_tried_again_after_a_while() -> None:
+    slabs = Refusing(2)
+    async with kit(CALLER, slabs, objects=3, retry=0.25, magazine=6) as k:
+        await k.take(3)
+        assert slabs.asked == [(3 * SIZE, URGENT)]
+        assert k.times == [0.5, 0, 0]
+
+
 async def test_objects_are_taken_from_the_fullest_slab_so_that_others_become_empty() -> None:
     async with kit(WORKER, magazine=1) as k:
         await k.cache.prefill(2 * OBJECTS)
@@ -319,6 +335,10 @@ async def test_objects_are_taken_from_the_fullest_slab_so_that_others_become_emp
 
 
 class TestMagazine:
+    @pytest.mark.parametrize(("size", "objects"), [(2**14, 64), (2**17, 16), (2**19, 16), (2**20, 4), (2**21, 4)])
+    def test_is_the_smaller_the_larger_its_objects_are(self, size: int, objects: int) -> None:
+        assert magazine_for(size) == objects
+
     async def test_a_refill_takes_half_a_magazine_and_the_newest_goes_out_first(self) -> None:
         async with kit(WORKER, magazine=4) as k:
             await k.cache.prefill(OBJECTS)
@@ -342,7 +362,7 @@ class TestMagazine:
             assert (k.cache._free, len(k.cache._magazine)) == (2, 3)
 
     async def test_what_it_holds_keeps_a_slab_until_it_is_shrunk(self) -> None:
-        async with kit(CALLER) as k:
+        async with kit(CALLER, magazine=2 * OBJECTS) as k:
             await k.take()
             await k.cache.free(k.got.pop())
             assert len(k.cache._magazine) == OBJECTS

@@ -14,14 +14,14 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import pytest
 
 import aslab
-from aslab import CacheStats
-from aslab.emulation._spl import Growth
+from aslab import KM, Cache, CacheStats
+from aslab.emulation._spl import Growth, SplCache
 from aslab.lab import _computer, _story
 from aslab.lab._chapters import Row
 from aslab.lab._computer import Computer
@@ -258,6 +258,169 @@ class TestWriters:
         chapter = begin("original", 1, "asyncio", LONG, writers=4)
         assert chapter.finished
         assert chapter.file_blocks > 0
+
+
+class TestComputer:
+    """What can be set is heeded."""
+
+    QUICK: ClassVar[Computer] = Computer(
+        pages=4096, min_share=0.15, overcommit=3.0, txg_blocks=16, disk=(0.0002, 0.0006), until=0.5
+    )
+    OTHERS: ClassVar[dict[str, tuple[str, object]]] = {
+        "pages": ("emergency", 8192),
+        "min_share": ("emergency", 0.1),
+        "pinned": ("emergency", 0.01),
+        "hogs": ("emergency", 2),
+        "overcommit": ("emergency", 1.0),
+        "fill": ("emergency", (0.0001, 0.0002)),
+        "kswapd_writes": ("emergency", 4),
+        "block": ("emergency", 65536),
+        "disk": ("emergency", (0.002, 0.006)),
+        "depth": ("emergency", 3),
+        "txg_timeout": ("emergency", 0.001),
+        "txg_blocks": ("emergency", 9),
+        "queue_depth": ("emergency", 1),
+        "zvol_tasks": ("emergency", 1),
+        "issue_tasks": ("emergency", 2),
+        "interrupt_tasks": ("emergency", 3),
+        "arc_groups": ("emergency", 0.5),
+        "reserve": ("emergency_reserve", 9),
+        "slab_objects": ("emergency", 3),
+        "cpu": ("emergency", (0.001, 0.002)),
+        "per_page": ("emergency", 1e-5),
+        "lock": ("emergency", 1e-3),
+        "retry": ("pf_memalloc", 0.05),
+        "until": ("emergency", 0.05),
+        "magazine": ("emergency", 4),
+        "scattered": ("emergency", 0.05),
+        "compact_scan": ("emergency", 1e-6),
+        "compact_move": ("emergency", 1e-3),
+        "compact_spare": ("emergency", 16.0),
+        "unconverted": ("emergency", 1),
+        "writers": ("emergency", 2),
+        "writers_from": ("emergency", 0.1),
+    }
+    BESIDE: ClassVar[dict[str, dict[str, Any]]] = {
+        "compact_scan": {"scattered": FRAGMENTED},
+        "compact_move": {"scattered": FRAGMENTED},
+        "compact_spare": {"scattered": FRAGMENTED},
+        "writers_from": {"writers": 2},
+    }
+    """What it takes for a key to matter."""
+
+    @pytest.mark.parametrize("key", list(_computer.KEYS))
+    def test_every_key_makes_a_difference(self, key: str) -> None:
+        name, value = self.OTHERS[key]
+        beside = self.BESIDE.get(key, {})
+        other = dataclasses.replace(self.QUICK, **{**beside, key: value})
+        assert _story.tell(ALL[name], other, 0) != self.usual(name, **beside)
+
+    @staticmethod
+    @functools.cache
+    def usual(name: str, **beside: Any) -> Chapter:
+        return _story.tell(ALL[name], dataclasses.replace(TestComputer.QUICK, **beside), 0)
+
+    @pytest.mark.parametrize(
+        ("block", "others"),
+        [(16384, {"pages": 4096}), (2**20, {"pages": 8192, "txg_blocks": 1, "slab_objects": 2, "hogs": 2})],
+        ids=["16K", "1M"],
+    )
+    @pytest.mark.parametrize("name", ["kernel_patch", "aslab_reserve"])
+    def test_blocks_from_small_to_large_are_written_out_whole(
+        self, name: str, block: int, others: dict[str, Any]
+    ) -> None:
+        computer = dataclasses.replace(COMPUTER, block=block, min_share=0.2, disk=(0.001, 0.002), **others)
+        computer.check()
+        chapter = _story.tell(ALL[name], computer, 0)
+        assert chapter.finished
+        assert chapter.swapped % (block // 4096) == 0
+        assert chapter.swapped > computer.pages * (computer.overcommit - 1)
+
+
+class TestControls:
+    CHANGES: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "emergency_single": ("emergency", {"single_pages": True}),
+        "emergency_v2_single": ("emergency_v2", {"single_pages": True}),
+        "emergency_reserve": ("emergency", {"reserve": True}),
+        "emergency_v2_reserve": ("emergency_v2", {"reserve": True}),
+        "emergency_single_reserve": ("emergency", {"single_pages": True, "reserve": True}),
+        "emergency_v2_single_reserve": ("emergency_v2", {"single_pages": True, "reserve": True}),
+        "emergency_noio": ("emergency", {"growth": Growth("worker", TICK, noio=True)}),
+        "aslab_rows": ("aslab", {"single_pages": False}),
+    }
+
+    def test_each_is_another_machine_but_for_what_it_is_named_for(self) -> None:
+        for control in CONTROLS:
+            if control.name in self.CHANGES:
+                of, changes = self.CHANGES[control.name]
+                same = dataclasses.replace(BY_NAME[of], name=control.name, about=control.about, **changes)
+                assert control == same
+        assert set(self.CHANGES) <= {control.name for control in CONTROLS}
+        assert len(ALL) == len(MACHINES) + len(CONTROLS), "no name is used twice"
+
+    @pytest.mark.parametrize("name", ["emergency_single", "emergency_v2_single"])
+    def test_single_pages_mend_what_fragmentation_does_to_them(self, name: str) -> None:
+        chapter = tell(name, 1, pinned=FRAGMENTED)
+        assert chapter.finished
+        assert chapter.emergency_max > 0
+        assert not any(chapter.failed_by_order[1:])
+
+    def test_rows_make_aslab_fail_at_order_5_as_others_do(self) -> None:
+        chapter = tell("aslab_rows", 1, pinned=FRAGMENTED)
+        assert chapter.failed_by_order[5] > 0
+        assert chapter.emergency_max == 0
+
+    @pytest.mark.parametrize("name", ["emergency_v2_reserve", "emergency_v2_single_reserve"])
+    def test_with_a_reserve_there_is_no_stall_to_recover_from(self, name: str) -> None:
+        chapter = tell(name, 0)
+        assert (chapter.emergency_max, chapter.deadlocks) == (0, 0)
+        assert chapter.longest_wait < tell("emergency", 0).longest_wait / 5
+
+    def test_caches_of_a_machine_with_a_reserve_keep_it_for_the_pipeline_alone(self) -> None:
+        made: list[tuple[str, Any]] = []
+        real = SplCache
+
+        def note(name: str, *args: Any, **options: Any) -> Any:
+            made.append((name, options["reserve"]))
+            return real(name, *args, **options)
+
+        with mock.patch.object(_story, "SplCache", note):
+            begin("emergency_reserve", 0, "asyncio", 0.1)
+            begin("emergency", 0, "asyncio", 0.1)
+        assert made == [*zip(CACHES, (0, COMPUTER.reserve), strict=True), *zip(CACHES, (0, 0), strict=True)]
+
+
+class TestAslab:
+    """What a machine says of the way it uses aslab."""
+
+    @staticmethod
+    def begin(aslab_options: Aslab) -> Chapter:
+        machine = dataclasses.replace(BY_NAME["aslab"], growth=aslab_options)
+        return _story.tell(machine, dataclasses.replace(COMPUTER, until=BRIEF), 0)
+
+    def test_arguments_of_the_allocator_are_passed_on(self) -> None:
+        assert begin_once("aslab", 0, "asyncio", BRIEF).longest_wait == pytest.approx(0.1, abs=0.01)
+        assert self.begin(Aslab(allocator={"grow_timeout": 0.03})).longest_wait == pytest.approx(0.03, abs=0.01)
+
+    def test_arguments_of_the_caches_are_passed_on(self) -> None:
+        assert begin_once("aslab", 0, "asyncio", BRIEF).emergency_max > 3
+        assert self.begin(Aslab(cache={"max_emergency": 1})).emergency_max == 1
+
+    def test_who_starts_a_write_and_who_finishes_it_have_flags_of_their_own(self) -> None:
+        asked: list[tuple[str, KM]] = []
+        real = Cache.alloc
+
+        def note(self: Cache[Any], flags: KM = KM.SLEEP, **options: Any) -> Any:
+            asked.append((self.name, flags))
+            return real(self, flags, **options)
+
+        with mock.patch.object(Cache, "alloc", note):
+            self.begin(Aslab(starts=KM.SLEEP, finishes=KM.PUSHPAGE))
+        data, pipeline = CACHES
+        assert {flags for name, flags in asked if name == data} == {KM.SLEEP}
+        of_pipeline = [flags for name, flags in asked if name == pipeline]
+        assert set(of_pipeline) == {KM.SLEEP, KM.PUSHPAGE}
+        assert of_pipeline.count(KM.SLEEP) >= of_pipeline.count(KM.PUSHPAGE) > 0
 
 
 class TestMachines:

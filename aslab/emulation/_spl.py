@@ -26,8 +26,10 @@ from ..backends import Backend, Region
 from ._index import INDEXES, Index
 from ._waits import WaitGraph
 
-MAGAZINE = 16
-"""Objects; SPL's size for objects of 128 KiB and more."""
+
+def magazine_for(size: int) -> int:
+    """How many objects of so many bytes SPL keeps in a magazine (spl_magazine_size, for 4 KiB and more)."""
+    return 4 if size >= 2**20 else 16 if size >= 2**17 else 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class SplCache:
         emergency: Backend,
         queue: SplQueue,
         waits: WaitGraph,
-        magazine: int = MAGAZINE,
+        magazine: int | None = None,
         objects: int = 8,
         retry: float = 0.01,
         reserve: int = 0,
@@ -128,8 +130,8 @@ class SplCache:
         self._slabs_free: dict[Region, int] = {}  # free objects by slab, without those in the magazine
         self._free = 0
         self._magazine: deque[Region] = deque()  # the slabs of its objects, the oldest first
-        self._magazine_size = magazine
-        self._batch = -(-magazine // 2)
+        self._magazine_size = magazine_for(size) if magazine is None else magazine
+        self._batch = -(-self._magazine_size // 2)
         self._index: Index[Region] = INDEXES[growth.index]()
         self._growing = False
         self._deadlocked = False
