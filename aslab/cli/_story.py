@@ -55,7 +55,7 @@ def story(
     Exit code 0 if each machine ended as the change says it does, 1 if not; with --grid it is 0.
     """
     chosen = _machines(machine or [], controls=controls)
-    which = _seeds(seeds)
+    which = parse_seeds(seeds)
     check_installed(Loop(loop.value))
     if grid is not None:
         if report is not None:
@@ -101,7 +101,11 @@ def _machines(names: list[str], *, controls: bool) -> list[Machine]:
     return [one for one in known if one.name in wanted]
 
 
-def _seeds(text: str) -> range:
+def parse_seeds(text: str) -> range:
+    """So many seeds, or those of a range.
+
+    :raises BadInput: for what is neither
+    """
     first, colon, last = text.partition(":")
     try:
         seeds = range(int(first), int(last)) if colon else range(int(first))

@@ -7,6 +7,8 @@
     _machine  _workload  _play          their memory and backends, their tasks, a run of them
     _metrics  _result                   what is expected of them, and what came
     _recording  _trace  _report         seeing it
+    _story  _machines  _computer        the story of 2012: one run, its machines, and what all of them have
+    _chapters  _grid  _experiments      over many seeds; on many computers
 
 `run` and the fixture need nothing but anyio and the loop; scenarios need the extra ``lab``.
 """

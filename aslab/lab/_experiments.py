@@ -123,6 +123,18 @@ def experiment(machine: Machine, computer: Computer, seed: int, config: Config, 
     }
 
 
+def runs_of(
+    grid: Grid, machines: Iterable[Machine], seeds: Sequence[int], loop: str
+) -> dict[str, tuple[Machine, Computer, int, Config]]:
+    """All experiments of a grid, in order, by what a notebook knows them by."""
+    return {
+        key_of(machine.name, settings(computer), seed, loop): (machine, computer, seed, config)
+        for config, computer in grid.configs
+        for machine in machines
+        for seed in seeds
+    }
+
+
 def play_grid(
     grid: Grid,
     machines: Iterable[Machine],
@@ -138,12 +150,7 @@ def play_grid(
     :param jobs: so many processes at once
     :param progress: called with machine and seed of each that is done, also of those that were
     """
-    runs = {
-        key_of(machine.name, settings(computer), seed, loop): (machine, computer, seed, config)
-        for config, computer in grid.configs
-        for machine in machines
-        for seed in seeds
-    }
+    runs = runs_of(grid, machines, seeds, loop)
 
     def note(told: Told) -> None:
         notebook.add(told)
