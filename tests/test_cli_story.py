@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
-from aslab.cli._story import _show
+from aslab.cli._story import _machines, _show
 from aslab.lab._chapters import Row
-from aslab.lab._machines import MACHINES
+from aslab.lab._computer import COMPUTER, KEYS
+from aslab.lab._grid import load_grid
+from aslab.lab._machines import CONTROLS, MACHINES
 from aslab.lab._story import Chapter
 
-from .test_cli import Finished, Here, aslab, told
+from .test_cli import ROOT, Finished, Here, aslab, python, told
 
 PROMISED = {
     "machine",
@@ -168,10 +171,33 @@ def test_others_are_as_told_only_if_every_seed_finishes() -> None:
     assert not Row(MACHINES[-1], tuple(chapters)).as_told
 
 
+def test_controls_run_only_where_they_are_asked_for(both: Both) -> None:
+    assert _machines([], controls=False) == list(MACHINES)
+    assert _machines([], controls=True) == [*MACHINES, *CONTROLS]
+    assert [one.name for one in _machines(["aslab_rows", "aslab"], controls=False)] == ["aslab", "aslab_rows"]
+    assert _machines(["aslab"], controls=True) == [MACHINES[-2], *CONTROLS]
+
+
+def test_name_that_is_too_long_for_the_table_is_broken_at_an_underscore(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chapter = Chapter(
+        "", 0, finished=True, time=7.31, longest_txg_sync=0.3, longest_wait=59.9853, deadlocks=99_999
+    )
+    _show([Row(machine, (chapter,)) for machine in (*MACHINES, *CONTROLS)])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    lines = [line.split()[0] for line in text.split("\n\n")[0].splitlines()[1:]]
+    assert "emergency_v2" in lines, "what fits stays whole"
+    number = lines.index("emergency_v2_single_")
+    assert lines[number + 1] == "reserve"
+
+
 def test_unknown_machine_is_one_line_that_says_which_there_are(here: Here) -> None:
     message = told(here("lab", "story", "--machine", "nope"), 2)
     assert "--machine 'nope': allowed are " in message
-    assert all(machine.name in message for machine in MACHINES)
+    assert all(machine.name in message for machine in (*MACHINES, *CONTROLS))
 
 
 @pytest.mark.parametrize("seeds", ["0", "-1", "x", "", "5:5", "5:2", "-3:2", "1:", ":", "1.5", "1:2:3", "1000000"])
@@ -200,3 +226,195 @@ def test_report_has_every_machine_and_what_came_of_it(both: Both) -> None:
 def test_report_that_cannot_be_written_is_told_before_anything_is_run(here: Here, tmp_path: Path) -> None:
     message = told(here(*ORIGINAL, "--seeds", "100000", "--report", tmp_path / "no" / "story.html"), 2)
     assert "story.html" in message
+
+
+SMALL = [
+    f"--set={one}" for one in ("pages=4096", "min_share=0.15", "txg_blocks=16", "disk=0.002,0.006", "until=2")
+]
+
+
+class TestSet:
+    def test_another_computer_is_another_story(self) -> None:
+        def tell(*more: str) -> dict[str, Any]:
+            done = aslab("lab", "story", "--machine", "pf_memalloc", "--seeds", "1", "--json", *SMALL, *more)
+            assert done.returncode == 0, done.stderr
+            [row] = json.loads(done.stdout)
+            return dict(row)
+
+        small, longer = tell(), tell("--set", "overcommit=6.0")
+        assert 0 < small["time_to_finish"] < longer["time_to_finish"] < 2
+        assert small["reserve_used"] <= 4096 * 0.15
+        assert tell("--set", "pinned=0.25")["lowest_free_pages"] == tell("--fragmented", "25")["lowest_free_pages"]
+
+    def test_help_lists_every_key_with_its_default_and_meaning(self, here: Here) -> None:
+        text = " ".join(here("lab", "story", "--help").stdout.decode().split())
+        for key, field in KEYS.items():
+            assert field.metadata["meaning"] in text, key
+            default = getattr(COMPUTER, key)
+            if not isinstance(default, tuple):
+                assert f" {key} {default:g} " in text
+
+    @pytest.mark.parametrize(
+        ("given", "says"),
+        [
+            ("hogs=0", "--set hogs: 0 is not allowed; allowed are whole numbers from 1 to 256"),
+            ("hogs=x", "--set hogs: 'x' is not allowed; allowed are whole numbers from 1 to 256"),
+            ("hogs=", "--set hogs: '' is not allowed; allowed are whole numbers"),
+            ("hogs=1\nx=2", "--set hogs: '1\\nx=2' is not allowed; allowed are whole numbers"),
+            ("disk=0.1", "--set disk: 0.1 is not allowed; allowed are two numbers of seconds"),
+            (
+                "disk=0.2,0.1",
+                "--set disk: [0.2, 0.1] is not allowed; allowed are two numbers of seconds, the smaller",
+            ),
+            ("hog=3", "--set hog: 3 is not allowed; unknown key, allowed are pages, min_share, "),
+            ("hogs", "--set 'hogs': allowed are KEY=VALUE, such as hogs=8"),
+            ("=3", "--set '=3': allowed are KEY=VALUE"),
+            ("a\x1bb=3", "--set 'a\\x1bb=3': allowed are KEY=VALUE"),
+            ("hogs=" + "9" * 5000, "--set 'hogs=999"),
+            (
+                "pages=4096",
+                "txg_blocks: 64 is not allowed; allowed are two groups and one slab of at most 1856 pages",
+            ),
+        ],
+    )
+    def test_bad_setting_is_one_line_that_names_key_value_and_what_is_allowed(
+        self, here: Here, given: str, says: str
+    ) -> None:
+        message = told(here("lab", "story", "--set", given), 2)
+        assert says in message
+        assert len(message) < 500
+
+    @pytest.mark.parametrize(
+        ("args", "says"),
+        [
+            (("--set", "hogs=3", "--set", "hogs=4"), "hogs is set twice"),
+            (("--set", "pinned=0.1", "--fragmented", "3"), "--fragmented: allowed not with --set pinned"),
+            (("--resume", "results"), "--resume: allowed with --grid"),
+        ],
+    )
+    def test_options_that_do_not_go_together_are_one_line(
+        self, here: Here, args: tuple[str, ...], says: str
+    ) -> None:
+        assert says in told(here("lab", "story", *args), 2)
+
+
+SMOKE = ("lab", "story", "--grid", ROOT / "examples" / "grids" / "smoke.toml", "--machine", "pf_memalloc")
+
+
+class TestGrid:
+    def test_json_is_a_list_with_one_object_an_experiment(self) -> None:
+        done = aslab(*SMOKE, "--machine", "original", "--seeds", "3:5", "--json", "--set", "overcommit=1")
+        assert done.returncode == 0, "whatever came"
+        assert not done.stderr
+        results = json.loads(done.stdout)
+        assert [(one["config"], one["machine"], one["seed"]) for one in results] == [
+            ({"hogs": hogs}, name, seed)
+            for hogs in (2, 8)
+            for name in ("original", "pf_memalloc")
+            for seed in (3, 4)
+        ]
+        for one in results:
+            assert set(one) == {
+                "machine", "config", "seed", "finished", "longest_wait", "time", "emergency_max"
+            }  # fmt: skip
+            assert one["finished"] == (one["machine"] == "pf_memalloc")
+
+    def test_second_run_of_the_same_file_runs_nothing_and_says_the_same(self, tmp_path: Path) -> None:
+        args = (*SMOKE, "--seeds", "1", "--set", "overcommit=1", "--resume", tmp_path / "results.jsonl")
+        first = aslab(*args)
+        assert first.returncode == 0, first.stderr
+        head, row, empty, foot = first.stdout.decode().splitlines()
+        assert head.split() == ["machine", "finished", "median", "wait", "worst", "wait", "median", "time"]
+        assert row.split()[:4] == ["pf_memalloc", "2", "of", "2"]
+        assert (empty, foot) == ("", "2 configurations, seeds of each: 1.")
+        kept = (tmp_path / "results.jsonl").read_text()
+        assert kept.count("\n") == 2
+        lines = [json.loads(line) | {"longest_wait": 7.5} for line in kept.splitlines()]
+        (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        again = aslab(*args)
+        assert again.stdout.decode().splitlines()[1].split()[4:8] == ["7.5", "s", "7.5", "s"], (
+            "it was not run again"
+        )
+
+    def test_what_makes_no_sense_is_counted_on_stderr_and_below_the_table(self, tmp_path: Path) -> None:
+        file = tmp_path / "some.toml"
+        file.write_text("[vary]\nblock = [131072, 1048576]\nhogs = [2, 256]\n")
+        done = aslab("lab", "story", "--grid", file, "--machine", "original", "--seeds", "1")
+        assert done.returncode == 0, done.stderr
+        message = done.stderr.decode()
+        assert message.startswith(
+            "aslab: 2 of 4 configurations make no sense, and are skipped; the first: txg_blocks"
+        )
+        assert message.count("\n") == 1
+        foot = " ".join(done.stdout.decode().split("\n\n")[1].split())
+        assert foot == (
+            "2 configurations, seeds of each: 1. Skipped, as they make no sense: 2 of 4 (txg_blocks 2)."
+        )
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("[vary]\nhogs = [0]", "vary.hogs.0: 0 is not allowed; allowed are whole numbers from 1 to 256"),
+            ("[vary]\nhog = [3]", "vary.hog: [3] is not allowed; unknown key, allowed are pages, "),
+            ("draw", "text: 'draw' is not allowed; allowed is TOML"),
+            ("[fixed]\npages = 4096", "no configuration makes sense; the first: txg_blocks: 64 is not allowed"),
+        ],
+    )
+    def test_bad_file_is_one_line(self, here: Here, tmp_path: Path, text: str, says: str) -> None:
+        (tmp_path / "bad.toml").write_text(text)
+        message = told(here("lab", "story", "--grid", tmp_path / "bad.toml"), 2)
+        assert "bad.toml" in message
+        assert says in message
+
+    def test_files_that_cannot_be_read_or_are_not_its_own_are_one_line(self, here: Here, tmp_path: Path) -> None:
+        assert "cannot read" in told(here("lab", "story", "--grid", tmp_path / "none.toml"), 2)
+        assert "cannot read and write" in told(here(*SMOKE, "--resume", tmp_path), 2)
+        (tmp_path / "notes").write_text("not to be lost")
+        assert "line 1: b'not to be lost' is not" in told(here(*SMOKE, "--resume", tmp_path / "notes"), 2)
+        assert (tmp_path / "notes").read_text() == "not to be lost"
+        assert "--report: allowed not with --grid" in told(here(*SMOKE, "--report", tmp_path / "a.html"), 2)
+        assert "--set hogs: 3 is not allowed; " in told(here(*SMOKE, "--set", "hogs=3"), 2)
+
+
+class TestTable:
+    """scripts/story_table.py"""
+
+    SCRIPT = (ROOT / "scripts" / "story_table.py", "--grid", SMOKE[3], "--machine", "pf_memalloc", "--seeds", "1")
+
+    def test_writes_what_came_between_its_lines_and_nothing_else(self, tmp_path: Path) -> None:
+        doc, results = tmp_path / "doc.md", tmp_path / "results.jsonl"
+        text = (ROOT / "docs" / "story.md").read_text()
+        doc.write_text(text)
+        args = (*self.SCRIPT, "--doc", doc, "--resume", results)
+        missing = python(*args, "--no-run")
+        assert (missing.returncode, missing.stderr.decode().split(": ")[1]) == (1, "2 of 2 results are missing\n")
+        assert doc.read_text() == text
+        done = python(*args)
+        assert done.returncode == 0, done.stderr
+        begin = "<!-- table of a grid: scripts/story_table.py -->\n"
+        end = "<!-- end of the table -->"
+        before, _, rest = doc.read_text().partition(begin)
+        table, _, after = rest.partition(end)
+        assert before + begin == text[: len(before + begin)]
+        assert text.endswith(end + after)
+        assert "--grid examples/grids/smoke.toml --seeds 1 --machine pf_memalloc\n" in table
+        assert "pf_memalloc    2 of 2" in table
+        written = doc.read_text()
+        assert python(*args, "--no-run").returncode == 0
+        assert doc.read_text() == written
+
+    def test_file_without_a_place_for_it_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "doc.md").write_text("nothing")
+        done = python(*self.SCRIPT, "--doc", tmp_path / "doc.md")
+        assert done.returncode == 2
+        assert "needs one line" in done.stderr.decode()
+        assert (tmp_path / "doc.md").read_text() == "nothing"
+
+
+def test_docs_name_every_key_and_every_control_and_their_example_of_a_grid_can_be_read(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "story.md").read_text()
+    for name in (*KEYS, *(machine.name for machine in (*MACHINES, *CONTROLS))):
+        assert f"`{name}`" in text, name
+    [example] = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "grid.toml").write_text(example)
+    assert load_grid(tmp_path / "grid.toml").configs

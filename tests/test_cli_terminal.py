@@ -29,6 +29,8 @@ AT_WORK = {
     "lab run deadlock-for-good --real-time": ("aslab.lab._play", "shuffled"),
     "lab story --seeds 2000": ("aslab.lab._chapters", "tell"),
     "lab story --seeds 2000 --jobs 2": ("aslab.lab._parallel", "_next"),
+    "lab story --grid examples/grids/smoke.toml --seeds 2000": ("aslab.lab._experiments", "experiment"),
+    "lab story --grid examples/grids/smoke.toml --seeds 2000 --jobs 2": ("aslab.lab._parallel", "_next"),
     "bench lab": ("aslab.bench._lab", "Progress"),
     "bench pair --rounds 9999": ("aslab.bench._pair", "_queue"),
     "bench index --rounds 99999": ("aslab.bench._index", "removal_cost"),
@@ -63,6 +65,7 @@ def start(command: str) -> subprocess.Popen[bytes]:
         stderr=subprocess.PIPE,
         env=not_measured(environment()),
         start_new_session=True,
+        cwd=ROOT,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"at work\n"
@@ -165,6 +168,16 @@ COMMANDS = [
     ("lab", "list"),
     ("lab", "run", "pushpage-against-sleep"),
     ("lab", "story", "--seeds", "1", "--machine", "original"),
+    (
+        "lab",
+        "story",
+        "--grid",
+        "examples/grids/smoke.toml",
+        "--seeds",
+        "1",
+        "--machine",
+        "emergency",
+    ),
 ]
 
 

@@ -3,6 +3,8 @@
     _app       what commands there are
     _demo      ``aslab demo``: its options, and what they mean
     _service   the checksum service that it runs, a good example of how to use aslab
+    _lab       ``aslab lab``: scenarios
+    _story  _settings  _grid           ``aslab lab story``: its options, ``--set``, ``--grid``
     _files  _loops  _resume                finding files; event loops; is all well again?
     _report  _output  _progress  _errors   for people; for programs; while it runs; when it does not
 

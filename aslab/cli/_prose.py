@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +30,7 @@ def tabulate(
 ) -> None:
     """Print a table. Where it is too wide, its headings are broken at spaces, to the width of what is below them.
 
-    Where that is not enough, what is in the first column is broken after underscores.
+    Where that is not enough, what is in the first column is broken after spaces and underscores.
 
     :param left: columns that are aligned to the left; the others are figures
     """
@@ -40,14 +41,18 @@ def tabulate(
             name: textwrap.wrap(name, max(width, *map(len, name.split())), break_on_hyphens=False)
             for name, width in widths.items()
         }
-    full = {name: max(widths[name], *map(len, lines)) for name, lines in headings.items()}
-    first = next(iter(rows[0]))
-    room = full[first] - max(0, sum(full.values()) + 2 * (len(full) - 1) - to.width)
+    first, *others = widths
+    least = {name: max(map(len, headings[name])) for name in others}
+    for name in others:  # text may be broken at spaces, figures may not
+        words = (word for row in rows for word in (row[name].split() if name in left else [row[name]]))
+        least[name] = max([least[name], *map(len, words)])
+    room = to.width - sum(width + 2 for width in least.values())
     tallest = max(map(len, headings.values()))
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name, lines in headings.items():
         above = [""] * (tallest - len(lines))
-        table.add_column("\n".join(above + lines), justify="left" if name in left else "right")
+        justify: Literal["left", "right"] = "left" if name in left else "right"
+        table.add_column("\n".join(above + lines), justify=justify, no_wrap=name == first)
     for row in rows:
         table.add_row(*(_broken(text, room) if name == first else text for name, text in row.items()))
     if title:
@@ -56,9 +61,9 @@ def tabulate(
 
 
 def _broken(name: str, width: int) -> str:
-    """A name of words that underscores join, on as many lines as it takes; no word is broken."""
+    """A name on as many lines as it takes, broken after spaces and underscores; no word is broken."""
     lines = [""]
-    for word in re.split(r"(?<=_)", name):
+    for word in re.split(r"(?<=[_ ])", name):
         if lines[-1] and len(lines[-1] + word) > width:
             lines.append("")
         lines[-1] += word

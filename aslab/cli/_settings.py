@@ -70,7 +70,7 @@ def settings_for(given: Sequence[str], fragmented: float) -> dict[str, object]:
 
 
 def _value(text: str) -> Any:
-    for attempt in (text, f"[{text}]"):
+    for attempt in (text, f"[{text}]" if "," in text else text):
         try:
             table = tomllib.loads(f"value = {attempt}")
         except (ValueError, RecursionError):
