@@ -418,3 +418,17 @@ class TestFlags:
             k.got.append(await k.cache.alloc(GFP.KERNEL))
             await k.take()
             assert k.single.asked == [(SIZE, GFP.NOIO), (SIZE, URGENT)]
+
+
+async def test_refused_an_emergency_object_the_caller_looks_into_the_magazine_before_it_waits_again() -> None:
+    slabs = Gate()
+    async with kit(WORKER, slabs, Refusing(1000)) as k:
+        slabs.open()
+        await k.take(OBJECTS)
+        slabs.shut()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(k.take)
+            await anyio.sleep(TICK + RETRY / 2)  # it was refused, and pauses
+            await k.cache.free(k.got.pop(0))
+        assert k.times[-1] == pytest.approx(TICK + RETRY)
+        assert (k.cache.failures, k.cache.emergency) == (1, 0)
