@@ -273,7 +273,7 @@ class TestSet:
             ("hogs=" + "9" * 5000, "--set 'hogs=999"),
             (
                 "pages=4096",
-                "txg_blocks: 64 is not allowed; allowed are two groups and one slab of at most 1856 pages",
+                "txg_blocks: 64 is not allowed; allowed is what leaves ZFS with 1856 pages, half of",
             ),
         ],
     )

@@ -133,8 +133,10 @@ class TestComputer:
             ({"pages": 4096}, "txg_blocks"),
             ({"txg_blocks": 128}, "txg_blocks"),
             ({"arc_groups": 4.0}, "txg_blocks"),
+            ({"reserve": 200}, "txg_blocks"),
+            ({"slab_objects": 1, "block": 16384, "txg_blocks": 800}, "txg_blocks"),
             ({"slab_objects": 64, "block": 2**20}, "txg_blocks"),
-            ({"pages": 8192, "txg_blocks": 24, "pinned": 0.5, "slab_objects": 64}, "pinned"),
+            ({"txg_blocks": 104, "pinned": 0.5}, "pinned"),
             ({"min_share": 0.005}, "min_share"),
             ({"pages": 2048, "txg_blocks": 8, "hogs": 256, "min_share": 0.1, "overcommit": 1.0}, "hogs"),
             ({"until": 10.0}, "until"),
@@ -319,6 +321,7 @@ class TestNotebook:
         def interrupt(*_: object) -> None:
             nonlocal done
             done += 1
+            assert len((tmp_path / "results").read_text().splitlines()) == done, "each is there at once"
             if done == 3:
                 raise KeyboardInterrupt
 

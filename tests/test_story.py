@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -335,6 +335,21 @@ class TestComputer:
         assert chapter.finished
         assert chapter.swapped % (block // 4096) == 0
         assert chapter.swapped > computer.pages * (computer.overcommit - 1)
+
+    def test_hogs_fill_pages_at_the_same_speed_whatever_the_size_of_a_block(self) -> None:
+        filled: list[tuple[int, float]] = []
+
+        async def hog(
+            anonymous: object, clusters: int, pause: Callable[[], float], *, pages: int, retry: float
+        ) -> None:
+            filled.append((clusters * pages, pause() / pages))
+
+        with mock.patch.object(_story, "hog", hog):
+            for block in (16384, 131072, 2**20):
+                _story.tell(ALL["original"], dataclasses.replace(self.QUICK, block=block, txg_blocks=1), 0)
+        first = filled[: self.QUICK.hogs]
+        assert [pages for pages, _ in filled] == [pages for pages, _ in first] * 3
+        assert [seconds for _, seconds in filled] == pytest.approx([seconds for _, seconds in first] * 3)
 
 
 class TestControls:

@@ -14,6 +14,7 @@ from typing import Any
 
 from .._errors import ConfigError
 from ..backends._libc import PAGE_SIZE
+from ..emulation._vmalloc import PAGES_PER_TABLE
 from ..emulation._zfs import ZfsOptions
 
 CLUSTER = 32
@@ -170,14 +171,12 @@ class Computer:
 
         :raises ConfigError: naming one of the fields
         """
-        slab = self.slab_objects * self.cluster
-        held = self.cluster * max(2 * self.txg_blocks, self.arc_buffers) + slab
-        room = self.pages - self.high
+        room, held = self.pages - self.high, self._held()
         if held > room // 2:
             allowed = (
-                f"allowed are two groups and one slab of at most {room // 2} pages, half of what is above high"
+                f"allowed is what leaves ZFS with {room // 2} pages, half of those above high; it needs {held}"
             )
-            raise ConfigError("txg_blocks", self.txg_blocks, f"{allowed}; these are {held}")
+            raise ConfigError("txg_blocks", self.txg_blocks, allowed)
         if held > room - int(self.pages * self.pinned):
             raise ConfigError("pinned", self.pinned, f"allowed is what leaves {held} pages to ZFS")
         if self.min // 2 < 2 * self.cluster:
@@ -190,6 +189,13 @@ class Computer:
         if 2 * slowest > self.until:
             allowed = f"allowed is from {2 * slowest:.4g} on, twice what the disk may take"
             raise ConfigError("until", self.until, allowed)
+
+    def _held(self) -> int:
+        """Pages that ZFS may come to hold: two groups, or what is free at the start, and the pipeline's slabs."""
+        slab = self.slab_objects * self.cluster
+        slab += math.ceil(slab / PAGES_PER_TABLE)
+        buffers = max(2 * self.txg_blocks, self.arc_buffers)
+        return slab * (math.ceil(buffers / self.slab_objects) + math.ceil(self.reserve / self.slab_objects))
 
 
 COMPUTER = Computer()

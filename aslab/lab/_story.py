@@ -143,6 +143,7 @@ class _SplBuffers:
         self._tasks = tasks
 
     async def alloc(self, *, finishes: bool, converted: bool = True) -> SplObject:
+        """The same for all: whether it finishes a write is nothing that SPL could be told."""
         return await self.cache.alloc(None if converted else GFP.KERNEL)
 
     def free(self, buffer: SplObject) -> None:
