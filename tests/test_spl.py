@@ -11,7 +11,7 @@ import pytest
 
 from aslab import GFP
 from aslab.backends import Region
-from aslab.emulation._spl import Growth, SplCache, SplObject, SplQueue
+from aslab.emulation._spl import Growth, SplCache, SplObject, SplQueue, magazine_for
 from aslab.emulation._waits import WaitGraph
 
 from .helpers import Loop
@@ -51,14 +51,20 @@ class Kit:
     """A cache, what it stands on, and the objects that came of it."""
 
     def __init__(self, growth: Growth, slabs: Instant, single: Instant, **options: Any) -> None:
+        self.options = {"magazine": 2 * OBJECTS, **options}
         self.slabs, self.single, self.waits = slabs, single, WaitGraph()
         self.queue = SplQueue(self.waits)
         self.got: list[SplObject] = []
         self.times: list[float] = []
-        self.cache = self.another("io", growth, **options)
+        self.cache = self.another("io", growth)
 
-    def another(self, name: str, growth: Growth, **options: Any) -> SplCache:
-        options |= {"slabs": self.slabs, "emergency": self.single, "queue": self.queue, "waits": self.waits}
+    def another(self, name: str, growth: Growth) -> SplCache:
+        options = self.options | {
+            "slabs": self.slabs,
+            "emergency": self.single,
+            "queue": self.queue,
+            "waits": self.waits,
+        }
         return SplCache(name, SIZE, growth, URGENT, **options)
 
     async def take(self, count: int = 1) -> None:
@@ -305,7 +311,7 @@ async def test_shrink_leaves_the_slabs_of_the_reserve(reserve: int, left: int) -
 
 async def test_slab_has_so_many_objects_and_a_failed_one_is_tried_again_after_a_while() -> None:
     slabs = Refusing(2)
-    async with kit(CALLER, slabs, objects=3, retry=0.25, magazine=1) as k:
+    async with kit(CALLER, slabs, objects=3, retry=0.25, magazine=6) as k:
         await k.take(3)
         assert slabs.asked == [(3 * SIZE, URGENT)]
         assert k.times == [0.5, 0, 0]
@@ -329,6 +335,10 @@ async def test_objects_are_taken_from_the_fullest_slab_so_that_others_become_emp
 
 
 class TestMagazine:
+    @pytest.mark.parametrize(("size", "objects"), [(2**14, 64), (2**17, 16), (2**19, 16), (2**20, 4), (2**21, 4)])
+    def test_is_the_smaller_the_larger_its_objects_are(self, size: int, objects: int) -> None:
+        assert magazine_for(size) == objects
+
     async def test_a_refill_takes_half_a_magazine_and_the_newest_goes_out_first(self) -> None:
         async with kit(WORKER, magazine=4) as k:
             await k.cache.prefill(OBJECTS)
@@ -352,7 +362,7 @@ class TestMagazine:
             assert (k.cache._free, len(k.cache._magazine)) == (2, 3)
 
     async def test_what_it_holds_keeps_a_slab_until_it_is_shrunk(self) -> None:
-        async with kit(CALLER) as k:
+        async with kit(CALLER, magazine=2 * OBJECTS) as k:
             await k.take()
             await k.cache.free(k.got.pop())
             assert len(k.cache._magazine) == OBJECTS
@@ -408,3 +418,17 @@ class TestFlags:
             k.got.append(await k.cache.alloc(GFP.KERNEL))
             await k.take()
             assert k.single.asked == [(SIZE, GFP.NOIO), (SIZE, URGENT)]
+
+
+async def test_refused_an_emergency_object_the_caller_looks_into_the_magazine_before_it_waits_again() -> None:
+    slabs = Gate()
+    async with kit(WORKER, slabs, Refusing(1000)) as k:
+        slabs.open()
+        await k.take(OBJECTS)
+        slabs.shut()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(k.take)
+            await anyio.sleep(TICK + RETRY / 2)  # it was refused, and pauses
+            await k.cache.free(k.got.pop(0))
+        assert k.times[-1] == pytest.approx(TICK + RETRY)
+        assert (k.cache.failures, k.cache.emergency) == (1, 0)

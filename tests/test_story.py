@@ -231,6 +231,35 @@ class TestFragmented:
         assert tell("aslab", 1, pinned=FRAGMENTED).emergency_max > 0
 
 
+class TestUnconverted:
+    @pytest.mark.parametrize(("name", "asks"), [("kernel_patch", "vmalloc"), ("emergency", "kmalloc")])
+    def test_one_caller_with_km_sleep_brings_the_deadlock_back(self, name: str, asks: str) -> None:
+        chapter = begin(name, 1, "asyncio", LONG, unconverted=1)
+        assert not chapter.finished
+        assert {asks, "reclaim", "writeback", "zvol", "txg_sync", "z_wr_iss"} <= set(chapter.cycle)
+
+    @pytest.mark.parametrize("name", ["pf_memalloc", "emergency_noio", "aslab", "aslab_reserve"])
+    def test_who_gives_it_no_way_into_reclaim_goes_on(self, name: str) -> None:
+        assert begin(name, 1, "asyncio", LONG, unconverted=COMPUTER.issue_tasks).finished
+
+
+class TestWriters:
+    def test_begun_under_pressure_they_change_nothing_for_who_is_stuck_and_who_is_not(self) -> None:
+        options = {"writers": 4, "writers_from": 0.1}
+        assert not begin("original", 1, "asyncio", LONG, **options).finished
+        for name in ("emergency", "aslab"):
+            chapter = begin(name, 1, "asyncio", LONG, **options)
+            assert chapter.finished
+            assert chapter.emergency_max > 0
+            assert chapter.file_blocks > 0
+            assert chapter.time > tell(name, 1).time, "they share the disk"
+
+    def test_begun_before_it_they_have_the_slabs_made_that_the_others_lack(self) -> None:
+        chapter = begin("original", 1, "asyncio", LONG, writers=4)
+        assert chapter.finished
+        assert chapter.file_blocks > 0
+
+
 class TestComputer:
     """What can be set is heeded."""
 
@@ -262,18 +291,34 @@ class TestComputer:
         "lock": ("emergency", 1e-3),
         "retry": ("pf_memalloc", 0.05),
         "until": ("emergency", 0.05),
+        "magazine": ("emergency", 4),
+        "scattered": ("emergency", 0.05),
+        "compact_scan": ("emergency", 1e-6),
+        "compact_move": ("emergency", 1e-3),
+        "compact_spare": ("emergency", 16.0),
+        "unconverted": ("emergency", 1),
+        "writers": ("emergency", 2),
+        "writers_from": ("emergency", 0.1),
     }
+    BESIDE: ClassVar[dict[str, dict[str, Any]]] = {
+        "compact_scan": {"scattered": FRAGMENTED},
+        "compact_move": {"scattered": FRAGMENTED},
+        "compact_spare": {"scattered": FRAGMENTED},
+        "writers_from": {"writers": 2},
+    }
+    """What it takes for a key to matter."""
 
     @pytest.mark.parametrize("key", list(_computer.KEYS))
     def test_every_key_makes_a_difference(self, key: str) -> None:
         name, value = self.OTHERS[key]
-        other = dataclasses.replace(self.QUICK, **{key: value})  # type: ignore[arg-type]
-        assert _story.tell(ALL[name], other, 0) != self.usual(name)
+        beside = self.BESIDE.get(key, {})
+        other = dataclasses.replace(self.QUICK, **{**beside, key: value})
+        assert _story.tell(ALL[name], other, 0) != self.usual(name, **beside)
 
     @staticmethod
     @functools.cache
-    def usual(name: str) -> Chapter:
-        return _story.tell(ALL[name], TestComputer.QUICK, 0)
+    def usual(name: str, **beside: Any) -> Chapter:
+        return _story.tell(ALL[name], dataclasses.replace(TestComputer.QUICK, **beside), 0)
 
     @pytest.mark.parametrize(
         ("block", "others"),
@@ -315,6 +360,7 @@ class TestControls:
         "emergency_v2_reserve": ("emergency_v2", {"reserve": True}),
         "emergency_single_reserve": ("emergency", {"single_pages": True, "reserve": True}),
         "emergency_v2_single_reserve": ("emergency_v2", {"single_pages": True, "reserve": True}),
+        "emergency_noio": ("emergency", {"growth": Growth("worker", TICK, noio=True)}),
         "aslab_rows": ("aslab", {"single_pages": False}),
     }
 
@@ -339,7 +385,7 @@ class TestControls:
         assert chapter.failed_by_order[5] > 0
         assert chapter.emergency_max == 0
 
-    @pytest.mark.parametrize("name", ["emergency_reserve", "emergency_v2_single_reserve"])
+    @pytest.mark.parametrize("name", ["emergency_v2_reserve", "emergency_v2_single_reserve"])
     def test_with_a_reserve_there_is_no_stall_to_recover_from(self, name: str) -> None:
         chapter = tell(name, 0)
         assert (chapter.emergency_max, chapter.deadlocks) == (0, 0)
@@ -390,35 +436,6 @@ class TestAslab:
         of_pipeline = [flags for name, flags in asked if name == pipeline]
         assert set(of_pipeline) == {KM.SLEEP, KM.PUSHPAGE}
         assert of_pipeline.count(KM.SLEEP) >= of_pipeline.count(KM.PUSHPAGE) > 0
-
-
-class TestUnconverted:
-    @pytest.mark.parametrize(("name", "asks"), [("kernel_patch", "vmalloc"), ("emergency", "kmalloc")])
-    def test_one_caller_with_km_sleep_brings_the_deadlock_back(self, name: str, asks: str) -> None:
-        chapter = begin(name, 1, "asyncio", LONG, unconverted=1)
-        assert not chapter.finished
-        assert {asks, "reclaim", "writeback", "zvol", "txg_sync", "z_wr_iss"} <= set(chapter.cycle)
-
-    @pytest.mark.parametrize("name", ["pf_memalloc", "emergency_noio", "aslab", "aslab_reserve"])
-    def test_who_gives_it_no_way_into_reclaim_goes_on(self, name: str) -> None:
-        assert begin(name, 1, "asyncio", LONG, unconverted=COMPUTER.issue_tasks).finished
-
-
-class TestWriters:
-    def test_begun_under_pressure_they_change_nothing_for_who_is_stuck_and_who_is_not(self) -> None:
-        options = {"writers": 4, "writers_from": 0.1}
-        assert not begin("original", 1, "asyncio", LONG, **options).finished
-        for name in ("emergency", "aslab"):
-            chapter = begin(name, 1, "asyncio", LONG, **options)
-            assert chapter.finished
-            assert chapter.emergency_max > 0
-            assert chapter.file_blocks > 0
-            assert chapter.time > tell(name, 1).time, "they share the disk"
-
-    def test_begun_before_it_they_have_the_slabs_made_that_the_others_lack(self) -> None:
-        chapter = begin("original", 1, "asyncio", LONG, writers=4)
-        assert chapter.finished
-        assert chapter.file_blocks > 0
 
 
 class TestMachines:

@@ -26,8 +26,10 @@ from ..backends import Backend, Region
 from ._index import INDEXES, Index
 from ._waits import WaitGraph
 
-MAGAZINE = 16
-"""Objects; SPL's size for objects of 128 KiB and more."""
+
+def magazine_for(size: int) -> int:
+    """How many objects of so many bytes SPL keeps in a magazine (spl_magazine_size, for 4 KiB and more)."""
+    return 4 if size >= 2**20 else 16 if size >= 2**17 else 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class SplCache:
         emergency: Backend,
         queue: SplQueue,
         waits: WaitGraph,
-        magazine: int = MAGAZINE,
+        magazine: int | None = None,
         objects: int = 8,
         retry: float = 0.01,
         reserve: int = 0,
@@ -128,8 +130,8 @@ class SplCache:
         self._slabs_free: dict[Region, int] = {}  # free objects by slab, without those in the magazine
         self._free = 0
         self._magazine: deque[Region] = deque()  # the slabs of its objects, the oldest first
-        self._magazine_size = magazine
-        self._batch = -(-magazine // 2)
+        self._magazine_size = magazine_for(size) if magazine is None else magazine
+        self._batch = -(-self._magazine_size // 2)
         self._index: Index[Region] = INDEXES[growth.index]()
         self._growing = False
         self._deadlocked = False
@@ -186,7 +188,7 @@ class SplCache:
         """Fill the magazine by a batch from the slabs, with new ones for what they lack.
 
         As SPL's spl_cache_refill: who found one object still waits for the rest of the batch. Ends early with
-        an emergency object, or with none to have the caller look again.
+        an emergency object, or with none to have the caller look into the magazine again.
         """
         wanted = self._batch
         while (wanted := min(wanted, self._magazine_size - len(self._magazine))) > 0:
@@ -195,24 +197,30 @@ class SplCache:
                 wanted -= 1
             elif self._growth.by == "caller":
                 await self._make_slab(gfp)
-            elif (single := await self._wait_for_worker(gfp)) is not None or self._growth.looks_again:
-                return single
+            elif not await self._grown_in_time(gfp):
+                return await self._take_emergency(gfp)
+            elif self._growth.looks_again:
+                break
         return None
 
-    async def _wait_for_worker(self, gfp: GFP) -> SplObject | None:
-        """Wait as long as patience is. An emergency object; none if there may be a slab, or it failed."""
+    async def _grown_in_time(self, gfp: GFP) -> bool:
+        """Have the worker make a slab, and wait as long as patience is; whether that has ended, well or not."""
         if not self._growing:
             self._growing = True
             self._queue.put(partial(self._grow, gfp))
-        if not (self._growth.mark and self._deadlocked):
-            with self._waits.on("growth worker"), anyio.move_on_after(self._growth.patience) as patience:
-                await self._grown.wait()
-            found = self._free or (self._growth.looks_again and self._magazine)
-            if found or not patience.cancelled_caught:
-                return None  # if others were faster, it asks for another slab
-            if self._growing and not self._deadlocked:
-                self.deadlocks += 1
-                self._deadlocked = self._growth.mark
+        if self._growth.mark and self._deadlocked:
+            return False
+        with self._waits.on("growth worker"), anyio.move_on_after(self._growth.patience) as patience:
+            await self._grown.wait()
+        return not patience.cancelled_caught
+
+    async def _take_emergency(self, gfp: GFP) -> SplObject | None:
+        """An emergency object; none if there is another by now, or no memory."""
+        if self._free or (self._growth.looks_again and self._magazine):
+            return None
+        if self._growing and not self._deadlocked:
+            self.deadlocks += 1
+            self._deadlocked = self._growth.mark
         try:
             with self._waits.on("kmalloc"):
                 flags = GFP.NOIO | gfp & GFP.HIGH if self._growth.noio else gfp

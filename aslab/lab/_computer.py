@@ -14,7 +14,6 @@ from typing import Any
 
 from .._errors import ConfigError
 from ..backends._libc import PAGE_SIZE
-from ..emulation._spl import MAGAZINE
 from ..emulation._vmalloc import PAGES_PER_TABLE
 from ..emulation._zfs import ZfsOptions
 
@@ -102,7 +101,12 @@ class Computer:
     )
     slab_objects: int = field(default=8, metadata=_whole(1, 64, "buffers of a slab"))
     magazine: int = field(
-        default=MAGAZINE, metadata=_whole(2, 256, "free buffers that a cache of SPL keeps for the processor")
+        default=0,
+        metadata=_whole(
+            0,
+            256,
+            "free buffers that a cache of SPL keeps for the processor; 0 is as many as SPL does for the block",
+        ),
     )
     cpu: Pair = field(default=(0.00001, 0.0001), metadata=_pair("seconds for a step of the pipeline, from and to"))
     per_page: float = field(

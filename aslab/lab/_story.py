@@ -232,7 +232,7 @@ class _Telling:
                     emergency=single,
                     queue=queue,
                     waits=waits,
-                    magazine=self._computer.magazine,
+                    magazine=computer.magazine or None,
                     objects=computer.slab_objects,
                     retry=computer.retry,
                     reserve=objects,
@@ -274,7 +274,7 @@ class _Telling:
             waits,
             scan=computer.compact_scan,
             move=computer.compact_move,
-            spare=int(computer.min * computer.compact_spare),
+            spare=min(computer.pages, int(computer.min * computer.compact_spare)),
         )
         try:
             if self._machine.memalloc:
