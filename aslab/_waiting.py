@@ -93,6 +93,7 @@ class WaitingRoom(Generic[T]):
         self._busy = False
         self._lateness: Lateness[T] = Lateness(growth, clock)
         self._attempts: Attempts[T] = Attempts(emergency, clock, start=start, give_back=give_back)
+        self.beside: float = BESIDE
         self._given = 0  # objects, to waiters that have not resumed yet
 
     @property
@@ -146,7 +147,7 @@ class WaitingRoom(Generic[T]):
             return False
         if first.beside is None:
             first.beside = self._clock()
-        elif self._clock() - first.beside >= BESIDE:
+        elif self._clock() - first.beside >= self.beside:
             return False
         first.tell()
         return True
@@ -158,7 +159,7 @@ class WaitingRoom(Generic[T]):
         return first is None or (
             first.level == ORDINARY
             and first.need == 1
-            and (first.beside is None or self._clock() - first.beside < BESIDE)
+            and (first.beside is None or self._clock() - first.beside < self.beside)
         )
 
     def pass_by(self, level: int) -> Slot[T] | None:
@@ -166,7 +167,7 @@ class WaitingRoom(Generic[T]):
         first = self._line.first()
         if first is not None and (first.level < level or first.need > 1 or self._reserve.comes_before(level)):
             return None
-        if first is not None and first.beside is not None and self._clock() - first.beside >= BESIDE:
+        if first is not None and first.beside is not None and self._clock() - first.beside >= self.beside:
             return None
         return self._depot.take(lingering=False)
 

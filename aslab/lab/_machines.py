@@ -29,6 +29,10 @@ class Aslab:
     """The flags of who starts a write: the zvol's copy of the data, and z_wr_iss's."""
     finishes: KM = KM.MEMALLOC
     """The flags of who needs but one buffer more, and then gives two back."""
+    kept: int | None = 1
+    """Buffers kept for such callers alone, if the machine has no reserve: what one of them needs. None is learned."""
+    beside: float | None = None
+    """Seconds for which the first in line is passed by others, if not as usual."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +94,14 @@ MACHINES: tuple[Machine, ...] = (
     ),
     Machine(
         "aslab",
-        "This package: frees and slabs are handed to who waits; emergency objects are of single pages, and move "
-        "into slabs as there is room.",
+        "This package: who finishes a write comes first, and one buffer is kept for that; emergency objects are of "
+        "single pages, and move into slabs as there is room.",
         "finished",
         single_pages=True,
     ),
     Machine(
         "aslab_reserve",
-        "As aslab, with the buffers of one write set aside beforehand.",
+        "As aslab, with the buffers of one write kept for that.",
         "finished",
         single_pages=True,
         reserve=True,
@@ -154,8 +158,9 @@ CONTROLS: tuple[Machine, ...] = (
     _control(
         "aslab_spl_flags",
         "aslab",
-        "As aslab, with the flags of SPL: who finishes a write is no more urgent than who starts one.",
-        growth=Aslab(finishes=KM.PUSHPAGE),
+        "As aslab, with the flags of SPL alone: who finishes a write is no more urgent than who starts one, and nothing "
+        "is kept.",
+        growth=Aslab(finishes=KM.PUSHPAGE, kept=0),
     ),
     _control(
         "aslab_fixed_timeout",
@@ -164,10 +169,22 @@ CONTROLS: tuple[Machine, ...] = (
         growth=Aslab(allocator={"grow_timeout": 0.1}),
     ),
     _control(
+        "aslab_learned",
+        "aslab",
+        "As aslab, with nothing set aside before the first caller finishes a write: then the cache learns what.",
+        growth=Aslab(kept=None),
+    ),
+    _control(
         "aslab_nothing_kept",
         "aslab",
         "As aslab, with no buffer kept for who finishes a write.",
-        growth=Aslab(cache={"memalloc_reserve": 0}),
+        growth=Aslab(kept=0),
+    ),
+    _control(
+        "aslab_handed_over",
+        "aslab",
+        "As aslab, with each buffer that comes free handed over at once: nobody passes who waits.",
+        growth=Aslab(beside=0.0),
     ),
     _control(
         "aslab_rows", "aslab", "As aslab, with emergency objects of pages that lie in a row.", single_pages=False

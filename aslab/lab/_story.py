@@ -191,10 +191,13 @@ class _Telling:
         options = {"movable": True, "objects_per_slab": computer.slab_objects, **aslab.cache}
         slabs = _Traced(vmalloc, self._waits, "growth worker")
         async with open_allocator(slabs=slabs, emergency=single, **aslab.allocator) as kmem:
+            kept = self._reserve or aslab.kept
             caches = [
-                kmem.create_cache(name, computer.block, reserve=objects, **options)
-                for name, objects in zip(caches_of(computer), (0, self._reserve), strict=True)
+                kmem.create_cache(name, computer.block, **options | {"memalloc_reserve": objects})
+                for name, objects in zip(caches_of(computer), (None, kept), strict=True)
             ]
+            for cache in caches if aslab.beside is not None else ():
+                cache._pool.room.beside = aslab.beside  # of the experiment alone: no user may choose it
             await caches[0].prefill(computer.arc_buffers)
             await kmem.ready()
             buffers = [_AslabBuffers(cache, aslab, self._waits) for cache in caches]
