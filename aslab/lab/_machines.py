@@ -30,7 +30,7 @@ class Aslab:
     finishes: KM = KM.MEMALLOC
     """The flags of who needs but one buffer more, and then gives two back."""
     kept: int | None = 1
-    """Buffers kept for such callers alone, if the machine has no reserve: what one of them needs. None is learned."""
+    """Buffers kept for such callers alone, where the machine has no reserve. None is learned."""
     beside: float | None = None
     """Seconds for which the first in line is passed by others, if not as usual."""
 
@@ -94,8 +94,8 @@ MACHINES: tuple[Machine, ...] = (
     ),
     Machine(
         "aslab",
-        "This package: who finishes a write comes first, and one buffer is kept for that; emergency objects are of "
-        "single pages, and move into slabs as there is room.",
+        "This package: who finishes a write comes first, and one buffer is kept for that; emergency objects are "
+        "of single pages, and move into slabs as there is room.",
         "finished",
         single_pages=True,
     ),
@@ -158,8 +158,8 @@ CONTROLS: tuple[Machine, ...] = (
     _control(
         "aslab_spl_flags",
         "aslab",
-        "As aslab, with the flags of SPL alone: who finishes a write is no more urgent than who starts one, and nothing "
-        "is kept.",
+        "As aslab, with the flags of SPL alone: who finishes a write is no more urgent than who starts one, and "
+        "nothing is kept.",
         growth=Aslab(finishes=KM.PUSHPAGE, kept=0),
     ),
     _control(

@@ -33,8 +33,8 @@ def as_tale(rows: list[Row], seed: int, loop: str) -> Tale:
         title="The story of the staging buffers",
         question="Which pool gets stuck?",
         about=f"{SERVER.requests} requests to a server that moves its KV cache through a pool of pinned buffers. "
-        "Room on the GPU comes back by storing, to store takes a buffer, and the buffers are held by who waits for "
-        "for room. The machines differ only in the pool.",
+        "Room on the GPU comes back by storing, to store takes a buffer, and who waits for room holds them. "
+        "The machines differ only in the pool.",
         seed=seed,
         machines=[_told(row, seed) for row in rows],
         curves=CURVES,

@@ -196,8 +196,9 @@ class _Telling:
                 kmem.create_cache(name, computer.block, **options | {"memalloc_reserve": objects})
                 for name, objects in zip(caches_of(computer), (None, kept), strict=True)
             ]
-            for cache in caches if aslab.beside is not None else ():
-                cache._pool.room.beside = aslab.beside  # of the experiment alone: no user may choose it
+            if aslab.beside is not None:
+                for cache in caches:
+                    cache._pool.room.beside = aslab.beside  # of the experiment alone: no user may choose it
             await caches[0].prefill(computer.arc_buffers)
             await kmem.ready()
             buffers = [_AslabBuffers(cache, aslab, self._waits) for cache in caches]
