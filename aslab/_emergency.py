@@ -25,6 +25,7 @@ from ._errors import ConstructorError, clear_frames
 from ._flags import FINISHES, GFP, KM, ORDINARY, CacheFlags, gfp_for_emergency
 from ._lingering import Lingering
 from ._permits import Permits
+from ._reserve import Reserve
 from ._slab import Slot
 from ._supply import Supply
 from .backends._protocol import Region
@@ -56,12 +57,14 @@ class Emergency(Generic[T]):
         supply: Supply,
         permits: Permits,
         lock: threading.Lock,
+        reserve: Reserve[T],
         on_room: Callable[[], None],
     ) -> None:
         self._config = config
         self._supply = supply
         self._permits = permits
         self._lock = lock
+        self._reserve = reserve
         self._on_room = on_room
         self._objects: dict[int, EmergencySlot[T]] = {}
         self.lingering: Lingering[EmergencySlot[T]] = Lingering()
@@ -148,12 +151,14 @@ class Emergency(Generic[T]):
     def at_hand(self, level: int) -> int:
         """How many there are for such a caller: the last of the bytes there may be are for the urgent.
 
-        Those that linger only where another may not be made.
+        What is missing in the reserve for MEMALLOC callers is kept for them here. Those that linger only where
+        another may not be made.
         """
         if not (self._spare or self.lingering) or self.full(0, level) or not self._permits.room(0, level):
             return 0
         more = not self.full(1, level) and self._permits.room(self._config.shape.size, level)
-        return len(self._spare) + (0 if more else len(self.lingering))
+        found = len(self._spare) + (0 if more else len(self.lingering))
+        return max(0, found - (self._reserve.missing if level > FINISHES else 0))
 
     def take(self, level: int) -> EmergencySlot[T] | None:
         """One of those, or None."""

@@ -65,11 +65,11 @@ class Pool(Generic[T]):
         self.marks: Marks = Marks()
         self.magazine: Magazine[T] = Magazine(config.magazine_size)
         self.depot: Depot[T] = Depot(self.magazine, self._zero if config.init_on_free else None)
+        self.reserve: Reserve[T] = Reserve(config.reserve, config.memalloc_reserve)
         self.emergency: Emergency[T] = Emergency(
-            config, engine.emergency_supply, engine.permits, self.depot.lock, self._emergency_room
+            config, engine.emergency_supply, engine.permits, self.depot.lock, self.reserve, self._emergency_room
         )
         self.line: Line[T] = Line()
-        self.reserve: Reserve[T] = Reserve(config.reserve, config.memalloc_reserve)
         self.growth: Growth[T] = Growth(
             config,
             self.marks,

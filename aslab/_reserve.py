@@ -62,6 +62,11 @@ class Reserve(Generic[T]):
         """Whether any are missing."""
         return len(self._slots) < self._given + self.kept
 
+    @property
+    def missing(self) -> int:
+        """How many of those for MEMALLOC callers are missing."""
+        return max(0, self.kept - len(self._slots))
+
     def comes_before(self, level: int) -> bool:
         """Whether something is missing that is set aside before such a caller gets anything."""
         missing = self._given + self.kept - len(self._slots)

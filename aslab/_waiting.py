@@ -35,7 +35,7 @@ from ._clock import Clock
 from ._depot import Depot
 from ._emergency import Emergency
 from ._errors import twin
-from ._flags import FINISHES, KM, ORDINARY
+from ._flags import FINISHES, KM, ORDINARY, URGENT
 from ._growth import Growth
 from ._lateness import Lateness
 from ._line import Line, Waiter
@@ -135,8 +135,13 @@ class WaitingRoom(Generic[T]):
         if self._emergency.spare and (self._refused or self._permits.refused):
             self._emergency.clear()  # of no use to the first in line, and in the way of others
         first = self._line.first()
-        if first is not None and first.seen is not None and self._at_hand(first.level) > first.seen:
+        if first is None:
+            return
+        if first.seen is not None and self._at_hand(self._standing(first)) > first.seen:
             first.wake()  # less is missing than when it asked for it
+        if first.level == FINISHES and first.beside is None and self._at_hand(FINISHES) >= first.need:
+            first.beside = self._clock()
+            first.wake()  # to look again when it has stood there for long enough
 
     def leave_to_whoever_runs(self) -> bool:
         """Something came free: whether others may have it before the first in line runs, who is told."""
@@ -147,7 +152,7 @@ class WaitingRoom(Generic[T]):
             return False
         if first.beside is None:
             first.beside = self._clock()
-        elif self._clock() - first.beside >= self.beside:
+        elif self._has_stood(first):
             return False
         first.tell()
         return True
@@ -156,37 +161,47 @@ class WaitingRoom(Generic[T]):
     def may_be_passed(self) -> bool:
         """Whether a SLEEP caller that runs now may take what is free, though others wait."""
         first = self._line.first()
-        return first is None or (
-            first.level == ORDINARY
-            and first.need == 1
-            and (first.beside is None or self._clock() - first.beside < self.beside)
-        )
+        return first is None or (first.level == ORDINARY and first.need == 1 and not self._has_stood(first))
 
     def pass_by(self, level: int) -> Slot[T] | None:
         """A free object for a caller that runs now, past those who wait, if it may."""
         first = self._line.first()
         if first is not None and (first.level < level or first.need > 1 or self._reserve.comes_before(level)):
             return None
-        if first is not None and first.beside is not None and self._clock() - first.beside >= self.beside:
+        if first is not None and self._has_stood(first):
             return None
-        return self._depot.take(lingering=False)
+        return self._depot.take(lingering=False) or self._reserve.take(level) or self._emergency.take(level)
 
     def _serve_next(self) -> bool:
         waiter = self._line.first()
-        if self._reserve.comes_before(ORDINARY if waiter is None else waiter.level):
+        level = ORDINARY if waiter is None else self._standing(waiter)
+        if self._reserve.comes_before(level):
             slot = self._depot.take(lingering=False)
             if slot is not None:
                 self._reserve.put(slot)
             return slot is not None
         if waiter is None:
             return False
-        slots = self._collect(waiter.need, waiter.level)
+        slots = self._collect(waiter.need, level)
         if slots is None:
             return False
         self._line.leave(waiter)
         self._given += len(slots)
         waiter.give(slots)
         return True
+
+    def _standing(self, waiter: Waiter[T]) -> int:
+        """Its level, but for what is kept for MEMALLOC callers: that is for those of them who run, before.
+
+        Whoever finishes a write with an object gives back two, and may need one of these at once to start the next
+        write. Were both handed to others who wait, nobody might be left to give any back.
+        """
+        if waiter.level > FINISHES or self._has_stood(waiter):
+            return waiter.level
+        return URGENT
+
+    def _has_stood(self, waiter: Waiter[T]) -> bool:
+        return waiter.beside is not None and self._clock() >= waiter.beside + self.beside
 
     def _collect(self, need: int, level: int) -> list[Slot[T]] | None:
         """So many free objects, or none."""
@@ -272,11 +287,13 @@ class WaitingRoom(Generic[T]):
     async def _stand(self, waiter: Waiter[T], until: float) -> None:
         """Suspend with nothing under way: others may pass."""
         waiter.idle = True
+        if waiter.level == FINISHES and waiter.beside is not None and self._at_hand(FINISHES) >= waiter.need:
+            until = min(until, waiter.beside + self.beside)
         while True:
             if waiter.beside is not None:  # passed by: to be told again, or handed over to
                 self._on_passed()
             await waiter.suspend(until)
-            if not waiter.told or self._at_hand(waiter.level):
+            if not waiter.told or self._at_hand(self._standing(waiter)):
                 break
         waiter.idle = False
 
@@ -314,7 +331,7 @@ class WaitingRoom(Generic[T]):
 
     def _missing(self, waiter: Waiter[T]) -> int:
         """How many objects it needs besides those that are free for it: these belong to the first in line."""
-        at_hand = self._at_hand(waiter.level) if self._is_first(waiter) else 0
+        at_hand = self._at_hand(self._standing(waiter)) if self._is_first(waiter) else 0
         return max(0, waiter.need - at_hand)
 
     def grant(self, waiter: Waiter[T]) -> bool:
@@ -348,7 +365,7 @@ class WaitingRoom(Generic[T]):
         made = await self._attempts.make(waiter, permitted)
         slots: list[Slot[T]] | None = None
         if len(made) == permitted and not waiter.served:
-            slots = self._collect(waiter.need - permitted, waiter.level)
+            slots = self._collect(waiter.need - permitted, self._standing(waiter))
         if slots is None:
             self._attempts.put_back(made)
             return None
