@@ -253,8 +253,9 @@ class Cache(Generic[T]):
         if line:
             return None
         depot = self._pool.depot
-        spare = depot.take(lingering=False) or self._pool.take_spare(LEVEL[flags])
-        return spare or depot.lingering.take()
+        level = LEVEL[flags]
+        found = depot.take(lingering=False) or self._pool.take_reserved(level) or self._pool.take_spare(level)
+        return found or depot.lingering.take()
 
     def _hand_out(self, slot: Slot[T]) -> Buffer[T]:
         # What lingers may have been written to since its free.

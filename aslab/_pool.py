@@ -126,15 +126,11 @@ class Pool(Generic[T]):
         self.repack_reserve()
 
     def get_now(self, flags: KM, cache: Cache[T]) -> Slot[T]:
-        """What a caller who cannot wait gets where nothing is at hand: the reserve, or an emergency object.
+        """What a caller who cannot wait gets where nothing is at hand: an emergency object.
 
         :raises anyio.WouldBlock: if there is none
         """
         level = LEVEL[flags]
-        slot = self.reserve.take(level)
-        if slot is not None:
-            self.engine.attend(self, self.attend)  # from then on, frees refill it
-            return slot
         self.growth.missed = True
         self.engine.attend(self, self.growth.ask)
         if self.growth.limit_reached:
@@ -149,6 +145,13 @@ class Pool(Generic[T]):
             raise self._nothing(cache, "the backend has no memory for an emergency object") from None
         except anyio.WouldBlock:
             raise self._nothing(cache, "an emergency object cannot be had without waiting") from None
+
+    def take_reserved(self, level: int) -> Slot[T] | None:
+        """One that is set aside for such a caller. Any thread."""
+        slot = self.reserve.take(level)
+        if slot is not None:
+            self.engine.attend(self, self.attend)  # from then on, frees refill it
+        return slot
 
     def take_spare(self, level: int) -> Slot[T] | None:
         """An emergency object that was kept; slabs are asked for all the same. Any thread."""
