@@ -64,7 +64,9 @@ SDISTS = {
     "aiometer": Sdist(("anyio",)),
     "tenacity": Sdist(("pytest-asyncio", "tornado", "typeguard")),
 }
-HEAD = f"{'suite':<20} {'tests':>6} {'ordinary':>9} {'simulated':>9} {'second try':>10} {'documented':>10} {'not':>4}"
+HEAD = (
+    f"{'suite':<20} {'tests':>6} {'ordinary':>9} {'simulated':>9} {'second try':>10} {'documented':>10} {'not':>4}"
+)
 NAMES = tuple(f"cpython {name}" for name in CPYTHON) + tuple(SDISTS)
 
 EXCEPTIONS: dict[str, dict[str, str]] = {

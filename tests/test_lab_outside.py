@@ -121,7 +121,8 @@ async def call_in_a_generator() -> Any:
     async def each() -> AsyncIterator[Any]:
         yield await limiter_of_ones_own()
 
-    return [one async for one in each()][0]
+    answers = [one async for one in each()]
+    return answers.pop()
 
 
 async def call_in_a_generator_that_has_a_default() -> Any:
@@ -284,13 +285,18 @@ def test_a_thread_of_a_pool_that_waits_for_work_is_no_reason_to_wait(
     async def main() -> bool:
         threads = Threads()
         await call()
-        for _ in range(1000):  # it has answered, but may have to come back to its queue
-            if not threads.at_work():
-                return True
-            time.sleep(NEXT)
-        return False
+        return comes_back(threads)
 
     assert run(main, loop=loop).value
+
+
+def comes_back(threads: Threads) -> bool:
+    """It has answered, but may be on its way to its queue."""
+    for _ in range(1000):
+        if not threads.at_work():
+            return True
+        time.sleep(NEXT)
+    return False
 
 
 def test_until_all_are_blocked_is_no_time_beside_a_call_in_a_thread(lab: LabRunner) -> None:

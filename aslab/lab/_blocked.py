@@ -27,7 +27,7 @@ async def wait_all_tasks_blocked(_: type) -> None:
     _waiting.add(this)
     try:
         while any(map(_is_ready, asyncio.all_tasks().difference(_waiting))) or _is_to_begin(loop):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # noqa: ASYNC110 - a task does not tell when it comes to wait
     finally:
         _waiting.discard(this)
 

@@ -50,7 +50,7 @@ def _of_a_pool(thread: threading.Thread) -> bool:
 
 
 def _of_trio(thread: threading.Thread) -> Any:
-    """trio's own object for it, if it is of trio's pool."""
+    """The object by which trio knows it, if it is of trio's pool."""
     owner = getattr(getattr(thread, "_target", None), "__self__", None)
     return owner if type(owner).__module__ == "trio._core._thread_cache" else None
 

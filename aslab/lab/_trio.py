@@ -115,7 +115,9 @@ def _children() -> bool:
 def _outside() -> list[tuple[object, str]]:
     """Calls in threads and child processes that a task waits for, told from where it is suspended."""
     runner = trio_run.GLOBAL_RUN_CONTEXT.runner
-    if not _calls() and not _children() and not _sockets(runner):  # to look at every task takes long where there are many
+    if (
+        not _calls() and not _children() and not _sockets(runner)
+    ):  # to look at every task takes long where there are many
         return []
     found: list[tuple[object, str]] = []
     for task in runner.tasks:
