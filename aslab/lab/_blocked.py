@@ -26,15 +26,15 @@ async def wait_all_tasks_blocked(_: type) -> None:
     this: Any = asyncio.current_task()
     _waiting.add(this)
     try:
-        while any(map(_is_ready, asyncio.all_tasks().difference(_waiting))) or _is_to_begin(loop):
-            await asyncio.sleep(0)  # noqa: ASYNC110 - a task does not tell when it comes to wait
+        while any(map(_is_ready, asyncio.all_tasks())) or _is_to_begin(loop):  # noqa: ASYNC110 - no task tells
+            await asyncio.sleep(0)
     finally:
         _waiting.discard(this)
 
 
 def _is_ready(task: asyncio.Task[Any]) -> bool:
     waiter = task._fut_waiter  # type: ignore[attr-defined]
-    return waiter is None or waiter.done()
+    return (waiter is None or waiter.done()) and task not in _waiting
 
 
 def _is_to_begin(loop: asyncio.AbstractEventLoop) -> bool:
