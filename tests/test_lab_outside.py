@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import importlib.util
 import itertools
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from aslab.lab import Lab, Stuck, _outside, current, run
 from aslab.lab._asyncio import SimulatedLoop
 from aslab.lab._idle import StuckInCleanUp
 from aslab.lab._outside import Outside
+from aslab.lab._threads import Threads
 from aslab.lab.pytest_plugin import LabRunner, lab
 
 __all__ = ["lab"]
@@ -115,7 +117,48 @@ async def worker_process() -> Any:
     return "done" if await anyio.to_process.run_sync(math.factorial, 3) == 6 else None
 
 
-OF_ANYIO = [limiter_of_ones_own, process_of_anyio, exit_of_a_process_of_anyio, worker_process]
+async def call_in_a_generator() -> Any:
+    async def each() -> AsyncIterator[Any]:
+        yield await limiter_of_ones_own()
+
+    answers = [one async for one in each()]
+    return answers.pop()
+
+
+async def call_in_a_generator_that_has_a_default() -> Any:
+    async def each() -> AsyncGenerator[Any, None]:
+        yield await limiter_of_ones_own()
+
+    async with contextlib.aclosing(each()) as ones:
+        return await anext(ones, None)
+
+
+async def call_of_an_object_that_is_awaited() -> Any:
+    class Later:
+        def __await__(self) -> Generator[Any, None, Any]:
+            return limiter_of_ones_own().__await__()
+
+    return await Later()
+
+
+async def output_of_a_process_that_has_left_another() -> Any:
+    leaves = "import subprocess, sys; subprocess.Popen(sys.argv[1:])"
+    async with await anyio.open_process([sys.executable, "-c", leaves, *SLOW], stderr=None) as process:
+        assert await process.wait() == 0
+        assert process.stdout is not None
+        return b"".join([part async for part in process.stdout]).decode().strip()
+
+
+OF_ANYIO = [
+    limiter_of_ones_own,
+    process_of_anyio,
+    exit_of_a_process_of_anyio,
+    worker_process,
+    call_in_a_generator,
+    call_in_a_generator_that_has_a_default,
+    call_of_an_object_that_is_awaited,
+    output_of_a_process_that_has_left_another,
+]
 
 
 @pytest.mark.parametrize("timer", [False, True], ids=["no timer", "a timer"])
@@ -167,6 +210,121 @@ def test_a_call_that_nobody_waits_for_any_more_does_not_hold_the_clock(lab: LabR
         go_on.set()
 
     assert lab(main).duration == 3600
+
+
+def test_a_call_that_was_left_behind_may_still_call_the_loop(lab: LabRunner) -> None:
+    """Where no timer is left. trio's threads are handed on from run to run, some while they end a call."""
+
+    async def main() -> None:
+        begun, finished = anyio.Event(), anyio.Event()
+
+        def call() -> None:
+            anyio.from_thread.run_sync(begun.set)
+            time.sleep(A_WHILE)
+            anyio.from_thread.run_sync(finished.set)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: anyio.to_thread.run_sync(call, abandon_on_cancel=True))
+            await begun.wait()
+            tasks.cancel_scope.cancel()
+        await finished.wait()
+
+    assert lab(main).duration == 0
+
+
+def test_a_thread_of_ones_own_may_call_the_loop(lab: LabRunner) -> None:
+    async def main() -> None:
+        event = anyio.Event()
+        async with anyio.from_thread.BlockingPortal() as portal:
+            timer = threading.Timer(A_WHILE, portal.call, (event.set,))
+            timer.start()
+            await event.wait()
+
+    assert lab(main).duration == 0
+
+
+def test_threads_from_before_the_run_are_no_reason_to_wait() -> None:
+    go_on = threading.Event()
+    before, after = (threading.Thread(target=go_on.wait) for _ in range(2))
+    before.start()
+    threads = Threads()
+    try:
+        assert not threads.at_work()
+        after.start()
+        assert threads.at_work()
+    finally:
+        go_on.set()
+        before.join()
+        after.join()
+
+
+def test_a_thread_of_a_pool_is_one_to_wait_for_though_it_is_from_before_the_run() -> None:
+    go_on = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        executor.submit(go_on.wait)
+        try:
+            assert Threads().at_work()
+        finally:
+            go_on.set()
+
+
+async def in_the_default_executor() -> None:
+    await asyncio.to_thread(int)
+
+
+async def in_a_pool() -> None:
+    await anyio.to_thread.run_sync(int)
+
+
+@pytest.mark.parametrize(
+    ("loop", "call"), [("asyncio", in_the_default_executor), ("asyncio", in_a_pool), ("trio", in_a_pool)]
+)
+def test_a_thread_of_a_pool_that_waits_for_work_is_no_reason_to_wait(
+    loop: str, call: Callable[[], Awaitable[Any]]
+) -> None:
+    async def main() -> bool:
+        threads = Threads()
+        await call()
+        return comes_back(threads)
+
+    assert run(main, loop=loop).value
+
+
+def comes_back(threads: Threads) -> bool:
+    """It has answered, but may be on its way to its queue."""
+    for _ in range(1000):
+        if not threads.at_work():
+            return True
+        time.sleep(NEXT)
+    return False
+
+
+def test_until_all_are_blocked_is_no_time_beside_a_call_in_a_thread(lab: LabRunner) -> None:
+    """Which has begun by then. anyio's own sleeps on asyncio, and so would wait for the call."""
+    go_on = threading.Event()
+    came: concurrent.futures.Future[bool] = concurrent.futures.Future()
+
+    async def main() -> None:
+        def call() -> None:
+            came.set_result(go_on.wait(_outside.GRACE / 2))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: anyio.to_thread.run_sync(call, abandon_on_cancel=True))
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+        go_on.set()
+
+    assert lab(main).duration == 0
+    assert came.result(30)
+
+
+def test_two_can_wait_until_all_are_blocked(lab: LabRunner) -> None:
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.wait_all_tasks_blocked)
+            tasks.start_soon(anyio.wait_all_tasks_blocked)
+
+    assert lab(main).duration == 0
 
 
 def test_a_call_that_takes_long_sees_simulated_time_go_no_faster_than_the_real_one(

@@ -22,7 +22,7 @@ from anyio._backends._asyncio import WorkerThread
 from .._engine import HOUSEKEEPING
 from ._idle import Idle, until_next
 from ._order import OrderedFuture, OrderedTask, number_in
-from ._outside import GRACE, STEP, in_a_thread
+from ._outside import GRACE, STEP
 from ._stuck import frames_of
 
 
@@ -84,14 +84,14 @@ class _Selector(selectors.BaseSelector):
         return ready
 
     def _last_look(self) -> list[tuple[selectors.SelectorKey, int]]:
-        """No timer is left. Sockets and the main thread, if it is another, get a while; then the run is stuck."""
-        if not self._hoped and (len(self._real.get_map()) > 1 or in_a_thread()):  # one is the loop's own
-            self._hoped = True
-            if ready := self._real.select(GRACE):
-                self._hoped = False
-                return ready
-        self._idle.stuck(self.now)
-        return []
+        """No timer is left. Sockets and threads at work get a while; then the run is stuck."""
+        sockets = len(self._real.get_map()) > 1  # one is the loop's own
+        hopes = not self._hoped and (sockets or self._idle.outside.threads.at_work())
+        ready = self._real.select(GRACE if hopes else 0)
+        self._hoped = (self._hoped or hopes) and not ready
+        if not ready:
+            self._idle.stuck(self.now)
+        return ready
 
     def _only_housekeeping(self) -> bool:
         """Whether all timers are of tasks that only look after others."""
@@ -189,7 +189,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         if self._ends_executor:
             found.append((self, "the threads of the default executor"))
         if self._processes:
-            self._processes = [process for process in self._processes if process.get_returncode() is None]
+            self._processes = [process for process in self._processes if not process._finished]
             found += [
                 (key, f"the process {process.get_pid()}")
                 for process in self._processes
@@ -229,7 +229,8 @@ def _wanted(process: Any) -> object:
         return process
     protocol = process.get_protocol()
     if not isinstance(protocol, asyncio.subprocess.SubprocessStreamProtocol):
-        return process  # who has a protocol of their own is told of everything
+        # who has a protocol of their own is told of everything
+        return process if process.get_returncode() is None else None
     for reader in (protocol.stdout, protocol.stderr):
         if reader is not None and reader._waiter is not None:  # type: ignore[attr-defined]
             return reader._waiter  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ those are addresses. Here they hash by a number: that of their making for tasks 
 that of the moment when something first asks for their hash.
 
 (Nobody offers a way to have scopes, or futures made by name, of another kind. So the modules' names for
-them are changed while a simulation runs.)
+them are changed while a simulation runs. So is the one thing in which anyio would look at tasks by time.)
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import anyio._backends._asyncio as anyio_asyncio
+
+from ._blocked import wait_all_tasks_blocked
 
 _numbers: WeakKeyDictionary[asyncio.AbstractEventLoop, Iterator[int]] = WeakKeyDictionary()
 _Future = asyncio.Future
@@ -93,6 +95,7 @@ def ordered() -> Iterator[None]:
             (asyncio.futures, "Future", OrderedFuture),
             (asyncio.tasks, "set", _each_once),
             (gathering, "__hash__", number_in),
+            (anyio_asyncio.AsyncIOBackend, "wait_all_tasks_blocked", classmethod(wait_all_tasks_blocked)),
         ):
             stack.callback(_put_back, owner, name, vars(owner).get(name))
             setattr(owner, name, value)

@@ -7,19 +7,15 @@ than the real one. So it sees the time that it takes, and neither hangs the run 
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
+
+from ._threads import Threads
 
 GRACE = 5.0
 """Real seconds for which the clock stands still for a call or a process."""
 STEP = 0.5
 """Real seconds at most between looks at what is waited for longer."""
-
-
-def in_a_thread() -> bool:
-    """Whether this loop runs beside the main thread, which then has calls for it, as a blocking portal's does."""
-    return threading.current_thread() is not threading.main_thread()
 
 
 class Outside:
@@ -30,6 +26,7 @@ class Outside:
 
     def __init__(self) -> None:
         self.look: Callable[[], list[tuple[object, str]]] = list
+        self.threads: Threads = Threads()
         self._since: dict[int, tuple[float, object]] = {}  # by id: to hash them might be to number them
 
     def waits(self) -> float | None:

@@ -6,6 +6,7 @@ aslab tell by their own objects what is waited for; the innermost frame outside 
 
 from __future__ import annotations
 
+import gc
 import os
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,8 @@ _AT_REST = {
 }
 """Tasks of an allocator that wait for work whenever all is well."""
 _MAIN = "aslab.lab._run._root"
+_OPAQUE = {"async_generator_asend", "async_generator_athrow", "anext_awaitable", "coroutine_wrapper"}
+"""What Python puts before an awaited generator or coroutine, and does not let see through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,9 @@ def frames_of(awaitable: Any) -> Iterator[FrameType]:
                 awaitable = getattr(awaitable, f"{prefix}_{following}")
                 break
         else:
-            return
+            if type(awaitable).__name__ not in _OPAQUE:
+                return
+            awaitable = next(iter(gc.get_referents(awaitable)), None)  # the collector does see it
 
 
 def _is_library(frame: FrameType) -> bool:

@@ -26,7 +26,7 @@ import trio.testing
 
 from .._engine import HOUSEKEEPING
 from ._idle import Idle, until_next
-from ._outside import GRACE, STEP, in_a_thread
+from ._outside import GRACE, STEP
 from ._stuck import frames_of
 
 _THREADS = trio._threads.__file__
@@ -68,10 +68,12 @@ def simulated_clock(idle: Idle) -> trio.testing.MockClock:
                 return
             if following > now:
                 clock.jump(following - now)
-        elif not hoped and (_sockets(runner) or in_a_thread()):
-            hoped = not _wait(runner, GRACE)
         else:
-            idle.stuck(now)
+            hopes = not hoped and (_sockets(runner) or idle.outside.threads.at_work())
+            came = _wait(runner, GRACE if hopes else 0)
+            hoped = (hoped or hopes) and not came
+            if not came:
+                idle.stuck(now)
 
     clock._autojump = autojump  # type: ignore[method-assign]
     idle.tasks = _tasks
@@ -85,7 +87,7 @@ def _wait(runner: Any, seconds: float) -> bool:
     events = getattr(runner.io_manager, "_epoll", None) or getattr(runner.io_manager, "_kqueue", None)
     if events is None:
         time.sleep(min(_POLL, seconds))
-        return True
+        return seconds > 0
     return bool(select.select([events], [], [], seconds)[0])
 
 
@@ -113,7 +115,9 @@ def _children() -> bool:
 def _outside() -> list[tuple[object, str]]:
     """Calls in threads and child processes that a task waits for, told from where it is suspended."""
     runner = trio_run.GLOBAL_RUN_CONTEXT.runner
-    if not _calls() and not _children():  # to look at every task takes long where there are many
+    if (
+        not _calls() and not _children() and not _sockets(runner)
+    ):  # to look at every task takes long where there are many
         return []
     found: list[tuple[object, str]] = []
     for task in runner.tasks:
