@@ -5,7 +5,8 @@ They live in a hash by address, so that freeing one costs the same whether 10 ar
 does not look here at all: the handle knows what it is.
 
 One that is freed while slabs are still late would have to be made again at once. So it is kept, constructed as it
-is, and the next caller has it; when growth is well again, or nobody has wanted it for a tick of ageing, it goes.
+is, and the next caller has it; when growth is well again, or nobody has wanted it for a moment, it goes: whoever
+depends on the same memory may need it to get on.
 
 In the counters they are part of the objects' total, never of the slabs' (SPL's rule). Those that are kept are
 nobody's, and counted apart.
@@ -196,7 +197,7 @@ class Emergency(Generic[T]):
             self._permits.spares.pop(self.clear, None)
 
     def age(self) -> None:
-        """A tick: what nobody has wanted since the last one goes."""
+        """What nobody has wanted since this was called last goes."""
         self.clear(self._spare_least)
         self._spare_least = len(self._spare)
 

@@ -46,6 +46,8 @@ T = TypeVar("T")
 
 PARKED_AT_ONCE = 16
 """Parked slots that a miss looks at; the ageing task looks at all."""
+SPARE = 0.01
+"""Seconds for which an emergency object that nobody wants is kept: a timer tick of 2012."""
 
 
 class Pool(Generic[T]):
@@ -106,6 +108,7 @@ class Pool(Generic[T]):
         self.guard: threading.RLock = threading.RLock()
         """Held while the handle of a managed buffer changes hands; a finaliser may come in between."""
         self._spared_for, self._spared_until = 1, 0  # ticks
+        self._ages_spares = False
         self._parked: deque[tuple[Cache[T], Slot[T], bool]] = deque()
 
     def join(self, cache: Cache[T]) -> None:
@@ -176,8 +179,23 @@ class Pool(Generic[T]):
         """A free of a slot that may need more than the magazine. Any thread."""
         if not self.clean_up(slot):
             self.take_back(slot)
-        elif self.wanted and self.emergency.spare:
-            self.engine.attend(self, self._serve)
+        elif self.emergency.spare:
+            self.engine.attend(self, self._offer_spares)
+
+    def _offer_spares(self) -> None:
+        if self.wanted:
+            self._serve()
+        if self.emergency.spare and not self._ages_spares:
+            self._ages_spares = True
+            self.engine.start(self._age_spares)
+
+    async def _age_spares(self) -> None:
+        try:
+            while self.emergency.spare:
+                await anyio.sleep(SPARE)
+                self.emergency.age()
+        finally:
+            self._ages_spares = False
 
     def clean_up(self, slot: Slot[T]) -> bool:
         """Zero it, where frees do; an emergency object goes, or waits for the next. Answers whether it was one."""
@@ -233,7 +251,7 @@ class Pool(Generic[T]):
         if sys.is_finalizing():  # modules are coming apart, and the end of the process releases all memory
             return
         if self.clean_up(slot):
-            if self.wanted and self.emergency.spare:
+            if self.emergency.spare:
                 self.engine.ring(self)
             return
         if not (slot.kept and self.depot.lingering.admit(slot)):
@@ -306,6 +324,7 @@ class Pool(Generic[T]):
         self._serve()
         if not self.growth.unwell:
             self.emergency.clear()
+        self._offer_spares()
         self.note_waiting()
         self.room.let_others_try()
         self.growth.ask()
@@ -323,7 +342,6 @@ class Pool(Generic[T]):
         self.look_at_lingering()
         used = [(cache._hits, cache._misses) for cache in self.caches]
         self.reclaim.age((used, self.depot.slabs.slots_out, len(self.magazine)), expires=expires)
-        self.emergency.age()
         if self.mover.tick():
             self.engine.moves.ask(self, defragment=True)
         self.attend()

@@ -183,7 +183,6 @@ class TestKept:
 
     @staticmethod
     async def convoy(cache: Cache[memoryview], writes: int, finishes: KM) -> int:
-    async def test_with_what_one_needs_to_finish_all_do(self, kept: int, finishes: KM, *, all_do: bool) -> None:
         done = 0
 
         async def write() -> None:
@@ -204,7 +203,7 @@ class TestKept:
         ("kept", "finishes", "all_do"),
         [(1, KM.MEMALLOC, True), (0, KM.MEMALLOC, False), (1, KM.PUSHPAGE, False)],
     )
-    async def test_with_what_one_needs_to_finish_all_do(self, kept: int, finishes: KM, all_do: bool) -> None:
+    async def test_with_what_one_needs_to_finish_all_do(self, kept: int, finishes: KM, *, all_do: bool) -> None:
         async with allocator() as kmem:
             cache = kmem.create_cache("c", SIZE, max_objects=8, memalloc_reserve=kept)
             await kmem.ready()
