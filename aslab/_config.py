@@ -124,6 +124,11 @@ class CacheConfig(Generic[T]):
     flags: CacheFlags
 
     @property
+    def has_emergency(self) -> bool:
+        """Whether it may make emergency objects."""
+        return self.max_emergency != 0 and CacheFlags.NOEMERGENCY not in self.flags
+
+    @property
     def set_aside(self) -> int:
         """Objects of both reserves, as far as they are given."""
         return self.reserve + (self.memalloc_reserve or 0)

@@ -80,14 +80,17 @@ class CacheFlags(enum.Flag):
     """Never make emergency objects: callers wait for growth or for a free."""
 
 
-def gfp_for(flags: KM) -> GFP:
+def gfp_for(flags: KM, *, alone: bool = False) -> GFP:
     """What growth on behalf of such a caller may do.
 
     PUSHPAGE and MEMALLOC callers are themselves part of writing memory back, so growth for them must not wait for
-    that, and may use a part of the reserve (SPL adds __GFP_HIGH for KM_PUSHPAGE; such callers must not start I/O).
-    A slab is never worth the last of it.
+    that (SPL: such callers must not start I/O). The reserve is for emergency objects: a stuck grow that had taken
+    all of it would leave nothing for those, and nothing for the driver of the disk. SPL adds __GFP_HIGH for slabs,
+    too; so does this where a cache has nothing but slabs, ``alone``.
     """
-    return GFP.KERNEL if LEVEL[flags] == ORDINARY else GFP.NOIO | GFP.HIGH
+    if LEVEL[flags] == ORDINARY:
+        return GFP.KERNEL
+    return GFP.NOIO | GFP.HIGH if alone else GFP.NOIO
 
 
 def gfp_for_emergency(flags: KM) -> GFP:

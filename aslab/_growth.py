@@ -140,7 +140,7 @@ class Growth(Generic[T]):
     def gfp(self) -> GFP:
         """What a grow may do now: never weaker than the most urgent waiter needs."""
         first = self._line.first()
-        return gfp_for(first.flags if first is not None else KM.SLEEP)
+        return gfp_for(KM.SLEEP if first is None else first.flags, alone=not self.config.has_emergency)
 
     @property
     def level(self) -> int:

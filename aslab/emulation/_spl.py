@@ -47,6 +47,8 @@ class Growth:
     noio: bool = False
     """Whether emergency objects are asked for without IO whoever asks, as the text of the change says. Its code,
     and that of later versions, asks with the caller's flags (spl_emergency_alloc)."""
+    high: bool = True
+    """Whether slabs for callers that may use a part of the reserve may do so, too."""
     looks_again: bool = False
     """Whether a caller that has waited looks into the magazine first, which others may have filled. In 2012 it
     went on to fill it, and so waited for slab after slab (spl_cache_refill)."""
@@ -249,7 +251,7 @@ class SplCache:
             self._free += 1
 
     async def _grow(self, gfp: GFP) -> None:
-        await self._make_slab(gfp)
+        await self._make_slab(gfp if self._growth.high else gfp & ~GFP.HIGH)
         self._growing = self._deadlocked = False
         grown, self._grown = self._grown, anyio.Event()
         grown.set()

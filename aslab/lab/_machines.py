@@ -31,6 +31,8 @@ class Aslab:
     """The flags of who needs but one buffer more, and then gives two back."""
     kept: int | None = 1
     """Buffers kept for such callers alone, where the machine has no reserve. None is learned."""
+    high: bool = False
+    """Whether slabs for urgent callers may use a part of the reserve, as SPL's may."""
     beside: float | None = None
     """Seconds for which the first in line is passed by others, if not as usual."""
 
@@ -150,6 +152,15 @@ CONTROLS: tuple[Machine, ...] = (
         reserve=True,
     ),
     _control(
+        "emergency_v2_all",
+        "emergency_v2",
+        "As emergency_v2, with what aslab has that needs no flags: single pages, buffers set aside, and slabs that "
+        "leave the reserve alone.",
+        single_pages=True,
+        reserve=True,
+        growth=Growth("worker", 0.1, mark=True, index="tree", looks_again=True, high=False),
+    ),
+    _control(
         "emergency_noio",
         "emergency",
         "As emergency, with emergency objects got without I/O whoever asks, as the text of the change has it.",
@@ -179,6 +190,12 @@ CONTROLS: tuple[Machine, ...] = (
         "aslab",
         "As aslab, with no buffer kept for who finishes a write.",
         growth=Aslab(kept=0),
+    ),
+    _control(
+        "aslab_high_slabs",
+        "aslab",
+        "As aslab, with slabs that may use a part of the reserve, as SPL's may.",
+        growth=Aslab(high=True),
     ),
     _control(
         "aslab_handed_over",

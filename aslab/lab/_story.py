@@ -74,14 +74,17 @@ class Chapter:
 class _Traced:
     """Vmalloc as a node of the wait graph."""
 
-    def __init__(self, backend: Backend, waits: WaitGraph, worker: str | None) -> None:
+    def __init__(self, backend: Backend, waits: WaitGraph, worker: str | None, *, high: bool = False) -> None:
         self.backend = backend
         self._waits = waits
         self._worker = worker
+        self._high = high  # have requests that must not start I/O use a part of the reserve
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
         if self._worker is not None:
             self._waits.be(self._worker)
+        if self._high and GFP.IO not in gfp:
+            gfp |= GFP.HIGH
         with self._waits.on("vmalloc"):
             return await self.backend.acquire(nbytes, align, gfp)
 
@@ -189,7 +192,7 @@ class _Telling:
     async def _tell_aslab(self, aslab: Aslab, vmalloc: Backend, single: Backend) -> None:
         computer = self._computer
         options = {"movable": True, "objects_per_slab": computer.slab_objects, **aslab.cache}
-        slabs = _Traced(vmalloc, self._waits, "growth worker")
+        slabs = _Traced(vmalloc, self._waits, "growth worker", high=aslab.high)
         async with open_allocator(slabs=slabs, emergency=single, **aslab.allocator) as kmem:
             kept = self._reserve or aslab.kept
             caches = [
