@@ -154,7 +154,7 @@ CONTROLS: tuple[Machine, ...] = (
     _control(
         "emergency_v2_all",
         "emergency_v2",
-        "As emergency_v2, with what aslab has that needs no flags: single pages, buffers set aside, and slabs that "
+        "As emergency_v2, with what needs no flags of aslab: single pages, buffers set aside, and slabs that "
         "leave the reserve alone.",
         single_pages=True,
         reserve=True,
