@@ -246,7 +246,8 @@ class WaitingRoom(Generic[T]):
         since: float | None = None  # when its time began to run; None while only a free can help
         late_from: float | None = None  # when the growth was asked for that it has found late
         while True:
-            self.serve()
+            if waiter.slots is None:
+                self.serve()
             if waiter.slots is not None:
                 self._given -= waiter.need
                 slots, waiter.slots = waiter.slots, None
@@ -392,12 +393,13 @@ class WaitingRoom(Generic[T]):
     def _exit(self, waiter: Waiter[T]) -> None:
         waiter.tally.waiters -= 1
         self._busy = True
-        self._line.leave(waiter)
+        stood = self._line.leave(waiter)
         self._untimed.pop(waiter, None)
         self._lateness.leave(waiter)
         self._busy = False
-        self._on_change()
-        self.serve()  # what was too little for this one may be enough for the next
+        if stood:  # else it left when it was served
+            self._on_change()
+            self.serve()  # what was too little for this one may be enough for the next
         if self._attempts.failing or self._growth.unwell:
             self._wake_first()
 
