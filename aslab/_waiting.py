@@ -387,8 +387,10 @@ class WaitingRoom(Generic[T]):
         waiter.tally.waiters += 1
         self._busy = True
         self._line.join(waiter)
+        first = self._line.first()
         self._busy = False
-        self._on_change()
+        if first is waiter:  # who stands behind others changes nothing for anybody
+            self._on_change()
 
     def _exit(self, waiter: Waiter[T]) -> None:
         waiter.tally.waiters -= 1
