@@ -37,6 +37,7 @@ log = logging.getLogger("aslab")
 
 PAUSE_FIRST, PAUSE_MOST = 0.01, 1.0
 """Seconds between tries after want of memory: doubled from the first to the most."""
+_GROWING = Mark.GROWING.value
 _BLOCKED = (Mark.GROWING | Mark.REAPING | Mark.DESTROY).value
 
 
@@ -117,7 +118,7 @@ class Growth(Generic[T]):
     @property
     def at_limit(self) -> bool:
         """Whether only a free can help: slabs may not become more, and none is on its way."""
-        if Mark.GROWING in self.marks:
+        if self.marks.bits & _GROWING:
             return False
         return self.limit_reached or self._worker.budget.yields(self.account)
 

@@ -6,7 +6,6 @@ blanks the entry, so joining and leaving cost O(log n), whatever the number of w
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import itertools
 import math
@@ -120,8 +119,10 @@ class Waiter(Generic[T]):
         """Let it look again."""
         self.told = False
         if self._event is not None:
-            with contextlib.suppress(RuntimeError):  # its event loop is closed, and the task with it
+            try:
                 self._event.set()
+            except RuntimeError:  # its event loop is closed, and the task with it
+                self._event = None
 
     def give(self, slots: list[Slot[T]]) -> None:
         """Hand over all that it needs. Whatever it was doing for them ends."""
