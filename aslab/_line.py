@@ -147,6 +147,7 @@ class Line(Generic[T]):
         self._heap: list[tuple[int, int, int, list[Waiter[T]]]] = []
         self._places: dict[Waiter[T], list[Waiter[T]]] = {}
         self._serial = itertools.count()
+        self._first: Waiter[T] | None = None  # looked at far more often than it changes
 
     def __len__(self) -> int:
         return len(self._places)
@@ -160,6 +161,8 @@ class Line(Generic[T]):
             return
         place = self._places[waiter] = [waiter]
         heapq.heappush(self._heap, (*waiter.rank, next(self._serial), place))
+        if self._first is None or waiter.rank < self._first.rank:
+            self._first = waiter
 
     def leave(self, waiter: Waiter[T]) -> bool:
         """Give up the place; whether it had one."""
@@ -169,10 +172,15 @@ class Line(Generic[T]):
             if len(self._heap) > 2 * len(self._places) + 64:
                 self._heap = [entry for entry in self._heap if entry[3]]
                 heapq.heapify(self._heap)
+            if waiter is self._first:
+                self._first = self._find_first()
         return place is not None
 
     def first(self) -> Waiter[T] | None:
         """Who is next, or None."""
+        return self._first
+
+    def _find_first(self) -> Waiter[T] | None:
         while self._heap:
             place = self._heap[0][3]
             if place:

@@ -126,7 +126,7 @@ class WaitingRoom(Generic[T]):
             return
         self._busy, changed = True, False
         try:
-            while (self._line or self._reserve.short) and self._serve_next():
+            while self._serve_next():
                 changed = True
         finally:
             self._busy = False
@@ -374,10 +374,7 @@ class WaitingRoom(Generic[T]):
         return slots + made
 
     def _is_first(self, waiter: Waiter[T]) -> bool:
-        self._busy = True
-        first = self._line.first()
-        self._busy = False
-        return first is waiter
+        return self._line.first() is waiter
 
     def _give_all_back(self, slots: list[Slot[T]]) -> None:
         for slot in slots:
@@ -387,9 +384,8 @@ class WaitingRoom(Generic[T]):
         waiter.tally.waiters += 1
         self._busy = True
         self._line.join(waiter)
-        first = self._line.first()
         self._busy = False
-        if first is waiter:  # who stands behind others changes nothing for anybody
+        if self._is_first(waiter):  # who stands behind others changes nothing for anybody
             self._on_change()
 
     def _exit(self, waiter: Waiter[T]) -> None:
@@ -407,8 +403,6 @@ class WaitingRoom(Generic[T]):
 
     def _wake_first(self) -> None:
         """It may be its turn to have an emergency object made."""
-        self._busy = True
         first = self._line.first()
-        self._busy = False
         if first is not None:
             first.wake()
