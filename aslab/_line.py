@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
@@ -44,6 +44,7 @@ class Waiter(Generic[T]):
         "has_waited",
         "idle",
         "level",
+        "make_event",
         "need",
         "permitted",
         "rank",
@@ -89,6 +90,7 @@ class Waiter(Generic[T]):
         self.has_waited: bool = False
         self.sealed: bool = False
         """It would have had the cache grow, had that not been sealed."""
+        self.make_event: Callable[[], anyio.Event] = anyio.Event
         self._event: anyio.Event | None = None
 
     async def suspend(self, until: float) -> None:
@@ -100,7 +102,7 @@ class Waiter(Generic[T]):
         """Suspend until woken, or until that time."""
         self.has_waited = True
         self.told = False
-        self._event = anyio.Event()
+        self._event = self.make_event()
         if self.slots is not None or self.error is not None:
             return  # by a finaliser, which the garbage collector ran just now: nobody will set this event
         if until < math.inf:

@@ -30,6 +30,8 @@ import math
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Generic, TypeVar
 
+import anyio
+
 from ._attempts import Attempts
 from ._clock import Clock
 from ._depot import Depot
@@ -68,6 +70,7 @@ class WaitingRoom(Generic[T]):
         *,
         permits: Permits,
         clock: Clock,
+        make_event: Callable[[], anyio.Event],
         tickets: Iterator[int],
         on_change: Callable[[], None],
         on_passed: Callable[[], None],
@@ -85,6 +88,7 @@ class WaitingRoom(Generic[T]):
         self._emergency = emergency
         self._permits = permits
         self._clock = clock
+        self._make_event = make_event
         self._on_change = on_change
         self._on_passed = on_passed
         self._give_back = give_back
@@ -104,6 +108,7 @@ class WaitingRoom(Generic[T]):
     async def wait(self, flags: KM, need: int, tally: Tally) -> list[Slot[T]]:
         """Join the line; leave it with so many objects, whichever way they come first."""
         waiter: Waiter[T] = Waiter(flags, next(self._tickets), need, tally, self._clock())
+        waiter.make_event = self._make_event
         self._enter(waiter)
         try:
             return await self._stand_in_line(waiter)
