@@ -32,7 +32,7 @@ from ._blocking import Errand
 from ._budget import Account, Budget
 from ._cache import Cache
 from ._clients import log_failure, must_end
-from ._clock import Clock, clock_of_this_loop
+from ._clock import Clock, clock_of_this_loop, events_of_this_loop
 from ._config import AllocatorConfig, CacheConfig
 from ._errors import CacheClosedError
 from ._growth import Growth
@@ -65,6 +65,7 @@ class Engine:
     def __init__(self, config: AllocatorConfig) -> None:
         self.config = config
         self.clock: Clock = clock_of_this_loop()
+        self.make_event: Callable[[], anyio.Event] = events_of_this_loop()
         self.bell: Bell = Bell()
         self.supply: Supply = Supply(config.slabs, self.bell)
         self.emergency_supply: Supply = Supply(config.emergency, self.bell)

@@ -92,6 +92,7 @@ class Pool(Generic[T]):
             self.emergency,
             permits=engine.permits,
             clock=engine.clock,
+            make_event=engine.make_event,
             tickets=engine.tickets,
             on_change=self._line_changed,
             on_passed=self._note_passed,

@@ -30,6 +30,8 @@ import math
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Generic, TypeVar
 
+import anyio
+
 from ._attempts import Attempts
 from ._clock import Clock
 from ._depot import Depot
@@ -68,6 +70,7 @@ class WaitingRoom(Generic[T]):
         *,
         permits: Permits,
         clock: Clock,
+        make_event: Callable[[], anyio.Event],
         tickets: Iterator[int],
         on_change: Callable[[], None],
         on_passed: Callable[[], None],
@@ -85,6 +88,7 @@ class WaitingRoom(Generic[T]):
         self._emergency = emergency
         self._permits = permits
         self._clock = clock
+        self._make_event = make_event
         self._on_change = on_change
         self._on_passed = on_passed
         self._give_back = give_back
@@ -104,6 +108,7 @@ class WaitingRoom(Generic[T]):
     async def wait(self, flags: KM, need: int, tally: Tally) -> list[Slot[T]]:
         """Join the line; leave it with so many objects, whichever way they come first."""
         waiter: Waiter[T] = Waiter(flags, next(self._tickets), need, tally, self._clock())
+        waiter.make_event = self._make_event
         self._enter(waiter)
         try:
             return await self._stand_in_line(waiter)
@@ -126,7 +131,7 @@ class WaitingRoom(Generic[T]):
             return
         self._busy, changed = True, False
         try:
-            while (self._line or self._reserve.short) and self._serve_next():
+            while self._serve_next():
                 changed = True
         finally:
             self._busy = False
@@ -250,7 +255,8 @@ class WaitingRoom(Generic[T]):
         since: float | None = None  # when its time began to run; None while only a free can help
         late_from: float | None = None  # when the growth was asked for that it has found late
         while True:
-            self.serve()
+            if waiter.slots is None:
+                self.serve()
             if waiter.slots is not None:
                 self._given -= waiter.need
                 slots, waiter.slots = waiter.slots, None
@@ -377,10 +383,7 @@ class WaitingRoom(Generic[T]):
         return slots + made
 
     def _is_first(self, waiter: Waiter[T]) -> bool:
-        self._busy = True
-        first = self._line.first()
-        self._busy = False
-        return first is waiter
+        return self._line.first() is waiter
 
     def _give_all_back(self, slots: list[Slot[T]]) -> None:
         for slot in slots:
@@ -391,24 +394,24 @@ class WaitingRoom(Generic[T]):
         self._busy = True
         self._line.join(waiter)
         self._busy = False
-        self._on_change()
+        if self._is_first(waiter):  # who stands behind others changes nothing for anybody
+            self._on_change()
 
     def _exit(self, waiter: Waiter[T]) -> None:
         waiter.tally.waiters -= 1
         self._busy = True
-        self._line.leave(waiter)
+        stood = self._line.leave(waiter)
         self._untimed.pop(waiter, None)
         self._lateness.leave(waiter)
         self._busy = False
-        self._on_change()
-        self.serve()  # what was too little for this one may be enough for the next
+        if stood:  # else it left when it was served
+            self._on_change()
+            self.serve()  # what was too little for this one may be enough for the next
         if self._attempts.failing or self._growth.unwell:
             self._wake_first()
 
     def _wake_first(self) -> None:
         """It may be its turn to have an emergency object made."""
-        self._busy = True
         first = self._line.first()
-        self._busy = False
         if first is not None:
             first.wake()
