@@ -210,10 +210,10 @@ class WaitingRoom(Generic[T]):
 
     def _collect(self, need: int, level: int) -> list[Slot[T]] | None:
         """So many free objects, or none."""
-        if self._at_hand(level) < need:
+        if need > 1 and self._at_hand(level) < need:
             return None
         slots: list[Slot[T]] = []
-        while len(slots) < need:
+        for _ in range(need):
             slot = self._depot.take(lingering=False) or self._reserve.take(level)
             slot = slot or self._emergency.take(level) or self._depot.lingering.take()
             if slot is None:  # another thread was quicker
