@@ -88,8 +88,9 @@ class Attempts(Generic[T]):
                     break
                 made.append(slot)
         except MemoryError:
-            self.retry_at = self._clock() + (self._pause if waiter.level == ORDINARY else PAUSE_FIRST)
-            self._pause = min(2 * self._pause, PAUSE_MOST)
+            if self._clock() >= self.retry_at:  # else of several that asked at once this is not the first
+                self.retry_at = self._clock() + (self._pause if waiter.level == ORDINARY else PAUSE_FIRST)
+                self._pause = min(2 * self._pause, PAUSE_MOST)
         except BaseException:
             self.put_back(made)
             raise

@@ -156,8 +156,6 @@ class Cache(Generic[T]):
             return self._alloc_now(flags)
         if timeout is not None:
             seconds("timeout", timeout, zero=True)
-        if flags is _MEMALLOC:
-            self._pool.learn(1, FINISHES)
         slot = self._at_hand(flags)
         if slot is None:
             self._pool.growth.check_possible(1, flags)
@@ -199,12 +197,11 @@ class Cache(Generic[T]):
         if self._engine.config.checkpoints:
             await anyio.lowlevel.checkpoint()
             self._check_open()
-        if flags is _MEMALLOC or n > 1:
+        if n > 1:
             self._pool.learn(n, LEVEL[flags])
-        slot = self._at_hand(flags, runs=True) if n == 1 else None
-        if slot is not None:
+        elif (slot := self._at_hand(flags, runs=True)) is not None:
             return [slot]
-        if n == 1:
+        else:
             self._pool.growth.check_possible(1, flags)
         if timeout is None:
             return await self._pool.room.wait(flags, n, self._tally)
@@ -217,8 +214,6 @@ class Cache(Generic[T]):
 
     def _alloc_now(self, flags: KM) -> Buffer[T]:
         self._check(flags, _NOSLEEP, _PUSHPAGE, _MEMALLOC)
-        if flags is _MEMALLOC:
-            self._pool.learn(1, FINISHES)
         slot = self._at_hand(flags) or self._pool.get_now(flags, self)
         return self._hand_out(slot)
 
@@ -236,6 +231,8 @@ class Cache(Generic[T]):
 
     def _at_hand(self, flags: KM, *, runs: bool = False) -> Slot[T] | None:
         """A free object. Those who wait for one come first, but may be passed by a task that runs now."""
+        if flags is _MEMALLOC:
+            self._pool.learn(1, FINISHES)
         line = self._pool.line
         if not line:
             try:
@@ -249,7 +246,7 @@ class Cache(Generic[T]):
             self._hits += 1
             return passing
         self._misses += 1
-        self._pool.unpark()
+        self._pool.parking.look()
         if line:
             return None
         depot = self._pool.depot

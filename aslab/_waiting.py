@@ -145,7 +145,7 @@ class WaitingRoom(Generic[T]):
         if first.seen is not None and self._at_hand(self._standing(first)) > first.seen:
             first.wake()  # less is missing than when it asked for it
         if first.level == FINISHES and first.beside is None and self._at_hand(FINISHES) >= first.need:
-            first.beside = self._clock()
+            first.beside = self._now()
             first.wake()  # to look again when it has stood there for long enough
 
     def leave_to_whoever_runs(self) -> bool:
@@ -156,7 +156,7 @@ class WaitingRoom(Generic[T]):
         if first is None or not first.idle or first.need > 1 or first.level == FINISHES:
             return False
         if first.beside is None:
-            first.beside = self._clock()
+            first.beside = self._now()
         elif self._has_stood(first):
             return False
         first.tell()
@@ -201,12 +201,16 @@ class WaitingRoom(Generic[T]):
         Whoever finishes a write with an object gives back two, and may need one of these at once to start the next
         write. Were both handed to others who wait, nobody might be left to give any back.
         """
-        if waiter.level > FINISHES or self._has_stood(waiter):
-            return waiter.level
-        return URGENT
+        return waiter.level if waiter.level > FINISHES or self._has_stood(waiter) else URGENT
 
     def _has_stood(self, waiter: Waiter[T]) -> bool:
-        return waiter.beside is not None and self._clock() >= waiter.beside + self.beside
+        return waiter.beside is not None and self._now() >= waiter.beside + self.beside
+
+    def _now(self) -> float:
+        try:
+            return self._clock()
+        except RuntimeError:  # the loop is closed: whatever comes free now, nobody runs
+            return math.inf
 
     def _collect(self, need: int, level: int) -> list[Slot[T]] | None:
         """So many free objects, or none."""

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 EXPECTED = {
-    "simulated_hour.py": r"wait 100 ms, \d+ emergency objects, 1 deadlock\n.* 0 emergency .* well\n36\d\d sim",
+    "simulated_hour.py": r"wait 10 ms, \d+ emergency objects, 1 deadlock\n.* 0 emergency .* well\n36\d\d sim",
     "smallest_asyncio.py": r"hello from 4 MiB at 0x[0-9a-f]+\n(.*\n){2}frames ",
     "smallest_trio.py": r"hello from 4 MiB at 0x[0-9a-f]+\n(.*\n){2}frames ",
     "tcp_echo.py": r"200 clients, 37 MiB echoed, at most \d+ buffers\n1000 allocations, .*; 0 still held",

@@ -10,11 +10,12 @@ import importlib.util
 import itertools
 import math
 import random
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ import anyio.to_thread
 import pytest
 
 from aslab import ConfigError
-from aslab.lab import Lab, Stuck, _outside, current, run
+from aslab.lab import Lab, Stuck, _outside, _trio, current, run
 from aslab.lab._asyncio import SimulatedLoop
 from aslab.lab._idle import StuckInCleanUp
 from aslab.lab._outside import Outside
+from aslab.lab._stuck import frames_of
 from aslab.lab._threads import Threads
 from aslab.lab.pytest_plugin import LabRunner, lab
 
@@ -569,7 +571,6 @@ def test_in_real_time_the_processor_is_used() -> None:
 
 
 def test_a_socket_that_another_thread_answers_is_waited_for_where_no_timer_is_left(lab: LabRunner) -> None:
-    import socket
 
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
@@ -586,6 +587,34 @@ def test_a_socket_that_another_thread_answers_is_waited_for_where_no_timer_is_le
         timer.join()
         ours.close()
         theirs.close()
+
+
+def test_where_no_call_and_no_child_is_under_way_only_who_waits_at_a_socket_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An allocator always has one. To look at every task at each jump of the clock is quadratic."""
+    looked = 0
+
+    def counting(awaitable: Any) -> Iterator[Any]:
+        nonlocal looked
+        looked += 1
+        return frames_of(awaitable)
+
+    monkeypatch.setattr(_trio, "frames_of", counting)
+    ours, theirs = socket.socketpair()
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.wait_readable, ours)
+            for number in range(1, 101):
+                tasks.start_soon(anyio.sleep, number)
+            await anyio.sleep(1000)
+            tasks.cancel_scope.cancel()
+
+    with ours, theirs:
+        run(main, loop="trio")
+    jumps = 101
+    assert jumps <= looked <= 2 * (jumps + 1)
 
 
 def test_who_waits_for_a_limiter_is_not_in_a_thread(lab: LabRunner) -> None:

@@ -95,6 +95,14 @@ def _sockets(runner: Any) -> bool:
     return len(getattr(runner.io_manager, "_registered", ())) > 1  # one is trio's own
 
 
+def _at_sockets(runner: Any) -> list[Any]:
+    """The tasks that wait for a socket or a pipe: of aslab itself one always does, so the others are not looked at."""
+    found = []
+    for waiting in getattr(runner.io_manager, "_registered", {}).values():
+        found += [getattr(waiting, "read_task", waiting), getattr(waiting, "write_task", None)]  # epoll; kqueue
+    return [task for task in found if isinstance(task, trio.lowlevel.Task)]
+
+
 def _calls() -> int:
     """How many calls in threads are waited for, or more; counted by their tasks, so that none is on its way."""
     count = getattr(trio.testing, "active_thread_count", None)  # older trio does not count
@@ -115,12 +123,9 @@ def _children() -> bool:
 def _outside() -> list[tuple[object, str]]:
     """Calls in threads and child processes that a task waits for, told from where it is suspended."""
     runner = trio_run.GLOBAL_RUN_CONTEXT.runner
-    if (
-        not _calls() and not _children() and not _sockets(runner)
-    ):  # to look at every task takes long where there are many
-        return []
+    everybody = _calls() or _children()  # to look at every task takes long where there are many
     found: list[tuple[object, str]] = []
-    for task in runner.tasks:
+    for task in runner.tasks if everybody else _at_sockets(runner):
         for frame, following in itertools.pairwise(frames_of(task.coro)):
             file, name = frame.f_code.co_filename, following.f_code.co_name
             if file == _THREADS and name == "wait_task_rescheduled":
