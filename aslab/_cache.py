@@ -218,7 +218,7 @@ class Cache(Generic[T]):
         return self._hand_out(slot)
 
     def _check(self, flags: KM, *allowed: KM) -> None:
-        if not any(flags is one for one in allowed):
+        if type(flags) is not KM or flags not in allowed:
             raise ConfigError("flags", flags, f"allowed here are {', '.join(map(str, allowed))}")
         self._check_open()
 

@@ -120,7 +120,7 @@ class Growth(Generic[T]):
         """Whether only a free can help: slabs may not become more, and none is on its way."""
         if self.marks.bits & _GROWING:
             return False
-        return self.limit_reached or self._worker.budget.yields(self.account)
+        return self._at_most or self.limit_reached or self._worker.budget.yields(self.account)
 
     @property
     def limit_reached(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
@@ -93,10 +93,10 @@ class Waiter(Generic[T]):
         self.make_event: Callable[[], anyio.Event] = anyio.Event
         self._event: anyio.Event | None = None
 
-    async def suspend(self, until: float) -> None:
+    def suspend(self, until: float) -> Coroutine[Any, Any, None]:
         """As `wait`, and counts it."""
         self.tally.waits += not self.has_waited
-        await self.wait(until)
+        return self.wait(until)
 
     async def wait(self, until: float) -> None:
         """Suspend until woken, or until that time."""

@@ -39,8 +39,8 @@ class Lingering(dict[S, object]):
     def take(self) -> S | None:
         """The one that came last: most likely its own task has merely kept a variable."""
         try:
-            return self.popitem()[0]
-        except KeyError:
+            return self.popitem()[0] if self else None
+        except KeyError:  # another thread was quicker
             return None
 
     def let_go(self, slot: S) -> bool:

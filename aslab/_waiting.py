@@ -109,7 +109,8 @@ class WaitingRoom(Generic[T]):
         except BaseException:
             if waiter.slots is not None:  # it was given them, and cancelled before it knew
                 self._given -= need
-                self._give_all_back(waiter.slots)
+                for slot in waiter.slots:
+                    self._give_back(slot)
             raise
         finally:
             self._exit(waiter)
@@ -166,14 +167,15 @@ class WaitingRoom(Generic[T]):
 
     def _collect(self, need: int, level: int) -> list[Slot[T]] | None:
         """So many free objects, or none."""
-        if self._at_hand(level) < need:
+        if need > 1 and self._at_hand(level) < need:
             return None
         slots: list[Slot[T]] = []
-        while len(slots) < need:
+        for _ in range(need):
             slot = self._depot.take(lingering=False) or self._reserve.take(level)
             slot = slot or self._emergency.take(level) or self._depot.lingering.take()
-            if slot is None:  # another thread was quicker
-                self._give_all_back(slots)
+            if slot is None:
+                for taken in slots:  # another thread was quicker
+                    self._give_back(taken)
                 return None
             slots.append(slot)
         return slots
@@ -218,9 +220,10 @@ class WaitingRoom(Generic[T]):
             if waiter.error is not None:
                 raise twin(waiter.error)
             self._growth.ask()
-            if self._growth.at_limit or self._growth.arrived:
+            at_limit = self._growth.at_limit
+            if at_limit or self._growth.arrived:
                 since = None
-                await self._wait_untimed(waiter)
+                await self._wait_untimed(waiter, at_limit=at_limit)
                 continue
             now = self._clock()
             since = now if since is None else since
@@ -259,9 +262,9 @@ class WaitingRoom(Generic[T]):
                 break
         waiter.idle = False
 
-    async def _wait_untimed(self, waiter: Waiter[T]) -> None:
+    async def _wait_untimed(self, waiter: Waiter[T], *, at_limit: bool) -> None:
         self._withdraw(waiter)
-        if self._growth.at_limit:
+        if at_limit:
             self._growth.note_limit()
             if self._growth.sealed and not waiter.sealed:
                 waiter.sealed = True
@@ -320,7 +323,8 @@ class WaitingRoom(Generic[T]):
             self._refused.leave(waiter)
             self._permits.refused.leave(waiter)
             self.let_others_try()
-        self._emergency.forgo(permitted)
+        if permitted:
+            self._emergency.forgo(permitted)
 
     async def _try_emergency(self, waiter: Waiter[T], permitted: int) -> list[Slot[T]] | None:
         """One attempt. What comes meanwhile, in line, is preferred."""
@@ -336,10 +340,6 @@ class WaitingRoom(Generic[T]):
 
     def _is_first(self, waiter: Waiter[T]) -> bool:
         return self._line.first() is waiter
-
-    def _give_all_back(self, slots: list[Slot[T]]) -> None:
-        for slot in slots:
-            self._give_back(slot)
 
     def _enter(self, waiter: Waiter[T]) -> None:
         waiter.tally.waiters += 1
@@ -359,11 +359,6 @@ class WaitingRoom(Generic[T]):
         if stood:  # else it left when it was served
             self._on_change()
             self.serve()  # what was too little for this one may be enough for the next
-        if self._attempts.failing or self._growth.unwell:
-            self._wake_first()
-
-    def _wake_first(self) -> None:
-        """It may be its turn to have an emergency object made."""
         first = self._line.first()
-        if first is not None:
-            first.wake()
+        if first is not None and (self._attempts.failing or self._growth.unwell):
+            first.wake()  # it may be its turn to have an emergency object made
