@@ -43,7 +43,8 @@ class Attempt(Generic[T]):
 class Attempts(Generic[T]):
     """What a pool does to have emergency objects made.
 
-    ``start`` starts a task of the allocator, ``give_back`` takes an object that nobody wants any more.
+    ``start`` starts a task of the allocator, ``give_back`` takes an object that nobody wants any more, ``look``
+    serves who waits, and answers when a waiter has to look again.
     """
 
     def __init__(
@@ -53,25 +54,30 @@ class Attempts(Generic[T]):
         *,
         start: Callable[[Callable[[], Coroutine[Any, Any, object]]], None],
         give_back: Callable[[Slot[T]], None],
+        look: Callable[[Waiter[T]], float],
     ) -> None:
         self._emergency = emergency
         self._clock = clock
         self._start = start
         self._give_back = give_back
+        self._look = look
         self.in_hand: int = 0
         """Objects made for waiters that have not taken them yet."""
-        self._pause = PAUSE_FIRST
-        self.retry_at: float = -math.inf
-        """When the backend may be asked again; it had none when it was asked last. Else minus infinity."""
+        self._pause = 0.0
+        self._failed_at = -math.inf
 
     @property
     def failing(self) -> bool:
         """Whether the backend had none when it was asked last."""
-        return self.retry_at > -math.inf
+        return self._pause > 0
 
-    def allowed(self, *, first: bool) -> bool:
-        """Whether a caller may have one made now, who may be the first in line."""
-        return not self.failing or (first and self._clock() >= self.retry_at)
+    def retry_at(self, level: int) -> float:
+        """When the backend may be asked again for such a caller."""
+        return self._failed_at + (self._pause if level == ORDINARY else min(self._pause, PAUSE_FIRST))
+
+    def allowed(self, level: int, *, first: bool) -> bool:
+        """Whether such a caller may have one made now, who may be the first in line."""
+        return not self.failing or (first and self._clock() >= self.retry_at(level))
 
     async def make(self, waiter: Waiter[T], objects: int) -> list[Slot[T]]:
         """So many as were permitted, one after the other; fewer if there are no more, or it is served meanwhile.
@@ -88,15 +94,15 @@ class Attempts(Generic[T]):
                     break
                 made.append(slot)
         except MemoryError:
-            if self._clock() >= self.retry_at:  # else of several that asked at once this is not the first
-                self.retry_at = self._clock() + (self._pause if waiter.level == ORDINARY else PAUSE_FIRST)
-                self._pause = min(2 * self._pause, PAUSE_MOST)
+            if self._clock() >= self.retry_at(waiter.level):  # else it is not the first that asked at this moment
+                self._failed_at = self._clock()
+                self._pause = min(max(2 * self._pause, PAUSE_FIRST), PAUSE_MOST)
         except BaseException:
             self.put_back(made)
             raise
         else:
             if made:
-                self.retry_at, self._pause = -math.inf, PAUSE_FIRST
+                self._pause = 0.0
         finally:
             self._emergency.forgo(objects - tried)
         return made
@@ -117,7 +123,7 @@ class Attempts(Generic[T]):
         try:
             has_waited = waiter.has_waited
             while not (attempt.over or waiter.served):
-                await waiter.wait(math.inf)
+                await waiter.wait(self._look(waiter))
             waiter.has_waited = has_waited  # in line: this is no wait that counts
         except BaseException:
             attempt.wanted = False

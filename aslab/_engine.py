@@ -153,6 +153,11 @@ class Engine:
         self._rung[pool] = None
         self.bell.ring()
 
+    @property
+    def on_its_thread(self) -> bool:
+        """Whether this is the event loop's thread."""
+        return threading.get_ident() == self._thread
+
     def check_thread(self) -> None:
         """Refuse a caller who could never be woken.
 

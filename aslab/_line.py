@@ -28,6 +28,10 @@ class Refuser(Protocol):
         """Permit what it still needs, and wake it; False if there is no room."""
         ...
 
+    def hopeless(self, waiter: Waiter[Any]) -> bool:
+        """Whether it can never be permitted what it needs, by now."""
+        ...
+
     def bound_here(self, waiter: Waiter[Any]) -> bool:
         """Whether it is the bound of its cache that stands against it."""
         ...

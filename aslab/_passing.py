@@ -14,6 +14,7 @@ Event loop's thread only, but for `take_set_aside`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from ._claims import Claims
@@ -35,13 +36,20 @@ class Passing(Generic[T]):
     """Who may pass whom in one pool."""
 
     def __init__(
-        self, line: Line[T], depot: Depot[T], reserve: Reserve[T], emergency: Emergency[T], clock: Clock
+        self,
+        line: Line[T],
+        depot: Depot[T],
+        reserve: Reserve[T],
+        emergency: Emergency[T],
+        clock: Clock,
+        on_taken: Callable[[], None],
     ) -> None:
         self._line = line
         self._depot = depot
         self._reserve = reserve
         self._emergency = emergency
         self._clock = clock
+        self._on_taken = on_taken
         self.beside: float = BESIDE
         self.claims: Claims[T] = Claims(reserve, self.now, BESIDE)
 
@@ -69,7 +77,10 @@ class Passing(Generic[T]):
         """A free object for a caller that runs now, past those who wait, if it may."""
         first = self._line.first()
         if first is None or (level == FINISHES and self.claims.mine) or self._may_be_passed(first, level):
-            return self._depot.take(lingering=False) or self.take_set_aside(level)
+            slot = self._depot.take(lingering=False)
+            if slot is None and (slot := self.take_set_aside(level)) is not None:
+                self._on_taken()  # from now on frees refill it, and must be heard of
+            return slot
         return None
 
     def take_set_aside(self, level: int) -> Slot[T] | None:
@@ -84,7 +95,8 @@ class Passing(Generic[T]):
         Whoever finishes a write with an object gives back two, and may need one of these at once to start the next
         write. Were both handed to others who wait, nobody might be left to give any back.
         """
-        return waiter.level if waiter.level > FINISHES or self.has_stood(waiter) else URGENT
+        runs_first = waiter.level == FINISHES and waiter.need == 1 and not self.has_stood(waiter)
+        return URGENT if runs_first else waiter.level
 
     def has_stood(self, waiter: Waiter[T]) -> bool:
         """Whether it has stood beside what came free for long enough."""
@@ -98,5 +110,6 @@ class Passing(Generic[T]):
             return math.inf
 
     def _may_be_passed(self, first: Waiter[T], level: int) -> bool:
-        refill = self._reserve.comes_before(level)
-        return first.level >= level and first.need == 1 and not refill and not self.has_stood(first)
+        if self._reserve.comes_before(level) or first.level < level:
+            return False
+        return first.level > level or (first.need == 1 and not self.has_stood(first))

@@ -44,9 +44,9 @@ class Patience:
         """What such a caller has now."""
         if self._fixed is not None:
             return self._fixed
-        if self._took:
-            late = TIMES * sorted(self._took)[(len(self._took) - 1) // 2]
-        else:
+        took = sorted(self._took)
+        if not took or (len(took) == 1 and took[0] > MOST):  # a first one that was stuck teaches nothing, either
             late = max(self._at_first, AT_FIRST if level == ORDINARY else 0)
-            return min(max(late, LEAST), MOST)
-        return min(max(late if level == ORDINARY else late / 2, LEAST), MOST)
+        else:
+            late = TIMES * took[(len(took) - 1) // 2] / (1 if level == ORDINARY else 2)
+        return min(max(late, LEAST), MOST)

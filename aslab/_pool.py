@@ -116,12 +116,7 @@ class Pool(Generic[T]):
         """Such a caller asks for so many at once: what is to be set aside for those who finish. Any thread."""
         if level == FINISHES:
             self.engine.permits.finishing = True
-        if self.reserve.learn(objects, level, self.growth.most):
-            self.engine.attend(self, self._reserve_changed)
-
-    def _reserve_changed(self) -> None:
-        self.note_waiting()
-        self.repack_reserve()
+        self.reserve.learn(objects, level, self.growth.most)
 
     def get_now(self, flags: KM, cache: Cache[T]) -> Slot[T]:
         """What a caller who cannot wait gets where nothing is at hand: an emergency object.

@@ -9,7 +9,7 @@ Hold-and-wait needs more than that: callers that hold an object, and need anothe
 is, each the last one of another. So the last ``kept`` objects are for MEMALLOC callers alone: those who finish
 once they have them. If no such caller needs more at a time, somebody can always finish, and what it gives back is
 kept again before anybody else gets any (the banker's argument: Dijkstra, 1965). Unless said otherwise, the cache
-learns how many: as many as such a caller has asked for at once.
+learns how many: as many as such a caller has asked for at once, of its reserve.
 
 What lies here is out of its slab, as what lies in a magazine is, but in nobody's hands.
 """
@@ -33,10 +33,12 @@ class Reserve(Generic[T]):
     """
 
     def __init__(self, objects: int, kept: int | None) -> None:
-        self._given = objects
         self._learns = kept is None
         self._asked = 0  # the most that a MEMALLOC caller has asked for at once
-        self._most_needed = 1  # the most that another has
+        self._most_needed = 1  # the most that a PUSHPAGE caller has
+        self._given = objects
+        self.objects: int = objects + (kept or 0)
+        """How many there should be; none any more once the pool closes."""
         self.kept: int = kept or 0
         """How many of them are for MEMALLOC callers alone."""
         self._slots: list[Slot[T]] = []
@@ -47,20 +49,14 @@ class Reserve(Generic[T]):
     def __len__(self) -> int:
         return len(self._slots)
 
-    @property
-    def objects(self) -> int:
-        """How many there should be; none any more once the pool closes."""
-        return self._given + self.kept
-
     def close(self) -> None:
         """Nothing is set aside any more."""
-        self._given = self.kept = 0
-        self._learns = False
+        self.objects = self.kept = self._given = 0
 
     @property
     def short(self) -> bool:
         """Whether any are missing."""
-        return len(self._slots) < self._given + self.kept
+        return len(self._slots) < self.objects
 
     @property
     def missing(self) -> int:
@@ -69,24 +65,23 @@ class Reserve(Generic[T]):
 
     def comes_before(self, level: int) -> bool:
         """Whether something is missing that is set aside before such a caller gets anything."""
-        missing = self._given + self.kept - len(self._slots)
-        return missing > 0 and (level == ORDINARY or (level > FINISHES and missing > self._given))
+        if level == ORDINARY:
+            return self.short
+        return level > FINISHES and self.missing > 0
 
-    def learn(self, objects: int, level: int, most: int | None) -> bool:
+    def learn(self, objects: int, level: int, most: int | None) -> None:
         """A caller asks for so many at once, and the pool can never have more than ``most`` objects.
 
-        What is kept leaves enough for whatever others have asked for: nobody must wait for ever. Answers whether
-        anything has changed. Any thread.
+        What is learned is taken from the reserve, and leaves one of it, and enough for what PUSHPAGE callers have
+        asked for: nobody must wait for ever. Any thread.
         """
         if level == FINISHES:
             self._asked = max(self._asked, objects)
-        else:
+        elif level < ORDINARY:
             self._most_needed = max(self._most_needed, objects)
-        before = self.kept
         if self._learns:
-            left = self._asked if most is None else most - self._given - self._most_needed
+            left = self._given - 1 if most is None else min(self._given - 1, most - self._most_needed)
             self.kept = max(0, min(self._asked, left))
-        return self.kept != before
 
     def put(self, slot: Slot[T]) -> None:
         """Set one aside."""

@@ -90,8 +90,9 @@ class WaitingRoom(Generic[T]):
         self._tickets = tickets
         self._busy = False
         self._lateness: Lateness[T] = Lateness(growth, clock)
-        self._attempts: Attempts[T] = Attempts(emergency, clock, start=start, give_back=give_back)
-        self.passing: Passing[T] = Passing(line, depot, reserve, emergency, clock)
+        self._attempts: Attempts[T] = Attempts(emergency, clock, start=start, give_back=give_back, look=self._look)
+        self.passing: Passing[T] = Passing(line, depot, reserve, emergency, clock, on_change)
+        self._patience = growth.patience.of(ORDINARY)  # when growth began last
         self._given = 0  # objects, to waiters that have not resumed yet
 
     @property
@@ -139,8 +140,8 @@ class WaitingRoom(Generic[T]):
             return
         if first.seen is not None and self._at_hand(self.passing.standing(first)) > first.seen:
             first.wake()  # less is missing than when it asked for it
-        if first.level == FINISHES and first.beside is None and self._at_hand(FINISHES) >= first.need:
-            first.beside = self.passing.now()
+        if first.level == FINISHES and self._at_hand(FINISHES) >= first.need:
+            first.beside = self.passing.now() if first.beside is None else first.beside
             first.wake()  # to look again when it has stood there for long enough
 
     def tell(self) -> bool:
@@ -186,7 +187,9 @@ class WaitingRoom(Generic[T]):
     def let_others_try(self) -> None:
         """There may be room for emergency objects: permit them to those who were refused, in order."""
         while (waiter := self._refused.first()) is not None:
-            if not self.grant(waiter):
+            if self.hopeless(waiter):
+                waiter.wake()  # its turn never comes, and others' would not
+            elif not self.grant(waiter):
                 if self.bound_here(waiter):
                     break
                 self._permits.refused.join(waiter)  # it is the bound over all caches now
@@ -196,7 +199,9 @@ class WaitingRoom(Generic[T]):
     def growth_begins(self) -> None:
         """Callers whose time does not run may hope for growth now: let them wait for it, with a timeout."""
         hopeful, self._untimed = self._untimed, {}
-        for waiter in hopeful:
+        patience, before = self._growth.patience.of(ORDINARY), self._patience
+        self._patience = patience
+        for waiter in hopeful if patience >= before else list(self._line):  # it has learned to wait no longer
             waiter.wake()
 
     def send_away(self, error: Exception, tally: Tally | None = None) -> None:
@@ -208,9 +213,10 @@ class WaitingRoom(Generic[T]):
     async def _stand_in_line(self, waiter: Waiter[T]) -> list[Slot[T]]:
         since: float | None = None  # when its time began to run; None while only a free can help
         late_from: float | None = None  # when the growth was asked for that it has found late
+        slept_until = math.inf
         while True:
             if waiter.slots is None:
-                self.serve()
+                self._look(waiter)
             if waiter.slots is not None:
                 self._given -= waiter.need
                 slots, waiter.slots = waiter.slots, None
@@ -230,7 +236,7 @@ class WaitingRoom(Generic[T]):
             patience = max(since, self._growth.due_from) + self._growth.patience.of(waiter.level)
             late = late_from == self._growth.due_from
             if now >= patience and not late:
-                if await self._lateness.found(waiter, now - patience):
+                if await self._lateness.found(waiter, now - slept_until):
                     late_from = self._growth.due_from
                     waiter.tally.timeouts += 1
                     self._growth.late()
@@ -238,7 +244,7 @@ class WaitingRoom(Generic[T]):
             until = math.inf if late else patience
             if not late and Mark.DEADLOCKED not in self._marks:
                 self._withdraw(waiter)
-            elif waiter.permitted or self._attempts.allowed(first=self._is_first(waiter)):
+            elif waiter.permitted or self._attempts.allowed(waiter.level, first=self._is_first(waiter)):
                 permitted = self._ask_permission(waiter)
                 if permitted:
                     made = await self._try_emergency(waiter, permitted)
@@ -246,18 +252,30 @@ class WaitingRoom(Generic[T]):
                         return made
                     continue
             elif self._is_first(waiter):
-                until = min(until, self._attempts.retry_at)
+                until = min(until, self._attempts.retry_at(waiter.level))
+            slept_until = until
             await self._stand(waiter, until)
+
+    def _look(self, waiter: Waiter[T]) -> float:
+        """Serve the line; when it has to look again for what is kept, if it may have that then."""
+        if waiter.beside is not None:  # passed by: to be told again, or handed over to
+            self._on_passed()
+        self.serve()
+        return self._kept_from(waiter)
+
+    def _kept_from(self, waiter: Waiter[T]) -> float:
+        if waiter.level > FINISHES or waiter.beside is None or self._at_hand(FINISHES) < waiter.need:
+            return math.inf
+        return waiter.beside + self.passing.beside
 
     async def _stand(self, waiter: Waiter[T], until: float) -> None:
         """Suspend with nothing under way: others may pass."""
         waiter.idle = True
-        if waiter.level == FINISHES and waiter.beside is not None and self._at_hand(FINISHES) >= waiter.need:
-            until = min(until, waiter.beside + self.passing.beside)
+        until = min(until, self._kept_from(waiter))
         while True:
-            if waiter.beside is not None:  # passed by: to be told again, or handed over to
-                self._on_passed()
             await waiter.suspend(until)
+            if waiter.beside is not None:  # before it looks: whoever frees from now on tells it
+                self._on_passed()
             if not waiter.told or self._at_hand(self.passing.standing(waiter)):
                 break
         waiter.idle = False
@@ -310,6 +328,10 @@ class WaitingRoom(Generic[T]):
         waiter.permitted += missing
         waiter.wake()
         return True
+
+    def hopeless(self, waiter: Waiter[T]) -> bool:
+        """Whether it can never be permitted what it needs, by now."""
+        return not self._emergency.possible(self._missing(waiter), waiter.level)
 
     def bound_here(self, waiter: Waiter[T]) -> bool:
         """Whether it is the bound of the cache that stands against it."""

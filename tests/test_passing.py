@@ -234,29 +234,35 @@ class TestKept:
             assert party.order == ["pushpage", "sleep"]
             pushed.free()
 
-    async def test_unless_given_it_is_learned_from_what_such_callers_ask_for(self) -> None:
+    async def test_unless_given_it_is_learned_and_taken_from_the_reserve_all_but_one(self) -> None:
         async with allocator() as kmem:
-            cache = kmem.create_cache("c", SIZE)
-            (await cache.alloc(KM.PUSHPAGE)).free()
-            assert cache.stats().obj_reserved == 0
-            for buf in await cache.alloc_many(3, KM.MEMALLOC):
-                buf.free()
+            cache = kmem.create_cache("c", SIZE, max_objects=8, reserve=4)
+            await kmem.ready()
+            assert cache._pool.reserve.kept == 0
+            for asked, kept in ((1, 1), (2, 2), (1, 2), (5, 3)):
+                for buf in await cache.alloc_many(asked, KM.MEMALLOC):
+                    buf.free()
+                assert cache._pool.reserve.kept == kept
             await settle()
-            assert cache.stats().obj_reserved == 3
-            (await cache.alloc(KM.MEMALLOC)).free()
-            await settle()
-            assert cache.stats().obj_reserved == 3
+            assert cache.stats().obj_reserved == 4
 
-    @pytest.mark.parametrize("most", [1, 2, 3])
-    async def test_what_is_learned_leaves_enough_for_what_others_ask_for(self, most: int) -> None:
+    async def test_what_is_learned_leaves_enough_for_what_pushpage_callers_ask_for(self) -> None:
         async with allocator() as kmem:
-            cache = kmem.create_cache("c", SIZE, max_objects=3, objects_per_slab=1)
+            cache = kmem.create_cache("c", SIZE, max_objects=4, objects_per_slab=1, reserve=3)
             for buf in await cache.alloc_many(2, KM.MEMALLOC):
                 buf.free()
-            for buf in await cache.alloc_many(most, timeout=1):
+            assert cache._pool.reserve.kept == 2
+            for buf in await cache.alloc_many(3, KM.PUSHPAGE, timeout=1):
                 buf.free()
-            await settle()
-            assert cache.stats().obj_reserved == min(2, 3 - most)
+            assert cache._pool.reserve.kept == 1
+
+    async def test_without_a_reserve_nothing_is_learned_and_no_other_cache_goes_short(self) -> None:
+        async with allocator(limit=8 * SIZE) as kmem:
+            caches = [kmem.create_cache(name, SIZE) for name in ("a", "b")]
+            for _ in range(3):
+                for cache in caches:
+                    (await cache.alloc(KM.MEMALLOC, timeout=1)).free()
+                    assert cache.stats().obj_reserved == 0
 
     async def test_given_it_counts_among_what_can_never_be_had(self) -> None:
         async with allocator() as kmem:
