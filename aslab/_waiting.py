@@ -140,7 +140,7 @@ class WaitingRoom(Generic[T]):
                 self._on_change()
         if self._emergency.spare and (self._refused or self._permits.refused):
             self._emergency.clear()  # of no use to the first in line, and in the way of others
-        first = self._line.first()
+        first = self._line.first
         if first is None:
             return
         if first.seen is not None and self._at_hand(self._standing(first)) > first.seen:
@@ -153,7 +153,7 @@ class WaitingRoom(Generic[T]):
         """Something came free: whether others may have it before the first in line runs, who is told."""
         if self._busy or self._reserve.short:
             return False
-        first = self._line.first()
+        first = self._line.first
         if first is None or not first.idle or first.need > 1 or first.level == FINISHES:
             return False
         if first.beside is None:
@@ -166,12 +166,12 @@ class WaitingRoom(Generic[T]):
     @property
     def may_be_passed(self) -> bool:
         """Whether a SLEEP caller that runs now may take what is free, though others wait."""
-        first = self._line.first()
+        first = self._line.first
         return first is None or (first.level == ORDINARY and first.need == 1 and not self._has_stood(first))
 
     def pass_by(self, level: int) -> Slot[T] | None:
         """A free object for a caller that runs now, past those who wait, if it may."""
-        first = self._line.first()
+        first = self._line.first
         if first is not None and (first.level < level or first.need > 1 or self._reserve.comes_before(level)):
             return None
         if first is not None and self._has_stood(first):
@@ -179,7 +179,7 @@ class WaitingRoom(Generic[T]):
         return self._depot.take(lingering=False) or self._reserve.take(level) or self._emergency.take(level)
 
     def _serve_next(self) -> bool:
-        waiter = self._line.first()
+        waiter = self._line.first
         level = ORDINARY if waiter is None else self._standing(waiter)
         if self._reserve.comes_before(level):
             slot = self._depot.take(lingering=False)
@@ -233,7 +233,7 @@ class WaitingRoom(Generic[T]):
 
     def let_others_try(self) -> None:
         """There may be room for emergency objects: permit them to those who were refused, in order."""
-        while (waiter := self._refused.first()) is not None:
+        while (waiter := self._refused.first) is not None:
             if not self.grant(waiter):
                 if self.bound_here(waiter):
                     break
@@ -257,7 +257,9 @@ class WaitingRoom(Generic[T]):
         since: float | None = None  # when its time began to run; None while only a free can help
         late_from: float | None = None  # when the growth was asked for that it has found late
         while True:
-            if waiter.slots is None:
+            if (
+                self._line.first is waiter
+            ):  # what is free is the first's, who was told of it; nobody else need look
                 self.serve()
             if waiter.slots is not None:
                 self._given -= waiter.need
@@ -286,14 +288,14 @@ class WaitingRoom(Generic[T]):
             until = math.inf if late else patience
             if not late and Mark.DEADLOCKED not in self._marks:
                 self._withdraw(waiter)
-            elif waiter.permitted or self._attempts.allowed(first=self._is_first(waiter)):
+            elif waiter.permitted or self._attempts.allowed(first=self._line.first is waiter):
                 permitted = self._ask_permission(waiter)
                 if permitted:
                     made = await self._try_emergency(waiter, permitted)
                     if made is not None:
                         return made
                     continue
-            elif self._is_first(waiter):
+            elif self._line.first is waiter:
                 until = min(until, self._attempts.retry_at)
             await self._stand(waiter, until)
 
@@ -344,7 +346,7 @@ class WaitingRoom(Generic[T]):
 
     def _missing(self, waiter: Waiter[T]) -> int:
         """How many objects it needs besides those that are free for it: these belong to the first in line."""
-        at_hand = self._at_hand(self._standing(waiter)) if self._is_first(waiter) else 0
+        at_hand = self._at_hand(self._standing(waiter)) if self._line.first is waiter else 0
         return max(0, waiter.need - at_hand)
 
     def grant(self, waiter: Waiter[T]) -> bool:
@@ -386,15 +388,12 @@ class WaitingRoom(Generic[T]):
         self._attempts.in_hand -= len(made)
         return slots + made
 
-    def _is_first(self, waiter: Waiter[T]) -> bool:
-        return self._line.first() is waiter
-
     def _enter(self, waiter: Waiter[T]) -> None:
         waiter.tally.waiters += 1
         self._busy = True
         self._line.join(waiter)
         self._busy = False
-        if self._is_first(waiter):  # who stands behind others changes nothing for anybody
+        if self._line.first is waiter:  # who stands behind others changes nothing for anybody
             self._on_change()
 
     def _exit(self, waiter: Waiter[T]) -> None:
@@ -407,6 +406,6 @@ class WaitingRoom(Generic[T]):
         if stood:  # else it left when it was served
             self._on_change()
             self.serve()  # what was too little for this one may be enough for the next
-        first = self._line.first()
+        first = self._line.first
         if first is not None and (self._attempts.failing or self._growth.unwell):
             first.wake()  # it may be its turn to have an emergency object made
