@@ -273,7 +273,9 @@ class WaitingRoom(Generic[T]):
             at_limit = self._growth.at_limit
             if at_limit or self._growth.arrived:
                 since = None
-                await self._wait_untimed(waiter, at_limit=at_limit)
+                self._hope(waiter, at_limit=at_limit)
+                await self._stand(waiter, math.inf)
+                self._untimed.pop(waiter, None)
                 continue
             now = self._clock()
             since = now if since is None else since
@@ -312,7 +314,8 @@ class WaitingRoom(Generic[T]):
                 break
         waiter.idle = False
 
-    async def _wait_untimed(self, waiter: Waiter[T], *, at_limit: bool) -> None:
+    def _hope(self, waiter: Waiter[T], *, at_limit: bool) -> None:
+        """Before it suspends without a timer."""
         self._withdraw(waiter)
         if at_limit:
             self._growth.note_limit()
@@ -320,8 +323,6 @@ class WaitingRoom(Generic[T]):
                 waiter.sealed = True
                 waiter.tally.sealed += 1
         self._untimed[waiter] = None
-        await self._stand(waiter, math.inf)
-        self._untimed.pop(waiter, None)
 
     def _ask_permission(self, waiter: Waiter[T]) -> int:
         """How many emergency objects may be made for it now: all that it still needs, or none."""
