@@ -22,7 +22,7 @@ TASKS, BUFFERS, TIMES = 64, 8, 20
 
 
 async def calls_per_buffer(cache: aslab.Cache[memoryview], rests: int) -> float:
-    """Calls of aslab's functions for each buffer that one of many tasks takes, with a turn of the loop, and frees."""
+    """Calls of aslab's functions for each buffer that one of many tasks takes, has for a turn, and frees."""
     calls = 0
 
     def profile(frame: FrameType, event: str, arg: Any) -> None:
