@@ -242,7 +242,7 @@ class Cache(Generic[T]):
             else:
                 self._hits += 1
                 return slot
-        elif runs and (passing := self._pool.room.pass_by(LEVEL[flags])):
+        elif runs and (passing := self._pool.room.passing.take(LEVEL[flags])):
             self._hits += 1
             return passing
         self._misses += 1
@@ -251,7 +251,7 @@ class Cache(Generic[T]):
             return None
         depot = self._pool.depot
         level = LEVEL[flags]
-        found = depot.take(lingering=False) or self._pool.take_reserved(level) or self._pool.take_spare(level)
+        found = depot.take(lingering=False) or self._pool.take_set_aside(level)
         return found or depot.lingering.take()
 
     def _hand_out(self, slot: Slot[T]) -> Buffer[T]:

@@ -144,21 +144,18 @@ class Pool(Generic[T]):
         except anyio.WouldBlock:
             raise self._nothing(cache, "an emergency object cannot be had without waiting") from None
 
-    def take_reserved(self, level: int) -> Slot[T] | None:
-        """One that is set aside for such a caller. Any thread."""
-        slot = self.reserve.take(level)
-        if slot is not None:
-            self.engine.attend(self, self.attend)  # from then on, frees refill it
-        return slot
+    def take_set_aside(self, level: int) -> Slot[T] | None:
+        """One that is set aside for such a caller, or an emergency object that was kept. Any thread.
 
-    def take_spare(self, level: int) -> Slot[T] | None:
-        """An emergency object that was kept; slabs are asked for all the same. Any thread."""
-        if not self.emergency.at_hand(level):
+        Frees refill what is set aside from then on; slabs are asked for all the same.
+        """
+        slot = self.room.passing.take_set_aside(level)
+        if slot is None:
             return None
-        if Mark.GROWING not in self.marks:
+        if slot.slab is None and Mark.GROWING not in self.marks:
             self.growth.missed = True
-            self.engine.attend(self, self.growth.ask)
-        return self.emergency.take(level)
+        self.engine.attend(self, self.growth.ask if slot.slab is None else self.attend)
+        return slot
 
     def _nothing(self, cache: Cache[T], why: str) -> anyio.WouldBlock:
         return anyio.WouldBlock(f"{situation(self, cache)}: no object is free, and {why}")
@@ -174,8 +171,12 @@ class Pool(Generic[T]):
         """A free of a slot that may need more than the magazine. Any thread."""
         if not self.clean_up(slot):
             self.take_back(slot)
-        elif self.growth.unwell and self.emergency.spare:
-            self.engine.attend(self, self._offer_spares)
+        elif self.wanted or (self.growth.unwell and self.emergency.spare):
+            self.engine.attend(self, self._freed_single)
+
+    def _freed_single(self) -> None:
+        self.room.passing.claims.note()
+        self._offer_spares()
 
     def _offer_spares(self) -> None:
         if self.wanted:
@@ -236,7 +237,8 @@ class Pool(Generic[T]):
             self.engine.attend(self, self._freed)
 
     def _freed(self) -> None:
-        if self.wanted_by_others or not self.room.leave_to_whoever_runs():
+        self.room.passing.claims.note()
+        if self.wanted_by_others or not self.room.tell():
             self._serve()
         else:
             for cache in self.caches:
@@ -336,16 +338,16 @@ class Pool(Generic[T]):
 
     def note_waiting(self) -> None:
         """Who waits has changed: what the hot paths of the caches look at."""
-        slow = bool(self.line) and (self.reserve.short or not self.room.may_be_passed)
+        slow = bool(self.line) and (self.reserve.short or not self.room.passing.allowed)
         asked_for = self.growth.filling > 0 or self.reserve.short or self.mover.hungry
         self.wanted_by_others = asked_for or self.condemned > 0 or self.engine.short
-        self.wanted = bool(self.line) or self.wanted_by_others
+        self.wanted = bool(self.line) or self.wanted_by_others or self.reserve.kept > 0
         for cache in self.caches:
             cache._waiting = self.wanted
             cache._slow = slow or cache._always_slow
 
     def _note_passed(self) -> None:
-        slow = self.reserve.short or not self.room.may_be_passed
+        slow = self.reserve.short or not self.room.passing.allowed
         for cache in self.caches:
             cache._waiting = True
             cache._slow = slow or cache._always_slow

@@ -12,11 +12,7 @@ up the loop gets some turns first: what a thread has brought while the loop was 
 A caller that tries an emergency object stays in line, and takes what comes first; one refused by
 ``max_emergency`` or ``emergency_limit`` is woken when there is room, and it is permitted then. Nobody spins.
 
-What comes free is not handed over at once. The first in line is told, and has it as soon as it runs, with all that
-is free by then; whoever runs before, and is as urgent, may take it. For a caller that frees and allocates again is
-served as fast as if nobody waited, where each hand-over costs two turns of the event loop. But once the first in
-line has stood `BESIDE` seconds beside what came free, the next that does is handed over. (So do the locks of
-WebKit and of Rust's parking_lot.) Nobody passes one that finishes something with it, or one that needs several.
+What comes free is not handed over at once: others may pass the first in line, for a moment (_passing.py).
 
 Who needs several waits as one: free objects gather until there are enough for the first in line, and nobody takes
 some of them and waits for the rest. So no two can lock each other out.
@@ -37,10 +33,11 @@ from ._clock import Clock
 from ._depot import Depot
 from ._emergency import Emergency
 from ._errors import twin
-from ._flags import FINISHES, KM, ORDINARY, URGENT
+from ._flags import FINISHES, KM, ORDINARY
 from ._growth import Growth
 from ._lateness import Lateness
 from ._line import Line, Waiter
+from ._passing import Passing
 from ._permits import Permits
 from ._reserve import Reserve
 from ._slab import Slot
@@ -48,9 +45,6 @@ from ._state import Mark, Marks
 from ._stats import Tally
 
 T = TypeVar("T")
-
-BESIDE = 0.001
-"""Seconds for which the first in line is passed by others, from when something came free."""
 
 
 class WaitingRoom(Generic[T]):
@@ -97,7 +91,7 @@ class WaitingRoom(Generic[T]):
         self._busy = False
         self._lateness: Lateness[T] = Lateness(growth, clock)
         self._attempts: Attempts[T] = Attempts(emergency, clock, start=start, give_back=give_back)
-        self.beside: float = BESIDE
+        self.passing: Passing[T] = Passing(line, depot, reserve, emergency, clock)
         self._given = 0  # objects, to waiters that have not resumed yet
 
     @property
@@ -143,44 +137,19 @@ class WaitingRoom(Generic[T]):
         first = self._line.first
         if first is None:
             return
-        if first.seen is not None and self._at_hand(self._standing(first)) > first.seen:
+        if first.seen is not None and self._at_hand(self.passing.standing(first)) > first.seen:
             first.wake()  # less is missing than when it asked for it
         if first.level == FINISHES and first.beside is None and self._at_hand(FINISHES) >= first.need:
-            first.beside = self._now()
+            first.beside = self.passing.now()
             first.wake()  # to look again when it has stood there for long enough
 
-    def leave_to_whoever_runs(self) -> bool:
+    def tell(self) -> bool:
         """Something came free: whether others may have it before the first in line runs, who is told."""
-        if self._busy or self._reserve.short:
-            return False
-        first = self._line.first
-        if first is None or not first.idle or first.need > 1 or first.level == FINISHES:
-            return False
-        if first.beside is None:
-            first.beside = self._now()
-        elif self._has_stood(first):
-            return False
-        first.tell()
-        return True
-
-    @property
-    def may_be_passed(self) -> bool:
-        """Whether a SLEEP caller that runs now may take what is free, though others wait."""
-        first = self._line.first
-        return first is None or (first.level == ORDINARY and first.need == 1 and not self._has_stood(first))
-
-    def pass_by(self, level: int) -> Slot[T] | None:
-        """A free object for a caller that runs now, past those who wait, if it may."""
-        first = self._line.first
-        if first is not None and (first.level < level or first.need > 1 or self._reserve.comes_before(level)):
-            return None
-        if first is not None and self._has_stood(first):
-            return None
-        return self._depot.take(lingering=False) or self._reserve.take(level) or self._emergency.take(level)
+        return not self._busy and self.passing.tell()
 
     def _serve_next(self) -> bool:
         waiter = self._line.first
-        level = ORDINARY if waiter is None else self._standing(waiter)
+        level = ORDINARY if waiter is None else self.passing.standing(waiter)
         if self._reserve.comes_before(level):
             slot = self._depot.take(lingering=False)
             if slot is not None:
@@ -195,23 +164,6 @@ class WaitingRoom(Generic[T]):
         self._given += len(slots)
         waiter.give(slots)
         return True
-
-    def _standing(self, waiter: Waiter[T]) -> int:
-        """Its level, but for what is kept for MEMALLOC callers: that is for those of them who run, before.
-
-        Whoever finishes a write with an object gives back two, and may need one of these at once to start the next
-        write. Were both handed to others who wait, nobody might be left to give any back.
-        """
-        return waiter.level if waiter.level > FINISHES or self._has_stood(waiter) else URGENT
-
-    def _has_stood(self, waiter: Waiter[T]) -> bool:
-        return waiter.beside is not None and self._now() >= waiter.beside + self.beside
-
-    def _now(self) -> float:
-        try:
-            return self._clock()
-        except RuntimeError:  # the loop is closed: whatever comes free now, nobody runs
-            return math.inf
 
     def _collect(self, need: int, level: int) -> list[Slot[T]] | None:
         """So many free objects, or none."""
@@ -305,12 +257,12 @@ class WaitingRoom(Generic[T]):
         """Suspend with nothing under way: others may pass."""
         waiter.idle = True
         if waiter.level == FINISHES and waiter.beside is not None and self._at_hand(FINISHES) >= waiter.need:
-            until = min(until, waiter.beside + self.beside)
+            until = min(until, waiter.beside + self.passing.beside)
         while True:
             if waiter.beside is not None:  # passed by: to be told again, or handed over to
                 self._on_passed()
             await waiter.suspend(until)
-            if not waiter.told or self._at_hand(self._standing(waiter)):
+            if not waiter.told or self._at_hand(self.passing.standing(waiter)):
                 break
         waiter.idle = False
 
@@ -347,7 +299,7 @@ class WaitingRoom(Generic[T]):
 
     def _missing(self, waiter: Waiter[T]) -> int:
         """How many objects it needs besides those that are free for it: these belong to the first in line."""
-        at_hand = self._at_hand(self._standing(waiter)) if self._line.first is waiter else 0
+        at_hand = self._at_hand(self.passing.standing(waiter)) if self._line.first is waiter else 0
         return max(0, waiter.need - at_hand)
 
     def grant(self, waiter: Waiter[T]) -> bool:
@@ -382,7 +334,7 @@ class WaitingRoom(Generic[T]):
         made = await self._attempts.make(waiter, permitted)
         slots: list[Slot[T]] | None = None
         if len(made) == permitted and not waiter.served:
-            slots = self._collect(waiter.need - permitted, self._standing(waiter))
+            slots = self._collect(waiter.need - permitted, self.passing.standing(waiter))
         if slots is None:
             self._attempts.put_back(made)
             return None

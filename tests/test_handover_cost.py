@@ -52,5 +52,5 @@ async def test_buffer_that_tasks_wait_for_costs_few_calls(rests: int, most: int)
     async with allocator() as kmem:
         cache = kmem.create_cache("c", SIZE, objects_per_slab=BUFFERS, max_objects=BUFFERS)
         await cache.prefill(BUFFERS)
-        cache._pool.room.beside = math.inf  # who is passed, and how often, depends on no clock
+        cache._pool.room.passing.beside = math.inf  # who is passed, and how often, depends on no clock
         assert await calls_per_buffer(cache, rests) <= most

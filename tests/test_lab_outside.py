@@ -603,9 +603,12 @@ def test_where_no_call_and_no_child_is_under_way_only_who_waits_at_a_socket_is_l
     monkeypatch.setattr(_trio, "frames_of", counting)
     ours, theirs = socket.socketpair()
 
+    async def wait() -> None:
+        await anyio.wait_readable(ours)
+
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(anyio.wait_readable, ours)
+            tasks.start_soon(wait)
             for number in range(1, 101):
                 tasks.start_soon(anyio.sleep, number)
             await anyio.sleep(1000)

@@ -137,7 +137,7 @@ async def _aslab(kmem: aslab.Allocator, name: str, buffers: int) -> Pool:
     cache = kmem.create_cache(name, SIZE, objects_per_slab=buffers, max_objects=buffers)
     await cache.prefill(buffers)
     if name != OURS[0]:
-        cache._pool.room.beside = 0.0  # of this experiment alone
+        cache._pool.room.passing.beside = 0.0  # of this experiment alone
     return Pool(cache.alloc, aslab.Buffer.free)
 
 
