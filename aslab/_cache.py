@@ -234,7 +234,7 @@ class Cache(Generic[T]):
         if flags is _MEMALLOC:
             self._pool.learn(1, FINISHES)
         line = self._pool.line
-        if not line:
+        if line.first is None:
             try:
                 slot = self._magazine.pop()
             except IndexError:
@@ -247,7 +247,7 @@ class Cache(Generic[T]):
             return passing
         self._misses += 1
         self._pool.parking.look()
-        if line:
+        if line.first is not None:
             return None
         depot = self._pool.depot
         level = LEVEL[flags]

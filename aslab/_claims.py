@@ -34,8 +34,8 @@ class Claims(Generic[T]):
 
     def note(self) -> None:
         """The task that runs gives an object back."""
-        task = _current_task()
-        if task is not None and self._reserve.kept:
+        task = _current_task() if self._reserve.kept else None
+        if task is not None:
             self._until.pop(task, None)
             self._until[task] = self._now() + self._lasts
             while len(self._until) > self._reserve.kept:

@@ -239,7 +239,9 @@ class Engine:
         before it says so (`may_spare`), or an interval has passed.
         """
         self.budget.found_no_room(growth.account)
-        missing = self._spare(growth, self.budget.missing(growth.account))
+        missing = self.budget.missing(growth.account)
+        if missing > 0:
+            missing = self._spare(growth, missing)
         if missing > 0 and not self.short:
             self._may_spare = dict.fromkeys(self.pools)
             missing = self._spare(growth, missing)
@@ -249,7 +251,7 @@ class Engine:
 
     def _spare(self, growth: Growth[Any], missing: int) -> int:
         """Answers how many bytes are missing still."""
-        for pool in list(self._may_spare) if missing > 0 else ():
+        for pool in list(self._may_spare):
             if pool.growth is not growth:
                 missing -= pool.reclaim.spare(missing, growth.account.rank)
                 if missing <= 0:

@@ -141,13 +141,13 @@ class Growth(Generic[T]):
     @property
     def gfp(self) -> GFP:
         """What a grow may do now: never weaker than the most urgent waiter needs."""
-        first = self._line.first()
+        first = self._line.first
         return gfp_for(KM.SLEEP if first is None else first.flags, alone=not self.config.has_emergency)
 
     @property
     def level(self) -> int:
         """How urgent the first in line is."""
-        first = self._line.first()
+        first = self._line.first
         return ORDINARY if first is None else first.level
 
     @property
@@ -309,7 +309,7 @@ class Growth(Generic[T]):
                 filler.wake()
 
     def _wanted(self) -> bool:
-        if self._line or self._reserve.short:
+        if self._line.first is not None or self._reserve.short:
             return True
         least = max([self.config.watermark, self.repacking, *(filler.objects for filler in self._fillers)])
         return self._depot.free < max(least, self.missed)
@@ -317,5 +317,5 @@ class Growth(Generic[T]):
     def _claim(self) -> Claim | None:
         """Who waits for a slab here and may have one as far as the cache's own bound goes."""
         busy = self.marks.bits & _BLOCKED or self._pausing
-        first = None if busy or self._at_most else self._line.first()
+        first = None if busy or self._at_most else self._line.first
         return first.rank if first is not None else None

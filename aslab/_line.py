@@ -153,7 +153,8 @@ class Line(Generic[T]):
         self._heap: list[tuple[int, int, int, list[Waiter[T]]]] = []
         self._places: dict[Waiter[T], list[Waiter[T]]] = {}
         self._serial = itertools.count()
-        self._first: Waiter[T] | None = None  # looked at far more often than it changes
+        self.first: Waiter[T] | None = None
+        """Who is next: looked at far more often than it changes."""
 
     def __len__(self) -> int:
         return len(self._places)
@@ -167,8 +168,8 @@ class Line(Generic[T]):
             return
         place = self._places[waiter] = [waiter]
         heapq.heappush(self._heap, (*waiter.rank, next(self._serial), place))
-        if self._first is None or waiter.rank < self._first.rank:
-            self._first = waiter
+        if self.first is None or waiter.rank < self.first.rank:
+            self.first = waiter
 
     def leave(self, waiter: Waiter[T]) -> bool:
         """Give up the place; whether it had one."""
@@ -178,13 +179,9 @@ class Line(Generic[T]):
             if len(self._heap) > 2 * len(self._places) + 64:
                 self._heap = [entry for entry in self._heap if entry[3]]
                 heapq.heapify(self._heap)
-            if waiter is self._first:
-                self._first = self._find_first()
+            if waiter is self.first:
+                self.first = self._find_first()
         return place is not None
-
-    def first(self) -> Waiter[T] | None:
-        """Who is next, or None."""
-        return self._first
 
     def _find_first(self) -> Waiter[T] | None:
         while self._heap:
@@ -196,5 +193,4 @@ class Line(Generic[T]):
 
     def overtaken_by(self, waiter: Waiter[T]) -> bool:
         """Whether somebody here comes before it."""
-        first = self.first()
-        return first is not None and first.rank < waiter.rank
+        return self.first is not None and self.first.rank < waiter.rank

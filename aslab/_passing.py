@@ -57,7 +57,7 @@ class Passing(Generic[T]):
         """Something came free: whether others may have it before the first in line runs, who is told."""
         if self._reserve.short:
             return False
-        first = self._line.first()
+        first = self._line.first
         if first is None or not first.idle or first.need > 1 or first.level == FINISHES:
             return False
         if first.beside is None:
@@ -70,12 +70,12 @@ class Passing(Generic[T]):
     @property
     def allowed(self) -> bool:
         """Whether a SLEEP caller that runs now may take what is free, though others wait."""
-        first = self._line.first()
+        first = self._line.first
         return first is None or (first.level == ORDINARY and first.need == 1 and not self.has_stood(first))
 
     def take(self, level: int) -> Slot[T] | None:
         """A free object for a caller that runs now, past those who wait, if it may."""
-        first = self._line.first()
+        first = self._line.first
         if first is None or (level == FINISHES and self.claims.mine) or self._may_be_passed(first, level):
             slot = self._depot.take(lingering=False)
             if slot is None and (slot := self.take_set_aside(level)) is not None:

@@ -90,7 +90,7 @@ class Permits:
 
     def grant(self) -> None:
         """There may be room again: permit those who were refused, in order. Event loop's thread."""
-        while (waiter := self.refused.first()) is not None:
+        while (waiter := self.refused.first) is not None:
             if waiter.refused_by is not None and waiter.refused_by.hopeless(waiter):
                 waiter.wake()
             elif waiter.refused_by is not None and not waiter.refused_by.grant(waiter):

@@ -118,7 +118,7 @@ class Reclaim(Generic[T]):
         if self._depot.free < self._config.shape.objects:  # most have no whole slab: no need to look closer
             return 0
         self._depot.drain(self._engine.tick)
-        first = self._line.first()
+        first = self._line.first
         older = first is None or (rank is not None and rank < first.rank)
         given = self._depot.remove_empty(self._config.watermark if older else self._kept, most=slabs)
         self._give_back(given)
@@ -140,7 +140,7 @@ class Reclaim(Generic[T]):
     @property
     def _kept(self) -> int:
         """Free objects that stay: the watermark, or what gathers for the first in line."""
-        first = self._line.first()
+        first = self._line.first
         return max(self._config.watermark, 0 if first is None else first.need)
 
     @property

@@ -35,7 +35,7 @@ def feed_the_starved(pools: Sequence[Pool[Any]], budget: Budget, patience: float
         for pool in pools
         if pool.growth.account.rank is not None
         and budget.full(pool.growth.account)
-        and (first := pool.line.first()) is not None
+        and (first := pool.line.first) is not None
         and first.since <= before
     ]
     if not starved:

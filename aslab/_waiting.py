@@ -135,7 +135,7 @@ class WaitingRoom(Generic[T]):
                 self._on_change()
         if self._emergency.spare and (self._refused or self._permits.refused):
             self._emergency.clear()  # of no use to the first in line, and in the way of others
-        first = self._line.first()
+        first = self._line.first
         if first is None:
             return
         if first.seen is not None and self._at_hand(self.passing.standing(first)) > first.seen:
@@ -149,7 +149,7 @@ class WaitingRoom(Generic[T]):
         return not self._busy and self.passing.tell()
 
     def _serve_next(self) -> bool:
-        waiter = self._line.first()
+        waiter = self._line.first
         level = ORDINARY if waiter is None else self.passing.standing(waiter)
         if self._reserve.comes_before(level):
             slot = self._depot.take(lingering=False)
@@ -186,7 +186,7 @@ class WaitingRoom(Generic[T]):
 
     def let_others_try(self) -> None:
         """There may be room for emergency objects: permit them to those who were refused, in order."""
-        while (waiter := self._refused.first()) is not None:
+        while (waiter := self._refused.first) is not None:
             if self.hopeless(waiter):
                 waiter.wake()  # its turn never comes, and others' would not
             elif not self.grant(waiter):
@@ -215,7 +215,7 @@ class WaitingRoom(Generic[T]):
         late_from: float | None = None  # when the growth was asked for that it has found late
         slept_until = math.inf
         while True:
-            if waiter.slots is None:
+            if self._line.first is waiter:  # what is free is the first's, who was told of it; nobody else need look
                 self._look(waiter)
             if waiter.slots is not None:
                 self._given -= waiter.need
@@ -229,7 +229,9 @@ class WaitingRoom(Generic[T]):
             at_limit = self._growth.at_limit
             if at_limit or self._growth.arrived:
                 since = None
-                await self._wait_untimed(waiter, at_limit=at_limit)
+                self._hope(waiter, at_limit=at_limit)
+                await self._stand(waiter, math.inf)
+                self._untimed.pop(waiter, None)
                 continue
             now = self._clock()
             since = now if since is None else since
@@ -244,14 +246,14 @@ class WaitingRoom(Generic[T]):
             until = math.inf if late else patience
             if not late and Mark.DEADLOCKED not in self._marks:
                 self._withdraw(waiter)
-            elif waiter.permitted or self._attempts.allowed(waiter.level, first=self._is_first(waiter)):
+            elif waiter.permitted or self._attempts.allowed(waiter.level, first=self._line.first is waiter):
                 permitted = self._ask_permission(waiter)
                 if permitted:
                     made = await self._try_emergency(waiter, permitted)
                     if made is not None:
                         return made
                     continue
-            elif self._is_first(waiter):
+            elif self._line.first is waiter:
                 until = min(until, self._attempts.retry_at(waiter.level))
             slept_until = until
             await self._stand(waiter, until)
@@ -280,7 +282,8 @@ class WaitingRoom(Generic[T]):
                 break
         waiter.idle = False
 
-    async def _wait_untimed(self, waiter: Waiter[T], *, at_limit: bool) -> None:
+    def _hope(self, waiter: Waiter[T], *, at_limit: bool) -> None:
+        """Before it suspends without a timer."""
         self._withdraw(waiter)
         if at_limit:
             self._growth.note_limit()
@@ -288,8 +291,6 @@ class WaitingRoom(Generic[T]):
                 waiter.sealed = True
                 waiter.tally.sealed += 1
         self._untimed[waiter] = None
-        await self._stand(waiter, math.inf)
-        self._untimed.pop(waiter, None)
 
     def _ask_permission(self, waiter: Waiter[T]) -> int:
         """How many emergency objects may be made for it now: all that it still needs, or none."""
@@ -314,7 +315,7 @@ class WaitingRoom(Generic[T]):
 
     def _missing(self, waiter: Waiter[T]) -> int:
         """How many objects it needs besides those that are free for it: these belong to the first in line."""
-        at_hand = self._at_hand(self.passing.standing(waiter)) if self._is_first(waiter) else 0
+        at_hand = self._at_hand(self.passing.standing(waiter)) if self._line.first is waiter else 0
         return max(0, waiter.need - at_hand)
 
     def grant(self, waiter: Waiter[T]) -> bool:
@@ -360,15 +361,12 @@ class WaitingRoom(Generic[T]):
         self._attempts.in_hand -= len(made)
         return slots + made
 
-    def _is_first(self, waiter: Waiter[T]) -> bool:
-        return self._line.first() is waiter
-
     def _enter(self, waiter: Waiter[T]) -> None:
         waiter.tally.waiters += 1
         self._busy = True
         self._line.join(waiter)
         self._busy = False
-        if self._is_first(waiter):  # who stands behind others changes nothing for anybody
+        if self._line.first is waiter:  # who stands behind others changes nothing for anybody
             self._on_change()
 
     def _exit(self, waiter: Waiter[T]) -> None:
@@ -381,6 +379,6 @@ class WaitingRoom(Generic[T]):
         if stood:  # else it left when it was served
             self._on_change()
             self.serve()  # what was too little for this one may be enough for the next
-        first = self._line.first()
+        first = self._line.first
         if first is not None and (self._attempts.failing or self._growth.unwell):
             first.wake()  # it may be its turn to have an emergency object made

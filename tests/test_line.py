@@ -24,7 +24,7 @@ def rank(waiter: Waiter[object]) -> tuple[bool, int]:
 
 
 def pop(line: Line[object]) -> Waiter[object] | None:
-    waiter = line.first()
+    waiter = line.first
     assert waiter is None or line.leave(waiter)
     return waiter
 
@@ -44,7 +44,7 @@ def test_any_sequence_gives_the_order_of_a_sorted_list(operations: list[tuple[st
             model.discard(waiter)
         else:
             first = min(model, key=rank, default=None)
-            assert line.first() is first
+            assert line.first is first
             assert pop(line) is first
             model.discard(first)
         assert len(line) == len(model)

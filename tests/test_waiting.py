@@ -346,7 +346,7 @@ async def test_who_was_told_to_try_and_is_cancelled_passes_the_chance_on() -> No
         await start(tasks, second)
         await anyio.sleep(1)
         cache._pool.emergency.forgo(1)
-        while cache._pool.room._refused.first() is not None and len(cache._pool.room._refused) == 2:
+        while cache._pool.room._refused.first is not None and len(cache._pool.room._refused) == 2:
             await anyio.lowlevel.checkpoint()
         scope.cancel()
         await settle(60)

@@ -1,0 +1,56 @@
+"""What a hand-over costs, guarded by counting aslab's own calls: the same each time, where seconds are not."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+import aslab
+
+from .support import SIZE, allocator
+
+pytestmark = pytest.mark.anyio
+HOME = str(Path(aslab.__file__).parent)
+TASKS, BUFFERS, TIMES = 64, 8, 20
+
+
+async def calls_per_buffer(cache: aslab.Cache[memoryview], rests: int) -> float:
+    """Calls of aslab's functions for each buffer that one of many tasks takes, has for a turn, and frees."""
+    calls = 0
+
+    def profile(frame: FrameType, event: str, arg: Any) -> None:
+        nonlocal calls
+        calls += event == "call" and frame.f_code.co_filename.startswith(HOME)
+
+    async def work() -> None:
+        for _ in range(TIMES):
+            buf = await cache.alloc()
+            await anyio.lowlevel.checkpoint()
+            buf.free()
+            for _ in range(rests):
+                await anyio.lowlevel.checkpoint()
+
+    sys.setprofile(profile)
+    try:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(TASKS):
+                tasks.start_soon(work)
+    finally:
+        sys.setprofile(None)
+    return calls / (TASKS * TIMES)
+
+
+@pytest.mark.parametrize(("rests", "most"), [(0, 14), (1, 75)], ids=["comes again", "rests"])
+async def test_buffer_that_tasks_wait_for_costs_few_calls(rests: int, most: int) -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=BUFFERS, max_objects=BUFFERS)
+        await cache.prefill(BUFFERS)
+        cache._pool.room.passing.beside = math.inf  # who is passed, and how often, depends on no clock
+        assert await calls_per_buffer(cache, rests) <= most
