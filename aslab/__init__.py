@@ -3,10 +3,12 @@
 #   _allocator  _cache  _lease  _buffer    the public objects
 #   _flags  _errors  _stats  _state        their words: urgency, errors, counters, marks
 #   _magazine  _depot  _slab  _views       free objects at hand, slabs behind them, who can see them
-#   _lingering  _orphans                   memory that somebody may still reach after its owner has gone
+#   _lingering  _parking  _orphans         memory that somebody may still reach after its owner has gone
 #   _pool                                  brings together, for one cache or several, what follows
 #   _line  _waiting  _lateness  _blocking  who waits, for how long, and from which thread
-#   _emergency  _permits  _reserve         the ways out of waiting, and their bound
+#   _emergency  _permits  _attempts        the way out of waiting, and its bound
+#   _passing  _reserve  _claims            who comes first
+#   _patience                              how long the others wait
 #   _growth  _worker  _budget  _starved    getting slabs, within limits that are fair
 #   _reclaim  _demand  _relief             giving them back: what is idle, what can be spared
 #   _move  _pin                            moving objects so that whole slabs go, and holding them in place

@@ -323,6 +323,7 @@ async def open_allocator(
                 found = await engine.close()
         finally:  # a second Ctrl-C must not leave the shielded tasks behind
             engine.stop()
+            engine.release_late()
     try:
         for warning in found:
             warnings.warn(warning, ResourceWarning, stacklevel=3)

@@ -196,7 +196,7 @@ class Buffer(Generic[T]):
                 return
             if self._view is _LENT:
                 del self._lent
-                self._cache._pool.look_at_lingering()
+                self._cache._pool.parking.look_at_lingering()
                 return
             self._let_go()
             name = self._cache.name
@@ -213,7 +213,7 @@ class Buffer(Generic[T]):
         view = old = self._view
         if old is None or is_released(old):
             if old is not None and is_kept(old, 4):  # the handle, `view`, and two here
-                slot.remember(old, self._cache._pool.view_gone)
+                slot.remember(old, self._cache._pool.parking.view_gone)
             view = self._view
             if view is old:
                 view = self._view = fresh
@@ -235,7 +235,7 @@ class Buffer(Generic[T]):
         if not hasattr(self, "_slot"):  # as in `_look`
             view.release()
             raise self._freed_error()
-        slot.remember(view, self._cache._pool.view_gone)
+        slot.remember(view, self._cache._pool.parking.view_gone)
         return view
 
     def _end_quietly(self) -> Slot[T] | None:
@@ -285,14 +285,14 @@ class Buffer(Generic[T]):
             if slot.in_use():  # made by another thread just now
                 self._view = lease_view(slot.exporter)  # not None: the next `free` has to look, too
                 if is_kept(view):
-                    slot.remember(view, self._cache._pool.view_gone)
+                    slot.remember(view, self._cache._pool.parking.view_gone)
                 raise BufferError("a memoryview that was made of it earlier, or a pin, is alive")
         except BufferError as exc:
             self._slot = slot
             raise self._refusal(str(exc)) from None
         self._view = _LENT if hasattr(self, "_lent") else _FREED
         if is_kept(view):
-            slot.remember(view, self._cache._pool.view_gone)
+            slot.remember(view, self._cache._pool.parking.view_gone)
 
     def _refusal(self, why: str) -> BufferError:
         return BufferError(
@@ -323,9 +323,9 @@ class Buffer(Generic[T]):
             return
         view, self._view = self._view, _LENT if hasattr(self, "_lent") else _FREED
         if view is not None:  # a slice that is released later may be kept, too
-            slot.remember(view, self._cache._pool.view_gone)
+            slot.remember(view, self._cache._pool.parking.view_gone)
         del view
-        self._cache._pool.park(self._cache, slot, self.emergency)
+        self._cache._pool.parking.park(self._cache, slot, self.emergency)
 
 
 class ManagedBuffer(Buffer[T]):
@@ -379,7 +379,7 @@ class ManagedBuffer(Buffer[T]):
         self._slot = slot
         view, self._view = self._view, None
         if view is not None and is_kept(view):  # released, else it would not move; who kept it knows the old place
-            old.remember(view, self._cache._pool.view_gone)
+            old.remember(view, self._cache._pool.parking.view_gone)
         if self.emergency:
             self.emergency = False
             self._cache._tally.emergency -= 1

@@ -156,8 +156,6 @@ class Cache(Generic[T]):
             return self._alloc_now(flags)
         if timeout is not None:
             seconds("timeout", timeout, zero=True)
-        if flags is _MEMALLOC:
-            self._pool.learn(1, FINISHES)
         slot = self._at_hand(flags)
         if slot is None:
             self._pool.growth.check_possible(1, flags)
@@ -199,12 +197,11 @@ class Cache(Generic[T]):
         if self._engine.config.checkpoints:
             await anyio.lowlevel.checkpoint()
             self._check_open()
-        if flags is _MEMALLOC or n > 1:
+        if n > 1:
             self._pool.learn(n, LEVEL[flags])
-        slot = self._at_hand(flags, runs=True) if n == 1 else None
-        if slot is not None:
+        elif (slot := self._at_hand(flags, runs=True)) is not None:
             return [slot]
-        if n == 1:
+        else:
             self._pool.growth.check_possible(1, flags)
         if timeout is None:
             return await self._pool.room.wait(flags, n, self._tally)
@@ -217,13 +214,11 @@ class Cache(Generic[T]):
 
     def _alloc_now(self, flags: KM) -> Buffer[T]:
         self._check(flags, _NOSLEEP, _PUSHPAGE, _MEMALLOC)
-        if flags is _MEMALLOC:
-            self._pool.learn(1, FINISHES)
         slot = self._at_hand(flags) or self._pool.get_now(flags, self)
         return self._hand_out(slot)
 
     def _check(self, flags: KM, *allowed: KM) -> None:
-        if not any(flags is one for one in allowed):
+        if type(flags) is not KM or flags not in allowed:
             raise ConfigError("flags", flags, f"allowed here are {', '.join(map(str, allowed))}")
         self._check_open()
 
@@ -236,6 +231,8 @@ class Cache(Generic[T]):
 
     def _at_hand(self, flags: KM, *, runs: bool = False) -> Slot[T] | None:
         """A free object. Those who wait for one come first, but may be passed by a task that runs now."""
+        if flags is _MEMALLOC:
+            self._pool.learn(1, FINISHES)
         line = self._pool.line
         if not line:
             try:
@@ -245,16 +242,16 @@ class Cache(Generic[T]):
             else:
                 self._hits += 1
                 return slot
-        elif runs and (passing := self._pool.room.pass_by(LEVEL[flags])):
+        elif runs and (passing := self._pool.room.passing.take(LEVEL[flags])):
             self._hits += 1
             return passing
         self._misses += 1
-        self._pool.unpark()
+        self._pool.parking.look()
         if line:
             return None
         depot = self._pool.depot
         level = LEVEL[flags]
-        found = depot.take(lingering=False) or self._pool.take_reserved(level) or self._pool.take_spare(level)
+        found = depot.take(lingering=False) or self._pool.take_set_aside(level)
         return found or depot.lingering.take()
 
     def _hand_out(self, slot: Slot[T]) -> Buffer[T]:

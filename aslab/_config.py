@@ -176,15 +176,14 @@ def cache_config(
         raise ConfigError(
             "limit", limit, f"allowed is at least one slab of cache {name!r}, {shape.slab_size} bytes"
         )
-    makes_emergency_objects = max_emergency != 0 and flags is not CacheFlags.NOEMERGENCY
-    if isinstance(emergency_limit, int) and 0 < emergency_limit < size and makes_emergency_objects:
+    single = max_emergency != 0 and flags is not CacheFlags.NOEMERGENCY
+    if isinstance(emergency_limit, int) and 0 < emergency_limit < size and single:
         allowed = f"allowed is 0, or at least one object of cache {name!r}, {size} bytes"
         raise ConfigError("emergency_limit", emergency_limit, allowed)
     if magazine_size is not None:
         whole_number("magazine_size", magazine_size, SMALLEST, LARGEST)
-    optional_function("ctor", ctor)
-    optional_function("dtor", dtor)
-    optional_function("reclaim", reclaim)
+    for field, function in (("ctor", ctor), ("dtor", dtor), ("reclaim", reclaim)):
+        optional_function(field, function)
     if dtor is not None and ctor is None:
         raise ConfigError("dtor", dtor, "allowed only with a ctor: there is nothing to destroy")
     if max_emergency is not None:

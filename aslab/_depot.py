@@ -36,22 +36,28 @@ class Depot(Generic[T]):
 
         Where there is none, one that lingers.
         """
-        magazine = self._magazine
-        with self.lock:
-            if magazine:
-                try:
-                    return magazine.pop()
-                except IndexError:  # another thread was quicker
-                    pass
-            slot = self.slabs.take()
+        if self._magazine or self.slabs.partial:
+            with self.lock:
+                slot = self._take()
             if slot is not None:
-                for _ in range(magazine.batch - 1):
-                    extra = self.slabs.take()
-                    if extra is None:
-                        break
-                    magazine.append(extra)
                 return slot
         return self.lingering.take() if lingering else None
+
+    def _take(self) -> Slot[T] | None:
+        magazine = self._magazine
+        if magazine:
+            try:
+                return magazine.pop()
+            except IndexError:  # another thread was quicker
+                pass
+        slot = self.slabs.take()
+        if slot is not None:
+            for _ in range(magazine.batch - 1):
+                extra = self.slabs.take()
+                if extra is None:
+                    break
+                magazine.append(extra)
+        return slot
 
     def flush(self, age: int) -> bool:
         """Put a batch of the oldest back while the magazine is over its capacity; False if the lock is taken."""

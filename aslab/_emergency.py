@@ -163,7 +163,7 @@ class Emergency(Generic[T]):
 
     def take(self, level: int) -> EmergencySlot[T] | None:
         """One of those, or None."""
-        if not self.at_hand(level):
+        if not ((self._spare or self.lingering) and self.at_hand(level)):
             return None
         try:
             slot = self._spare.pop()

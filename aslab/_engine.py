@@ -32,7 +32,7 @@ from ._blocking import Errand
 from ._budget import Account, Budget
 from ._cache import Cache
 from ._clients import log_failure, must_end
-from ._clock import Clock, clock_of_this_loop
+from ._clock import Clock, clock_of_this_loop, events_of_this_loop
 from ._config import AllocatorConfig, CacheConfig
 from ._errors import CacheClosedError
 from ._growth import Growth
@@ -65,6 +65,7 @@ class Engine:
     def __init__(self, config: AllocatorConfig) -> None:
         self.config = config
         self.clock: Clock = clock_of_this_loop()
+        self.make_event: Callable[[], anyio.Event] = events_of_this_loop()
         self.bell: Bell = Bell()
         self.supply: Supply = Supply(config.slabs, self.bell)
         self.emergency_supply: Supply = Supply(config.emergency, self.bell)
@@ -116,9 +117,13 @@ class Engine:
     def stop(self) -> None:
         """End all tasks; what is stuck in a thread is left behind."""
         self.worker.stopping = True
-        for supply in (self.supply, self.emergency_supply):
-            supply.close()  # again, where `close` was cut off
         self._scope.cancel()
+
+    def release_late(self) -> None:
+        """Leave to a thread what is still to be released, where `close` was cut off before."""
+        for supply in (self.supply, self.emergency_supply):
+            if not supply.closed:
+                supply.close()
 
     def start(self, function: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Start a task that lives as long as the allocator at most; event loop's thread only."""
@@ -308,7 +313,7 @@ class Engine:
             self.tick += 1
             self._may_spare = dict.fromkeys(self.pools)
             for number, pool in enumerate(self._all_pools()):
-                await pool.unpark_all()
+                await pool.parking.look_at_all()
                 pool.age(expires=self.config.expire is not None)
                 await take_turns(number)
             self._set_short(short=any(self.budget.full(pool.growth.account) for pool in self.pools if pool.line))

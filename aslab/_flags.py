@@ -26,6 +26,8 @@ class KM(enum.Enum):
     ends without asking for more (Linux has the same rule for PF_MEMALLOC).
     """
 
+    __hash__ = object.__hash__  # an Enum's own is Python, and each caller that waits looks its level up
+
 
 LEVEL = {KM.SLEEP: 2, KM.NOSLEEP: 2, KM.PUSHPAGE: 1, KM.MEMALLOC: 0}
 """Who is served before whom: the smaller first."""

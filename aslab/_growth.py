@@ -37,6 +37,8 @@ log = logging.getLogger("aslab")
 
 PAUSE_FIRST, PAUSE_MOST = 0.01, 1.0
 """Seconds between tries after want of memory: doubled from the first to the most."""
+_GROWING = Mark.GROWING.value
+_BLOCKED = (Mark.GROWING | Mark.REAPING | Mark.DESTROY).value
 
 
 class Filler:
@@ -116,9 +118,9 @@ class Growth(Generic[T]):
     @property
     def at_limit(self) -> bool:
         """Whether only a free can help: slabs may not become more, and none is on its way."""
-        if Mark.GROWING in self.marks:
+        if self.marks.bits & _GROWING:
             return False
-        return self.limit_reached or self._worker.budget.yields(self.account)
+        return self._at_most or self.limit_reached or self._worker.budget.yields(self.account)
 
     @property
     def limit_reached(self) -> bool:
@@ -177,8 +179,7 @@ class Growth(Generic[T]):
 
     def ask(self) -> bool:
         """Ask for a slab if one is wanted and may be had; whether it may. Asking twice changes nothing."""
-        blocked = Mark.GROWING | Mark.REAPING | Mark.DESTROY
-        if self.marks.state & blocked or self._pausing or not self._wanted():
+        if self.marks.bits & _BLOCKED or self._pausing or not self._wanted():
             return False
         if self.at_limit:
             self._worker.make_room(self)
@@ -205,7 +206,7 @@ class Growth(Generic[T]):
 
     def late(self) -> None:
         """A waiter's time is up. The first one of an episode sets DEADLOCKED, if others would not wait longer."""
-        if self.marks.state & (Mark.GROWING | Mark.DESTROY) != Mark.GROWING:
+        if Mark.GROWING not in self.marks or Mark.DESTROY in self.marks:
             return
         self.unwell = True
         since = self._worker.clock() - self.due_from
@@ -315,6 +316,6 @@ class Growth(Generic[T]):
 
     def _claim(self) -> Claim | None:
         """Who waits for a slab here and may have one as far as the cache's own bound goes."""
-        busy = self.marks.state & (Mark.GROWING | Mark.REAPING | Mark.DESTROY) or self._pausing
+        busy = self.marks.bits & _BLOCKED or self._pausing
         first = None if busy or self._at_most else self._line.first()
         return first.rank if first is not None else None

@@ -6,11 +6,10 @@ blanks the entry, so joining and leaving cost O(log n), whatever the number of w
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
@@ -45,6 +44,7 @@ class Waiter(Generic[T]):
         "has_waited",
         "idle",
         "level",
+        "make_event",
         "need",
         "permitted",
         "rank",
@@ -90,18 +90,19 @@ class Waiter(Generic[T]):
         self.has_waited: bool = False
         self.sealed: bool = False
         """It would have had the cache grow, had that not been sealed."""
+        self.make_event: Callable[[], anyio.Event] = anyio.Event
         self._event: anyio.Event | None = None
 
-    async def suspend(self, until: float) -> None:
+    def suspend(self, until: float) -> Coroutine[Any, Any, None]:
         """As `wait`, and counts it."""
         self.tally.waits += not self.has_waited
-        await self.wait(until)
+        return self.wait(until)
 
     async def wait(self, until: float) -> None:
         """Suspend until woken, or until that time."""
         self.has_waited = True
         self.told = False
-        self._event = anyio.Event()
+        self._event = self.make_event()
         if self.slots is not None or self.error is not None:
             return  # by a finaliser, which the garbage collector ran just now: nobody will set this event
         if until < math.inf:
@@ -120,8 +121,10 @@ class Waiter(Generic[T]):
         """Let it look again."""
         self.told = False
         if self._event is not None:
-            with contextlib.suppress(RuntimeError):  # its event loop is closed, and the task with it
+            try:
                 self._event.set()
+            except RuntimeError:  # its event loop is closed, and the task with it
+                self._event = None
 
     def give(self, slots: list[Slot[T]]) -> None:
         """Hand over all that it needs. Whatever it was doing for them ends."""
@@ -146,6 +149,7 @@ class Line(Generic[T]):
         self._heap: list[tuple[int, int, int, list[Waiter[T]]]] = []
         self._places: dict[Waiter[T], list[Waiter[T]]] = {}
         self._serial = itertools.count()
+        self._first: Waiter[T] | None = None  # looked at far more often than it changes
 
     def __len__(self) -> int:
         return len(self._places)
@@ -159,6 +163,8 @@ class Line(Generic[T]):
             return
         place = self._places[waiter] = [waiter]
         heapq.heappush(self._heap, (*waiter.rank, next(self._serial), place))
+        if self._first is None or waiter.rank < self._first.rank:
+            self._first = waiter
 
     def leave(self, waiter: Waiter[T]) -> bool:
         """Give up the place; whether it had one."""
@@ -168,10 +174,15 @@ class Line(Generic[T]):
             if len(self._heap) > 2 * len(self._places) + 64:
                 self._heap = [entry for entry in self._heap if entry[3]]
                 heapq.heapify(self._heap)
+            if waiter is self._first:
+                self._first = self._find_first()
         return place is not None
 
     def first(self) -> Waiter[T] | None:
         """Who is next, or None."""
+        return self._first
+
+    def _find_first(self) -> Waiter[T] | None:
         while self._heap:
             place = self._heap[0][3]
             if place:

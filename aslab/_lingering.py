@@ -14,44 +14,41 @@ Any thread: each step is one operation of a dictionary, and whoever takes a plac
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from ._slab import Slot
 
 S = TypeVar("S", bound=Slot[Any])
 
 
-class Lingering(Generic[S]):
+class Lingering(dict[S, object]):
     """Such places of one kind: slots of slabs, or emergency objects.
 
     :param clean: called for each that need not linger any more: it may have been written to since it was freed
     """
 
     def __init__(self, clean: Callable[[S], object] | None = None) -> None:
-        self._slots: dict[S, object] = {}
+        super().__init__()
         self._clean = clean
-
-    def __len__(self) -> int:
-        return len(self._slots)
 
     def admit(self, slot: S) -> bool:
         """Take in a free slot, if it has to linger. Else it stays the caller's."""
-        self._slots[slot] = None  # before we look: from here on we are told
+        self[slot] = None  # before we look: from here on we are told
         return not self.let_go(slot)
 
     def take(self) -> S | None:
         """The one that came last: most likely its own task has merely kept a variable."""
         try:
-            return self._slots.popitem()[0]
-        except KeyError:
+            return self.popitem()[0] if self else None
+        except KeyError:  # another thread was quicker
             return None
 
     def let_go(self, slot: S) -> bool:
         """If it need not linger any more it is the caller's."""
-        if self._slots.pop(slot, self) is self:  # somebody took it
+        if self.pop(slot, self) is self:  # somebody took it
             return False
         if slot.haunted():
-            self._slots[slot] = None
+            self[slot] = None
             return False
         if self._clean is not None:
             self._clean(slot)
@@ -59,4 +56,4 @@ class Lingering(Generic[S]):
 
     def look(self) -> list[S]:
         """Those that need not linger any more: of slices, and what was garbage, nobody tells."""
-        return [slot for slot in list(self._slots) if self.let_go(slot)]
+        return [slot for slot in list(self) if self.let_go(slot)]

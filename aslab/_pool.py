@@ -11,30 +11,26 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import anyio
 
-from ._bell import take_turns
 from ._config import CacheConfig
 from ._depot import Depot
 from ._emergency import Emergency, EmergencySlot
 from ._flags import FINISHES, KM, LEVEL
 from ._growth import Growth
 from ._line import Line
-from ._lingering import Lingering
 from ._magazine import Magazine
 from ._move import Mover
-from ._orphans import Orphan, look_after_collections
+from ._parking import Parking
 from ._reclaim import Reclaim
 from ._reserve import Reserve
 from ._slab import Slot
 from ._snapshot import situation
 from ._state import Mark, Marks
 from ._stats import Tally
-from ._views import KeptView
 from ._waiting import WaitingRoom
 from .backends._libc import zero
 
@@ -44,8 +40,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PARKED_AT_ONCE = 16
-"""Parked slots that a miss looks at; the ageing task looks at all."""
 SPARE = 0.01
 """Seconds for which an emergency object that nobody wants is kept: a timer tick of 2012."""
 
@@ -98,6 +92,7 @@ class Pool(Generic[T]):
             self.emergency,
             permits=engine.permits,
             clock=engine.clock,
+            make_event=engine.make_event,
             tickets=engine.tickets,
             on_change=self._line_changed,
             on_passed=self._note_passed,
@@ -109,7 +104,7 @@ class Pool(Generic[T]):
         """Held while the handle of a managed buffer changes hands; a finaliser may come in between."""
         self._spared_for, self._spared_until = 1, 0  # ticks
         self._ages_spares = False
-        self._parked: deque[tuple[Cache[T], Slot[T], bool]] = deque()
+        self.parking: Parking[T] = Parking(self)
 
     def join(self, cache: Cache[T]) -> None:
         """A cache begins to use it."""
@@ -149,21 +144,18 @@ class Pool(Generic[T]):
         except anyio.WouldBlock:
             raise self._nothing(cache, "an emergency object cannot be had without waiting") from None
 
-    def take_reserved(self, level: int) -> Slot[T] | None:
-        """One that is set aside for such a caller. Any thread."""
-        slot = self.reserve.take(level)
-        if slot is not None:
-            self.engine.attend(self, self.attend)  # from then on, frees refill it
-        return slot
+    def take_set_aside(self, level: int) -> Slot[T] | None:
+        """One that is set aside for such a caller, or an emergency object that was kept. Any thread.
 
-    def take_spare(self, level: int) -> Slot[T] | None:
-        """An emergency object that was kept; slabs are asked for all the same. Any thread."""
-        if not self.emergency.at_hand(level):
+        Frees refill what is set aside from then on; slabs are asked for all the same.
+        """
+        slot = self.room.passing.take_set_aside(level)
+        if slot is None:
             return None
-        if Mark.GROWING not in self.marks:
+        if slot.slab is None and Mark.GROWING not in self.marks:
             self.growth.missed = True
-            self.engine.attend(self, self.growth.ask)
-        return self.emergency.take(level)
+        self.engine.attend(self, self.growth.ask if slot.slab is None else self.attend)
+        return slot
 
     def _nothing(self, cache: Cache[T], why: str) -> anyio.WouldBlock:
         return anyio.WouldBlock(f"{situation(self, cache)}: no object is free, and {why}")
@@ -179,8 +171,12 @@ class Pool(Generic[T]):
         """A free of a slot that may need more than the magazine. Any thread."""
         if not self.clean_up(slot):
             self.take_back(slot)
-        elif self.emergency.spare:
-            self.engine.attend(self, self._offer_spares)
+        elif self.wanted or (self.growth.unwell and self.emergency.spare):
+            self.engine.attend(self, self._freed_single)
+
+    def _freed_single(self) -> None:
+        self.room.passing.claims.note()
+        self._offer_spares()
 
     def _offer_spares(self) -> None:
         if self.wanted:
@@ -193,7 +189,8 @@ class Pool(Generic[T]):
         try:
             while self.emergency.spare:
                 await anyio.sleep(SPARE)
-                self.emergency.age()
+                if not self.line:  # who needs several may be short of some yet
+                    self.emergency.age()
         finally:
             self._ages_spares = False
 
@@ -240,7 +237,8 @@ class Pool(Generic[T]):
             self.engine.attend(self, self._freed)
 
     def _freed(self) -> None:
-        if self.wanted_by_others or not self.room.leave_to_whoever_runs():
+        self.room.passing.claims.note()
+        if self.wanted_by_others or not self.room.tell():
             self._serve()
         else:
             for cache in self.caches:
@@ -261,61 +259,10 @@ class Pool(Generic[T]):
         elif self.wanted or len(self.magazine) > self.magazine.capacity:
             self.engine.ring(self)
 
-    def park(self, cache: Cache[T], slot: Slot[T], emergency: bool) -> None:
-        """Keep a slot whose handle is gone while somebody still exports its memory.
-
-        No finaliser or weak reference can tell when they are gone for good: the garbage collector may run
-        theirs later, and bring them back. So now and then the slot is looked at (`unpark`).
-        """
-        self._parked.append((cache, slot, emergency))
-        if Mark.DESTROY in self.marks:
-            self._orphan()
-
-    def unpark(self, most: int = PARKED_AT_ONCE) -> None:
-        """Take those back that nobody exports any more; looks at a few, the next ones next time. Any thread."""
-        for _ in range(min(most, len(self._parked))):
-            try:
-                cache, slot, emergency = self._parked.popleft()
-            except IndexError:  # another thread looks, too
-                return
-            if slot.in_use():
-                self._parked.append((cache, slot, emergency))
-            else:
-                self._unparked(cache, slot, emergency)
-
-    def _unparked(self, cache: Cache[T], slot: Slot[T], emergency: bool) -> None:
-        cache._note_return(emergency)
-        self.come_back(slot)
-
-    def _orphan(self) -> None:
-        """Closed: soon nobody looks now and then."""
-        while self._parked:
-            cache, slot, emergency = self._parked.pop()
-            Orphan(slot, partial(self._unparked, cache, slot, emergency))
-        if not self._look_when_closed():
-            look_after_collections(self._look_when_closed)
-
-    def _look_when_closed(self) -> bool:
-        """After each garbage collection; answers whether all is back."""
-        self.look_at_lingering()
-        return not len(self.depot.slabs) and not len(self.emergency)
-
-    def view_gone(self, kept: KeptView) -> None:
-        """The object of a view that had ended is gone, at any moment, in any thread."""
-        slot: Any = kept.place
-        lingering: Lingering[Any] = self.emergency.lingering if slot.slab is None else self.depot.lingering
-        if lingering and lingering.let_go(slot):
-            self.come_back(slot)
-
-    def look_at_lingering(self) -> None:
-        """Take those back that need not linger any more. At any moment, in any thread."""
-        for slot in (*self.depot.lingering.look(), *self.emergency.lingering.look()):
-            self.come_back(slot)
-
     def attend(self) -> None:
         """Look after everything: objects came, or the bell was rung for what another thread did."""
         self.depot.flush(self.engine.tick)
-        self.unpark()
+        self.parking.look()
         if Mark.DESTROY in self.marks:
             self.reclaim.empty_out()
             self.emergency.clear()
@@ -331,15 +278,9 @@ class Pool(Generic[T]):
         if self.engine.short and self.depot.free >= self.config.shape.objects:
             self.engine.may_spare(self)
 
-    async def unpark_all(self) -> None:
-        """Look at all parked slots, and let other tasks have their turn now and then."""
-        for number in range(len(self._parked) // PARKED_AT_ONCE):
-            self.unpark()
-            await take_turns(number)
-
     def age(self, *, expires: bool) -> None:
         """One tick of the ageing task."""
-        self.look_at_lingering()
+        self.parking.look_at_lingering()
         used = [(cache._hits, cache._misses) for cache in self.caches]
         self.reclaim.age((used, self.depot.slabs.slots_out, len(self.magazine)), expires=expires)
         if self.mover.tick():
@@ -392,21 +333,21 @@ class Pool(Generic[T]):
         self.engine.budget.close(self.growth.account)
         self.engine.retire(self)
         back = self.reclaim.empty_out()
-        self._orphan()
+        self.parking.close()
         return back
 
     def note_waiting(self) -> None:
         """Who waits has changed: what the hot paths of the caches look at."""
-        slow = bool(self.line) and (self.reserve.short or not self.room.may_be_passed)
+        slow = bool(self.line) and (self.reserve.short or not self.room.passing.allowed)
         asked_for = self.growth.filling > 0 or self.reserve.short or self.mover.hungry
         self.wanted_by_others = asked_for or self.condemned > 0 or self.engine.short
-        self.wanted = bool(self.line) or self.wanted_by_others
+        self.wanted = bool(self.line) or self.wanted_by_others or self.reserve.kept > 0
         for cache in self.caches:
             cache._waiting = self.wanted
             cache._slow = slow or cache._always_slow
 
     def _note_passed(self) -> None:
-        slow = self.reserve.short or not self.room.may_be_passed
+        slow = self.reserve.short or not self.room.passing.allowed
         for cache in self.caches:
             cache._waiting = True
             cache._slow = slow or cache._always_slow

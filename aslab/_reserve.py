@@ -100,7 +100,7 @@ class Reserve(Generic[T]):
 
     def take(self, level: int = FINISHES) -> Slot[T] | None:
         """One of those, or None."""
-        if not self.at_hand(level):
+        if not (self._slots and self.at_hand(level)):
             return None
         try:
             slot = self._slots.pop()

@@ -133,15 +133,25 @@ def as_markdown() -> str:
 class Marks:
     """The marks of one cache, changed by events alone."""
 
-    __slots__ = ("observer", "state")
+    __slots__ = ("bits", "observer")
 
     def __init__(self) -> None:
-        self.state: Mark = NONE
+        self.bits: int = NONE.value
+        """The same as `state`: operators of enum.Flag cost microseconds, too much where each caller asks."""
         self.observer: Callable[[str, Mark, Mark], object] | None = None
         """Told of each event, after it, with the state before and after."""
 
+    @property
+    def state(self) -> Mark:
+        """The marks that are set."""
+        return Mark(self.bits)
+
+    @state.setter
+    def state(self, state: Mark) -> None:
+        self.bits = state.value
+
     def __contains__(self, mark: Mark) -> bool:
-        return mark in self.state
+        return self.bits & mark._value_ != 0
 
     def __repr__(self) -> str:
         return words(self.state)

@@ -12,11 +12,7 @@ up the loop gets some turns first: what a thread has brought while the loop was 
 A caller that tries an emergency object stays in line, and takes what comes first; one refused by
 ``max_emergency`` or ``emergency_limit`` is woken when there is room, and it is permitted then. Nobody spins.
 
-What comes free is not handed over at once. The first in line is told, and has it as soon as it runs, with all that
-is free by then; whoever runs before, and is as urgent, may take it. For a caller that frees and allocates again is
-served as fast as if nobody waited, where each hand-over costs two turns of the event loop. But once the first in
-line has stood `BESIDE` seconds beside what came free, the next that does is handed over. (So do the locks of
-WebKit and of Rust's parking_lot.) Nobody passes one that finishes something with it, or one that needs several.
+What comes free is not handed over at once: others may pass the first in line, for a moment (_passing.py).
 
 Who needs several waits as one: free objects gather until there are enough for the first in line, and nobody takes
 some of them and waits for the rest. So no two can lock each other out.
@@ -30,15 +26,18 @@ import math
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Generic, TypeVar
 
+import anyio
+
 from ._attempts import Attempts
 from ._clock import Clock
 from ._depot import Depot
 from ._emergency import Emergency
 from ._errors import twin
-from ._flags import FINISHES, KM, ORDINARY, URGENT
+from ._flags import FINISHES, KM, ORDINARY
 from ._growth import Growth
 from ._lateness import Lateness
 from ._line import Line, Waiter
+from ._passing import Passing
 from ._permits import Permits
 from ._reserve import Reserve
 from ._slab import Slot
@@ -46,9 +45,6 @@ from ._state import Mark, Marks
 from ._stats import Tally
 
 T = TypeVar("T")
-
-BESIDE = 0.001
-"""Seconds for which the first in line is passed by others, from when something came free."""
 
 
 class WaitingRoom(Generic[T]):
@@ -68,6 +64,7 @@ class WaitingRoom(Generic[T]):
         *,
         permits: Permits,
         clock: Clock,
+        make_event: Callable[[], anyio.Event],
         tickets: Iterator[int],
         on_change: Callable[[], None],
         on_passed: Callable[[], None],
@@ -85,6 +82,7 @@ class WaitingRoom(Generic[T]):
         self._emergency = emergency
         self._permits = permits
         self._clock = clock
+        self._make_event = make_event
         self._on_change = on_change
         self._on_passed = on_passed
         self._give_back = give_back
@@ -93,7 +91,7 @@ class WaitingRoom(Generic[T]):
         self._busy = False
         self._lateness: Lateness[T] = Lateness(growth, clock)
         self._attempts: Attempts[T] = Attempts(emergency, clock, start=start, give_back=give_back)
-        self.beside: float = BESIDE
+        self.passing: Passing[T] = Passing(line, depot, reserve, emergency, clock)
         self._given = 0  # objects, to waiters that have not resumed yet
 
     @property
@@ -104,13 +102,15 @@ class WaitingRoom(Generic[T]):
     async def wait(self, flags: KM, need: int, tally: Tally) -> list[Slot[T]]:
         """Join the line; leave it with so many objects, whichever way they come first."""
         waiter: Waiter[T] = Waiter(flags, next(self._tickets), need, tally, self._clock())
+        waiter.make_event = self._make_event
         self._enter(waiter)
         try:
             return await self._stand_in_line(waiter)
         except BaseException:
             if waiter.slots is not None:  # it was given them, and cancelled before it knew
                 self._given -= need
-                self._give_all_back(waiter.slots)
+                for slot in waiter.slots:
+                    self._give_back(slot)
             raise
         finally:
             self._exit(waiter)
@@ -126,7 +126,7 @@ class WaitingRoom(Generic[T]):
             return
         self._busy, changed = True, False
         try:
-            while (self._line or self._reserve.short) and self._serve_next():
+            while self._serve_next():
                 changed = True
         finally:
             self._busy = False
@@ -137,44 +137,19 @@ class WaitingRoom(Generic[T]):
         first = self._line.first()
         if first is None:
             return
-        if first.seen is not None and self._at_hand(self._standing(first)) > first.seen:
+        if first.seen is not None and self._at_hand(self.passing.standing(first)) > first.seen:
             first.wake()  # less is missing than when it asked for it
         if first.level == FINISHES and first.beside is None and self._at_hand(FINISHES) >= first.need:
-            first.beside = self._clock()
+            first.beside = self.passing.now()
             first.wake()  # to look again when it has stood there for long enough
 
-    def leave_to_whoever_runs(self) -> bool:
+    def tell(self) -> bool:
         """Something came free: whether others may have it before the first in line runs, who is told."""
-        if self._busy or self._reserve.short:
-            return False
-        first = self._line.first()
-        if first is None or not first.idle or first.need > 1 or first.level == FINISHES:
-            return False
-        if first.beside is None:
-            first.beside = self._clock()
-        elif self._has_stood(first):
-            return False
-        first.tell()
-        return True
-
-    @property
-    def may_be_passed(self) -> bool:
-        """Whether a SLEEP caller that runs now may take what is free, though others wait."""
-        first = self._line.first()
-        return first is None or (first.level == ORDINARY and first.need == 1 and not self._has_stood(first))
-
-    def pass_by(self, level: int) -> Slot[T] | None:
-        """A free object for a caller that runs now, past those who wait, if it may."""
-        first = self._line.first()
-        if first is not None and (first.level < level or first.need > 1 or self._reserve.comes_before(level)):
-            return None
-        if first is not None and self._has_stood(first):
-            return None
-        return self._depot.take(lingering=False) or self._reserve.take(level) or self._emergency.take(level)
+        return not self._busy and self.passing.tell()
 
     def _serve_next(self) -> bool:
         waiter = self._line.first()
-        level = ORDINARY if waiter is None else self._standing(waiter)
+        level = ORDINARY if waiter is None else self.passing.standing(waiter)
         if self._reserve.comes_before(level):
             slot = self._depot.take(lingering=False)
             if slot is not None:
@@ -190,29 +165,17 @@ class WaitingRoom(Generic[T]):
         waiter.give(slots)
         return True
 
-    def _standing(self, waiter: Waiter[T]) -> int:
-        """Its level, but for what is kept for MEMALLOC callers: that is for those of them who run, before.
-
-        Whoever finishes a write with an object gives back two, and may need one of these at once to start the next
-        write. Were both handed to others who wait, nobody might be left to give any back.
-        """
-        if waiter.level > FINISHES or self._has_stood(waiter):
-            return waiter.level
-        return URGENT
-
-    def _has_stood(self, waiter: Waiter[T]) -> bool:
-        return waiter.beside is not None and self._clock() >= waiter.beside + self.beside
-
     def _collect(self, need: int, level: int) -> list[Slot[T]] | None:
         """So many free objects, or none."""
-        if self._at_hand(level) < need:
+        if need > 1 and self._at_hand(level) < need:
             return None
         slots: list[Slot[T]] = []
-        while len(slots) < need:
+        for _ in range(need):
             slot = self._depot.take(lingering=False) or self._reserve.take(level)
             slot = slot or self._emergency.take(level) or self._depot.lingering.take()
-            if slot is None:  # another thread was quicker
-                self._give_all_back(slots)
+            if slot is None:
+                for taken in slots:  # another thread was quicker
+                    self._give_back(taken)
                 return None
             slots.append(slot)
         return slots
@@ -246,7 +209,8 @@ class WaitingRoom(Generic[T]):
         since: float | None = None  # when its time began to run; None while only a free can help
         late_from: float | None = None  # when the growth was asked for that it has found late
         while True:
-            self.serve()
+            if waiter.slots is None:
+                self.serve()
             if waiter.slots is not None:
                 self._given -= waiter.need
                 slots, waiter.slots = waiter.slots, None
@@ -256,9 +220,10 @@ class WaitingRoom(Generic[T]):
             if waiter.error is not None:
                 raise twin(waiter.error)
             self._growth.ask()
-            if self._growth.at_limit or self._growth.arrived:
+            at_limit = self._growth.at_limit
+            if at_limit or self._growth.arrived:
                 since = None
-                await self._wait_untimed(waiter)
+                await self._wait_untimed(waiter, at_limit=at_limit)
                 continue
             now = self._clock()
             since = now if since is None else since
@@ -288,18 +253,18 @@ class WaitingRoom(Generic[T]):
         """Suspend with nothing under way: others may pass."""
         waiter.idle = True
         if waiter.level == FINISHES and waiter.beside is not None and self._at_hand(FINISHES) >= waiter.need:
-            until = min(until, waiter.beside + self.beside)
+            until = min(until, waiter.beside + self.passing.beside)
         while True:
             if waiter.beside is not None:  # passed by: to be told again, or handed over to
                 self._on_passed()
             await waiter.suspend(until)
-            if not waiter.told or self._at_hand(self._standing(waiter)):
+            if not waiter.told or self._at_hand(self.passing.standing(waiter)):
                 break
         waiter.idle = False
 
-    async def _wait_untimed(self, waiter: Waiter[T]) -> None:
+    async def _wait_untimed(self, waiter: Waiter[T], *, at_limit: bool) -> None:
         self._withdraw(waiter)
-        if self._growth.at_limit:
+        if at_limit:
             self._growth.note_limit()
             if self._growth.sealed and not waiter.sealed:
                 waiter.sealed = True
@@ -331,7 +296,7 @@ class WaitingRoom(Generic[T]):
 
     def _missing(self, waiter: Waiter[T]) -> int:
         """How many objects it needs besides those that are free for it: these belong to the first in line."""
-        at_hand = self._at_hand(self._standing(waiter)) if self._is_first(waiter) else 0
+        at_hand = self._at_hand(self.passing.standing(waiter)) if self._is_first(waiter) else 0
         return max(0, waiter.need - at_hand)
 
     def grant(self, waiter: Waiter[T]) -> bool:
@@ -358,14 +323,15 @@ class WaitingRoom(Generic[T]):
             self._refused.leave(waiter)
             self._permits.refused.leave(waiter)
             self.let_others_try()
-        self._emergency.forgo(permitted)
+        if permitted:
+            self._emergency.forgo(permitted)
 
     async def _try_emergency(self, waiter: Waiter[T], permitted: int) -> list[Slot[T]] | None:
         """One attempt. What comes meanwhile, in line, is preferred."""
         made = await self._attempts.make(waiter, permitted)
         slots: list[Slot[T]] | None = None
         if len(made) == permitted and not waiter.served:
-            slots = self._collect(waiter.need - permitted, self._standing(waiter))
+            slots = self._collect(waiter.need - permitted, self.passing.standing(waiter))
         if slots is None:
             self._attempts.put_back(made)
             return None
@@ -373,38 +339,26 @@ class WaitingRoom(Generic[T]):
         return slots + made
 
     def _is_first(self, waiter: Waiter[T]) -> bool:
-        self._busy = True
-        first = self._line.first()
-        self._busy = False
-        return first is waiter
-
-    def _give_all_back(self, slots: list[Slot[T]]) -> None:
-        for slot in slots:
-            self._give_back(slot)
+        return self._line.first() is waiter
 
     def _enter(self, waiter: Waiter[T]) -> None:
         waiter.tally.waiters += 1
         self._busy = True
         self._line.join(waiter)
         self._busy = False
-        self._on_change()
+        if self._is_first(waiter):  # who stands behind others changes nothing for anybody
+            self._on_change()
 
     def _exit(self, waiter: Waiter[T]) -> None:
         waiter.tally.waiters -= 1
         self._busy = True
-        self._line.leave(waiter)
+        stood = self._line.leave(waiter)
         self._untimed.pop(waiter, None)
         self._lateness.leave(waiter)
         self._busy = False
-        self._on_change()
-        self.serve()  # what was too little for this one may be enough for the next
-        if self._attempts.failing or self._growth.unwell:
-            self._wake_first()
-
-    def _wake_first(self) -> None:
-        """It may be its turn to have an emergency object made."""
-        self._busy = True
+        if stood:  # else it left when it was served
+            self._on_change()
+            self.serve()  # what was too little for this one may be enough for the next
         first = self._line.first()
-        self._busy = False
-        if first is not None:
-            first.wake()
+        if first is not None and (self._attempts.failing or self._growth.unwell):
+            first.wake()  # it may be its turn to have an emergency object made

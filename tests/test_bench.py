@@ -17,6 +17,7 @@ QUICK = {
     "pair": ["--rounds", "1", "--pairs", "100"],
     "emergency": ["--seconds", "0.05", "--rounds", "1"],
     "emergency-free": ["--rounds", "2", "--most", "20"],
+    "handover": ["--rounds", "1", "--operations", "200"],
     "index": ["--rounds", "1"],
     "scale": ["--rounds", "1", "--most", "20"],
     "lab": ["--rounds", "1", "--most", "3000"],

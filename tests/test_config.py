@@ -41,7 +41,6 @@ OPEN = [
     ("emergency", Instant),
     ("emergency", 7),
     *not_seconds("grow_timeout"),
-    ("grow_timeout", None),
     *not_seconds("expire"),
     ("expire", 0),
     ("expire", 1e-9),
@@ -203,7 +202,9 @@ async def test_alloc_refuses_what_is_no_km_flag(flags: Any) -> None:
     async with allocator() as kmem:
         cache = kmem.create_cache("c", SIZE)
         await cache.prefill(1)
-        with pytest.raises(ConfigError, match=names("flags", flags, "KM.SLEEP, KM.PUSHPAGE, KM.NOSLEEP")):
+        with pytest.raises(
+            ConfigError, match=names("flags", flags, "KM.SLEEP, KM.PUSHPAGE, KM.MEMALLOC, KM.NOSLEEP")
+        ):
             await cache.alloc(flags)
         with pytest.raises(ConfigError, match=names("flags", flags, "KM.NOSLEEP, KM.PUSHPAGE")):
             cache.alloc_nowait(flags)

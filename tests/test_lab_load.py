@@ -277,7 +277,7 @@ BAD: dict[str, Bad] = {
     "unknown slabs": change('slabs = "stuck"', 'slabs = "glued"', "allocator.slabs", "allowed are vmalloc, slow"),
     "unknown emergency": change('"fails"', '"f"', "allocator.emergency", "allowed are vmalloc, slow"),
     "an unknown cache": change('cache = "io"', 'cache = "oi"', "tasks.writer.cache", "allowed are io"),
-    "unknown flags": change("count = 5", 'flags = "SLEEPY"', "tasks.writer.flags", "'NOSLEEP' or 'PUSHPAGE'"),
+    "unknown flags": change("count = 5", 'flags = "SLEEPY"', "tasks.writer.flags", "'PUSHPAGE' or 'MEMALLOC'"),
     "unknown flags of a cache": change("prefill = 4", 'flags = ["X"]', "caches.io.flags.0", "'NOEMERGENCY'"),
     "real memory": change(
         'kind = "kmalloc"\nper_call = ["100us", "200us"]', 'kind = "mmap"', "backends.kmalloc.kind", "--real-time"

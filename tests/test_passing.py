@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aslab import KM, Buffer, Cache, ConfigError, lab
-from aslab._waiting import BESIDE
+from aslab._passing import BESIDE
 from aslab.testing import check_consistency
 
 from .support import SIZE, Gate, allocator, settle, start
@@ -279,6 +279,79 @@ class TestKept:
             (await cache.alloc(KM.MEMALLOC, timeout=1)).free()
             first.free()
             second.free()
+
+
+class TestClaims:
+    """Whoever has just given back comes first for what is kept."""
+
+    async def test_who_gave_back_two_and_needs_one_finds_it_though_others_who_finish_run_and_wait(self) -> None:
+        """As z_wr_int of ZFS, on which all other writes depend."""
+        async with allocator() as kmem, anyio.create_task_group() as tasks:
+            cache = kmem.create_cache("c", SIZE, max_objects=4, objects_per_slab=1, memalloc_reserve=1)
+            await kmem.ready()
+            party = Party(cache, tasks)
+            held = [await cache.alloc() for _ in range(3)]
+            last = at_once(cache, KM.MEMALLOC)
+            assert last is not None
+            others: list[bool] = []
+
+            async def waits() -> None:
+                held.append(await cache.alloc(KM.MEMALLOC))
+                party.order.append("waits")
+
+            async def other() -> None:
+                others.append(at_once(cache, KM.MEMALLOC) is None)
+
+            await start(tasks, waits)
+
+            held.pop().free()
+            held.pop().free()
+            await start(tasks, other)
+            await anyio.sleep(BESIDE / 2)
+            mine = at_once(cache, KM.MEMALLOC)
+            assert mine is not None
+            assert others == [True]
+            assert party.order == ["waits"], "what is not kept is for those who wait"
+            for buf in (mine, last, *held):
+                buf.free()
+
+    async def test_a_claim_ends_and_then_it_is_anybodys_who_finishes(self) -> None:
+        async with allocator() as kmem, anyio.create_task_group() as tasks:
+            cache = kmem.create_cache("c", SIZE, max_objects=2, objects_per_slab=1, memalloc_reserve=1)
+            await kmem.ready()
+            held = await cache.alloc()
+            last = await cache.alloc(KM.MEMALLOC)
+            last.free()
+            got: list[Buffer[memoryview] | None] = []
+
+            async def other() -> None:
+                got.append(at_once(cache, KM.MEMALLOC))
+
+            await start(tasks, other)
+            await anyio.sleep(2 * BESIDE)
+            await start(tasks, other)
+            assert got[0] is None
+            assert got[1] is not None
+            for buf in (got[1], held):
+                buf.free()
+
+    async def test_there_are_no_more_claims_than_objects_kept_and_the_latest_hold(self) -> None:
+        async with allocator() as kmem, anyio.create_task_group() as tasks:
+            cache = kmem.create_cache("c", SIZE, max_objects=4, objects_per_slab=1, memalloc_reserve=1)
+            await kmem.ready()
+            bufs = [await cache.alloc() for _ in range(3)]
+            claims = cache._pool.room.passing.claims
+            mine: list[bool] = []
+
+            async def free() -> None:
+                bufs.pop().free()
+                await anyio.sleep(BESIDE / 4)
+                mine.append(claims.mine)
+
+            for _ in range(3):
+                await start(tasks, free)
+            await anyio.sleep(BESIDE / 2)
+            assert sorted(mine) == [False, False, True]
 
 
 class TestEverySchedule:

@@ -80,7 +80,12 @@ def test_whose_progress_frees_memory_waits_half_as_long() -> None:
 
 @pytest.mark.parametrize(
     ("slab_size", "ordinary", "urgent"),
-    [(SIZE, AT_FIRST, LEAST), (2**24, AT_FIRST, 2**24 / SLOW), (200 * 2**20, 0.78125, 0.78125), (2**30, MOST, MOST)],
+    [
+        (SIZE, AT_FIRST, LEAST),
+        (2**24, AT_FIRST, 2**24 / SLOW),
+        (200 * 2**20, 0.78125, 0.78125),
+        (2**30, MOST, MOST),
+    ],
 )
 def test_before_the_first_grow_it_goes_by_the_size_of_a_slab(
     slab_size: int, ordinary: float, urgent: float
@@ -120,7 +125,9 @@ class TestLearned:
             assert await waits(cache) == (pytest.approx(AT_FIRST), True)
 
     @pytest.mark.parametrize(("takes", "late"), [(0.2, False), (0.75, False), (0.9, True)])
-    async def test_a_slab_of_200_mib_has_the_time_that_slow_memory_takes(self, takes: float, *, late: bool) -> None:
+    async def test_a_slab_of_200_mib_has_the_time_that_slow_memory_takes(
+        self, takes: float, *, late: bool
+    ) -> None:
         async with learning(Slabs(takes)) as kmem:
             cache = kmem.create_cache("c", 200 * 2**20)
             took, emergency = await waits(cache)
@@ -184,7 +191,9 @@ class TestLearned:
     async def test_each_cache_learns_for_itself(self) -> None:
         slabs = Slabs(0.01)
         async with learning(slabs) as kmem:
-            one, two = (kmem.create_cache(name, size, ctor=bytes) for name, size in (("one", SIZE), ("two", SIZE // 2)))
+            one, two = (
+                kmem.create_cache(name, size, ctor=bytes) for name, size in (("one", SIZE), ("two", SIZE // 2))
+            )
             await grow(one, 1)
             assert (one.stats().grow_timeout, two.stats().grow_timeout) == (pytest.approx(0.04), AT_FIRST)
 
@@ -252,7 +261,9 @@ class TestLag:
             assert list(cache._pool.growth.patience._took) == [pytest.approx(0.01)]
             assert cache.stats().grow_timeout == pytest.approx(0.04)
 
-    async def test_where_simulated_time_stood_still_nothing_was_late(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_where_simulated_time_stood_still_nothing_was_late(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A thread takes real time, of which a simulated clock knows nothing."""
         ticks = iter([0.0, 5.0])
         monkeypatch.setattr(_threads, "time", SimpleNamespace(monotonic=lambda: next(ticks)))

@@ -23,7 +23,8 @@ from aslab._bell import Bell
 from aslab._cache import Cache
 from aslab._depot import Depot
 from aslab._growth import Growth
-from aslab._pool import PARKED_AT_ONCE, Pool
+from aslab._parking import AT_ONCE as PARKED_AT_ONCE
+from aslab._pool import Pool
 from aslab._reclaim import Reclaim
 from aslab._slab import Slot
 from aslab._supply import Supply

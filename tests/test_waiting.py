@@ -38,26 +38,6 @@ async def test_first_object_waits_for_growth_and_the_rest_do_not() -> None:
             buf.free()
 
 
-async def test_free_hands_over_to_the_oldest_waiter() -> None:
-    async with allocator() as kmem, anyio.create_task_group() as tasks:
-        cache = kmem.create_cache("c", SIZE, max_objects=1)
-        held = await cache.alloc()
-        order: list[int] = []
-
-        async def caller(number: int) -> None:
-            async with cache.lease():
-                order.append(number)
-
-        for number in range(5):
-            await start(tasks, caller, number)
-        assert cache.stats().waiters == 5
-        held.free()
-        assert cache.stats().obj_handover == 1
-        assert cache.stats().obj_cached == 0
-        await settle()
-        assert order == [0, 1, 2, 3, 4]
-
-
 async def test_pushpage_is_served_before_sleep_and_oldest_first_within_each() -> None:
     async with allocator() as kmem, anyio.create_task_group() as tasks:
         cache = kmem.create_cache("c", SIZE, max_objects=1)
@@ -73,24 +53,6 @@ async def test_pushpage_is_served_before_sleep_and_oldest_first_within_each() ->
         held.free()
         await settle()
         assert order == ["p1", "p2", "s1", "s2"]
-
-
-async def test_newcomer_does_not_overtake_who_was_given_the_object() -> None:
-    async with allocator() as kmem, anyio.create_task_group() as tasks:
-        cache = kmem.create_cache("c", SIZE, max_objects=1)
-        held = await cache.alloc()
-        order: list[str] = []
-
-        async def caller(name: str) -> None:
-            async with cache.lease():
-                order.append(name)
-
-        await start(tasks, caller, "first")
-        held.free()
-        with pytest.raises(anyio.WouldBlock):
-            cache.alloc_nowait()
-        await caller("second")
-        assert order == ["first", "second"]
 
 
 async def test_end_of_growth_serves_as_many_as_there_are_objects_in_order() -> None:
@@ -458,7 +420,17 @@ async def test_emergency_requests_are_noio_and_urgent_as_the_caller_and_growth_f
         async with allocator(slabs=instant) as kmem:
             (await kmem.create_cache("c", SIZE).alloc(flags)).free()
         grown += [gfp for _, gfp in instant.asked]
-    assert grown == [GFP.KERNEL, GFP.NOIO | GFP.HIGH]
+    assert grown == [GFP.KERNEL, GFP.NOIO]
+
+
+@pytest.mark.parametrize("options", [{"max_emergency": 0}, {"flags": CacheFlags.NOEMERGENCY}], ids=str)
+async def test_growth_for_an_urgent_caller_may_use_the_reserve_where_there_is_nothing_else(
+    options: dict[str, Any],
+) -> None:
+    slabs = Instant()
+    async with allocator(slabs=slabs) as kmem:
+        (await kmem.create_cache("c", SIZE, **options).alloc(KM.PUSHPAGE)).free()
+    assert [gfp for _, gfp in slabs.asked] == [GFP.NOIO | GFP.HIGH]
 
 
 async def test_growth_is_as_urgent_as_the_most_urgent_of_many_waiters() -> None:
@@ -473,7 +445,7 @@ async def test_growth_is_as_urgent_as_the_most_urgent_of_many_waiters() -> None:
         tasks.start_soon(caller, KM.SLEEP)
         tasks.start_soon(caller, KM.PUSHPAGE)
         await settle()
-        assert slabs.asked[0][1] == GFP.NOIO | GFP.HIGH
+        assert slabs.asked[0][1] == GFP.NOIO
 
 
 async def test_callers_own_timeout_raises_and_loses_nothing() -> None:

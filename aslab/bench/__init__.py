@@ -45,6 +45,7 @@ def _text(value: object) -> str:
 
 from . import _emergency as _emergency  # noqa: E402  (each registers its command with `app`)
 from . import _emergency_free as _emergency_free  # noqa: E402  (each registers its command with `app`)
+from . import _handover as _handover  # noqa: E402
 from . import _index as _index  # noqa: E402
 from . import _lab as _lab  # noqa: E402
 from . import _move as _move  # noqa: E402

@@ -201,7 +201,9 @@ class _Telling:
             ]
             if aslab.beside is not None:
                 for cache in caches:
-                    cache._pool.room.beside = aslab.beside  # of the experiment alone: no user may choose it
+                    cache._pool.room.passing.beside = (
+                        aslab.beside
+                    )  # of the experiment alone: no user may choose it
             await caches[0].prefill(computer.arc_buffers)
             await kmem.ready()
             buffers = [_AslabBuffers(cache, aslab, self._waits) for cache in caches]

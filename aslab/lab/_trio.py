@@ -96,7 +96,7 @@ def _sockets(runner: Any) -> bool:
 
 
 def _at_sockets(runner: Any) -> list[Any]:
-    """The tasks that wait for a socket or a pipe: of aslab itself one always does, so the others are not looked at."""
+    """The tasks that wait for a socket or a pipe: one of aslab itself always does, so no others are looked at."""
     found = []
     for waiting in getattr(runner.io_manager, "_registered", {}).values():
         found += [getattr(waiting, "read_task", waiting), getattr(waiting, "write_task", None)]  # epoll; kqueue
