@@ -224,6 +224,22 @@ async def test_nobody_spins() -> None:
             scene.end()
 
 
+async def test_what_is_freed_stays_for_who_needs_several_and_misses_some_yet() -> None:
+    emergency = Scarce(left=1)
+    async with stuck(emergency) as kmem, anyio.create_task_group() as tasks:
+        scene = Scene(kmem.create_cache("c", SIZE), emergency, tasks)
+        held = await scene.cache.alloc()
+        await scene.call("several", n=2)
+        held.free()
+        await scene.at(2)
+        assert scene.cache.stats().obj_emergency_spare == 1
+        emergency.left = 1
+        await scene.at(4)
+        assert list(scene.served) == ["several"]
+        assert len(emergency.outstanding) == 2
+        scene.end()
+
+
 class TestCancelled:
     async def test_the_next_in_line_asks_when_its_time_has_come(self) -> None:
         emergency = Scarce()
