@@ -571,7 +571,6 @@ def test_in_real_time_the_processor_is_used() -> None:
 
 
 def test_a_socket_that_another_thread_answers_is_waited_for_where_no_timer_is_left(lab: LabRunner) -> None:
-
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     timer = threading.Timer(A_WHILE, theirs.sendall, (b"x",))
@@ -603,9 +602,12 @@ def test_where_no_call_and_no_child_is_under_way_only_who_waits_at_a_socket_is_l
     monkeypatch.setattr(_trio, "frames_of", counting)
     ours, theirs = socket.socketpair()
 
+    async def at_a_socket() -> None:
+        await anyio.wait_readable(ours)
+
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(anyio.wait_readable, ours)
+            tasks.start_soon(at_a_socket)
             for number in range(1, 101):
                 tasks.start_soon(anyio.sleep, number)
             await anyio.sleep(1000)
