@@ -169,6 +169,36 @@ async def test_one_that_is_had_lets_the_next_ask_at_once_and_so_on_until_there_a
         scene.end()
 
 
+async def test_who_is_not_the_first_does_not_ask_while_the_first_is_at_it_again() -> None:
+    emergency = Scarce()
+    async with stuck(emergency) as kmem, anyio.create_task_group() as tasks:
+        scene = Scene(kmem.create_cache("c", SIZE), emergency, tasks)
+        await scene.call("first")
+        await scene.at(LATE)
+        emergency.takes = 0.05
+        await scene.at(LATE + PAUSE_FIRST + 0.01)
+        await scene.call("second")
+        assert emergency.under_way == 1
+        scene.end()
+
+
+async def test_once_one_was_had_anybody_asks_who_finds_growth_late() -> None:
+    emergency = Scarce()
+    async with stuck(emergency) as kmem, anyio.create_task_group() as tasks:
+        scene = Scene(kmem.create_cache("c", SIZE), emergency, tasks)
+        for name in ("first", "second"):
+            await scene.call(name)
+        await scene.at(LATE)
+        emergency.left, emergency.takes = 9, 0.05
+        await scene.at(LATE + PAUSE_FIRST + 0.06)
+        assert list(scene.served) == ["first"]
+        await scene.call("third")
+        assert emergency.under_way == 2
+        await scene.at(1)
+        assert scene.served["third"] == rounded(LATE + PAUSE_FIRST + 0.06 + 0.05)
+        scene.end()
+
+
 async def test_nobody_spins() -> None:
     """A hundred thousand seconds' worth of nothing would take as many steps as there are pauses, and no more."""
     emergency, waits = Scarce(), 0
@@ -194,6 +224,22 @@ async def test_nobody_spins() -> None:
             scene.end()
 
 
+async def test_what_is_freed_stays_for_who_needs_several_and_misses_some_yet() -> None:
+    emergency = Scarce(left=1)
+    async with stuck(emergency) as kmem, anyio.create_task_group() as tasks:
+        scene = Scene(kmem.create_cache("c", SIZE), emergency, tasks)
+        held = await scene.cache.alloc()
+        await scene.call("several", n=2)
+        held.free()
+        await scene.at(2)
+        assert scene.cache.stats().obj_emergency_spare == 1
+        emergency.left = 1
+        await scene.at(4)
+        assert list(scene.served) == ["several"]
+        assert len(emergency.outstanding) == 2
+        scene.end()
+
+
 class TestCancelled:
     async def test_the_next_in_line_asks_when_its_time_has_come(self) -> None:
         emergency = Scarce()
@@ -215,9 +261,9 @@ class TestCancelled:
         emergency = Scarce(left=1, takes=0.05)
         async with stuck(emergency) as kmem, anyio.create_task_group() as tasks:
             scene = Scene(kmem.create_cache("c", SIZE, max_emergency=1), emergency, tasks)
-            for name in ("first", "second"):
-                await scene.call(name)
+            await scene.call("first")
             await scene.at(LATE + 0.02)
+            await scene.call("second")
             assert emergency.under_way == 1
             scene.scopes["first"].cancel()
             await settle()
@@ -235,10 +281,10 @@ class TestCancelled:
         async with stuck(emergency) as kmem, anyio.create_task_group() as tasks:
             scene = Scene(kmem.create_cache("c", SIZE, max_emergency=3), emergency, tasks)
             await scene.call("several", n=3)
+            await scene.at(LATE + 0.07)
             await scene.call("one")
-            await scene.at(LATE + 0.12)
-            assert len(emergency.tries) == 3
-            assert scene.cache.stats().obj_handover == 2
+            assert len(emergency.tries) == 2
+            assert scene.cache.stats().obj_handover == 1
             scene.scopes["several"].cancel()
             await scene.at(1)
             assert list(scene.served) == ["one"]

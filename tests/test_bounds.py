@@ -329,15 +329,6 @@ class TestKeptEmergencyObjects:
             await settle()
             assert not emergency.outstanding
 
-    async def test_goes_back_when_nobody_has_wanted_it_for_a_tick(self) -> None:
-        emergency = Instant()
-        async with allocator(slabs=Gate(), emergency=emergency, kick_after=None, expire=3.0) as kmem:
-            cache = kmem.create_cache("c", SIZE)
-            await use(cache)
-            assert len(emergency.outstanding) == 1
-            await anyio.sleep(2.5)
-            assert not emergency.outstanding
-
     async def test_goes_back_for_another_cache_that_finds_no_room(self) -> None:
         async with allocator(slabs=Gate(), emergency_limit=SIZE, kick_after=None, expire=None) as kmem:
             one, two = kmem.create_cache("one", SIZE), kmem.create_cache("two", SIZE)

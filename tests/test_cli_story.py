@@ -149,7 +149,9 @@ def test_table_of_all_machines_with_large_figures_is_not_cut(capsys: pytest.Capt
 
 
 def test_machine_that_ends_otherwise_than_the_change_says_exits_1() -> None:
-    done = aslab("lab", "story", "--machine", "emergency_v2", "--seeds", "3:4", "--fragmented", "3.125", "--json")
+    less = ("--set", "overcommit=1.6", "--set", "until=10")
+    story = ("lab", "story", "--machine", "emergency_v2", *less)
+    done = aslab(*story, "--seeds", "3:4", "--fragmented", "3.125", "--json")
     [row] = json.loads(done.stdout)
     assert row["failed_by_order"]["5"] > 0
     assert (row["stuck"], done.returncode) == (1, 1)
@@ -234,9 +236,9 @@ SMALL = [
 
 
 class TestSet:
-    def test_another_computer_is_another_story(self) -> None:
+    def test_another_computer_is_another_story(self, here: Here) -> None:
         def tell(*more: str) -> dict[str, Any]:
-            done = aslab("lab", "story", "--machine", "pf_memalloc", "--seeds", "1", "--json", *SMALL, *more)
+            done = here("lab", "story", "--machine", "pf_memalloc", "--seeds", "1", "--json", *SMALL, *more)
             assert done.returncode == 0, done.stderr
             [row] = json.loads(done.stdout)
             return dict(row)
