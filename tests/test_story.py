@@ -129,31 +129,27 @@ class TestOthers:
         took = {name: max(tell(name, seed).emergency_max for seed in range(SEEDS)) for name in BY_NAME}
         assert not any(took[name] for name in ("original", "pf_memalloc", "kernel_patch"))
         assert took["emergency"] > 0
-        assert took["aslab"] > 0
+        assert max(tell("aslab_learned", seed).emergency_max for seed in range(SEEDS)) > 0
 
     @each_seed
-    def test_with_a_reserve_there_is_no_stall_to_recover_from(self, seed: int) -> None:
-        chapter = tell("aslab_reserve", seed)
+    def test_with_a_buffer_kept_from_the_start_there_is_no_stall_to_recover_from(self, seed: int) -> None:
+        chapter = tell("aslab", seed)
         assert (chapter.emergency_max, chapter.deadlocks) == (0, 0)
-        assert chapter.longest_wait < tell("aslab", seed).longest_wait / 10
-
-    def test_a_longer_queue_uses_the_emergency_path_up_and_a_reserve_of_one_write_mends_that(self) -> None:
-        assert not begin("aslab", 5, "asyncio", 15.0, queue_depth=10).finished
-        assert begin("aslab_reserve", 5, "asyncio", 15.0, queue_depth=10).finished
+        assert chapter.longest_wait < tell("aslab_learned", seed).longest_wait / 10
 
 
 class TestRecovery:
     @each_seed
     def test_aslab_has_no_emergency_object_left_and_had_some(self, seed: int) -> None:
-        points = tell("aslab", seed).counters["emergency"]
+        points = tell("aslab_learned", seed).counters["emergency"]
         assert max(count for _, count in points) > 0
         assert points[-1][1] == 0
-        assert tell("aslab", seed).emergency_left == 0
+        assert tell("aslab_learned", seed).emergency_left == 0
 
     def test_aslab_completes_the_grow_and_no_cache_stays_deadlocked(self) -> None:
         found: dict[str, CacheStats] = {}
         with mock.patch.object(_story, "open_allocator", functools.partial(remembering, found)):
-            chapter = begin("aslab", 0, "asyncio", LONG)
+            chapter = begin("aslab_learned", 0, "asyncio", LONG)
         assert chapter.deadlocks > 0, "there was something to recover from"
         assert set(found) == set(CACHES)
         for stats in found.values():
@@ -228,7 +224,7 @@ class TestFragmented:
         assert chapter.emergency_left == 0
 
     def test_aslab_makes_emergency_objects_all_the_same(self) -> None:
-        assert tell("aslab", 1, pinned=FRAGMENTED).emergency_max > 0
+        assert tell("aslab_learned", 1, pinned=FRAGMENTED).emergency_max > 0
 
 
 class TestUnconverted:
@@ -247,7 +243,7 @@ class TestWriters:
     def test_begun_under_pressure_they_change_nothing_for_who_is_stuck_and_who_is_not(self) -> None:
         options = {"writers": 4, "writers_from": 0.1}
         assert not begin("original", 1, "asyncio", LONG, **options).finished
-        for name in ("emergency", "aslab"):
+        for name in ("emergency", "aslab_learned"):
             chapter = begin(name, 1, "asyncio", LONG, **options)
             assert chapter.finished
             assert chapter.emergency_max > 0
@@ -361,16 +357,42 @@ class TestControls:
         "emergency_single_reserve": ("emergency", {"single_pages": True, "reserve": True}),
         "emergency_v2_single_reserve": ("emergency_v2", {"single_pages": True, "reserve": True}),
         "emergency_noio": ("emergency", {"growth": Growth("worker", TICK, noio=True)}),
+        "emergency_v2_all": (
+            "emergency_v2",
+            {
+                "single_pages": True,
+                "reserve": True,
+                "growth": Growth("worker", 0.1, mark=True, index="tree", looks_again=True, high=False),
+            },
+        ),
+        "aslab_spl_flags": ("aslab", {"growth": Aslab(finishes=KM.PUSHPAGE, kept=0)}),
+        "aslab_fixed_timeout": ("aslab", {"growth": Aslab(allocator={"grow_timeout": 0.1})}),
+        "aslab_learned": ("aslab", {"growth": Aslab(kept=None)}),
+        "aslab_nothing_kept": ("aslab", {"growth": Aslab(kept=0)}),
+        "aslab_high_slabs": ("aslab", {"growth": Aslab(high=True)}),
+        "aslab_handed_over": ("aslab", {"growth": Aslab(beside=0.0)}),
         "aslab_rows": ("aslab", {"single_pages": False}),
     }
+    HARD: ClassVar[dict[str, dict[str, Any]]] = {
+        "aslab_spl_flags": {"pages": 4096, "min_share": 0.04, "queue_depth": 16, "block": 65536, "txg_blocks": 32},
+        "aslab_nothing_kept": {
+            "pages": 4096,
+            "min_share": 0.04,
+            "queue_depth": 16,
+            "block": 65536,
+            "txg_blocks": 32,
+        },
+        "aslab_high_slabs": {"pages": 8192, "min_share": 0.04, "queue_depth": 24, "txg_blocks": 32},
+        "aslab_handed_over": {"pages": 4096, "hogs": 6, "block": 65536, "txg_blocks": 16, "disk": (0.02, 0.06)},
+    }
+    """A computer on which aslab is stuck without it."""
 
     def test_each_is_another_machine_but_for_what_it_is_named_for(self) -> None:
         for control in CONTROLS:
-            if control.name in self.CHANGES:
-                of, changes = self.CHANGES[control.name]
-                same = dataclasses.replace(BY_NAME[of], name=control.name, about=control.about, **changes)
-                assert control == same
-        assert set(self.CHANGES) <= {control.name for control in CONTROLS}
+            of, changes = self.CHANGES[control.name]
+            same = dataclasses.replace(BY_NAME[of], name=control.name, about=control.about, **changes)
+            assert control == same
+        assert set(self.CHANGES) == {control.name for control in CONTROLS}
         assert len(ALL) == len(MACHINES) + len(CONTROLS), "no name is used twice"
 
     @pytest.mark.parametrize("name", ["emergency_single", "emergency_v2_single"])
@@ -381,9 +403,16 @@ class TestControls:
         assert not any(chapter.failed_by_order[1:])
 
     def test_rows_make_aslab_fail_at_order_5_as_others_do(self) -> None:
-        chapter = tell("aslab_rows", 1, pinned=FRAGMENTED)
+        machine = dataclasses.replace(ALL["aslab_rows"], growth=Aslab(kept=None))
+        chapter = _story.tell(machine, dataclasses.replace(COMPUTER, until=LONG, pinned=FRAGMENTED), 1)
         assert chapter.failed_by_order[5] > 0
         assert chapter.emergency_max == 0
+
+    @pytest.mark.parametrize("name", list(HARD))
+    def test_without_it_aslab_gets_stuck_where_memory_is_short(self, name: str) -> None:
+        others = {"disk": (0.005, 0.015), "overcommit": 2.0, **self.HARD[name]}
+        assert begin("aslab", 0, "asyncio", 5.0, **others).finished
+        assert not begin(name, 0, "asyncio", 5.0, **others).finished
 
     @pytest.mark.parametrize("name", ["emergency_v2_reserve", "emergency_v2_single_reserve"])
     def test_with_a_reserve_there_is_no_stall_to_recover_from(self, name: str) -> None:
@@ -414,12 +443,13 @@ class TestAslab:
         return _story.tell(machine, dataclasses.replace(COMPUTER, until=BRIEF), 0)
 
     def test_arguments_of_the_allocator_are_passed_on(self) -> None:
-        assert begin_once("aslab", 0, "asyncio", BRIEF).longest_wait == pytest.approx(0.1, abs=0.01)
-        assert self.begin(Aslab(allocator={"grow_timeout": 0.03})).longest_wait == pytest.approx(0.03, abs=0.01)
+        fixed = Aslab(kept=None, allocator={"grow_timeout": 0.03})
+        assert self.begin(Aslab(kept=None)).longest_wait == pytest.approx(0.01, abs=0.001)
+        assert self.begin(fixed).longest_wait == pytest.approx(0.03, abs=0.001)
 
     def test_arguments_of_the_caches_are_passed_on(self) -> None:
-        assert begin_once("aslab", 0, "asyncio", BRIEF).emergency_max > 3
-        assert self.begin(Aslab(cache={"max_emergency": 1})).emergency_max == 1
+        assert self.begin(Aslab(kept=None)).emergency_max > 3
+        assert self.begin(Aslab(kept=None, cache={"max_emergency": 1})).emergency_max == 1
 
     def test_who_starts_a_write_and_who_finishes_it_have_flags_of_their_own(self) -> None:
         asked: list[tuple[str, KM]] = []
