@@ -154,7 +154,7 @@ class Line(Generic[T]):
         self._places: dict[Waiter[T], list[Waiter[T]]] = {}
         self._serial = itertools.count()
         self.first: Waiter[T] | None = None
-        """Who is next: looked at far more often than it changes."""
+        """Who is next: looked at far more often than it changes. May be read from any thread."""
 
     def __len__(self) -> int:
         return len(self._places)

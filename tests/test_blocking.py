@@ -224,15 +224,15 @@ class TestAllocBlocking:
 
 
 async def test_what_belongs_to_the_loops_thread_is_touched_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`Line.first` rebuilds its heap as it goes: from another thread waiters fell out of it."""
+    """A line rebuilds its heap as who is first leaves: from another thread waiters fell out of it."""
     mine, others = threading.get_ident(), set()
-    first = Line.first
+    find_first = Line._find_first
 
     def looking(self: Line[Any]) -> Any:
         others.add(threading.get_ident())
-        return first(self)
+        return find_first(self)
 
-    monkeypatch.setattr(Line, "first", looking)
+    monkeypatch.setattr(Line, "_find_first", looking)
     async with allocator(limit=16 * SIZE) as kmem, anyio.create_task_group() as tasks:
         caches = [kmem.create_cache(name, SIZE) for name in ("one", "two")]
 
