@@ -149,6 +149,20 @@ async def test_it_is_the_first_in_line_who_asks() -> None:
         scene.end()
 
 
+@pytest.mark.parametrize("flags", URGENT)
+async def test_an_urgent_caller_that_comes_later_does_not_wait_for_the_pause_of_others(flags: KM) -> None:
+    emergency = Scarce()
+    async with stuck(emergency) as kmem, anyio.create_task_group() as tasks:
+        scene = Scene(kmem.create_cache("c", SIZE), emergency, tasks)
+        await scene.call("sleep")
+        await scene.at(2.5)  # it asks again after a second
+        emergency.left = 1
+        await scene.call("urgent", flags)
+        await settle()
+        assert scene.served == {"urgent": 2.5}
+        scene.end()
+
+
 async def test_one_that_is_had_lets_the_next_ask_at_once_and_so_on_until_there_are_no_more() -> None:
     emergency = Scarce()
     async with stuck(emergency) as kmem, anyio.create_task_group() as tasks:

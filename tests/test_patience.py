@@ -155,13 +155,13 @@ class TestLearned:
             marked: dict[KM, bool] = {}
 
             async def caller(flags: KM) -> None:
-                began = anyio.current_time()
                 async with cache.lease(flags) as buf:
                     found[flags] = anyio.current_time() - began
                     marked[flags] = cache.stats().deadlocked
                     assert buf.emergency
-                    await anyio.sleep(1)  # or the others would have it
+                    await anyio.sleep(1)  # else it is the next one's
 
+            began = anyio.current_time()
             for flags in (KM.SLEEP, KM.PUSHPAGE, KM.MEMALLOC):
                 await start(tasks, caller, flags)
             await anyio.sleep(1)
