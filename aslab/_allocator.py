@@ -142,8 +142,8 @@ class Allocator:
         :param reserve: objects set aside for PUSHPAGE callers (Linux' mempool), and room for them under ``limit``;
             filled from here on, see `Allocator.ready`, and refilled first by what is freed
         :param memalloc_reserve: objects set aside, besides, for MEMALLOC callers alone: what one of them may still
-            need to finish. With so many, some caller can always finish. None learns it from the first such caller
-            on, as far as the bounds leave room; a number is set aside from the start, and guaranteed.
+            need to finish. With so many, some caller can always finish. A number is set aside from the start, and
+            guaranteed; None takes what such callers have asked for from ``reserve``, all but one.
         :param min_objects: room for so many, in whole slabs, is set aside for this cache under ``limit``
         :param max_objects: in slabs, which come whole. At the limit callers wait for a free.
         :param max_emergency: emergency objects outstanding; None is no bound

@@ -47,10 +47,11 @@ async def calls_per_buffer(cache: aslab.Cache[memoryview], rests: int) -> float:
     return calls / (TASKS * TIMES)
 
 
-@pytest.mark.parametrize(("rests", "most"), [(0, 14), (1, 75)], ids=["comes again", "rests"])
+@pytest.mark.parametrize(("rests", "most"), [(0, 14), (1, 85)], ids=["comes again", "rests"])
 async def test_buffer_that_tasks_wait_for_costs_few_calls(rests: int, most: int) -> None:
     async with allocator() as kmem:
         cache = kmem.create_cache("c", SIZE, objects_per_slab=BUFFERS, max_objects=BUFFERS)
         await cache.prefill(BUFFERS)
         cache._pool.room.passing.beside = math.inf  # who is passed, and how often, depends on no clock
-        assert await calls_per_buffer(cache, rests) <= most
+        calls = await calls_per_buffer(cache, rests)
+        assert calls <= most

@@ -601,6 +601,8 @@ def test_where_no_call_and_no_child_is_under_way_only_who_waits_at_a_socket_is_l
         return frames_of(awaitable)
 
     monkeypatch.setattr(_trio, "frames_of", counting)
+    monkeypatch.setattr(_trio, "_calls", lambda: 0)  # of other tests, some may be left
+    monkeypatch.setattr(_trio, "_children", lambda: False)
     ours, theirs = socket.socketpair()
 
     async def wait() -> None:

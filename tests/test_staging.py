@@ -121,12 +121,12 @@ class TestMechanisms:
         assert (chapter.finished, chapter.cycle) == (False, ROUND)
 
     @loops
-    def test_with_nothing_said_of_how_many_to_set_aside_aslab_learns_it(self, loop: str) -> None:
+    def test_of_a_reserve_aslab_learns_how_many_are_for_those_who_finish(self, loop: str) -> None:
         asked = aslab.Allocator.create_cache
 
         def create(kmem: aslab.Allocator, name: str, size: int, **options: Any) -> aslab.Cache[Any]:
             assert options.pop("memalloc_reserve") == SERVER.reserve
-            return asked(kmem, name, size, **options)
+            return asked(kmem, name, size, reserve=SERVER.reserve + 1, **options)
 
         with mock.patch.object(aslab.Allocator, "create_cache", create):
             assert all(tell("aslab", seed, loop=loop).finished for seed in (0, 2))

@@ -29,8 +29,8 @@ class Aslab:
     """The flags of who starts a write: the zvol's copy of the data, and z_wr_iss's."""
     finishes: KM = KM.MEMALLOC
     """The flags of who needs but one buffer more, and then gives two back."""
-    kept: int | None = 1
-    """Buffers kept for such callers alone, where the machine has no reserve. None is learned."""
+    kept: int = 1
+    """Buffers kept for such callers alone, where the machine has no reserve."""
     high: bool = False
     """Whether slabs for urgent callers may use a part of the reserve, as SPL's may."""
     beside: float | None = None
@@ -178,12 +178,6 @@ CONTROLS: tuple[Machine, ...] = (
         "aslab",
         "As aslab, with SPL's 100 ms for every wait instead of what grows usually take.",
         growth=Aslab(allocator={"grow_timeout": 0.1}),
-    ),
-    _control(
-        "aslab_learned",
-        "aslab",
-        "As aslab, with nothing set aside before the first caller finishes a write: then the cache learns what.",
-        growth=Aslab(kept=None),
     ),
     _control(
         "aslab_nothing_kept",
