@@ -105,7 +105,7 @@ def _header(tale: Tale) -> str:
         rest = {0: "No other machine is here.", 1: "The other one finishes."}.get(
             others, f"The other {others} finish."
         )
-        answer = f"{'Only ' * (len(stuck) == 1 < len(tale.machines))}{' and '.join(stuck)}. {rest}"
+        answer = f"{'Only ' * (len(stuck) == 1 < len(tale.machines))}{_listed(stuck)}. {rest}"
     surprises = [
         f"<p class=bad><strong>! {text(one.name)}: {text(one.surprise)}</strong>"
         for one in tale.machines
@@ -117,6 +117,11 @@ def _header(tale: Tale) -> str:
         f"<p class=answer id=answer>{text(answer)}</p><p class=lead>{text(tale.about)}</p>"
         f"{''.join(surprises)}<p class=facts>{facts}</p></header>"
     )
+
+
+def _listed(names: list[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def mark(outcome: Outcome, words: str) -> str:
