@@ -35,9 +35,9 @@ from .support import SIZE, Gate, Instant, allocator, settle
 pytestmark = pytest.mark.anyio
 
 MANY = 300
-AT_ONCE = 4 * 32
+AT_ONCE = 5 * 32
 """Caches between two turns of another task: four batches, as trio draws the order of a batch, and being woken
-takes one, too."""
+takes one, too; and who has just given something back."""
 LATE_THREAD = "aslab late releases"
 
 
