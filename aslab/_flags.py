@@ -8,6 +8,7 @@ a slab or an emergency object has to be got.
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
 
 class KM(enum.Enum):
@@ -26,7 +27,8 @@ class KM(enum.Enum):
     ends without asking for more (Linux has the same rule for PF_MEMALLOC).
     """
 
-    __hash__ = object.__hash__  # an Enum's own is Python, and each caller that waits looks its level up
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__  # an Enum's own is Python, and each caller that waits looks its level up
 
 
 LEVEL = {KM.SLEEP: 2, KM.NOSLEEP: 2, KM.PUSHPAGE: 1, KM.MEMALLOC: 0}
