@@ -215,9 +215,7 @@ class WaitingRoom(Generic[T]):
         late_from: float | None = None  # when the growth was asked for that it has found late
         slept_until = math.inf
         while True:
-            if (
-                self._line.first is waiter
-            ):  # what is free is the first's, who was told of it; nobody else need look
+            if self._line.first is waiter:  # who was told of what is free; nobody else need look
                 self._look(waiter)
             if waiter.slots is not None:
                 self._given -= waiter.need

@@ -137,13 +137,20 @@ def check_writable(path: Path | None) -> None:
         raise BadInput(f"cannot write {printable(str(path))}: no permission")
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses is one line that names the file."""
+    try:
+        yield
+    except OSError as exc:
+        raise BadInput(f"cannot write {printable(str(path))}: {exc.strerror or exc}") from None
+
+
 def _write(played: Played, report: Path | None, trace: Path | None, log: Path | None) -> None:
     for path, write in ((report, _write_report), (trace, _write_trace), (log, _write_log)):
         if path is not None:
-            try:
+            with writing(path):
                 write(path, played)
-            except OSError as exc:
-                raise BadInput(f"cannot write {printable(str(path))}: {exc.strerror or exc}") from None
 
 
 def _write_report(path: Path, played: Played) -> None:

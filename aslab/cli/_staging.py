@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._errors import BadInput, printable
-from ._lab import LabLoop, check_writable, print_json
+from ._lab import LabLoop, check_writable, print_json, writing
 from ._loops import Loop, check_installed, plain_interrupts
 from ._prose import console, say, tabulate
 from ._story_progress import progress_bar
@@ -45,10 +45,8 @@ def staging(
         from ..lab._staging_told import as_tale
         from ..lab._tale import write_tale
 
-        try:
+        with writing(report):
             write_tale(report, as_tale(rows, seeds[0], loop.value))
-        except OSError as exc:
-            raise BadInput(f"cannot write {printable(str(report))}: {exc.strerror or exc}") from None
     if as_json:
         print_json([row.as_json() for row in rows])
     else:

@@ -10,7 +10,7 @@ import typer
 
 from ._errors import BadInput, printable
 from ._grid import run_grid
-from ._lab import LabLoop, app, check_writable, need, print_json
+from ._lab import LabLoop, app, check_writable, need, print_json, writing
 from ._loops import Loop, check_installed, plain_interrupts
 from ._prose import console, say, tabulate
 from ._settings import StoryCommand, computer_for, settings_for
@@ -95,10 +95,8 @@ def story(
         from ..lab._tale import write_tale
         from ..lab._told import as_tale
 
-        try:
+        with writing(report):
             write_tale(report, as_tale(rows, which[0], loop.value))
-        except OSError as exc:
-            raise BadInput(f"cannot write {printable(str(report))}: {exc.strerror or exc}") from None
     if as_json:
         print_json([row.as_json() for row in rows])
     else:
