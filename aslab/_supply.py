@@ -23,8 +23,8 @@ import anyio.lowlevel
 from ._bell import Bell
 from ._clients import log_failure, must_end
 from ._errors import BackendError
+from ._fastpath._views import address_of
 from ._flags import GFP
-from ._views import address_of
 from .backends._protocol import Backend, Region
 
 log = logging.getLogger("aslab")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aslab._depot import Depot
-from aslab._magazine import Magazine
+from aslab._fastpath import Magazine
 from aslab._slab import Shape, Slab, Slot
 from aslab.backends import Region
 
