@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from ._clients import log_failure
 from ._errors import ConfigError
 from ._flags import CacheFlags
+from ._kmem._slab import Shape
 from ._magazine import LARGEST, SMALLEST, default_size
-from ._slab import Shape
 from .backends._libc import PAGE_SIZE
 from .backends._protocol import Backend
 

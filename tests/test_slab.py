@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aslab._slab import Shape, Slab, SlabLists, Slot
+from aslab._kmem._slab import Shape, Slab, SlabLists, Slot
 from aslab._views import address_of, lease_view
 from aslab.backends import Region
 

@@ -18,9 +18,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Generic, NamedTuple, TypeVar, cast
 
-from ._views import Exported, exporter, lease_view
-from .backends._libc import PAGE_SIZE
-from .backends._protocol import Region
+from .._views import Exported, exporter, lease_view
+from ..backends._libc import PAGE_SIZE
+from ..backends._protocol import Region
 
 T = TypeVar("T")
 
