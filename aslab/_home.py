@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ._config import CacheConfig
 from ._fastpath import KeptView, Magazine, Slot
+from ._kmem._pool import Pool
 from ._stats import Tally
-
-if TYPE_CHECKING:
-    from ._kmem._pool import Pool
 
 T = TypeVar("T")
 
