@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._checks import format_size
 from ._flags import ORDINARY
-from ._sizes import format_size
 from ._state import Mark
 from ._stats import CacheStats
 

@@ -24,7 +24,7 @@ from ._bell import Bell
 from ._clients import log_failure, must_end
 from ._errors import BackendError
 from ._flags import GFP
-from ._views import address_of
+from .backends._libc import address_of
 from .backends._protocol import Backend, Region
 
 log = logging.getLogger("aslab")
