@@ -14,10 +14,10 @@ import anyio
 from ._cache import Cache
 from ._checks import format_size, whole_number
 from ._config import AllocatorConfig, cache_config
-from ._engine import Engine
 from ._errors import CacheClosedError, ConfigError, SealedError
 from ._flags import CacheFlags
 from ._stats import HEADER, AllocatorStats, row
+from ._tasks import Engine
 from .backends import Heap, Mmap
 from .backends._protocol import Backend
 

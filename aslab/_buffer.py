@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ._cache import Cache
-    from ._slab import Slot
+    from ._kmem._slab import Slot
 
 T = TypeVar("T")
 

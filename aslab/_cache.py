@@ -18,23 +18,23 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import anyio
 import anyio.lowlevel
 
-from ._blocking import Errand
 from ._buffer import Buffer, ManagedBuffer
 from ._checks import seconds, whole_number
 from ._clients import log_failure
 from ._config import CacheConfig
 from ._errors import CacheClosedError, ConfigError, WrongCacheError
 from ._flags import FINISHES, KM, LEVEL
+from ._kmem._errands import Errand
+from ._kmem._slab import Slot
 from ._lease import Lease, ManyLease
-from ._slab import Slot
 from ._snapshot import cache_stats, situation
 from ._stats import CacheStats, Tally
 from ._views import lease_view
 from .backends._libc import zero
 
 if TYPE_CHECKING:
-    from ._move import Move
-    from ._pool import Pool
+    from ._kmem._move import Move
+    from ._kmem._pool import Pool
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from ._slab import Slot
+from ._kmem._slab import Slot
 
 T = TypeVar("T")
 SMALLEST, LARGEST = 2, 256

@@ -11,7 +11,7 @@ import anyio.lowlevel
 
 import aslab
 from aslab import GFP
-from aslab._slab import Slot
+from aslab._kmem._slab import Slot
 from aslab._views import HAUNTED
 from aslab.backends import Backend, Region
 from aslab.faults import Deadlock

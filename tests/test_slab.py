@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aslab._config import Shape
-from aslab._slab import Slab, SlabLists, Slot
+from aslab._kmem._slab import Slab, SlabLists, Slot
 from aslab._views import lease_view
 from aslab.backends import Region
 from aslab.backends._libc import address_of

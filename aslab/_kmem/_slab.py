@@ -18,11 +18,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
-from ._views import Exported, exporter, lease_view
-from .backends._protocol import Region
+from .._views import Exported, exporter, lease_view
+from ..backends._protocol import Region
 
 if TYPE_CHECKING:
-    from ._config import Shape
+    from .._config import Shape
 
 T = TypeVar("T")
 

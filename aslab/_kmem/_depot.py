@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from .._magazine import Magazine
 from ._lingering import Lingering
-from ._magazine import Magazine
 from ._slab import Slab, SlabLists, Slot
 
 T = TypeVar("T")

@@ -12,15 +12,15 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ._bell import take_turns
+from .._views import KeptView
 from ._lingering import Lingering
 from ._orphans import Orphan, look_after_collections
 from ._slab import Slot
 from ._state import Mark
-from ._views import KeptView
+from ._wakeup import take_turns
 
 if TYPE_CHECKING:
-    from ._cache import Cache
+    from .._cache import Cache
     from ._pool import Pool
 
 T = TypeVar("T")
