@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aslab._kmem._slab import Shape, Slab, SlabLists, Slot
-from aslab._views import address_of, lease_view
+from aslab._config import Shape
+from aslab._kmem._slab import Slab, SlabLists, Slot
+from aslab._views import lease_view
 from aslab.backends import Region
+from aslab.backends._libc import address_of
 
 from .helpers import SHAPE, new_slab
 
