@@ -19,21 +19,21 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import anyio
 import anyio.lowlevel
 
-from ._blocking import Errand
 from ._clients import log_failure
 from ._config import CacheConfig, seconds, whole_number
 from ._errors import CacheClosedError, ConfigError, WrongCacheError
 from ._fastpath import Buffer, ManagedBuffer, Slot, lease_view
 from ._flags import FINISHES, KM, LEVEL
 from ._home import CacheHome
+from ._kmem._errands import Errand
 from ._lease import Lease, ManyLease
 from ._snapshot import cache_stats, situation
 from ._stats import CacheStats, Tally
 from .backends._libc import zero
 
 if TYPE_CHECKING:
-    from ._move import Move
-    from ._pool import Pool
+    from ._kmem._move import Move
+    from ._kmem._pool import Pool
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from ._fastpath import KeptView, Magazine, Slot
 from ._stats import Tally
 
 if TYPE_CHECKING:
-    from ._pool import Pool
+    from ._kmem._pool import Pool
 
 T = TypeVar("T")
 

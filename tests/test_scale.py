@@ -18,16 +18,16 @@ import anyio.lowlevel
 import pytest
 
 import aslab
-from aslab._bell import Bell
 from aslab._cache import Cache
-from aslab._depot import Depot
 from aslab._fastpath import _views
-from aslab._growth import Growth
-from aslab._parking import AT_ONCE as PARKED_AT_ONCE
-from aslab._pool import Pool
-from aslab._reclaim import Reclaim
-from aslab._slab import Slot
-from aslab._supply import Supply
+from aslab._kmem._depot import Depot
+from aslab._kmem._growth import Growth
+from aslab._kmem._parking import AT_ONCE as PARKED_AT_ONCE
+from aslab._kmem._pool import Pool
+from aslab._kmem._reclaim import Reclaim
+from aslab._kmem._slab import Slot
+from aslab._kmem._supply import Supply
+from aslab._kmem._wakeup import Bell
 
 from .helpers import Loop
 from .support import SIZE, Gate, Instant, allocator, settle

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aslab._fastpath import Slot
 from aslab._fastpath._views import address_of, lease_view
-from aslab._slab import Shape, Slab, SlabLists, construct
+from aslab._kmem._slab import Shape, Slab, SlabLists, construct
 from aslab.backends import Region
 
 from .helpers import SHAPE, new_slab

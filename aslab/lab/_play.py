@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 
 from .. import Allocator, Cache, open_allocator
-from .._state import Mark
+from .._kmem._state import Mark
 from ..emulation import Shrinker
 from ..pressure import Signal, Source
 from ..testing import check_consistency

@@ -17,10 +17,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Generic, NamedTuple, TypeVar, cast
 
-from ._fastpath import Slot as Slot
-from ._fastpath import exporter, lease_view
-from .backends._libc import PAGE_SIZE
-from .backends._protocol import Region
+from .._fastpath import Slot as Slot
+from .._fastpath import exporter, lease_view
+from ..backends._libc import PAGE_SIZE
+from ..backends._protocol import Region
 
 T = TypeVar("T")
 

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import anyio
 
+from .._config import CacheConfig
 from ._budget import Account, Claim
-from ._config import CacheConfig
-from ._demand import Demand
 from ._depot import Depot
-from ._line import Line
 from ._slab import Slab
 from ._state import Mark, Marks
+from ._waiters import Line
+from ._working_set import Demand
 
 if TYPE_CHECKING:
-    from ._engine import Engine
+    from .._tasks import Engine
 
 T = TypeVar("T")
 

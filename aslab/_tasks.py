@@ -27,23 +27,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 from anyio.abc import TaskGroup
 
-from ._bell import AT_ONCE, Bell, take_turns
-from ._blocking import Errand
-from ._budget import Account, Budget
 from ._cache import Cache
 from ._clients import log_failure, must_end
-from ._clock import Clock, clock_of_this_loop, events_of_this_loop
 from ._config import AllocatorConfig, CacheConfig
 from ._errors import CacheClosedError
-from ._growth import Growth
-from ._move import Moves
-from ._permits import Permits
-from ._pool import Pool
-from ._reclaim import AGEING_STEPS
-from ._relief import Relief
-from ._starved import feed_the_starved
-from ._supply import Supply
-from ._worker import Worker
+from ._kmem._budget import Account, Budget
+from ._kmem._clock import Clock, clock_of_this_loop, events_of_this_loop
+from ._kmem._errands import Errand
+from ._kmem._growth import Growth
+from ._kmem._move import Moves
+from ._kmem._permits import Permits
+from ._kmem._pool import Pool
+from ._kmem._reclaim import AGEING_STEPS
+from ._kmem._starved import feed_the_starved
+from ._kmem._supply import Supply
+from ._kmem._wakeup import AT_ONCE, Bell, take_turns
+from ._kmem._worker import Worker
+from ._reaper import Relief
 from .backends._protocol import Region
 
 if TYPE_CHECKING:

@@ -17,14 +17,14 @@ import math
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from .._flags import FINISHES, ORDINARY, URGENT
 from ._claims import Claims
 from ._clock import Clock
 from ._depot import Depot
 from ._emergency import Emergency
-from ._flags import FINISHES, ORDINARY, URGENT
-from ._line import Line, Waiter
 from ._reserve import Reserve
 from ._slab import Slot
+from ._waiters import Line, Waiter
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
-from ._flags import FINISHES, ORDINARY
+from .._flags import FINISHES, ORDINARY
 from ._slab import Slot
 
 T = TypeVar("T")

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import anyio
 
+from .._config import CacheConfig
+from .._errors import ConfigError, twin
+from .._flags import GFP, KM, LEVEL, ORDINARY, URGENT, gfp_for
+from .._stats import Tally
 from ._budget import Account, Claim
-from ._config import CacheConfig
 from ._depot import Depot
-from ._errors import ConfigError, twin
-from ._flags import GFP, KM, LEVEL, ORDINARY, URGENT, gfp_for
-from ._line import Line
 from ._patience import Patience
 from ._reserve import Reserve
 from ._slab import Slab
 from ._state import Mark, Marks
-from ._stats import Tally
+from ._waiters import Line
 
 if TYPE_CHECKING:
     from ._worker import Worker

@@ -20,16 +20,16 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from ._clients import keep_interrupt
-from ._config import CacheConfig
-from ._errors import ConstructorError, clear_frames
-from ._flags import FINISHES, GFP, KM, ORDINARY, CacheFlags, gfp_for_emergency
+from .._clients import keep_interrupt
+from .._config import CacheConfig
+from .._errors import ConstructorError, clear_frames
+from .._flags import FINISHES, GFP, KM, ORDINARY, CacheFlags, gfp_for_emergency
+from ..backends._protocol import Region
 from ._lingering import Lingering
 from ._permits import Permits
 from ._reserve import Reserve
 from ._slab import Slot, construct, destroy
 from ._supply import Supply
-from .backends._protocol import Region
 
 T = TypeVar("T")
 

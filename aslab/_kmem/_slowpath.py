@@ -28,21 +28,21 @@ from typing import Any, Generic, TypeVar
 
 import anyio
 
+from .._errors import twin
+from .._flags import FINISHES, KM, ORDINARY
+from .._stats import Tally
 from ._attempts import Attempts
 from ._clock import Clock
 from ._depot import Depot
 from ._emergency import Emergency
-from ._errors import twin
-from ._flags import FINISHES, KM, ORDINARY
 from ._growth import Growth
 from ._lateness import Lateness
-from ._line import Line, Waiter
 from ._passing import Passing
 from ._permits import Permits
 from ._reserve import Reserve
 from ._slab import Slot
 from ._state import Mark, Marks
-from ._stats import Tally
+from ._waiters import Line, Waiter
 
 T = TypeVar("T")
 

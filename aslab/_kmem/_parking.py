@@ -12,12 +12,12 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ._bell import take_turns
-from ._fastpath import KeptView, Slot
+from .._fastpath import KeptView, Slot
+from .._stats import Tally
 from ._lingering import Lingering
 from ._orphans import Orphan, look_after_collections
 from ._state import Mark
-from ._stats import Tally
+from ._wakeup import take_turns
 
 if TYPE_CHECKING:
     from ._pool import Pool

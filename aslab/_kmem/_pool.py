@@ -16,27 +16,27 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import anyio
 
-from ._config import CacheConfig
+from .._config import CacheConfig
+from .._fastpath import Magazine
+from .._flags import FINISHES, KM, LEVEL
+from .._snapshot import situation
+from .._stats import Tally
+from ..backends._libc import zero
 from ._depot import Depot
 from ._emergency import Emergency, EmergencySlot
-from ._fastpath import Magazine
-from ._flags import FINISHES, KM, LEVEL
 from ._growth import Growth
-from ._line import Line
 from ._move import Mover
 from ._parking import Parking
 from ._reclaim import Reclaim
 from ._reserve import Reserve
 from ._slab import Slot
-from ._snapshot import situation
+from ._slowpath import WaitingRoom
 from ._state import Mark, Marks
-from ._stats import Tally
-from ._waiting import WaitingRoom
-from .backends._libc import zero
+from ._waiters import Line
 
 if TYPE_CHECKING:
-    from ._cache import Cache
-    from ._engine import Engine
+    from .._cache import Cache
+    from .._tasks import Engine
 
 T = TypeVar("T")
 

@@ -14,9 +14,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
 
-from ._flags import KM, LEVEL
+from .._flags import KM, LEVEL
+from .._stats import Tally
 from ._slab import Slot
-from ._stats import Tally
 
 T = TypeVar("T")
 

@@ -12,8 +12,8 @@ from typing import Generic, TypeVar
 
 import anyio
 
-from ._clients import keep_interrupt
-from ._errors import CacheClosedError
+from .._clients import keep_interrupt
+from .._errors import CacheClosedError
 
 T = TypeVar("T")
 

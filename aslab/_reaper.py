@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ._bell import take_turns
-from ._state import Mark
+from ._kmem._state import Mark
+from ._kmem._wakeup import take_turns
 
 if TYPE_CHECKING:
-    from ._engine import Engine
-    from ._pool import Pool
+    from ._kmem._pool import Pool
+    from ._tasks import Engine
 
 Give = Callable[["Pool[Any]", bool], Awaitable[int]]
 """Has a pool give back what it may, its magazine drained first or not; answers the bytes."""

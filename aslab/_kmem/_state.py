@@ -17,7 +17,7 @@ import enum
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ._errors import ImpossibleTransition
+from .._errors import ImpossibleTransition
 
 
 class Mark(enum.Flag):

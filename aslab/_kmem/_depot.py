@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from ._fastpath import Magazine
+from .._fastpath import Magazine
 from ._lingering import Lingering
 from ._slab import Slab, SlabLists, Slot
 

@@ -15,13 +15,13 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from ._clients import keep_interrupt
+from .._clients import keep_interrupt
+from .._errors import BackendError
+from .._flags import ORDINARY
 from ._clock import Clock
 from ._emergency import Emergency
-from ._errors import BackendError
-from ._flags import ORDINARY
-from ._line import Waiter
 from ._slab import Slot
+from ._waiters import Waiter
 
 T = TypeVar("T")
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from types import EllipsisType
 from typing import Any
 
-from ._flags import FINISHES, ORDINARY
-from ._line import Line
+from .._flags import FINISHES, ORDINARY
+from ._waiters import Line
 
 SHARE = 4
 """Of ``limit``, emergency objects may have one part in so many; and of that, urgent callers keep one."""

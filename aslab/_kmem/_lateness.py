@@ -16,7 +16,7 @@ import anyio.lowlevel
 
 from ._clock import Clock
 from ._growth import Growth
-from ._line import Waiter
+from ._waiters import Waiter
 
 T = TypeVar("T")
 

@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterable, Iterator
 import anyio
 import anyio.lowlevel
 
-from ._bell import Bell
-from ._clients import log_failure, must_end
-from ._errors import BackendError
-from ._fastpath._views import address_of
-from ._flags import GFP
-from .backends._protocol import Backend, Region
+from .._clients import log_failure, must_end
+from .._errors import BackendError
+from .._fastpath._views import address_of
+from .._flags import GFP
+from ..backends._protocol import Backend, Region
+from ._wakeup import Bell
 
 log = logging.getLogger("aslab")
 

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import anyio
 import anyio.lowlevel
 
-from ._clients import log_failure
-from ._errors import SlabError
-from ._fastpath import Buffer, ManagedBuffer
-from ._flags import KMEM_CBRC, ORDINARY
+from .._clients import log_failure
+from .._errors import SlabError
+from .._fastpath import Buffer, ManagedBuffer
+from .._flags import KMEM_CBRC, ORDINARY
+from ..backends._threads import run_blocking
 from ._slab import AT_ONCE as SLOTS_AT_ONCE
 from ._slab import Slab, Slot
 from ._state import Mark
-from .backends._threads import run_blocking
 
 if TYPE_CHECKING:
     from ._pool import Pool

@@ -23,16 +23,16 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from ._bell import AT_ONCE
+from .._clients import keep_interrupt, log_failure, must_end
+from .._errors import BackendError, ConstructorError, SlabError, clear_frames
+from ..backends._threads import LAG
 from ._budget import Account, Budget
-from ._clients import keep_interrupt, log_failure, must_end
 from ._clock import Clock
-from ._errors import BackendError, ConstructorError, SlabError, clear_frames
 from ._growth import Growth
 from ._slab import Slab, construct
 from ._state import Mark
 from ._supply import Supply
-from .backends._threads import LAG
+from ._wakeup import AT_ONCE
 
 log = logging.getLogger("aslab")
 

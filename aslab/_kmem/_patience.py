@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from ._flags import ORDINARY
+from .._flags import ORDINARY
 
 LEAST, MOST = 0.01, 1.0
 """Seconds."""
