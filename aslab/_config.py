@@ -11,9 +11,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from ._checks import boolean, optional_function, seconds, whole_number
 from ._clients import log_failure
 from ._errors import ConfigError
+from ._fastpath import LARGEST, SMALLEST, default_size
 from ._flags import CacheFlags
 from ._kmem._slab import Shape
-from ._magazine import LARGEST, SMALLEST, default_size
 from .backends._libc import PAGE_SIZE
 from .backends._protocol import Backend
 from .pressure import Source

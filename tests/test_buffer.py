@@ -18,7 +18,7 @@ import pytest
 
 import aslab
 from aslab import Buffer, BufferFreedError, Cache, WrongCacheError
-from aslab._views import lease_view
+from aslab._fastpath import lease_view
 from aslab.testing import check_consistency
 
 from .support import SIZE, Gate, allocator, settle, start
@@ -353,7 +353,7 @@ async def test_view_made_while_another_thread_frees_reaches_nobody(monkeypatch: 
             buf.free()
             return made[0]
 
-        monkeypatch.setattr("aslab._buffer.lease_view", view_and_free_in_between)
+        monkeypatch.setattr("aslab._fastpath._buffer.lease_view", view_and_free_in_between)
         with pytest.raises(BufferFreedError):
             buf.view
         with pytest.raises(ValueError, match="released"):

@@ -18,8 +18,8 @@ import anyio.lowlevel
 import pytest
 
 import aslab
-from aslab import _views
 from aslab._cache import Cache
+from aslab._fastpath import _views
 from aslab._kmem._depot import Depot
 from aslab._kmem._growth import Growth
 from aslab._kmem._parking import AT_ONCE as PARKED_AT_ONCE
@@ -309,7 +309,7 @@ async def test_a_buffer_that_is_forgotten_while_exported_does_not_look_for_who_e
         asked.append(view)
         return "somebody"
 
-    monkeypatch.setattr("aslab._buffer.company", company)
+    monkeypatch.setattr("aslab._fastpath._buffer.company", company)
     async with allocator(expire=3.0) as kmem:
         cache = kmem.create_cache("c", 64)
         exports = await parked(cache, 10)

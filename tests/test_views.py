@@ -11,8 +11,7 @@ from types import FrameType
 import numpy as np
 import pytest
 
-from aslab._views import Exported, Exporter, exporter, has_company, lease_view
-from aslab.backends._libc import address_of
+from aslab._fastpath._views import Exported, Exporter, address_of, exporter, has_company, lease_view
 
 HOLDERS: dict[str, Callable[[memoryview], object]] = {
     "slice": lambda view: view[2:4],

@@ -13,9 +13,9 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from .._magazine import Magazine
+from .._fastpath import Magazine
 from ._lingering import Lingering
 from ._slab import Slab, SlabLists, Slot
 
@@ -120,7 +120,7 @@ class Depot(Generic[T]):
             last = next(reversed(self.slabs.partial), None)
             if last is not None and not last.in_use:
                 return True
-            at_hand = Counter(slot.slab for slot in list(self._magazine))
+            at_hand: Counter[Any] = Counter(slot.slab for slot in list(self._magazine))
             return any(slab is not None and slab.in_use <= count for slab, count in at_hand.items())
 
     def condemn(self, age: int) -> bool:

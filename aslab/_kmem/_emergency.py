@@ -28,7 +28,7 @@ from ..backends._protocol import Region
 from ._lingering import Lingering
 from ._permits import Permits
 from ._reserve import Reserve
-from ._slab import Slot
+from ._slab import Slot, construct, destroy
 from ._supply import Supply
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class EmergencySlot(Slot[T]):
     region: Region
 
     def __init__(self, region: Region, size: int) -> None:
-        super().__init__(None, region, 0, size)
+        super().__init__(None, region.memory, region.address, 0, size)
         self.region = region
 
 
@@ -206,7 +206,7 @@ class Emergency(Generic[T]):
 
     def _give_up(self, slot: EmergencySlot[T]) -> None:
         if self._config.ctor is not None:
-            slot.destroy(self._config.dtor)
+            destroy(slot, self._config.dtor)
         region = slot.region
         del slot.exporter
         self._supply.release(region, self._gone)
@@ -217,7 +217,7 @@ class Emergency(Generic[T]):
         if ctor is not None:
             handled = sys.exc_info()[1]
             try:
-                slot.construct(ctor, region)
+                construct(slot, ctor, region)
             except BaseException as exc:
                 del slot
                 clear_frames(exc, handled)

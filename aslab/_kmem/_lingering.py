@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ._slab import Slot
+from .._fastpath import Slot
 
 S = TypeVar("S", bound=Slot[Any])
 

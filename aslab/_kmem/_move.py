@@ -3,7 +3,7 @@
 Two ways to move one. A client that keeps what it was given somewhere must be asked, as in illumos
 (kmem_cache_set_move): its callback gets the handle it has and a new one, moves what it kept, and answers. In a
 cache that is ``movable`` nobody needs to be asked, since callers hold handles and not addresses: the bytes are
-copied, and the handle then leads to the new place, unless somebody pinned it meanwhile (see _pin.py).
+copied, and the handle then leads to the new place, unless somebody pinned it meanwhile (see `Pin`).
 
 The rules of the answers are illumos': NO spares the slab until it leaves the partial list, LATER counts as NO the
 third time, what comes back goes to the slabs and past the magazine, moves are one after another. Repacking is the
@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import anyio
 import anyio.lowlevel
 
-from .._buffer import Buffer, ManagedBuffer
 from .._clients import log_failure
 from .._errors import SlabError
+from .._fastpath import Buffer, ManagedBuffer
 from .._flags import KMEM_CBRC, ORDINARY
 from ..backends._threads import run_blocking
 from ._slab import AT_ONCE as SLOTS_AT_ONCE
@@ -189,7 +189,7 @@ class Mover(Generic[T]):
     def _owner(self, slot: Slot[T]) -> ManagedBuffer[T] | None:
         """The handle that leads to this place, if it can be moved away now."""
         owner = cast("ManagedBuffer[T] | None", slot.owner and slot.owner())
-        if owner is None or getattr(owner, "_slot", None) is not slot or owner.moving:
+        if owner is None or not owner.leads_to(slot) or owner.moving:
             return None
         return None if self.callback is None and slot.in_use() else owner
 
@@ -216,7 +216,7 @@ class Mover(Generic[T]):
         ctypes.memmove(new.address, old.address, len(owner))
         with self._pool.guard:
             owner.moving = False
-            there = getattr(owner, "_slot", None) is old
+            there = owner.leads_to(old)
             moved = there and not owner.touched and not old.in_use()
             if moved:
                 owner.lead_to(new)
@@ -234,7 +234,7 @@ class Mover(Generic[T]):
             self.in_hand -= 1
             self._put_away(new)
             return False
-        slab = old.slab
+        slab = cast("Slab[T] | None", old.slab)
         buf = owner.cache._hand_out(new)
         try:
             answer = callback(owner, buf, len(buf))
@@ -258,7 +258,7 @@ class Mover(Generic[T]):
 
     def _end(self, buf: Buffer[T]) -> None:
         """End a handle for its client; to the slabs at once, or when nobody exports the memory any more."""
-        slot = buf._end_quietly()
+        slot = cast("ManagedBuffer[T]", buf).end_quietly()
         if slot is not None:
             self._put_away(slot)
 

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
-from .._views import Exported, exporter
+from .._fastpath import Exported, exporter
 
 _NOTHING = exporter(memoryview(bytearray(1)), 0, 1)
 _orphans: set[Orphan] = set()  # else nobody would hold them

@@ -12,15 +12,14 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from .._views import KeptView
+from .._fastpath import KeptView, Slot
+from .._stats import Tally
 from ._lingering import Lingering
 from ._orphans import Orphan, look_after_collections
-from ._slab import Slot
 from ._state import Mark
 from ._wakeup import take_turns
 
 if TYPE_CHECKING:
-    from .._cache import Cache
     from ._pool import Pool
 
 T = TypeVar("T")
@@ -34,11 +33,11 @@ class Parking(Generic[T]):
 
     def __init__(self, pool: Pool[T]) -> None:
         self._pool = pool
-        self._parked: deque[tuple[Cache[T], Slot[T], bool]] = deque()
+        self._parked: deque[tuple[Tally, Slot[T], bool]] = deque()
 
-    def park(self, cache: Cache[T], slot: Slot[T], emergency: bool) -> None:
+    def park(self, tally: Tally, slot: Slot[T], emergency: bool) -> None:
         """Keep a slot whose handle is gone while somebody still exports its memory."""
-        self._parked.append((cache, slot, emergency))
+        self._parked.append((tally, slot, emergency))
         if Mark.DESTROY in self._pool.marks:
             self.close()
 
@@ -46,13 +45,13 @@ class Parking(Generic[T]):
         """Take those back that nobody exports any more; looks at a few, the next ones next time."""
         for _ in range(min(most, len(self._parked))):
             try:
-                cache, slot, emergency = self._parked.popleft()
+                tally, slot, emergency = self._parked.popleft()
             except IndexError:  # another thread looks, too
                 return
             if slot.in_use():
-                self._parked.append((cache, slot, emergency))
+                self._parked.append((tally, slot, emergency))
             else:
-                self._take_back(cache, slot, emergency)
+                self._take_back(tally, slot, emergency)
 
     async def look_at_all(self) -> None:
         """Look at all, and let other tasks have their turn now and then. Event loop's thread only."""
@@ -76,8 +75,8 @@ class Parking(Generic[T]):
     def close(self) -> None:
         """Closed: soon nobody looks now and then."""
         while self._parked:
-            cache, slot, emergency = self._parked.pop()
-            Orphan(slot, partial(self._take_back, cache, slot, emergency))
+            tally, slot, emergency = self._parked.pop()
+            Orphan(slot, partial(self._take_back, tally, slot, emergency))
         if not self._look_when_closed():
             look_after_collections(self._look_when_closed)
 
@@ -86,6 +85,6 @@ class Parking(Generic[T]):
         self.look_at_lingering()
         return not len(self._pool.depot.slabs) and not len(self._pool.emergency)
 
-    def _take_back(self, cache: Cache[T], slot: Slot[T], emergency: bool) -> None:
-        cache._note_return(emergency)
+    def _take_back(self, tally: Tally, slot: Slot[T], emergency: bool) -> None:
+        tally.count_return(emergency)
         self._pool.come_back(slot)

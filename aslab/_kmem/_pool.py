@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 import anyio
 
 from .._config import CacheConfig
+from .._fastpath import Magazine
 from .._flags import FINISHES, KM, LEVEL
-from .._magazine import Magazine
 from .._snapshot import situation
 from .._stats import Tally
 from ..backends._libc import zero
@@ -236,8 +236,7 @@ class Pool(Generic[T]):
         if self.wanted_by_others or not self.room.tell():
             self._serve()
         else:
-            for cache in self.caches:
-                cache._waiting = False  # told; until it has run nobody need hear of other frees
+            self.magazine.watch = False  # told; until it has run nobody need hear of other frees
 
     def come_back(self, slot: Slot[T]) -> None:
         """What the garbage collector returns, at any moment, in any thread."""
@@ -337,14 +336,14 @@ class Pool(Generic[T]):
         asked_for = self.growth.filling > 0 or self.reserve.short or self.mover.hungry
         self.wanted_by_others = asked_for or self.condemned > 0 or self.engine.short
         self.wanted = bool(self.line) or self.wanted_by_others or self.reserve.kept > 0
+        self.magazine.watch = self.wanted
         for cache in self.caches:
-            cache._waiting = self.wanted
             cache._slow = slow or cache._always_slow
 
     def _note_passed(self) -> None:
         slow = self.reserve.short or not self.room.passing.allowed
+        self.magazine.watch = True
         for cache in self.caches:
-            cache._waiting = True
             cache._slow = slow or cache._always_slow
 
     def repack_reserve(self) -> None:

@@ -13,16 +13,14 @@ Plain synchronous code: a cache calls it under its lock.
 
 from __future__ import annotations
 
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
-from .._views import Exported, exporter, lease_view
+from .._fastpath import Slot as Slot
+from .._fastpath import exporter, lease_view
+from ..backends._libc import PAGE_SIZE
 from ..backends._protocol import Region
-
-if TYPE_CHECKING:
-    from .._config import Shape
 
 T = TypeVar("T")
 
@@ -30,39 +28,35 @@ AT_ONCE = 256
 """Slots taken apart, or looked at, before other tasks have their turn."""
 
 
-class Slot(Exported, Generic[T]):
-    """The place of one object. Only `Buffer` handles, which come and go, reach a caller."""
+class Shape(NamedTuple):
+    """How big things are, in bytes."""
 
-    __slots__ = ("address", "obj", "out", "owner", "slab")
+    size: int
+    align: int
+    objects: int
 
-    out: bool
-    """Whether it is out of its slab."""
-    owner: weakref.ref[object] | None
-    """The handle that leads here, in caches whose objects may be moved."""
-    address: int
-    obj: T | None
-    """What the cache's constructor built here; kept from one owner to the next (Bonwick 1994)."""
-    slab: Slab[T] | None
-    """None for an emergency object."""
+    @property
+    def stride(self) -> int:
+        """From one object to the next."""
+        return -(-self.size // self.align) * self.align
 
-    def __init__(self, slab: Slab[T] | None, region: Region, offset: int, size: int) -> None:
-        super().__init__(region.memory, offset, size)
-        self.slab = slab
-        self.out = False
-        self.owner = None
-        self.address = region.address + offset
-        self.obj = None
+    @property
+    def slab_size(self) -> int:
+        """One slab, in whole pages."""
+        return -(-self.stride * self.objects // PAGE_SIZE) * PAGE_SIZE
 
-    def construct(self, ctor: Callable[[memoryview], T], region: Region) -> None:
-        """Build the object, on a view that does not count as one of a lease."""
-        offset = self.address - region.address
-        self.obj = ctor(lease_view(exporter(region.memory, offset, len(self.exporter))))
 
-    def destroy(self, dtor: Callable[[T], None] | None) -> None:
-        """Undo `construct`."""
-        obj, self.obj = cast("T", self.obj), None
-        if dtor is not None:
-            dtor(obj)
+def construct(slot: Slot[T], ctor: Callable[[memoryview], T], region: Region) -> None:
+    """Build the object of a slot, on a view that does not count as one of a lease."""
+    offset = slot.address - region.address
+    slot.obj = ctor(lease_view(exporter(region.memory, offset, len(slot.exporter))))
+
+
+def destroy(slot: Slot[T], dtor: Callable[[T], None] | None) -> None:
+    """Undo `construct`."""
+    obj, slot.obj = cast("T", slot.obj), None
+    if dtor is not None:
+        dtor(obj)
 
 
 class Slab(Generic[T]):
@@ -105,7 +99,8 @@ class Slab(Generic[T]):
 
     def carve(self) -> Slot[T]:
         """Make the next slot."""
-        slot: Slot[T] = Slot(self, self.region, len(self.slots) * self.shape.stride, self.shape.size)
+        offset = len(self.slots) * self.shape.stride
+        slot: Slot[T] = Slot(self, self.region.memory, self.region.address, offset, self.shape.size)
         self.slots.append(slot)
         return slot
 
@@ -136,7 +131,7 @@ class Slab(Generic[T]):
             for slot in some:
                 if self.built:
                     self.built -= 1
-                    slot.destroy(dtor)
+                    destroy(slot, dtor)
                 slot.slab = None
             del some, slot
             if self.slots:
@@ -201,7 +196,7 @@ class SlabLists(Generic[T]):
 
     def put(self, slot: Slot[T], age: int) -> None:
         """Take a slot back."""
-        slab = slot.slab
+        slab = cast("Slab[T] | None", slot.slab)
         if slab is None:
             raise AssertionError("a slot of a dismantled slab came back")
         if slab is self.condemned:

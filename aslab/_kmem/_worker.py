@@ -29,7 +29,7 @@ from ..backends._threads import LAG
 from ._budget import Account, Budget
 from ._clock import Clock
 from ._growth import Growth
-from ._slab import Slab
+from ._slab import Slab, construct
 from ._state import Mark
 from ._supply import Supply
 from ._wakeup import AT_ONCE
@@ -219,7 +219,7 @@ class Worker:
         for _ in range(slab.objects):
             slot = slab.carve()
             try:
-                slot.construct(ctor, slab.region)
+                construct(slot, ctor, slab.region)
             except BaseException as exc:
                 keep_interrupt(exc)
                 raise ConstructorError(f"cache {growth.config.name!r}: ctor raised {exc!r}") from exc

@@ -20,21 +20,22 @@ is never None again once it was a view.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
 from gc import get_referents
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, NoReturn, SupportsIndex, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, SupportsIndex, TypeVar, cast
 
-from ._errors import BufferFreedError
-from ._pin import Pin
+from .._errors import BufferFreedError
+from ._home import Home
+from ._magazine import Slot
 from ._views import company, has_company, is_kept, is_released, lease_view
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from ._cache import Cache
-    from ._kmem._slab import Slot
+    from .._cache import Cache
 
 T = TypeVar("T")
 
@@ -48,9 +49,9 @@ class Buffer(Generic[T]):
     Every method may be called from any thread, none suspends.
     """
 
-    __slots__ = ("__weakref__", "_cache", "_lent", "_slot", "_view")
+    __slots__ = ("__weakref__", "_home", "_lent", "_slot", "_view")
 
-    _cache: Cache[T]
+    _home: Home[T]
     _slot: Slot[T]
     _view: memoryview | None
     _lent: tuple[object, ...]
@@ -94,7 +95,7 @@ class Buffer(Generic[T]):
         :raises BufferFreedError: after `free`
         """
         slot = self._allocated()
-        if self._cache.ctor is None:
+        if self._home.ctor is None:
             return cast("T", self.view)
         return cast("T", slot.obj)
 
@@ -109,10 +110,11 @@ class Buffer(Generic[T]):
     @property
     def cache(self) -> Cache[T]:
         """The cache it was allocated from."""
-        return self._cache
+        cache: Cache[T] = self._home.cache
+        return cache
 
     def __len__(self) -> int:
-        return self._cache.size
+        return self._home.size
 
     def free(self) -> None:
         """Give the memory back to the cache; to a waiting caller, if there is one.
@@ -128,18 +130,18 @@ class Buffer(Generic[T]):
             del self._slot
         except AttributeError:
             raise self._freed_error() from None
-        cache = self._cache
+        home = self._home
         if self._view is None:
             self._view = _FREED
         else:
             self._end_view(slot)
             if slot.kept:
-                cache._pool.take_back(slot)
+                home.take_back(slot)
                 return
-        magazine = cache._magazine
+        magazine = home.magazine
         magazine.append(slot)
-        if cache._waiting or len(magazine) > magazine.capacity:
-            cache._pool.settle()
+        if magazine.watch or len(magazine) > magazine.capacity:
+            home.settle()
 
     def __enter__(self) -> Self:
         self._allocated()
@@ -160,12 +162,12 @@ class Buffer(Generic[T]):
             self._abandon()
 
     def __repr__(self) -> str:
-        cache, slot = getattr(self, "_cache", None), getattr(self, "_slot", None)
-        if cache is None:
+        home, slot = getattr(self, "_home", None), getattr(self, "_slot", None)
+        if home is None:
             return "<Buffer, not allocated>"
         state = "freed" if slot is None else f"at {slot.address:#x}"
         kind = ", emergency" if self.emergency else ""
-        return f"<Buffer of {cache.name!r}, {len(self)} bytes, {state}{kind}>"
+        return f"<Buffer of {home.name!r}, {len(self)} bytes, {state}{kind}>"
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn:
         """Refuse: two handles of one place would both free it. (copy, deepcopy and pickle end here.)
@@ -196,10 +198,10 @@ class Buffer(Generic[T]):
                 return
             if self._view is _LENT:
                 del self._lent
-                self._cache._pool.parking.look_at_lingering()
+                self._home.look_at_lingering()
                 return
             self._let_go()
-            name = self._cache.name
+            name = self._home.name
         except (AttributeError, BufferFreedError):  # never allocated, or freed by another thread just now
             return
         warnings.warn(
@@ -213,7 +215,7 @@ class Buffer(Generic[T]):
         view = old = self._view
         if old is None or is_released(old):
             if old is not None and is_kept(old, 4):  # the handle, `view`, and two here
-                slot.remember(old, self._cache._pool.parking.view_gone)
+                slot.remember(old, self._home.view_gone)
             view = self._view
             if view is old:
                 view = self._view = fresh
@@ -235,19 +237,8 @@ class Buffer(Generic[T]):
         if not hasattr(self, "_slot"):  # as in `_look`
             view.release()
             raise self._freed_error()
-        slot.remember(view, self._cache._pool.parking.view_gone)
+        slot.remember(view, self._home.view_gone)
         return view
-
-    def _end_quietly(self) -> Slot[T] | None:
-        """End the handle for its client; None where it had ended before, or somebody exports the memory still."""
-        try:
-            return self._claim(quiet=True)
-        except BufferFreedError:
-            return None
-        except BufferError:
-            pass  # the error's frames hold the view, so it has to be gone first
-        self._park()
-        return None
 
     def _allocated(self) -> Slot[T]:
         try:
@@ -256,8 +247,8 @@ class Buffer(Generic[T]):
             raise self._freed_error() from None
 
     def _freed_error(self) -> BufferFreedError:
-        cache = getattr(self, "_cache", None)
-        return BufferFreedError(f"this buffer of cache {cache.name!r} was freed" if cache else "not allocated")
+        home = getattr(self, "_home", None)
+        return BufferFreedError(f"this buffer of cache {home.name!r} was freed" if home else "not allocated")
 
     def _claim(self, *, quiet: bool = False) -> Slot[T]:
         """End the handle and its view; the slot is the caller's then. ``quiet``: nobody reads the error."""
@@ -285,18 +276,18 @@ class Buffer(Generic[T]):
             if slot.in_use():  # made by another thread just now
                 self._view = lease_view(slot.exporter)  # not None: the next `free` has to look, too
                 if is_kept(view):
-                    slot.remember(view, self._cache._pool.parking.view_gone)
+                    slot.remember(view, self._home.view_gone)
                 raise BufferError("a memoryview that was made of it earlier, or a pin, is alive")
         except BufferError as exc:
             self._slot = slot
             raise self._refusal(str(exc)) from None
         self._view = _LENT if hasattr(self, "_lent") else _FREED
         if is_kept(view):
-            slot.remember(view, self._cache._pool.parking.view_gone)
+            slot.remember(view, self._home.view_gone)
 
     def _refusal(self, why: str) -> BufferError:
         return BufferError(
-            f"cache {self._cache.name!r}: the buffer is still in use and stays allocated: {why}. Release slices "
+            f"cache {self._home.name!r}: the buffer is still in use and stays allocated: {why}. Release slices "
             "(`with buf.view[:n] as part:`), del arrays, await what reads into it; then free() again"
         )
 
@@ -307,7 +298,7 @@ class Buffer(Generic[T]):
         except BufferError:
             pass  # as in `_end_quietly`
         else:
-            self._cache._pool.come_back(slot)
+            self._home.collected(slot)
             return
         self._park()
 
@@ -323,76 +314,27 @@ class Buffer(Generic[T]):
             return
         view, self._view = self._view, _LENT if hasattr(self, "_lent") else _FREED
         if view is not None:  # a slice that is released later may be kept, too
-            slot.remember(view, self._cache._pool.parking.view_gone)
+            slot.remember(view, self._home.view_gone)
         del view
-        self._cache._pool.parking.park(self._cache, slot, self.emergency)
+        self._home.park(slot, self.emergency)
 
 
-class ManagedBuffer(Buffer[T]):
-    """A buffer whose coming and going needs more than the magazine.
+class Pin:
+    """What `Buffer.pin` answers. May be entered again and again, and inside of itself."""
 
-    Emergency objects, and those of a cache that zeroes on free, shares its slabs, or moves its objects. What
-    another thread may do at the same time as a move is done under the pool's guard.
-    """
+    __slots__ = ("_buffer", "_views")
 
-    __slots__ = ("emergency", "left", "moving", "touched")
+    def __init__(self, buffer: Buffer[Any]) -> None:
+        self._buffer = buffer
+        self._views: list[memoryview] = []
 
-    emergency: bool
-    moving: bool
-    """The mover copies it now; a free meanwhile leaves the slot to the mover."""
-    left: bool
-    """It did."""
-    touched: bool
-    """Somebody could write into it since the copy began."""
+    def __enter__(self) -> memoryview:
+        view = self._buffer._pinned_view()
+        self._views.append(view)
+        return view
 
-    @property
-    def view(self) -> memoryview:
-        """As `Buffer.view`. In a movable cache the buffer stays where it is from then on, until it is freed.
-
-        :raises BufferFreedError: after `free`
-        """
-        with self._cache._pool.guard:
-            self.touched = True
-            return super().view
-
-    def free(self) -> None:
-        """As `Buffer.free`."""
-        pool = self._cache._pool
-        with pool.guard:
-            slot = self._claim()
-            self.left = self.moving
-        if not self.left:
-            pool.take_back_managed(slot)
-
-    def _abandon(self) -> None:
-        pool = self._cache._pool
-        with pool.guard:  # not in a finaliser: that never finds it moving, since the mover holds on to it
-            slot = self._end_quietly()
-            self.left = slot is not None and self.moving
-        if slot is not None and not self.left:
-            pool.come_back(slot)
-
-    def lead_to(self, slot: Slot[T]) -> None:
-        """From here on this handle is that of another place: it was moved."""
-        old = self._slot
-        slot.owner, old.owner = old.owner, None
-        self._slot = slot
-        view, self._view = self._view, None
-        if view is not None and is_kept(view):  # released, else it would not move; who kept it knows the old place
-            old.remember(view, self._cache._pool.parking.view_gone)
-        if self.emergency:
-            self.emergency = False
-            self._cache._tally.emergency -= 1
-
-    def _pinned_view(self) -> memoryview:
-        with self._cache._pool.guard:
-            self.touched = True
-            return self._pin()
-
-    def _claim(self, *, quiet: bool = False) -> Slot[T]:
-        slot = self._allocated()
-        if self._view is None and slot.in_use():  # by a pin, or what is left of one
-            raise self._refusal("it is pinned, or a slice or an array of a pinned view is alive")
-        slot = super()._claim(quiet=quiet)
-        self._cache._note_return(self.emergency)
-        return slot
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(BufferError):  # an array is kept: the pin lasts as long as that does
+            self._views.pop().release()

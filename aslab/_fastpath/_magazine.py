@@ -9,9 +9,10 @@ Linux and illumos have a magazine for each processor. Under the GIL one for each
 
 from __future__ import annotations
 
-from typing import TypeVar
+import weakref
+from typing import Generic, TypeVar
 
-from ._kmem._slab import Slot
+from ._views import Exported
 
 T = TypeVar("T")
 SMALLEST, LARGEST = 2, 256
@@ -25,15 +26,41 @@ def default_size(object_size: int) -> int:
     return next(size for least, size in _SIZES if object_size >= least)
 
 
+class Slot(Exported, Generic[T]):
+    """The place of one object. Only `Buffer` handles, which come and go, reach a caller."""
+
+    __slots__ = ("address", "obj", "out", "owner", "slab")
+
+    slab: object | None
+    """Where it was cut from; None for an emergency object. What is behind the magazine knows what that is."""
+    out: bool
+    """Whether it is out of its slab."""
+    owner: weakref.ref[object] | None
+    """The handle that leads here, in caches whose objects may be moved."""
+    address: int
+    obj: T | None
+    """What the cache's constructor built here; kept from one owner to the next (Bonwick 1994)."""
+
+    def __init__(self, slab: object | None, memory: memoryview, start: int, offset: int, size: int) -> None:
+        super().__init__(memory, offset, size)
+        self.slab = slab
+        self.out = False
+        self.owner = None
+        self.address = start + offset
+        self.obj = None
+
+
 class Magazine(list[Slot[T]]):
     """A stack of free slots, newest last. May stand over its capacity for a moment."""
 
-    __slots__ = ("batch", "capacity")
+    __slots__ = ("batch", "capacity", "watch")
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
         self.capacity: int = capacity
         self.batch: int = -(-capacity // 2)
+        self.watch: bool = False
+        """Somebody wants to hear of each free."""
 
     def take_oldest(self) -> Slot[T] | None:
         """The slot that has lain here longest, or None. Atomic, as pop and append are."""
