@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import anyio
 import anyio.lowlevel
 
+from ._checks import seconds, whole_number
 from ._clients import log_failure
 from ._config import CacheConfig
 from ._errors import CacheClosedError, ConfigError, WrongCacheError

@@ -13,7 +13,6 @@ from ._clients import log_failure
 from ._errors import ConfigError
 from ._fastpath import LARGEST, SMALLEST, default_size
 from ._flags import CacheFlags
-from ._kmem._slab import Shape
 from .backends._libc import PAGE_SIZE
 from .backends._protocol import Backend
 from .pressure import Source
