@@ -3,8 +3,7 @@
 The order of the file is the way of an allocation: the hot path; what can be had without waiting; several at
 once; then moving, filling, looking and closing. What lies behind it is in _pool.py.
 
-Threads: ``alloc_nowait``, frees and the garbage collector's returns come from any thread; what suspends, and
-what is said so, from the event loop's alone.
+Any thread may call ``alloc_nowait`` and free. What suspends, or says so, is for the event loop's thread.
 """
 
 from __future__ import annotations
@@ -19,8 +18,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import anyio
 import anyio.lowlevel
 
+from ._checks import seconds, whole_number
 from ._clients import log_failure
-from ._config import CacheConfig, seconds, whole_number
+from ._config import CacheConfig
 from ._errors import CacheClosedError, ConfigError, WrongCacheError
 from ._fastpath import Buffer, ManagedBuffer, Slot, lease_view
 from ._flags import FINISHES, KM, LEVEL

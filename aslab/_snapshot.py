@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._checks import format_size
 from ._flags import ORDINARY
 from ._kmem._state import Mark
-from ._sizes import format_size
 from ._stats import CacheStats
 
 if TYPE_CHECKING:

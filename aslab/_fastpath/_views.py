@@ -199,8 +199,3 @@ _sample.remember(memoryview(bytearray(1)), id)
 _UNKEPT = getrefcount(_sample.kept[0].managed)  # as in `haunted`
 HAUNTED.clear()
 del _sample
-
-
-def address_of(view: memoryview) -> int:
-    """The address of the first byte of a writable, contiguous view."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(view)) if view.nbytes else 0

@@ -15,35 +15,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Generic, NamedTuple, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
+from .._config import Shape
 from .._fastpath import Slot as Slot
 from .._fastpath import exporter, lease_view
-from ..backends._libc import PAGE_SIZE
 from ..backends._protocol import Region
 
 T = TypeVar("T")
 
 AT_ONCE = 256
 """Slots taken apart, or looked at, before other tasks have their turn."""
-
-
-class Shape(NamedTuple):
-    """How big things are, in bytes."""
-
-    size: int
-    align: int
-    objects: int
-
-    @property
-    def stride(self) -> int:
-        """From one object to the next."""
-        return -(-self.size // self.align) * self.align
-
-    @property
-    def slab_size(self) -> int:
-        """One slab, in whole pages."""
-        return -(-self.stride * self.objects // PAGE_SIZE) * PAGE_SIZE
 
 
 def construct(slot: Slot[T], ctor: Callable[[memoryview], T], region: Region) -> None:

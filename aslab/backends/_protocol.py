@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from .._fastpath._views import address_of
 from .._flags import GFP
+from ._libc import address_of
 
 
 @dataclass(slots=True, eq=False)
