@@ -12,9 +12,6 @@ from ._fastpath import KeptView, Magazine, Slot
 from ._kmem._pool import Pool
 from ._stats import Tally
 
-if TYPE_CHECKING:
-    from ._kmem._pool import Pool
-
 T = TypeVar("T")
 
 

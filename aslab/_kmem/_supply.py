@@ -22,7 +22,6 @@ import anyio.lowlevel
 
 from .._clients import log_failure, must_end
 from .._errors import BackendError
-from .._fastpath._views import address_of
 from .._flags import GFP
 from ..backends._libc import address_of
 from ..backends._protocol import Backend, Region
