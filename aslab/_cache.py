@@ -22,7 +22,7 @@ from ._checks import seconds, whole_number
 from ._clients import log_failure
 from ._config import CacheConfig
 from ._errors import CacheClosedError, ConfigError, WrongCacheError
-from ._fastpath import Buffer, ManagedBuffer, Slot, lease_view
+from ._fastpath import OPTIONS, Buffer, ManagedBuffer, Slot, lease_view
 from ._flags import FINISHES, KM, LEVEL
 from ._home import CacheHome
 from ._kmem._errands import Errand
@@ -57,11 +57,8 @@ class Cache(Generic[T]):
         self._hits = 0
         self._misses = 0
         self._managed = config.init_on_free or config.movable or config.merge
-        # What an allocation must always do besides popping from the magazine; whether it must do anything
-        # besides now. The hot path looks at these alone.
-        self._always_slow = self._engine.config.checkpoints or config.init_on_alloc or self._managed
-        self._always_slow = self._always_slow or config.watermark > 0
-        self._slow = self._always_slow
+        if self._engine.config.checkpoints or config.init_on_alloc or self._managed or config.watermark:
+            self._magazine.divert(OPTIONS)
         pool.join(self)
 
     @property
@@ -103,10 +100,11 @@ class Cache(Generic[T]):
         :raises BackendError: if a backend broke its contract
         :raises ConstructorError: if the cache's ``ctor`` raised
         """
-        if self._slow or flags is not _SLEEP or timeout is not None:
+        magazine = self._magazine
+        if magazine.detour or flags is not _SLEEP or timeout is not None:
             return await self._alloc_slowly(flags, timeout)
         try:
-            slot = self._magazine.pop()
+            slot = magazine.pop()
         except IndexError:
             return await self._alloc_slowly(flags, timeout)
         self._hits += 1
@@ -126,10 +124,11 @@ class Cache(Generic[T]):
         :raises anyio.WouldBlock: if there is none
         :raises CacheClosedError: if the cache is closed
         """
-        if self._slow or flags is not _NOSLEEP:
+        magazine = self._magazine
+        if magazine.detour or flags is not _NOSLEEP:
             return self._alloc_now(flags)
         try:
-            slot = self._magazine.pop()
+            slot = magazine.pop()
         except IndexError:
             return self._alloc_now(flags)
         self._hits += 1
@@ -332,7 +331,8 @@ class Cache(Generic[T]):
         if self._hits or self._misses or self._pool.mover.able:
             raise ConfigError("callback", callback, "allowed once, and before the first allocation")
         self._pool.mover.callback = callback
-        self._managed = self._always_slow = self._slow = True
+        self._managed = True
+        self._magazine.divert(OPTIONS)
 
     async def defragment(self) -> int:
         """One pass: emergency objects move into slabs; sparse slabs are emptied into fuller ones, and given back.
@@ -398,8 +398,11 @@ class Cache(Generic[T]):
                 warnings.warn(warning, ResourceWarning, stacklevel=2)
 
     def _shut(self) -> str:
-        """Close. Answers what there is to warn of."""
-        self._slow = self._always_slow = True
+        """Close. Returns what there is to warn of.
+
+        A cache that shares its pool leaves that open. Its allocations are diverted all the same, as all are where
+        buffers are managed, and so refused.
+        """
         del self._engine.caches[self.name]
         self._closing = self._pool.leave(self, CacheClosedError(f"cache {self.name!r} was closed"))
         held = self.stats().obj_held

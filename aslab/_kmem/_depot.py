@@ -29,14 +29,14 @@ class Depot(Generic[T]):
         self.lock: threading.Lock = threading.Lock()
         self.slabs: SlabLists[T] = SlabLists()
         self.lingering: Lingering[Slot[T]] = Lingering(clean)
-        self._magazine = magazine
+        self.magazine: Magazine[T] = magazine
 
     def take(self, *, lingering: bool = True) -> Slot[T] | None:
         """A slot: the newest of the magazine, else from the slabs, refilling the magazine by a batch.
 
         Where there is none, one that lingers.
         """
-        if self._magazine or self.slabs.partial:
+        if self.magazine or self.slabs.partial:
             with self.lock:
                 slot = self._take()
             if slot is not None:
@@ -44,7 +44,7 @@ class Depot(Generic[T]):
         return self.lingering.take() if lingering else None
 
     def _take(self) -> Slot[T] | None:
-        magazine = self._magazine
+        magazine = self.magazine
         if magazine:
             try:
                 return magazine.pop()
@@ -64,7 +64,7 @@ class Depot(Generic[T]):
         if self.lock.locked():  # perhaps by this very thread, and we are in a finaliser
             return False
         with self.lock:  # not tried and then released in a `finally`: Ctrl-C may come in between
-            magazine = self._magazine
+            magazine = self.magazine
             if self.slabs.condemned is not None:
                 self._weed(age)
             while len(magazine) > max(0, magazine.capacity):
@@ -76,7 +76,7 @@ class Depot(Generic[T]):
         with self.lock:
             for slot in self.lingering.look():
                 self.slabs.put(slot, age)
-            self._put_back(len(self._magazine), age)
+            self._put_back(len(self.magazine), age)
 
     def add(self, slab: Slab[T]) -> None:
         """Take in a new slab."""
@@ -86,7 +86,7 @@ class Depot(Generic[T]):
     def remove_empty(self, keep: int = 0, until: int | None = None, most: int | None = None) -> list[Slab[T]]:
         """Take out slabs that can go; see `SlabLists.remove_empty`. The magazine counts among the kept."""
         with self.lock:
-            return self.slabs.remove_empty(max(0, keep - len(self._magazine)), until, most)
+            return self.slabs.remove_empty(max(0, keep - len(self.magazine)), until, most)
 
     def put(self, slot: Slot[T], age: int) -> None:
         """Put one back into its slab, past the magazine, unless it has to linger."""
@@ -106,13 +106,13 @@ class Depot(Generic[T]):
     def sort(self, age: int) -> None:
         """Put everything back, then have the fullest slabs first."""
         with self.lock:
-            self._put_back(len(self._magazine), age)
+            self._put_back(len(self.magazine), age)
             self.slabs.sort()
 
     @property
     def free(self) -> int:
         """Objects that can be had without growing."""
-        return self.slabs.free + len(self._magazine) + len(self.lingering)
+        return self.slabs.free + len(self.magazine) + len(self.lingering)
 
     def has_idle_slab(self) -> bool:
         """Whether all objects of a slab are free, those in the magazine included."""
@@ -120,7 +120,7 @@ class Depot(Generic[T]):
             last = next(reversed(self.slabs.partial), None)
             if last is not None and not last.in_use:
                 return True
-            at_hand: Counter[Any] = Counter(slot.slab for slot in list(self._magazine))
+            at_hand: Counter[Any] = Counter(slot.slab for slot in list(self.magazine))
             return any(slab is not None and slab.in_use <= count for slab, count in at_hand.items())
 
     def condemn(self, age: int) -> bool:
@@ -143,18 +143,18 @@ class Depot(Generic[T]):
 
     def _weed(self, age: int) -> None:
         """Put what is of the condemned slab back into it."""
-        for _ in range(len(self._magazine)):
-            slot = self._magazine.take_oldest()
+        for _ in range(len(self.magazine)):
+            slot = self.magazine.take_oldest()
             if slot is None:
                 break
             if slot.slab is self.slabs.condemned:
                 self.slabs.put(slot, age)
             else:
-                self._magazine.append(slot)
+                self.magazine.append(slot)
 
     def _put_back(self, count: int, age: int) -> None:
         for _ in range(count):
-            slot = self._magazine.take_oldest()
+            slot = self.magazine.take_oldest()
             if slot is None:
                 break
             self.slabs.put(slot, age)

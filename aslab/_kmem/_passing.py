@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from .._fastpath import WAITERS
 from .._flags import FINISHES, ORDINARY, URGENT
 from ._claims import Claims
 from ._clock import Clock
@@ -66,6 +67,13 @@ class Passing(Generic[T]):
             return False
         first.tell()
         return True
+
+    def note(self) -> None:
+        """Divert SLEEP callers while they must not pass: who is first has changed, or the reserve, or it looks."""
+        if self._line.first is not None and (self._reserve.short or not self.allowed):
+            self._depot.magazine.divert(WAITERS)
+        else:
+            self._depot.magazine.let_pop(WAITERS)
 
     @property
     def allowed(self) -> bool:

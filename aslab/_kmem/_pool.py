@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 import anyio
 
 from .._config import CacheConfig
-from .._fastpath import Magazine
+from .._fastpath import WAITERS, Magazine
 from .._flags import FINISHES, KM, LEVEL
 from .._snapshot import situation
 from .._stats import Tally
@@ -236,7 +236,7 @@ class Pool(Generic[T]):
         if self.wanted_by_others or not self.room.tell():
             self._serve()
         else:
-            self.magazine.watch = False  # told; until it has run nobody need hear of other frees
+            self.magazine.watch = 0  # told; until it has run nobody need hear of other frees
 
     def come_back(self, slot: Slot[T]) -> None:
         """What the garbage collector returns, at any moment, in any thread."""
@@ -319,7 +319,7 @@ class Pool(Generic[T]):
         self.marks.fire("close")
         self.depot.pardon(self.engine.tick)
         self.growth.send_fillers_away(error)
-        self.magazine.capacity = -1  # so that each later free comes by `settle`
+        self.magazine.close()
         self.reserve.close()
         self._empty_reserve()
         self.growth.unwell = False
@@ -332,19 +332,15 @@ class Pool(Generic[T]):
 
     def note_waiting(self) -> None:
         """Who waits has changed: what the hot paths of the caches look at."""
-        slow = bool(self.line) and (self.reserve.short or not self.room.passing.allowed)
+        self.room.passing.note()
         asked_for = self.growth.filling > 0 or self.reserve.short or self.mover.hungry
         self.wanted_by_others = asked_for or self.condemned > 0 or self.engine.short
         self.wanted = bool(self.line) or self.wanted_by_others or self.reserve.kept > 0
-        self.magazine.watch = self.wanted
-        for cache in self.caches:
-            cache._slow = slow or cache._always_slow
+        self.magazine.watch = WAITERS * self.wanted
 
     def _note_passed(self) -> None:
-        slow = self.reserve.short or not self.room.passing.allowed
-        self.magazine.watch = True
-        for cache in self.caches:
-            cache._slow = slow or cache._always_slow
+        self.room.passing.note()
+        self.magazine.watch = WAITERS
 
     def repack_reserve(self) -> None:
         """Have the reserve lie in the fullest slabs."""
