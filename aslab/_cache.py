@@ -279,7 +279,7 @@ class Cache(Generic[T]):
         if buf.emergency:
             tally.emergency += 1
             tally.emergency_max = max(tally.emergency_max, tally.emergency)
-            self._engine.attend(self._pool, self._pool.note_waiting)
+            self._engine.attend(self._pool, self._pool.mover.note)
         return buf
 
     # -- several at once

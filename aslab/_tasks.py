@@ -267,7 +267,7 @@ class Engine:
         if self.short != short:
             self.short = short
             for pool in self.pools:
-                pool.note_waiting()
+                pool.note_short()
 
     def _all_pools(self) -> tuple[Pool[Any], ...]:
         self._retired = [pool for pool in self._retired if len(pool.depot.slabs)]

@@ -84,10 +84,11 @@ class Magazine(list[Slot[T]]):
         super().__init__()
         self.capacity: int = capacity
         self.batch: int = -(-capacity // 2)
-        self.detour: int = 0
-        self.watch: int = 0
+        self.detour: int = False
+        self.watch: int = False
 
-    # A set of bits changes in one statement, with no call in it: CPython switches threads at calls and jumps only.
+    # A set of bits changes in one statement, with no call in it: CPython switches threads at calls and jumps back
+    # only. None set is False and not 0, which the interpreter tests faster.
 
     def watch_for(self, reason: int) -> None:
         """From now on each free is heard of. Any thread."""
@@ -95,7 +96,7 @@ class Magazine(list[Slot[T]]):
 
     def stop_watching(self, reason: int) -> None:
         """That reason has ended. Any thread."""
-        self.watch &= ~reason
+        self.watch = self.watch & ~reason or False
 
     def divert(self, reason: int) -> None:
         """From now on no allocation simply pops. Any thread."""
@@ -103,12 +104,12 @@ class Magazine(list[Slot[T]]):
 
     def let_pop(self, reason: int) -> None:
         """That reason has ended. Any thread."""
-        self.detour &= ~reason
+        self.detour = self.detour & ~reason or False
 
     def close(self) -> None:
         """Nothing is to lie here any more."""
         self.capacity = 0
-        self.watch_for(CLOSED)
+        self.watch = CLOSED
         self.divert(CLOSED)
 
     def take_oldest(self) -> Slot[T] | None:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from .._fastpath import Magazine
+from .._fastpath import CONDEMNED, Magazine
 from ._lingering import Lingering
 from ._slab import Slab, SlabLists, Slot
 
@@ -128,18 +128,23 @@ class Depot(Generic[T]):
         with self.lock:
             chosen = self.slabs.condemn()
             if chosen:
+                self.magazine.watch_for(CONDEMNED)
                 self._weed(age)
             return chosen
 
     def take_condemned(self) -> list[Slab[T]]:
         """The slab that is to go, if it is empty."""
         with self.lock:
-            return self.slabs.take_condemned()
+            slabs = self.slabs.take_condemned()
+            if slabs:
+                self.magazine.stop_watching(CONDEMNED)
+            return slabs
 
     def pardon(self, age: int) -> None:
         """No slab is to go any more."""
         with self.lock:
             self.slabs.pardon(age)
+            self.magazine.stop_watching(CONDEMNED)
 
     def _weed(self, age: int) -> None:
         """Put what is of the condemned slab back into it."""

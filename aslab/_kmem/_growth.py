@@ -19,6 +19,7 @@ import anyio
 
 from .._config import CacheConfig
 from .._errors import ConfigError, twin
+from .._fastpath import FILLERS
 from .._flags import GFP, KM, LEVEL, ORDINARY, URGENT, gfp_for
 from .._stats import Tally
 from ._budget import Account, Claim
@@ -61,7 +62,7 @@ class Growth(Generic[T]):
     """The growing of one cache.
 
     ``on_begin`` is called when a slab is asked for, ``on_slab`` when it has come, ``on_error`` when none
-    can be had for a reason that waiting does not mend; ``on_filling`` when `filling` changes.
+    can be had for a reason that waiting does not mend.
     """
 
     def __init__(
@@ -77,7 +78,6 @@ class Growth(Generic[T]):
         on_begin: Callable[[], None],
         on_slab: Callable[[], None],
         on_error: Callable[[Exception], None],
-        on_filling: Callable[[], None],
     ) -> None:
         self.config = config
         self.marks = marks
@@ -91,7 +91,6 @@ class Growth(Generic[T]):
         self._on_begin = on_begin
         self._on_slab = on_slab
         self._on_error = on_error
-        self._on_filling = on_filling
         self._fillers: dict[Filler, None] = {}  # in order
         self._pause = PAUSE_FIRST
         self._pausing = False
@@ -285,13 +284,14 @@ class Growth(Generic[T]):
         while not filler.done():
             filler.event = anyio.Event()
             self._fillers[filler] = None
-            self._on_filling()
+            self._depot.magazine.watch_for(FILLERS)
             try:
                 self.ask()
                 await filler.event.wait()
             finally:
                 del self._fillers[filler]
-                self._on_filling()
+                if not self._fillers:
+                    self._depot.magazine.stop_watching(FILLERS)
             if filler.error is not None:
                 raise twin(filler.error)
 

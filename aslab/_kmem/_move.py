@@ -24,7 +24,7 @@ import anyio.lowlevel
 
 from .._clients import log_failure
 from .._errors import SlabError
-from .._fastpath import Buffer, ManagedBuffer
+from .._fastpath import REPACK, Buffer, ManagedBuffer
 from .._flags import KMEM_CBRC, ORDINARY
 from ..backends._threads import run_blocking
 from ._slab import AT_ONCE as SLOTS_AT_ONCE
@@ -72,6 +72,13 @@ class Mover(Generic[T]):
         """Whether there are emergency objects that should move into slabs as objects of these come free."""
         return self.able and len(self._pool.emergency) > 0 and not self._in_vain
 
+    def note(self) -> None:
+        """Hear of frees while there are such objects; where they were made or moved, and after each tick."""
+        if self.hungry:
+            self._pool.magazine.watch_for(REPACK)
+        else:
+            self._pool.magazine.stop_watching(REPACK)
+
     @property
     def could_repack(self) -> bool:
         """Whether the time has come: nobody waits, and growth is well."""
@@ -81,6 +88,7 @@ class Mover(Generic[T]):
     def tick(self) -> bool:
         """The ageing task looks; answers whether a pass of defragmentation should begin by itself."""
         self._in_vain = False
+        self.note()
         slabs = self._pool.depot.slabs
         free = self._pool.depot.free
         if self.able and len(slabs) >= LEAST_SLABS and free * MOST_FREE > slabs.slots_total:
@@ -132,6 +140,7 @@ class Mover(Generic[T]):
         finally:
             pool.growth.repacking = 0
             self._in_vain = not moved
+            self.note()
 
     async def _new_place(self, objects: int) -> Slot[T] | None:
         """A free object of a slab, grown if need be; None where callers want them, or none is to be had soon."""

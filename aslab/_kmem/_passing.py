@@ -14,17 +14,15 @@ Event loop's thread only, but for `take_set_aside`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from .._fastpath import WAITERS
+from .._fastpath import WAITERS, Slot
 from .._flags import FINISHES, ORDINARY, URGENT
 from ._claims import Claims
 from ._clock import Clock
 from ._depot import Depot
 from ._emergency import Emergency
 from ._reserve import Reserve
-from ._slab import Slot
 from ._waiters import Line, Waiter
 
 T = TypeVar("T")
@@ -43,14 +41,12 @@ class Passing(Generic[T]):
         reserve: Reserve[T],
         emergency: Emergency[T],
         clock: Clock,
-        on_taken: Callable[[], None],
     ) -> None:
         self._line = line
         self._depot = depot
         self._reserve = reserve
         self._emergency = emergency
         self._clock = clock
-        self._on_taken = on_taken
         self.beside: float = BESIDE
         self.claims: Claims[T] = Claims(reserve, self.now, BESIDE)
 
@@ -87,7 +83,7 @@ class Passing(Generic[T]):
         if first is None or (level == FINISHES and self.claims.mine) or self._may_be_passed(first, level):
             slot = self._depot.take(lingering=False)
             if slot is None and (slot := self.take_set_aside(level)) is not None:
-                self._on_taken()  # from now on frees refill it, and must be heard of
+                self.note()
             return slot
         return None
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 import anyio
 
 from .._config import CacheConfig
-from .._fastpath import WAITERS, Magazine
+from .._fastpath import CLOSED, KEPT, REPACK, SHORT, WAITERS, Magazine
 from .._flags import FINISHES, KM, LEVEL
 from .._snapshot import situation
 from .._stats import Tally
@@ -54,18 +54,14 @@ class Pool(Generic[T]):
         """Those that are open."""
         self.tally: Tally = Tally()
         """Of its own affairs."""
-        self.wanted: bool = False
-        """Somebody wants to know of each free."""
-        self.wanted_by_others: bool = False
-        """Somebody who does not wait in line."""
         self.marks: Marks = Marks()
         self.magazine: Magazine[T] = Magazine(config.magazine_size)
         self.depot: Depot[T] = Depot(self.magazine, self._zero if config.init_on_free else None)
-        self.reserve: Reserve[T] = Reserve(config.reserve, config.memalloc_reserve)
+        self.reserve: Reserve[T] = Reserve(config.reserve, config.memalloc_reserve, self.magazine)
         self.emergency: Emergency[T] = Emergency(
             config, engine.emergency_supply, engine.permits, self.depot.lock, self.reserve, self._emergency_room
         )
-        self.line: Line[T] = Line()
+        self.line: Line[T] = Line(self.magazine)
         self.growth: Growth[T] = Growth(
             config,
             self.marks,
@@ -77,7 +73,6 @@ class Pool(Generic[T]):
             on_begin=self._growth_begins,
             on_slab=self.attend,
             on_error=lambda error: self.room.send_away(error),
-            on_filling=self.note_waiting,
         )
         self.reclaim: Reclaim[T] = Reclaim(
             config, self.marks, self.depot, engine, self.growth.account, self.line, self.attend
@@ -95,7 +90,6 @@ class Pool(Generic[T]):
             make_event=engine.make_event,
             tickets=engine.tickets,
             on_change=self._line_changed,
-            on_passed=self._note_passed,
             give_back=self.give_back,
             ring=partial(engine.ring, self),
             start=engine.start,
@@ -105,12 +99,17 @@ class Pool(Generic[T]):
         self._spared_for, self._spared_until = 1, 0  # ticks
         self._ages_spares = False
         self.parking: Parking[T] = Parking(self)
+        self.note_short()
 
     def join(self, cache: Cache[T]) -> None:
         """A cache begins to use it."""
         self.caches.append(cache)
-        self.note_waiting()
         self.growth.ask()
+
+    @property
+    def wanted(self) -> bool:
+        """Somebody wants to hear of each free, or will once it has looked at what it was told of."""
+        return bool(self.magazine.watch & ~CLOSED) or self.line.first is not None
 
     def learn(self, objects: int, level: int) -> None:
         """Such a caller asks for so many at once: what is to be set aside for those who finish. Any thread."""
@@ -171,6 +170,8 @@ class Pool(Generic[T]):
 
     def _freed_single(self) -> None:
         self.room.passing.claims.note()
+        if self.magazine.watch & REPACK:
+            self.mover.note()  # that may have been the last emergency object
         self._offer_spares()
 
     def _offer_spares(self) -> None:
@@ -233,10 +234,10 @@ class Pool(Generic[T]):
 
     def _freed(self) -> None:
         self.room.passing.claims.note()
-        if self.wanted_by_others or not self.room.tell():
+        if self.magazine.watch & ~(WAITERS | KEPT) or not self.room.tell():
             self._serve()
         else:
-            self.magazine.watch = 0  # told; until it has run nobody need hear of other frees
+            self.line.hush()
 
     def come_back(self, slot: Slot[T]) -> None:
         """What the garbage collector returns, at any moment, in any thread."""
@@ -266,7 +267,8 @@ class Pool(Generic[T]):
         if not self.growth.unwell:
             self.emergency.clear()
         self._offer_spares()
-        self.note_waiting()
+        self.room.passing.note()
+        self.mover.note()
         self.room.let_others_try()
         self.growth.ask()
         if self.engine.short and self.depot.free >= self.config.shape.objects:
@@ -296,7 +298,6 @@ class Pool(Generic[T]):
         if chosen and self.reserve.short:  # what is set aside is not given away
             self.pardon(in_vain=True)
             chosen = False
-        self.note_waiting()
         return chosen
 
     def pardon(self, *, in_vain: bool) -> None:
@@ -330,17 +331,12 @@ class Pool(Generic[T]):
         self.parking.close()
         return back
 
-    def note_waiting(self) -> None:
-        """Who waits has changed: what the hot paths of the caches look at."""
-        self.room.passing.note()
-        asked_for = self.growth.filling > 0 or self.reserve.short or self.mover.hungry
-        self.wanted_by_others = asked_for or self.condemned > 0 or self.engine.short
-        self.wanted = bool(self.line) or self.wanted_by_others or self.reserve.kept > 0
-        self.magazine.watch = WAITERS * self.wanted
-
-    def _note_passed(self) -> None:
-        self.room.passing.note()
-        self.magazine.watch = WAITERS
+    def note_short(self) -> None:
+        """Others begin to wait for slabs at the limit, or none do any more."""
+        if self.engine.short:
+            self.magazine.watch_for(SHORT)
+        else:
+            self.magazine.stop_watching(SHORT)
 
     def repack_reserve(self) -> None:
         """Have the reserve lie in the fullest slabs."""
@@ -372,7 +368,6 @@ class Pool(Generic[T]):
         self.engine.attend(self, self.room.let_others_try)
 
     def _line_changed(self) -> None:
-        self.note_waiting()
         self.growth.note()
         self.engine.look_again()
 

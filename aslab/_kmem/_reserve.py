@@ -19,8 +19,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
+from .._fastpath import KEPT, RESERVE, Magazine, Slot
 from .._flags import FINISHES, ORDINARY
-from ._slab import Slot
 
 T = TypeVar("T")
 
@@ -30,9 +30,11 @@ class Reserve(Generic[T]):
 
     :param objects: how many there should be for PUSHPAGE callers
     :param kept: how many more for MEMALLOC callers; None where that is learned
+    :param magazine: where what is missing is freed to; RESERVE and KEPT are set there
     """
 
-    def __init__(self, objects: int, kept: int | None) -> None:
+    def __init__(self, objects: int, kept: int | None, magazine: Magazine[T]) -> None:
+        self._magazine = magazine
         self._learns = kept is None
         self._asked = 0  # the most that a MEMALLOC caller has asked for at once
         self._most_needed = 1  # the most that a PUSHPAGE caller has
@@ -42,6 +44,8 @@ class Reserve(Generic[T]):
         self.kept: int = kept or 0
         """How many of them are for MEMALLOC callers alone."""
         self._slots: list[Slot[T]] = []
+        self._note()
+        self._note_kept()
 
     def __iter__(self) -> Iterator[Slot[T]]:
         return iter(list(self._slots))
@@ -52,6 +56,8 @@ class Reserve(Generic[T]):
     def close(self) -> None:
         """Nothing is set aside any more."""
         self.objects = self.kept = self._given = 0
+        self._note()
+        self._note_kept()
 
     @property
     def short(self) -> bool:
@@ -81,11 +87,15 @@ class Reserve(Generic[T]):
             self._most_needed = max(self._most_needed, objects)
         if self._learns:
             left = self._given - 1 if most is None else min(self._given - 1, most - self._most_needed)
-            self.kept = max(0, min(self._asked, left))
+            kept = max(0, min(self._asked, left))
+            if kept != self.kept:
+                self.kept = kept
+                self._note_kept()
 
     def put(self, slot: Slot[T]) -> None:
         """Set one aside."""
         self._slots.append(slot)
+        self._note()
 
     def at_hand(self, level: int) -> int:
         """How many there are for such a caller."""
@@ -103,5 +113,19 @@ class Reserve(Generic[T]):
             return None
         if level > FINISHES and len(self._slots) < self.kept:  # two threads took the last but one
             self._slots.append(slot)
+            self._note()
             return None
+        self._note()
         return slot
+
+    def _note(self) -> None:
+        if not self.short:
+            self._magazine.stop_watching(RESERVE)
+        if self.short:  # looked at again: another thread may have taken one since, and set the bit too early
+            self._magazine.watch_for(RESERVE)
+
+    def _note_kept(self) -> None:
+        if self.kept:
+            self._magazine.watch_for(KEPT)
+        else:
+            self._magazine.stop_watching(KEPT)

@@ -67,7 +67,6 @@ class WaitingRoom(Generic[T]):
         make_event: Callable[[], anyio.Event],
         tickets: Iterator[int],
         on_change: Callable[[], None],
-        on_passed: Callable[[], None],
         give_back: Callable[[Slot[T]], None],
         ring: Callable[[], None],
         start: Callable[[Callable[[], Coroutine[Any, Any, object]]], None],
@@ -84,14 +83,13 @@ class WaitingRoom(Generic[T]):
         self._clock = clock
         self._make_event = make_event
         self._on_change = on_change
-        self._on_passed = on_passed
         self._give_back = give_back
         self._ring = ring
         self._tickets = tickets
         self._busy = False
         self._lateness: Lateness[T] = Lateness(growth, clock)
         self._attempts: Attempts[T] = Attempts(emergency, clock, start=start, give_back=give_back, look=self._look)
-        self.passing: Passing[T] = Passing(line, depot, reserve, emergency, clock, on_change)
+        self.passing: Passing[T] = Passing(line, depot, reserve, emergency, clock)
         self._patience = growth.patience.of(ORDINARY)  # when growth began last
         self._given = 0  # objects, to waiters that have not resumed yet
 
@@ -132,6 +130,7 @@ class WaitingRoom(Generic[T]):
         finally:
             self._busy = False
             if changed:
+                self.passing.note()
                 self._on_change()
         if self._emergency.spare and (self._refused or self._permits.refused):
             self._emergency.clear()  # of no use to the first in line, and in the way of others
@@ -261,9 +260,13 @@ class WaitingRoom(Generic[T]):
     def _look(self, waiter: Waiter[T]) -> float:
         """Serve the line; when it has to look again for what is kept, if it may have that then."""
         if waiter.beside is not None:  # passed by: to be told again, or handed over to
-            self._on_passed()
+            self._listen()
         self.serve()
         return self._kept_from(waiter)
+
+    def _listen(self) -> None:
+        self._line.listen()
+        self.passing.note()
 
     def _kept_from(self, waiter: Waiter[T]) -> float:
         if waiter.level > FINISHES or waiter.beside is None or self._at_hand(FINISHES) < waiter.need:
@@ -277,7 +280,7 @@ class WaitingRoom(Generic[T]):
         while True:
             await waiter.suspend(until)
             if waiter.beside is not None:  # before it looks: whoever frees from now on tells it
-                self._on_passed()
+                self._listen()
             if not waiter.told or self._at_hand(self.passing.standing(waiter)):
                 break
         waiter.idle = False
@@ -367,6 +370,7 @@ class WaitingRoom(Generic[T]):
         self._line.join(waiter)
         self._busy = False
         if self._line.first is waiter:  # who stands behind others changes nothing for anybody
+            self.passing.note()
             self._on_change()
 
     def _exit(self, waiter: Waiter[T]) -> None:
@@ -377,6 +381,7 @@ class WaitingRoom(Generic[T]):
         self._lateness.leave(waiter)
         self._busy = False
         if stood:  # else it left when it was served
+            self.passing.note()
             self._on_change()
             self.serve()  # what was too little for this one may be enough for the next
         first = self._line.first

@@ -14,9 +14,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
 
+from .._fastpath import WAITERS, Magazine, Slot
 from .._flags import KM, LEVEL
 from .._stats import Tally
-from ._slab import Slot
 
 T = TypeVar("T")
 
@@ -147,14 +147,20 @@ class Waiter(Generic[T]):
 
 
 class Line(Generic[T]):
-    """The waiters of a cache, most urgent and oldest first."""
+    """The waiters of a cache, most urgent and oldest first.
 
-    def __init__(self) -> None:
+    :param magazine: where what they wait for is freed to; WAITERS is set there while the first wants to hear of it
+    """
+
+    def __init__(self, magazine: Magazine[T] | None = None) -> None:
+        self._magazine = magazine
         self._heap: list[tuple[int, int, int, list[Waiter[T]]]] = []
         self._places: dict[Waiter[T], list[Waiter[T]]] = {}
         self._serial = itertools.count()
         self.first: Waiter[T] | None = None
         """Who is next: looked at far more often than it changes. May be read from any thread."""
+        self.quiet: bool = False
+        """The first has been told of what is free, and has not looked yet."""
 
     def __len__(self) -> int:
         return len(self._places)
@@ -169,7 +175,7 @@ class Line(Generic[T]):
         place = self._places[waiter] = [waiter]
         heapq.heappush(self._heap, (*waiter.rank, next(self._serial), place))
         if self.first is None or waiter.rank < self.first.rank:
-            self.first = waiter
+            self._set_first(waiter)
 
     def leave(self, waiter: Waiter[T]) -> bool:
         """Give up the place; whether it had one."""
@@ -180,8 +186,27 @@ class Line(Generic[T]):
                 self._heap = [entry for entry in self._heap if entry[3]]
                 heapq.heapify(self._heap)
             if waiter is self.first:
-                self.first = self._find_first()
+                self._set_first(self._find_first())
         return place is not None
+
+    def hush(self) -> None:
+        """The first has been told of what is free: until it has looked nobody need hear of other frees."""
+        self.quiet = True
+        if self._magazine is not None:
+            self._magazine.stop_watching(WAITERS)
+
+    def listen(self) -> None:
+        """Whoever is first hears of frees."""
+        self.quiet = False
+        if self._magazine is not None:
+            if self.first is not None:
+                self._magazine.watch_for(WAITERS)
+            else:
+                self._magazine.stop_watching(WAITERS)
+
+    def _set_first(self, waiter: Waiter[T] | None) -> None:
+        self.first = waiter
+        self.listen()  # whatever the last one was told
 
     def _find_first(self) -> Waiter[T] | None:
         while self._heap:
