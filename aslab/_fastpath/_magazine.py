@@ -42,6 +42,18 @@ CLOSED = 1 << 7
 OPTIONS = 1 << 8
 """Only in ``detour``: by the options of the cache each allocation needs more than the magazine."""
 
+_NAMES = {
+    WAITERS: "WAITERS",
+    FILLERS: "FILLERS",
+    RESERVE: "RESERVE",
+    KEPT: "KEPT",
+    REPACK: "REPACK",
+    CONDEMNED: "CONDEMNED",
+    SHORT: "SHORT",
+    CLOSED: "CLOSED",
+    OPTIONS: "OPTIONS",
+}
+
 _SIZES = ((2**20, 4), (128 * 2**10, 16), (4 * 2**10, 64), (2**10, 128), (0, LARGEST))
 """From this object size on, so many objects: SPL's table, for 4 KiB pages."""
 
@@ -111,6 +123,16 @@ class Magazine(list[Slot[T]]):
         self.capacity = 0
         self.watch = CLOSED
         self.divert(CLOSED)
+
+    def check(self, reason: int, holds: object, *, detour: bool = False) -> None:
+        """For the owner of a reason: is its bit what it should be?
+
+        :raises AssertionError: if it was forgotten
+        """
+        bits = self.detour if detour else self.watch
+        if bool(bits & reason) != bool(holds):
+            way, what = "detour" if detour else "watch", "missing" if holds else "left over"
+            raise AssertionError(f"{way}: {_NAMES[reason]} is {what}")
 
     def take_oldest(self) -> Slot[T] | None:
         """The slot that has lain here longest, or None. Atomic, as pop and append are."""

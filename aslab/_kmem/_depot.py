@@ -146,6 +146,13 @@ class Depot(Generic[T]):
             self.slabs.pardon(age)
             self.magazine.stop_watching(CONDEMNED)
 
+    def check(self) -> None:
+        """Do frees tell when the slab that is to go may be empty?
+
+        :raises AssertionError: if not
+        """
+        self.magazine.check(CONDEMNED, self.slabs.condemned is not None)
+
     def _weed(self, age: int) -> None:
         """Put what is of the condemned slab back into it."""
         for _ in range(len(self.magazine)):

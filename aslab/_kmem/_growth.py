@@ -308,6 +308,13 @@ class Growth(Generic[T]):
                 filler.error = error
                 filler.wake()
 
+    def check(self) -> None:
+        """Do frees tell those who fill?
+
+        :raises AssertionError: if not
+        """
+        self._depot.magazine.check(FILLERS, self._fillers)
+
     def _wanted(self) -> bool:
         if self._line.first is not None or self._reserve.short:
             return True

@@ -79,6 +79,14 @@ class Mover(Generic[T]):
         else:
             self._pool.magazine.stop_watching(REPACK)
 
+    def check(self) -> None:
+        """Do frees tell that an emergency object somebody holds could move? They may do so for too long.
+
+        :raises AssertionError: if not
+        """
+        if self.hungry and any(slot.owner is not None for slot in self._pool.emergency.objects()):
+            self._pool.magazine.check(REPACK, holds=True)
+
     @property
     def could_repack(self) -> bool:
         """Whether the time has come: nobody waits, and growth is well."""

@@ -71,6 +71,15 @@ class Passing(Generic[T]):
         else:
             self._depot.magazine.let_pop(WAITERS)
 
+    def check(self) -> None:
+        """Are SLEEP callers diverted where they must not pass? (How long the first has stood it sees when it looks.)
+
+        :raises AssertionError: if not
+        """
+        first = self._line.first
+        if first is None or self._reserve.short or first.level != ORDINARY or first.need > 1:
+            self._depot.magazine.check(WAITERS, first, detour=True)
+
     @property
     def allowed(self) -> bool:
         """Whether a SLEEP caller that runs now may take what is free, though others wait."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 import anyio
 
 from .._config import CacheConfig
-from .._fastpath import CLOSED, KEPT, REPACK, SHORT, WAITERS, Magazine
+from .._fastpath import CLOSED, KEPT, OPTIONS, REPACK, SHORT, WAITERS, Magazine
 from .._flags import FINISHES, KM, LEVEL
 from .._snapshot import situation
 from .._stats import Tally
@@ -337,6 +337,23 @@ class Pool(Generic[T]):
             self.magazine.watch_for(SHORT)
         else:
             self.magazine.stop_watching(SHORT)
+
+    def check(self) -> None:
+        """Recompute what the magazine says of those who want to hear of frees, and of what diverts allocations.
+
+        Event loop's thread, between two suspensions, no other thread busy.
+
+        :raises AssertionError: naming what was forgotten
+        """
+        for part in (self.line, self.reserve, self.depot, self.growth, self.mover, self.room.passing):
+            part.check()
+        config, closed = self.config, Mark.DESTROY in self.marks
+        managed = config.init_on_free or config.movable or config.merge or self.mover.callback
+        self.magazine.check(SHORT, self.engine.short and not closed)
+        self.magazine.check(CLOSED, closed)
+        self.magazine.check(CLOSED, closed, detour=True)
+        options = self.engine.config.checkpoints or config.init_on_alloc or config.watermark or managed
+        self.magazine.check(OPTIONS, options, detour=True)
 
     def repack_reserve(self) -> None:
         """Have the reserve lie in the fullest slabs."""

@@ -118,6 +118,14 @@ class Reserve(Generic[T]):
         self._note()
         return slot
 
+    def check(self) -> None:
+        """Do frees refill what is missing? Event loop's thread, no other thread busy.
+
+        :raises AssertionError: if not
+        """
+        self._magazine.check(RESERVE, self.short)
+        self._magazine.check(KEPT, self.kept)
+
     def _note(self) -> None:
         if not self.short:
             self._magazine.stop_watching(RESERVE)

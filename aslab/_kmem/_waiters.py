@@ -141,6 +141,11 @@ class Waiter(Generic[T]):
         self.wake()
 
     @property
+    def awake(self) -> bool:
+        """Whether it runs, or is about to."""
+        return self._event is None or self._event.is_set()
+
+    @property
     def served(self) -> bool:
         """Whether it need not wait any more."""
         return self.slots is not None or self.error is not None
@@ -203,6 +208,18 @@ class Line(Generic[T]):
                 self._magazine.watch_for(WAITERS)
             else:
                 self._magazine.stop_watching(WAITERS)
+
+    def check(self) -> None:
+        """Is the first the first, and heard of frees unless it is about to look?
+
+        :raises AssertionError: naming what is wrong
+        """
+        if self.first is not min(self._places, key=lambda waiter: waiter.rank, default=None):
+            raise AssertionError("line: the first is not the most urgent and oldest")
+        if self.quiet and (self.first is None or not self.first.awake):
+            raise AssertionError("line: the first was told of a free, and sleeps")
+        if self._magazine is not None:
+            self._magazine.check(WAITERS, self.first is not None and not self.quiet)
 
     def _set_first(self, waiter: Waiter[T] | None) -> None:
         self.first = waiter

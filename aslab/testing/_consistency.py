@@ -22,6 +22,7 @@ def check_consistency(cache: Cache[Any]) -> None:
     unmade = sum(slab.objects - len(slab.slots) for slab in every)
     cached = [*pool.magazine, *pool.reserve]
 
+    pool.check()
     _same("slots in all slabs", len(slots) + unmade, slabs.slots_total)
     _same("slots out of their slabs", len(slots) - len(free), slabs.slots_out)
     _same("slots that say they are out", sum(1 for slot in slots if slot.out), slabs.slots_out)
