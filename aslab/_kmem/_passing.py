@@ -72,7 +72,7 @@ class Passing(Generic[T]):
             self._depot.magazine.let_pop(WAITERS)
 
     def check(self) -> None:
-        """Are SLEEP callers diverted where they must not pass? (How long the first has stood it sees when it looks.)
+        """Are SLEEP callers diverted where they must not pass? For how long the first has stood is not looked at.
 
         :raises AssertionError: if not
         """
