@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from typing import Generic, TypeVar
 
-from .._fastpath import WAITERS, Slot
+from .._fastpath import RESERVE, WAITERS, Slot
 from .._flags import FINISHES, ORDINARY, URGENT
 from ._claims import Claims
 from ._clock import Clock
@@ -52,7 +52,7 @@ class Passing(Generic[T]):
 
     def tell(self) -> bool:
         """Something came free: whether others may have it before the first in line runs, who is told."""
-        if self._reserve.short:
+        if self._depot.magazine.watch & RESERVE:
             return False
         first = self._line.first
         if first is None or not first.idle or first.need > 1 or first.level == FINISHES:
@@ -66,10 +66,11 @@ class Passing(Generic[T]):
 
     def note(self) -> None:
         """Divert SLEEP callers while they must not pass: who is first has changed, or the reserve, or it looks."""
-        if self._line.first is not None and (self._reserve.short or not self.allowed):
-            self._depot.magazine.divert(WAITERS)
-        else:
-            self._depot.magazine.let_pop(WAITERS)
+        magazine = self._depot.magazine
+        if self._line.first is not None and (magazine.watch & RESERVE or not self.allowed):
+            magazine.divert(WAITERS)
+        elif magazine.detour & WAITERS:
+            magazine.let_pop(WAITERS)
 
     def check(self) -> None:
         """Are SLEEP callers diverted where they must not pass? For how long the first has stood is not looked at.

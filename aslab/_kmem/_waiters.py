@@ -203,11 +203,13 @@ class Line(Generic[T]):
     def listen(self) -> None:
         """Whoever is first hears of frees."""
         self.quiet = False
-        if self._magazine is not None:
-            if self.first is not None:
-                self._magazine.watch_for(WAITERS)
-            else:
-                self._magazine.stop_watching(WAITERS)
+        magazine = self._magazine
+        if magazine is None:
+            return
+        if self.first is None:
+            magazine.stop_watching(WAITERS)
+        elif not magazine.watch & WAITERS:
+            magazine.watch_for(WAITERS)
 
     def check(self) -> None:
         """Is the first the first, and heard of frees unless it is about to look?
