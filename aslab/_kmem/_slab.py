@@ -44,11 +44,12 @@ def destroy(slot: Slot[T], dtor: Callable[[T], None] | None) -> None:
 class Slab(Generic[T]):
     """A region and its slots, some free, the others out; those never handed out may not be made yet."""
 
-    __slots__ = ("age", "built", "freed", "later", "region", "shape", "slots", "stays", "used")
+    __slots__ = ("age", "built", "freed", "later", "region", "shape", "slots", "stays", "stride", "used")
 
     def __init__(self, region: Region, shape: Shape) -> None:
         self.region: Region = region
         self.shape: Shape = shape
+        self.stride: int = shape.stride
         self.age: int = 0
         """The ageing tick at which it became empty."""
         self.built: int = 0
@@ -81,7 +82,7 @@ class Slab(Generic[T]):
 
     def carve(self) -> Slot[T]:
         """Make the next slot."""
-        offset = len(self.slots) * self.shape.stride
+        offset = len(self.slots) * self.stride
         slot: Slot[T] = Slot(self, self.region.memory, self.region.address, offset, self.shape.size)
         self.slots.append(slot)
         return slot
