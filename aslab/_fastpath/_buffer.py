@@ -130,18 +130,17 @@ class Buffer(Generic[T]):
             del self._slot
         except AttributeError:
             raise self._freed_error() from None
-        home = self._home
         if self._view is None:
             self._view = _FREED
         else:
             self._end_view(slot)
             if slot.kept:
-                home.take_back(slot)
+                self._home.take_back(slot)
                 return
-        magazine = home.magazine
+        magazine = self._home.magazine
         magazine.append(slot)
         if magazine.watch or len(magazine) > magazine.capacity:
-            home.settle()
+            self._home.settle()
 
     def __enter__(self) -> Self:
         self._allocated()
