@@ -49,8 +49,8 @@ def test_take_goes_to_the_slabs_when_another_thread_empties_the_magazine_first()
             self.clear()
             raise IndexError
 
-    depot.magazine = Raced(2)
-    depot.magazine.append(stolen)
+    depot._magazine = Raced(2)
+    depot._magazine.append(stolen)
     taken = depot.take()
     assert taken is not None
     assert taken is not stolen

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aslab import KM
-from aslab._fastpath import WAITERS, Magazine
 from aslab._kmem._waiters import Line, Waiter
 
 from .helpers import Loop
@@ -142,42 +141,3 @@ async def test_what_is_given_just_before_the_wait_begins_ends_it_at_once() -> No
     with anyio.fail_after(1):
         await given.wait(math.inf)
         await failed.wait(math.inf)
-
-
-def test_frees_are_heard_of_while_the_first_has_not_been_told() -> None:
-    magazine: Magazine[object] = Magazine(4)
-    line: Line[object] = Line(magazine)
-    one, two, urgent = Waiter[object](KM.SLEEP, 0), Waiter[object](KM.SLEEP, 1), Waiter[object](KM.PUSHPAGE, 2)
-    line.check()
-    line.join(one)
-    assert magazine.watch == WAITERS
-    line.hush()
-    assert (line.quiet, magazine.watch) == (True, False)
-    line.join(two)
-    assert not magazine.watch, "the first is still the same, and about to look"
-    line.listen()
-    assert magazine.watch == WAITERS
-    line.check()
-    line.hush()
-    line.join(urgent)
-    assert magazine.watch == WAITERS, "another is first, and was told nothing"
-    line.hush()
-    line.leave(two)
-    assert not magazine.watch
-    line.leave(urgent)
-    assert magazine.watch == WAITERS
-    line.leave(one)
-    assert not magazine.watch
-    line.listen()
-    assert not magazine.watch
-    line.check()
-
-
-def test_check_says_that_the_first_is_not_the_first() -> None:
-    line: Line[object] = Line()
-    one, two = Waiter[object](KM.SLEEP, 0), Waiter[object](KM.SLEEP, 1)
-    line.join(one)
-    line.join(two)
-    line.first = two
-    with pytest.raises(AssertionError, match="not the most urgent and oldest"):
-        line.check()

@@ -141,7 +141,7 @@ async def calls_of_one_free(waiters: int, owner: type, name: str) -> Calls:
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(Pool, "attend"), (Reclaim, "spare")],
+    [(Pool, "attend"), (Pool, "note_waiting"), (Reclaim, "spare")],
     ids=lambda value: getattr(value, "__name__", value),
 )
 async def test_a_free_and_the_slab_that_comes_back_concern_no_more_caches_where_more_wait(

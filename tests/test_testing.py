@@ -10,7 +10,6 @@ import pytest
 
 import aslab
 from aslab import GFP
-from aslab._fastpath import CLOSED, CONDEMNED, FILLERS, KEPT, OPTIONS, RESERVE, SHORT, WAITERS
 from aslab._kmem._state import Mark
 from aslab.backends import Region
 from aslab.testing import check_backend, check_consistency
@@ -241,35 +240,9 @@ def full_magazine(cache: Any) -> Callable[[], object]:
     return lambda: setattr(cache._pool.magazine, "capacity", kept)
 
 
-def forgotten(reason: int, way: str = "watch") -> Tamper:
-    def tamper(cache: Any) -> Callable[[], object]:
-        magazine = cache._pool.magazine
-        kept = getattr(magazine, way)
-        setattr(magazine, way, kept ^ reason)
-        return lambda: setattr(magazine, way, kept)
-
-    return tamper
-
-
-def told_and_asleep(cache: Any) -> Callable[[], object]:
-    cache._pool.line.quiet = True
-    return cache._pool.line.listen  # type: ignore[no-any-return]
-
-
 @pytest.mark.parametrize(
     ("tamper", "finding"),
     [
-        (forgotten(WAITERS), "watch: WAITERS is left over"),
-        (forgotten(FILLERS), "watch: FILLERS is left over"),
-        (forgotten(RESERVE), "watch: RESERVE is left over"),
-        (forgotten(KEPT), "watch: KEPT is left over"),
-        (forgotten(CONDEMNED), "watch: CONDEMNED is left over"),
-        (forgotten(SHORT), "watch: SHORT is left over"),
-        (forgotten(CLOSED), "watch: CLOSED is left over"),
-        (forgotten(CLOSED, "detour"), "detour: CLOSED is left over"),
-        (forgotten(OPTIONS, "detour"), "detour: OPTIONS is left over"),
-        (forgotten(WAITERS, "detour"), "detour: WAITERS is left over"),
-        (told_and_asleep, "the first was told of a free, and sleeps"),
         (counter("slots_total"), "slots in all slabs: counted 24, kept 25"),
         (counter("slots_out"), "slots out of their slabs: counted 10, kept 11"),
         (counter("slabs_used"), "slabs with a slot out: counted 2, kept 3"),

@@ -110,6 +110,13 @@ class Magazine(list[Slot[T]]):
         """That reason has ended. Any thread."""
         self.watch = self.watch & ~reason or False
 
+    def set_watch(self, reason: int, *, on: bool) -> None:
+        """One or the other."""
+        if on:
+            self.watch_for(reason)
+        else:
+            self.stop_watching(reason)
+
     def divert(self, reason: int) -> None:
         """From now on no allocation simply pops. Any thread."""
         self.detour |= reason

@@ -49,7 +49,7 @@ def lease_view(source: Exporter) -> memoryview:
     """Return a writable view of bytes, with a managed buffer of its own."""
     whole = memoryview(source)
     view = whole.cast("B")
-    whole.release()  # not left to the garbage collector: a thread listing all objects would keep it alive
+    whole.release()  # not left to its end: a thread that lists all objects may keep it alive
     return view
 
 

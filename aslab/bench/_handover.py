@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import aslab
+from aslab._cache import pool_of
 
 from ..cli._loops import Loop, check_installed, run_on
 from . import app, show
@@ -137,7 +138,7 @@ async def _aslab(kmem: aslab.Allocator, name: str, buffers: int) -> Pool:
     cache = kmem.create_cache(name, SIZE, objects_per_slab=buffers, max_objects=buffers)
     await cache.prefill(buffers)
     if name != OURS[0]:
-        cache._pool.room.passing.beside = 0.0  # of this experiment alone
+        pool_of(cache).handover.beside = 0.0  # of this experiment alone
     return Pool(cache.alloc, aslab.Buffer.free)
 
 

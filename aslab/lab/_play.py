@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 
 from .. import Allocator, Cache, open_allocator
+from .._allocator import tasks_of
 from .._kmem._state import Mark
 from ..emulation import Shrinker
 from ..pressure import Signal, Source
@@ -223,10 +224,10 @@ class Run:
         self.feed("kicked", kmem.stats().kicked, self.event("the scenario", "gives back"))
         self._machine.let_go()
         with anyio.move_on_after(PATIENCE_AT_THE_END if self._real_time else math.inf):
-            await kmem._engine.worker.idle()
+            await tasks_of(kmem).worker.idle()
             await kmem.reap()
-            await kmem._engine.supply.idle()
-            await kmem._engine.emergency_supply.idle()
+            await tasks_of(kmem).arena.slabs.idle()
+            await tasks_of(kmem).arena.singles.idle()
         for name, cache in self._caches.items():
             try:
                 check_consistency(cache)

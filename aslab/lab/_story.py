@@ -16,6 +16,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from .. import GFP, KM, Buffer, Cache, open_allocator
+from .._cache import pool_of
 from ..backends import Backend, Region
 from ..emulation import AddressSpace, Kmalloc, PhysicalMemory, Vmalloc
 from ..emulation._compaction import Compaction
@@ -201,9 +202,7 @@ class _Telling:
             ]
             if aslab.beside is not None:
                 for cache in caches:
-                    cache._pool.room.passing.beside = (
-                        aslab.beside
-                    )  # of the experiment alone: no user may choose it
+                    pool_of(cache).handover.beside = aslab.beside  # of the experiment: no user may choose it
             await caches[0].prefill(computer.arc_buffers)
             await kmem.ready()
             buffers = [_AslabBuffers(cache, aslab, self._waits) for cache in caches]
