@@ -150,6 +150,8 @@ class Budget:
         self._guaranteed += account.guaranteed
         self._not_held += account.not_held
         self._not_promised += account.not_promised
+        if self.short:
+            account.tenant.magazine.set_watch(SHORT, on=True)
 
     def close(self, account: Account) -> None:
         """A pool is closed: nothing is set aside for it any more. What it holds counts until it is back."""

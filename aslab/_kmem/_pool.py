@@ -122,6 +122,7 @@ class Pool(Generic[T]):
             self.admission.let_others_try()
             return
         self.serve_all()
+        self.handover.note()  # another thread may have taken what is set aside, or the first has stood long enough
         if self.emergency.spares:
             if not self.growth.unwell:
                 self.emergency.clear()
