@@ -122,7 +122,8 @@ class Pool(Generic[T]):
             self.admission.let_others_try()
             return
         self.serve_all()
-        self.handover.note()  # another thread may have taken what is set aside, or the first has stood long enough
+        if self.reserve.objects:
+            self.handover.note()
         if self.emergency.spares:
             if not self.growth.unwell:
                 self.emergency.clear()
