@@ -21,6 +21,7 @@ import pytest
 
 import aslab
 from aslab import KM, Cache, CacheStats
+from aslab._allocator import tasks_of
 from aslab.emulation._spl import Growth, SplCache
 from aslab.lab import _computer, _story
 from aslab.lab._chapters import Row
@@ -79,7 +80,7 @@ async def remembering(found: dict[str, CacheStats], **options: Any) -> AsyncIter
     """An allocator whose caches' last figures are kept."""
     async with aslab.open_allocator(**options) as kmem:
         yield kmem
-        found |= {name: cache.stats() for name, cache in kmem._engine.caches.items()}
+        found |= {name: cache.stats() for name, cache in tasks_of(kmem).caches.items()}
 
 
 class TestOriginal:

@@ -129,7 +129,7 @@ def _unpark(pool: Pool[Any], parked: Parked) -> None:
 
 async def look_at_all(pool: Pool[Any]) -> None:
     """Take all of them back, and let other tasks have their turn now and then. Event loop's thread only."""
-    for number in range(len(pool.parking) // AT_ONCE):
+    for number in range(-(-len(pool.parking) // AT_ONCE)):
         unpark(pool)
         await take_turns(number)
     look_at_lingering(pool)
