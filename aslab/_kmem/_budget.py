@@ -150,6 +150,7 @@ class Budget:
         self._guaranteed += account.guaranteed
         self._not_held += account.not_held
         self._not_promised += account.not_promised
+        account.tenant.magazine.set_watch(SHORT, on=self.short)
 
     def close(self, account: Account) -> None:
         """A pool is closed: nothing is set aside for it any more. What it holds counts until it is back."""

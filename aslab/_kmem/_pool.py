@@ -122,6 +122,8 @@ class Pool(Generic[T]):
             self.admission.let_others_try()
             return
         self.serve_all()
+        if self.reserve.objects:
+            self.handover.note()
         if self.emergency.spares:
             if not self.growth.unwell:
                 self.emergency.clear()
