@@ -1,4 +1,4 @@
-"""The same on trio: nothing of aslab changes. `checkpoints=True` keeps trio's rule to the letter."""
+"""The same on trio: nothing about aslab changes. With `checkpoints=True` every call is a checkpoint, as trio's are."""
 
 import trio
 
