@@ -1,4 +1,4 @@
-"""The same on trio: nothing about aslab changes. With `checkpoints=True` every call is a checkpoint, as trio's are."""
+"""The same on trio: nothing about aslab changes. `checkpoints=True` makes every call a checkpoint, as on trio."""
 
 import trio
 
