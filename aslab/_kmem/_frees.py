@@ -111,7 +111,7 @@ def collected(pool: Pool[T], slot: Slot[T]) -> None:
 
 def park(pool: Pool[T], counters: Counters, slot: Slot[T], emergency: bool) -> None:
     """A handle is gone while its memory is still exported: keep the slot until it is not."""
-    pool.parking.park(counters, slot, emergency)
+    pool.parking.append(Parked(counters, slot, emergency))
     if pool.closed:
         orphan(pool)
 

@@ -76,7 +76,7 @@ class Pool(Generic[T]):
         )
         self.working_set: WorkingSet = WorkingSet(arena.interval * AGEING_STEPS)
         self.moving: Moving = Moving(config.movable)
-        self.parking: Parking[T] = Parking()
+        self.parking: Parking = Parking()
         self.guard: threading.RLock = threading.RLock()
         """Held while the handle of a managed buffer changes hands; a finaliser may come in between."""
         self.reaped: anyio.Event = anyio.Event()

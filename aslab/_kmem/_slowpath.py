@@ -65,7 +65,7 @@ def at_hand(pool: Pool[T], flags: KM, counters: Counters, *, runs: bool = False)
         counters.hits += 1
         return passing
     counters.misses += 1
-    if len(pool.parking):
+    if pool.parking:
         unpark(pool)
     if pool.waiters.first is not None:
         return None
