@@ -26,13 +26,14 @@ from typing import Generic, TypeVar
 from .._clients import keep_interrupt
 from .._config import CacheConfig
 from .._errors import ConstructorError, clear_frames
+from .._fastpath import Slot
 from .._flags import FINISHES, GFP, KM, ORDINARY, CacheFlags, gfp_for_emergency
 from ..backends._protocol import Region
 from ._budget import Tenant
 from ._lingering import Lingering
 from ._permits import Permits
 from ._reserve import Reserve
-from ._slab import Slot, construct, destroy
+from ._slab import construct, destroy
 from ._supply import Supply
 from ._waiters import WaitQueue
 
