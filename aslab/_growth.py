@@ -172,10 +172,10 @@ class Growth(Generic[T]):
         most, limit = self.config.max_objects, self._worker.budget.unpromised
         but = f", less the reserve of {reserved}" if reserved else ""
         if most is not None and slabs * shape.objects > most:
-            raise ConfigError("n", n, f"allowed are whole slabs within max_objects, {most}{but}")
+            raise ConfigError("n", n, f"it must fit into max_objects, {most}, in whole slabs{but}")
         if limit is not None and slabs * shape.slab_size > limit + self.config.guaranteed:
-            allowed = f"the limit, less others' guarantees, {limit + self.config.guaranteed} bytes"
-            raise ConfigError("n", n, f"allowed are whole slabs within {allowed}{but}")
+            allowed = f"the limit less other guarantees, {limit + self.config.guaranteed} bytes"
+            raise ConfigError("n", n, f"it must fit into {allowed}, in whole slabs{but}")
 
     def ask(self) -> bool:
         """Ask for a slab if one is wanted and may be had; whether it may. Asking twice changes nothing."""

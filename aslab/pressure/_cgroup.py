@@ -43,7 +43,7 @@ class Cgroup:
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         if path is not None and not isinstance(path, (str, os.PathLike)):
-            raise ConfigError("path", path, "allowed is the directory of a cgroup, or None")
+            raise ConfigError("path", path, "it must be the directory of a cgroup, or None")
         self._path = None if path is None else os.fspath(path)
 
     async def run(self, on_pressure: Callable[[int | None], object]) -> None:

@@ -67,15 +67,15 @@ class Psi:
     ) -> None:
         seconds("window", window)
         if not SHORTEST_WINDOW <= window <= LONGEST_WINDOW:
-            raise ConfigError("window", window, f"allowed are {SHORTEST_WINDOW:g}..{LONGEST_WINDOW:g} seconds")
+            raise ConfigError(
+                "window", window, f"it must be from {SHORTEST_WINDOW:g} to {LONGEST_WINDOW:g} seconds"
+            )
         seconds("stall", stall)
         if not MICROSECOND <= stall <= window:
-            raise ConfigError(
-                "stall", stall, f"allowed are seconds from {MICROSECOND:f} to the window, {window:g}"
-            )
+            raise ConfigError("stall", stall, f"it must be from {MICROSECOND:f} seconds to the window, {window:g}")
         boolean("full", full)
         if not isinstance(path, (str, os.PathLike)):
-            raise ConfigError("path", path, "allowed is the path of a pressure file")
+            raise ConfigError("path", path, "it must be the path of a pressure file")
         self._path = os.fspath(path)
         self._trigger = f"{'full' if full else 'some'} {_microseconds(stall)} {_microseconds(window)}"
         self._arm: Callable[[str, str], int] = arm
