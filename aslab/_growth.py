@@ -20,7 +20,7 @@ import anyio
 from ._budget import Account, Claim
 from ._config import CacheConfig
 from ._depot import Depot
-from ._errors import ConfigError, twin
+from ._errors import ConfigError, copy_for_raise
 from ._flags import GFP, KM, LEVEL, ORDINARY, URGENT, gfp_for
 from ._line import Line
 from ._patience import Patience
@@ -293,7 +293,7 @@ class Growth(Generic[T]):
                 del self._fillers[filler]
                 self._on_filling()
             if filler.error is not None:
-                raise twin(filler.error)
+                raise copy_for_raise(filler.error)
 
     def tell_fillers(self) -> None:
         """Wake those of them whose objects are there."""

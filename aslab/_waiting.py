@@ -32,7 +32,7 @@ from ._attempts import Attempts
 from ._clock import Clock
 from ._depot import Depot
 from ._emergency import Emergency
-from ._errors import twin
+from ._errors import copy_for_raise
 from ._flags import FINISHES, KM, ORDINARY
 from ._growth import Growth
 from ._lateness import Lateness
@@ -224,7 +224,7 @@ class WaitingRoom(Generic[T]):
                     self._growth.ask()
                 return slots
             if waiter.error is not None:
-                raise twin(waiter.error)
+                raise copy_for_raise(waiter.error)
             self._growth.ask()
             at_limit = self._growth.at_limit
             if at_limit or self._growth.arrived:
