@@ -1,4 +1,4 @@
-"""Allocator: what a service opens, and makes its caches with."""
+"""Allocator: what a service opens, and creates its caches with."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Allocator:
 
     @property
     def caches(self) -> tuple[Cache[Any], ...]:
-        """The open caches, in the order of creation."""
+        """The open caches, in order of creation."""
         return tuple(self._engine.caches.values())
 
     @overload
@@ -95,32 +95,33 @@ class Allocator:
         return self._engine.make_cache(config)
 
     async def ready(self) -> None:
-        """Suspend until the reserve of every cache is full. May be cancelled, and keeps what came.
+        """Suspend until the reserve of every cache is full. Cancellation keeps what is already there.
 
-        :raises CacheClosedError: if one of them is closed meanwhile
+        :raises CacheClosedError: if one of the caches is closed meanwhile
         :raises BackendError: if a backend broke its contract
-        :raises ConstructorError: if the ``ctor`` of a cache with a reserve raised
+        :raises ConstructorError: if the ``ctor`` of a cache with a reserve raises
         """
         for pool in tuple(self._engine.pools):
             await pool.growth.ready(pool.tally)
 
     def seal(self) -> None:
-        """Nothing grows from here on, and nothing goes back.
+        """From now on no cache grows, and no memory is given back.
 
-        For services that allocate at start-up and never again. Grows under way still end. What would have grown
-        waits for a free, and is counted (`CacheStats.sealed`).
-        There is no way back. Does not suspend; event loop's thread only.
+        For services that allocate at start-up and never again. Grows in progress still complete. An allocation
+        that would have caused growth waits for a free and is counted (`CacheStats.sealed`). Sealing is final.
+        Does not suspend; event loop's thread only.
         """
         self._engine.budget.sealed = True
         for pool in self._engine.pools:
             pool.pardon(in_vain=False)
 
     async def reap(self, nbytes: int | None = None) -> int:
-        """Give memory back, in steps: empty slabs, magazines, what clients free when asked, defragmentation.
+        """Give memory back, in four steps: empty slabs, magazines, the ``reclaim`` callbacks, defragmentation.
 
-        :param nbytes: stop as soon as so many bytes are back; None is all four steps
-        :return: the bytes given back; none where the allocator is sealed. Suspends; if cancelled, what was begun
-            goes on. Event loop's thread only.
+        Suspends; event loop's thread only. Cancellation does not stop what has begun.
+
+        :param nbytes: stop once this many bytes are back; None runs all four steps
+        :return: the number of bytes given back; 0 if the allocator is sealed
         """
         if nbytes is not None:
             whole_number("nbytes", nbytes, 1)
@@ -166,7 +167,7 @@ async def open_allocator(**options: Unpack[AllocatorKeywords]) -> AsyncIterator[
         tasks.start_soon(engine.run)
         try:
             yield Allocator(engine)
-        except BaseException as exc:  # raised again below, outside of the task group
+        except BaseException as exc:  # re-raised below, outside of the task group
             raised = exc
         try:
             with anyio.CancelScope(shield=True):

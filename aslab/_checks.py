@@ -1,4 +1,4 @@
-"""The checks of options: each refuses a wrong value with a `ConfigError`; and sizes in bytes as text."""
+"""Checks of single values, each with a `ConfigError` for a wrong one; and sizes in bytes as text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def whole_number(field: str, given: object, least: int, most: int | None = None) -> None:
-    """Refuse what is not an int from ``least`` to ``most``."""
+    """Refuse anything but an int from ``least`` to ``most``."""
     number = isinstance(given, int) and not isinstance(given, bool)
     if not number or given < least or (most is not None and given > most):  # type: ignore[operator]
         bound = f"of at least {least}" if most is None else f"from {least} to {most}"
@@ -21,7 +21,7 @@ def whole_number(field: str, given: object, least: int, most: int | None = None)
 
 
 def seconds(field: str, given: object, *, zero: bool = False, least: float = 0.0) -> None:
-    """Refuse what is not a finite time, or too short; zero only where it makes sense."""
+    """Refuse anything but a finite number of at least ``least``, and zero unless ``zero`` allows it."""
     number = isinstance(given, (int, float)) and not isinstance(given, bool)
     short = number and (given < least or (given == 0 and not zero))  # type: ignore[operator]
     if not number or not math.isfinite(given) or short:  # type: ignore[arg-type]
@@ -30,19 +30,19 @@ def seconds(field: str, given: object, *, zero: bool = False, least: float = 0.0
 
 
 def optional_function(field: str, given: object) -> None:
-    """Refuse what cannot be called and is not None."""
+    """Refuse anything but a callable or None."""
     if given is not None and not callable(given):
         raise ConfigError(field, given, "it must be a function, or None")
 
 
 def boolean(field: str, given: object) -> None:
-    """Refuse what is not True or False."""
+    """Refuse anything but True and False."""
     if not isinstance(given, bool):
         raise ConfigError(field, given, "it must be True or False")
 
 
 def optional(check: Callable[..., None], **bounds: Any) -> Callable[[str, object], None]:
-    """The same check of whatever is not None."""
+    """The same check, but None passes."""
 
     def check_unless_none(field: str, given: object) -> None:
         if given is None:
@@ -56,10 +56,10 @@ def optional(check: Callable[..., None], **bounds: Any) -> Callable[[str, object
 
 
 def parse_size(field: str, text: str, most: int) -> int:
-    """Bytes from ``4096``, ``64KiB``, ``1M``; units are powers of 1024.
+    """The number of bytes in a text such as ``4096``, ``64KiB`` or ``1M``; units are powers of 1024.
 
     :param field: the name of the option, for the message
-    :param most: bytes
+    :param most: the largest size allowed, in bytes
     :raises ConfigError: for anything else
     """
     match = re.fullmatch(r"([0-9]{1,15})([KMG]?)(?:(?<=[KMG])iB)?", text, re.IGNORECASE)
@@ -70,7 +70,7 @@ def parse_size(field: str, text: str, most: int) -> int:
 
 
 def format_size(nbytes: float) -> str:
-    """``1 MiB``, ``33.2 MiB``, ``517 B``."""
+    """A text such as ``1 MiB``, ``33.2 MiB`` or ``517 B``."""
     size, unit = float(nbytes), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if size < 1024:
