@@ -77,9 +77,7 @@ class AllocatorOptions:
         "is never",
     )
     growth_workers: int = option(
-        1,
-        partial(whole_number, least=1),
-        "how many workers make slabs; more than one only for experiments",
+        1, partial(whole_number, least=1), "how many workers make slabs; more than one only for experiments"
     )
     kick_after: float | None = option(
         5.0,
@@ -98,15 +96,9 @@ class AllocatorOptions:
         "zero each object when it is allocated, in the caller's thread (about 0.1 ms per MiB); not in caches with "
         "a ``ctor``",
     )
-    init_on_free: bool = option(
-        False,
-        boolean,
-        "zero each object when it is freed; not in caches with a ``ctor``",
-    )
+    init_on_free: bool = option(False, boolean, "zero each object when it is freed; not in caches with a ``ctor``")
     checkpoints: bool = option(
-        False,
-        boolean,
-        "make every `Cache.alloc` a full checkpoint, even on a hit (trio's rule)",
+        False, boolean, "make every `Cache.alloc` a full checkpoint, even on a hit (trio's rule)"
     )
 
 
@@ -206,9 +198,7 @@ class CacheOptions(Generic[T]):
         "the most objects in slabs, counted in whole slabs; at the limit callers wait for a free",
     )
     max_emergency: int | None = option(
-        None,
-        optional(whole_number, least=0),
-        "the most emergency objects outstanding; None is unbounded",
+        None, optional(whole_number, least=0), "the most emergency objects outstanding; None is unbounded"
     )
     watermark: int = option(
         0, partial(whole_number, least=0), "grow in the background when fewer objects than that are free"
@@ -233,9 +223,7 @@ class CacheOptions(Generic[T]):
         "free. Each owner of such an object sees what the last one left in it.",
     )
     init_on_free: bool | None = option(
-        None,
-        optional(boolean),
-        "zero each object when it is freed; the same holds",
+        None, optional(boolean), "zero each object when it is freed; the same holds"
     )
     flags: CacheFlags = option(CacheFlags(0), _flags, "`CacheFlags.NOEMERGENCY`, or nothing")
 

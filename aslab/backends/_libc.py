@@ -19,7 +19,7 @@ def address_of(view: memoryview) -> int:
 
 
 def madvise(address: int, nbytes: int, advice: int) -> None:
-    """Advise the kernel about whole pages, see its manual page in section 2.
+    """Tell the kernel how whole pages will be used (madvise).
 
     :raises OSError: with the kernel's errno
     """
