@@ -370,3 +370,12 @@ async def test_a_message_is_a_sentence(options: dict[str, Any], message: str) ->
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
         async with aslab.open_allocator(**options):
             pass
+
+
+async def test_caches_share_slabs_when_one_is_told_what_the_other_has_by_default() -> None:
+    async with allocator() as kmem:
+        kmem.create_cache("default", SIZE, merge=True)
+        told = kmem.create_cache("told", SIZE, merge=True, objects_per_slab=8, max_slab_size=16 * SIZE, align=64)
+        other = kmem.create_cache("other", SIZE, merge=True, objects_per_slab=4)
+        assert told.stats().merged == ("default",)
+        assert other.stats().merged == ()
