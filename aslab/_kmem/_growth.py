@@ -169,10 +169,10 @@ class Growth(Generic[T]):
         most, limit = config.max_objects, self._budget.unpromised
         but = f", less the reserve of {reserved}" if reserved else ""
         if most is not None and slabs * shape.objects > most:
-            raise ConfigError("n", n, f"allowed are whole slabs within max_objects, {most}{but}")
+            raise ConfigError("n", n, f"it must fit into max_objects, {most}, in whole slabs{but}")
         if limit is not None and slabs * shape.slab_size > limit + config.guaranteed:
-            allowed = f"the limit, less others' guarantees, {limit + config.guaranteed} bytes"
-            raise ConfigError("n", n, f"allowed are whole slabs within {allowed}{but}")
+            room = f"the limit less other guarantees, {limit + config.guaranteed} bytes"
+            raise ConfigError("n", n, f"it must fit into {room}, in whole slabs{but}")
 
     def note_limit(self) -> None:
         """A caller waits at the limit; the first one ever is worth a line in the log."""
