@@ -12,6 +12,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from functools import partial
+from threading import get_ident
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -193,7 +194,8 @@ class Cache(Generic[T]):
         pool, arena = self._pool, self._arena
         if timeout is not None:
             seconds("timeout", timeout, zero=True)
-        arena.check_thread()
+        if get_ident() != arena.thread:
+            arena.check_thread()
         if arena.config.checkpoints:
             await anyio.lowlevel.checkpoint()
             self._check_open()

@@ -6,9 +6,9 @@ Anything that is not allowed gives one `ConfigError`, before anything is changed
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from ._checks import whole_number
 from ._clients import log_failure
@@ -30,22 +30,22 @@ WASTE = 16
 """By default a slab leaves at most 1/16 of ``limit`` or ``max_objects`` unused."""
 
 
-class Shape(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Shape:
     """The layout of a slab; sizes in bytes."""
 
     size: int
     align: int
     objects: int
+    stride: int = field(init=False)
+    """From the start of one object to the start of the next."""
+    slab_size: int = field(init=False)
+    """Of one slab, in whole pages."""
 
-    @property
-    def stride(self) -> int:
-        """From the start of one object to the start of the next."""
-        return -(-self.size // self.align) * self.align
-
-    @property
-    def slab_size(self) -> int:
-        """Of one slab, in whole pages."""
-        return -(-self.stride * self.objects // PAGE_SIZE) * PAGE_SIZE
+    def __post_init__(self) -> None:
+        stride = -(-self.size // self.align) * self.align
+        object.__setattr__(self, "stride", stride)
+        object.__setattr__(self, "slab_size", -(-stride * self.objects // PAGE_SIZE) * PAGE_SIZE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +173,7 @@ def _shape(size: int, options: CacheOptions[Any], limit: int | None) -> Shape:
     objects = options.objects_per_slab
     if objects is None:
         objects = _by_default(single, min(OBJECTS_PER_SLAB, most), limit, options.max_objects)
-    shape = single._replace(objects=objects)
+    shape = replace(single, objects=objects)
     if shape.slab_size > largest:
         raise ConfigError("objects_per_slab", objects, f"it must be at most {most}: a slab must fit max_slab_size")
     if options.max_objects is not None and options.max_objects < objects:
@@ -184,7 +184,7 @@ def _shape(size: int, options: CacheOptions[Any], limit: int | None) -> Shape:
 
 def _by_default(single: Shape, most: int, limit: int | None, max_objects: int | None) -> int:
     """The most objects in a slab, up to ``most``, that leave next to nothing of the bounds unused."""
-    usable = {n: _most(single._replace(objects=n), limit, max_objects) for n in range(most, 0, -1)}
+    usable = {n: _most(replace(single, objects=n), limit, max_objects) for n in range(most, 0, -1)}
     best = max((objects for objects in usable.values() if objects is not None), default=0)
     fine = (n for n, objects in usable.items() if objects is None or objects * WASTE >= max(1, best) * (WASTE - 1))
     return next(fine, 1)
