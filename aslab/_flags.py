@@ -107,3 +107,6 @@ def gfp_for_emergency(flags: KM) -> GFP:
     """
     gfp = GFP.NOWAIT if flags is KM.NOSLEEP else GFP.NOIO
     return gfp if LEVEL[flags] == ORDINARY else gfp | GFP.HIGH
+
+
+GFP_FOR_EMERGENCY = {flags: gfp_for_emergency(flags) for flags in KM}

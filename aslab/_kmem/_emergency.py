@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeVar
 from .._clients import keep_interrupt
 from .._config import CacheConfig
 from .._errors import ConstructorError, clear_frames
-from .._flags import FINISHES, GFP, KM, ORDINARY, CacheFlags, gfp_for_emergency
+from .._flags import FINISHES, GFP, GFP_FOR_EMERGENCY, KM, ORDINARY, CacheFlags
 from ..backends._protocol import Region
 from ._budget import Tenant
 from ._lingering import Lingering
@@ -263,7 +263,7 @@ class Emergency(Generic[T]):
         :raises MemoryError: if the backend has none
         """
         shape = self._config.shape
-        region = await self._supply.acquire(shape.size, shape.align, gfp_for_emergency(flags), self._gone)
+        region = await self._supply.acquire(shape.size, shape.align, GFP_FOR_EMERGENCY[flags], self._gone)
         return self._add(region)
 
     def make_nowait(self, flags: KM) -> EmergencySlot[T]:
@@ -273,7 +273,7 @@ class Emergency(Generic[T]):
         :raises anyio.WouldBlock: if it would have to wait
         """
         shape = self._config.shape
-        gfp = gfp_for_emergency(flags) & ~GFP.RECLAIM
+        gfp = GFP_FOR_EMERGENCY[flags] & ~GFP.RECLAIM
         return self._add(self._supply.acquire_nowait(shape.size, shape.align, gfp, self._gone))
 
     def at_hand(self, level: int) -> int:
