@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from threading import get_ident
 from typing import Any, TypeVar, cast
 
 from .._fastpath import KEPT, WAITERS, KeptView, Slot
@@ -59,7 +60,7 @@ def settle(pool: Pool[Any]) -> None:
         else:
             arena.attend(pool, pool.empty_out)
     elif magazine.watch:
-        if arena.on_its_thread and not pool.depot.lock.locked():  # else we may be in a finaliser that holds it
+        if get_ident() == arena.thread and not pool.depot.lock.locked():  # else: perhaps in a finaliser
             _freed(pool)
         else:
             arena.attend_soon(pool)

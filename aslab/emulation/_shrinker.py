@@ -29,7 +29,7 @@ class Shrinker:
 
     def __init__(self, memory: PhysicalMemory) -> None:
         if not isinstance(memory, PhysicalMemory):
-            raise ConfigError("memory", memory, "allowed is a PhysicalMemory")
+            raise ConfigError("memory", memory, "it must be a PhysicalMemory")
         self.memory = memory
         """The memory it listens to."""
 
@@ -40,7 +40,7 @@ class Shrinker:
         """
         memory = self.memory
         if memory.wake_kswapd is not None:
-            raise ConfigError("wake_kswapd", memory.wake_kswapd, "allowed is a memory whose wake_kswapd is free")
+            raise ConfigError("wake_kswapd", memory.wake_kswapd, "it must be None: one listener per memory")
         woken = anyio.Event()
 
         def wake() -> None:  # the memory is in the middle of an allocation: nothing may happen here

@@ -48,7 +48,7 @@ def complaint(exc: ValidationError, model: type[BaseModel] = Scenario) -> Config
     allowed = message.removeprefix("Value error, ").replace("Input should be", "allowed is")
     allowed = _WORDS.get(kind, allowed)
     return ConfigError(
-        key, given, allowed if kind in _WORDS or allowed.startswith("allowed") else f"allowed: {allowed}"
+        key, given, allowed if kind in _WORDS or allowed.startswith(("allowed", "it ")) else f"allowed: {allowed}"
     )
 
 

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from .._config import CacheConfig, cache_config
+from .._config import cache_config
 from .._errors import ConfigError
 from .._flags import CacheFlags
+from .._options import AllocatorOptions, CacheOptions
 from ._complaints import complaint, printable, short
 from ._machine import Machine, keys_under
 from ._metrics import METRICS
@@ -115,15 +116,11 @@ def cache_options(section: CacheSection, name: str, allocator: AllocatorSection)
         flags |= CacheFlags[word]
     options = {field: getattr(section, field) for field in CacheSection.model_fields if field != "prefill"}
     options |= {"name": name, "flags": flags}
-    config: CacheConfig[object] = cache_config(
-        limit=allocator.limit,
-        emergency_limit=allocator.emergency_limit,
-        ctor=None,
-        dtor=None,
-        reclaim=None,
-        init_on_alloc=False,
-        init_on_free=False,
-        **options,
+    config = cache_config(
+        name,
+        section.size,
+        CacheOptions(**{field: given for field, given in options.items() if field not in ("name", "size")}),
+        AllocatorOptions(limit=allocator.limit, emergency_limit=allocator.emergency_limit),
     )
     whole_slabs = -(-section.prefill // config.shape.objects)
     most, room = section.max_objects, allocator.limit

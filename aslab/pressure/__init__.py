@@ -1,9 +1,9 @@
-"""Where a service learns that it should give idle memory back: the protocol, and what Linux has to say.
+"""How a service learns that it should give idle memory back: the protocol, and the sources that Linux has.
 
-`Cgroup` for a service with a memory limit of its own, such as a container; `Psi` for one that shares a
-machine; `Signal` is pressed by hand. Your own is any class with the method of `Source`.
-`aslab.emulation.Shrinker` is the same for an emulated machine. Importing this is safe anywhere; where the
-kernel has no such thing, a source ends as soon as it is run.
+`Cgroup` is for a service with a memory limit of its own, such as a container; `Psi` for one that shares a
+machine; `Signal` is triggered by hand. To write your own, implement the one method of `Source`.
+`aslab.emulation.Shrinker` does the same for an emulated machine. Importing this is safe anywhere; where the
+kernel lacks the feature, a source returns as soon as it is run.
 """
 
 from ._cgroup import Cgroup as Cgroup

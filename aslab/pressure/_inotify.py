@@ -1,8 +1,8 @@
-"""Waiting for files to change, on the event loop: Linux' inotify(7), through ctypes.
+"""Waiting on the event loop for files to change: Linux' inotify(7), by ctypes.
 
-The kernel's files of a cgroup say so when they change, and this is how it can be heard without asking
-again and again. What changed is not told: whoever waits reads the few files it cares for anyway, and
-that is right also where events were merged or overflowed.
+The kernel notifies changes of a cgroup's files, so there is no need to poll them. What changed is not reported:
+the caller reads the few files it cares about anyway, which is also right when events were merged or the queue
+overflowed.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import os
 import anyio
 
 MODIFY = 0x2
-"""The file was written, or the kernel has something new in it (linux/inotify.h: IN_MODIFY)."""
+"""The file was written, or the kernel changed its contents (linux/inotify.h: IN_MODIFY)."""
 DELETE = 0x200
-"""Something in the directory was removed (IN_DELETE)."""
+"""An entry of the directory was removed (IN_DELETE)."""
 DELETE_SELF = 0x400
-"""The file itself was removed (IN_DELETE_SELF). The kernel's own file systems do not always tell."""
+"""The file itself was removed (IN_DELETE_SELF). The kernel's own file systems do not always report it."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -27,8 +27,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Inotify:
     """Watches files. For one task; closed by its ``with`` block.
 
-    Costs one file descriptor, and one of the user's inotify instances (fs.inotify.max_user_instances, 128
-    on most systems).
+    Uses one file descriptor and one of the user's inotify instances (fs.inotify.max_user_instances, 128 on most
+    systems).
 
     :raises OSError: where there is no inotify, or too many are in use
     """
@@ -39,12 +39,12 @@ class Inotify:
     def watch(self, path: str, events: int) -> None:
         """Let `changed` return for these events of the file or directory, from now on.
 
-        :raises OSError: if it is not there, or may not be read
+        :raises OSError: if it does not exist, or may not be read
         """
         _call("inotify_add_watch", self._fd, os.fsencode(path), ctypes.c_uint32(events))
 
     async def changed(self) -> None:
-        """Suspend until something was heard since the last time. Cancelled, it loses nothing."""
+        """Suspend until there was an event since the last call. Cancellation loses none."""
         await anyio.wait_readable(self._fd)
         with contextlib.suppress(BlockingIOError):
             os.read(self._fd, 65536)
