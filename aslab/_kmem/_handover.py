@@ -229,7 +229,7 @@ class Handover(Generic[T]):
         magazine.watch = magazine.watch & ~(WAITERS | KEPT | RESERVE) | bits or False
         if (
             not short and len(reserve) < reserve.objects
-        ):  # another thread has taken one meanwhile, and set the bit too early
+        ):  # another thread took one meanwhile
             magazine.watch_for(RESERVE)
 
     def empty_reserve(self) -> None:
