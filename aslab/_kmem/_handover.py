@@ -227,9 +227,7 @@ class Handover(Generic[T]):
         bits = WAITERS * (first is not None) | KEPT * (reserve.kept > 0) | RESERVE * short
         # In one statement: no finaliser, and no other thread, comes between reading the others and writing them.
         magazine.watch = magazine.watch & ~(WAITERS | KEPT | RESERVE) | bits or False
-        if (
-            not short and len(reserve) < reserve.objects
-        ):  # another thread took one meanwhile
+        if not short and len(reserve) < reserve.objects:  # another thread took one meanwhile
             magazine.watch_for(RESERVE)
 
     def empty_reserve(self) -> None:
