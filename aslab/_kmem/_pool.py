@@ -1,7 +1,6 @@
 """Pool: slabs of one shape, and all that serves them. One cache's, or that of several which share (merge).
 
-The parts of a pool lie below it; here they come together. What came free finds who waits, a slab that came finds
-who wanted it, a cache that closes has its memory go back. What acts on a pool lies above it.
+The parts of a pool lie below it; here they come together. What acts on a pool lies above it.
 
 Always true, between calls, for each slot: it is free in its slab or at hand in the magazine; or set aside, handed
 over, lingering, parked or moving; or in exactly one caller's hands. `held` counts the latter.
