@@ -1,9 +1,15 @@
 """Cache: allocating and freeing objects of one size.
 
-The order of the file is the way of an allocation: the hot path; what can be had without waiting; several at
-once; then moving, filling, looking and closing. What lies behind it is in _pool.py.
+The file follows an allocation: the hot path, the detour, several at once; then moving, filling and closing.
 
-Any thread may call ``alloc_nowait`` and free. What suspends, or says so, is for the event loop's thread.
+Always true, between calls:
+
+    1. an open cache is in `_open_caches` under its name; a closed one is not, and its `_closing` is set
+    2. the magazine's `detour` is set while an allocation has to do more than pop a slot and wrap it
+    3. each slot handed out has exactly one handle, and its `_home` leads back to this cache
+
+Any thread may call ``alloc_nowait`` and free. Methods that suspend are for the event loop's thread, and others
+say which threads may call them.
 """
 
 from __future__ import annotations
@@ -43,15 +49,15 @@ _SLEEP, _NOSLEEP, _PUSHPAGE, _MEMALLOC = KM.SLEEP, KM.NOSLEEP, KM.PUSHPAGE, KM.M
 
 
 class Cache(Generic[T]):
-    """Objects of one size. Made by `Allocator.create_cache`.
+    """A pool of objects of one size. Made by `Allocator.create_cache`.
 
-    ``T`` is what ``ctor`` builds; memoryview without one.
+    ``T`` is the type that ``ctor`` builds; memoryview without one.
     """
 
     def __init__(self, pool: Pool[T], config: CacheConfig[T], open_caches: dict[str, Cache[Any]]) -> None:
         self._pool = pool
         self._config = config
-        self._open_caches = open_caches  # of its allocator, by name: it leaves them as it closes
+        self._open_caches = open_caches  # its allocator's, by name; closing removes it
         self._arena = pool.arena
         self._magazine = pool.magazine
         self._member = Member(config.name, config.reclaim)
@@ -65,17 +71,17 @@ class Cache(Generic[T]):
 
     @property
     def name(self) -> str:
-        """The name it was created under."""
+        """The name given to `Allocator.create_cache`."""
         return self._config.name
 
     @property
     def size(self) -> int:
-        """Bytes of one object."""
+        """The size of one object in bytes."""
         return self._config.shape.size
 
     @property
     def ctor(self) -> Callable[[memoryview], T] | None:
-        """What builds the object of a slot."""
+        """The function that builds the object of a slot, or None."""
         return self._config.ctor
 
     def __repr__(self) -> str:
@@ -90,17 +96,18 @@ class Cache(Generic[T]):
     async def alloc(self, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> Buffer[T]:
         """Allocate one object.
 
-        With SLEEP, PUSHPAGE and MEMALLOC it never fails for want of memory: it waits for a free, for growth or,
-        when growth is late, for an emergency object. NOSLEEP is `alloc_nowait`.
+        SLEEP, PUSHPAGE and MEMALLOC never fail when memory is short: they wait for a free, for growth or, when
+        growth is late, for an emergency object. NOSLEEP behaves as `alloc_nowait`.
 
-        On a hit it does not suspend (unless the allocator has ``checkpoints``). Every wait may be
-        cancelled; an object that was on its way goes to the next waiter. Event loop's thread only.
+        A hit does not suspend (unless the allocator has ``checkpoints``). Every wait may be cancelled; an
+        object already on its way goes to the next waiter. Event loop's thread only.
 
-        :param timeout: the caller's own patience, in seconds
-        :raises TimeoutError: if ``timeout`` has passed
-        :raises CacheClosedError: if the cache is closed, or is while waiting
-        :raises BackendError: if a backend broke its contract
-        :raises ConstructorError: if the cache's ``ctor`` raised
+        :param timeout: seconds to wait at most; None waits for as long as it takes
+        :raises TimeoutError: after ``timeout`` seconds
+        :raises anyio.WouldBlock: with NOSLEEP, if no object is free
+        :raises CacheClosedError: if the cache is closed, before the call or while it waits
+        :raises BackendError: if a backend breaks its contract
+        :raises ConstructorError: if the cache's ``ctor`` raises
         """
         magazine = self._magazine
         if magazine.detour or flags is not _SLEEP or timeout is not None:
@@ -117,13 +124,13 @@ class Cache(Generic[T]):
         return buf
 
     def alloc_nowait(self, flags: KM = KM.NOSLEEP) -> Buffer[T]:
-        """Allocate one object at once: magazine, slabs, then one emergency attempt that may not wait.
+        """Allocate one object without waiting: from the magazine, the slabs, or as an emergency object.
 
-        Callers that wait in `alloc` come first, after a millisecond beside free objects. A miss asks for growth in
-        the background. Never suspends; any thread (but not a finaliser).
+        It may pass callers that wait in `alloc`, but not once the first of them has seen an object free for a
+        millisecond. A miss asks for growth in the background. Never suspends; any thread, but not in a finaliser.
 
         :param flags: NOSLEEP, PUSHPAGE or MEMALLOC
-        :raises anyio.WouldBlock: if there is none
+        :raises anyio.WouldBlock: if no object is free, and no emergency object can be made at once
         :raises CacheClosedError: if the cache is closed
         """
         magazine = self._magazine
@@ -141,15 +148,15 @@ class Cache(Generic[T]):
         return buf
 
     def alloc_blocking(self, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> Buffer[T]:
-        """As `alloc`, for threads that run no event loop: blocks the thread instead of suspending a task.
+        """Like `alloc`, for threads that run no event loop: blocks the thread instead of suspending a task.
 
-        Any thread but the event loop's, while the loop runs.
+        Any thread except the event loop's, while the loop runs.
 
-        :param timeout: the caller's own patience, in seconds
-        :raises RuntimeError: on the event loop's thread, which it would block for ever
-        :raises TimeoutError: if ``timeout`` has passed
-        :raises anyio.WouldBlock: with NOSLEEP, as `alloc_nowait`
-        :raises CacheClosedError, BackendError, ConstructorError: as `alloc`
+        :param timeout: seconds to wait at most; None waits for as long as it takes
+        :raises RuntimeError: if it would have to wait on the event loop's thread, which would never wake
+        :raises TimeoutError: after ``timeout`` seconds
+        :raises anyio.WouldBlock: with NOSLEEP, like `alloc_nowait`
+        :raises CacheClosedError, BackendError, ConstructorError: like `alloc`
         """
         self._check(flags, _SLEEP, _PUSHPAGE, _MEMALLOC, _NOSLEEP)
         if flags is _NOSLEEP:
@@ -171,15 +178,15 @@ class Cache(Generic[T]):
         return Lease(partial(self.alloc, flags, timeout=timeout))
 
     def free(self, buf: Buffer[T]) -> None:
-        """As `Buffer.free`, and checks that the buffer is of this cache. Any thread.
+        """Like `Buffer.free`, but first checks that the buffer belongs to this cache. Any thread.
 
-        :raises WrongCacheError: if it is not; it stays allocated
+        :raises WrongCacheError: if it does not; the buffer stays allocated
         """
         if buf.cache is not self:
             raise WrongCacheError(f"a buffer of cache {buf.cache.name!r} was given to cache {self.name!r}")
         buf.free()
 
-    # -- what can be had without waiting
+    # -- the detour
 
     async def _alloc_slowly(self, flags: KM, timeout: float | None) -> Buffer[T]:
         self._check(flags, _SLEEP, _PUSHPAGE, _MEMALLOC, _NOSLEEP)
@@ -232,7 +239,7 @@ class Cache(Generic[T]):
         return CacheClosedError(f"cache {self.name!r} is closed")
 
     def _hand_out(self, slot: Slot[T]) -> Buffer[T]:
-        # What lingers may have been written to since its free.
+        # A lingering slot may have been written to since it was freed.
         if self._config.init_on_alloc or (slot.kept and self._config.init_on_free):
             zero(slot.address, self.size)
         if not self._managed and slot.slab is not None:
@@ -240,7 +247,7 @@ class Cache(Generic[T]):
         else:
             buf = self._managed_handle(slot)
         buf._home = self._home
-        # With a view its free looks, and the slot goes on lingering; a managed one looks anyway.
+        # A free with a view checks whether the slot has to linger again; a managed free always checks.
         buf._view = lease_view(slot.exporter) if slot.kept and not self._managed else None
         buf._slot = slot
         if self._config.watermark:
@@ -267,18 +274,15 @@ class Cache(Generic[T]):
     async def alloc_many(self, n: int, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> list[Buffer[T]]:
         """Allocate ``n`` objects, all or none.
 
-        It waits in the same line as `alloc`, in one place, until there are enough for it; nobody behind it gets
-        any before. So tasks that need several cannot lock each other out, as they can by taking one by one. When
-        growth is late, what is missing comes as emergency objects. Suspends, may be cancelled, and loses nothing
-        then. Event loop's thread only.
+        It waits in the same line as `alloc`, in one place, until ``n`` objects are free; nobody behind it is
+        served first. So tasks that need several objects cannot deadlock by each holding some of them. When growth
+        is late, the missing objects are made as emergency objects. Suspends; if cancelled, nothing is lost. Event
+        loop's thread only.
 
         :param flags: SLEEP, PUSHPAGE or MEMALLOC
-        :param timeout: the caller's own patience for all of them, in seconds
-        :raises ConfigError: if ``max_objects`` or ``limit`` can never allow as many to such a caller
-        :raises TimeoutError: if ``timeout`` has passed
-        :raises CacheClosedError: if the cache is closed, or is while waiting
-        :raises BackendError: if a backend broke its contract
-        :raises ConstructorError: if the cache's ``ctor`` raised
+        :param timeout: seconds to wait at most for all ``n``; None waits for as long as it takes
+        :raises ConfigError: if ``max_objects`` or ``limit`` can never allow ``n`` objects for these ``flags``
+        :raises TimeoutError, CacheClosedError, BackendError, ConstructorError: like `alloc`
         """
         whole_number("n", n, 1)
         self._check(flags, _SLEEP, _PUSHPAGE, _MEMALLOC)
@@ -286,21 +290,21 @@ class Cache(Generic[T]):
         return [self._hand_out(slot) for slot in await self._get(n, flags, timeout)]
 
     def lease_many(self, n: int, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> ManyLease[T]:
-        """``async with cache.lease_many(n) as bufs:`` is `alloc_many` and a free of each around a block."""
+        """``async with cache.lease_many(n) as bufs:`` is `alloc_many` and `Buffer.free` of each around a block."""
         return ManyLease(partial(self.alloc_many, n, flags, timeout=timeout))
 
     # -- moving
 
     def set_move(self, callback: Move) -> None:
-        """Have a client move its objects when asked (illumos' kmem_cache_set_move). Event loop's thread only.
+        """Ask a client to move its objects (illumos' kmem_cache_set_move). Event loop's thread only.
 
-        ``callback(old, new, size)`` gets the handle that the client has and a new one of another place, both
-        allocated and constructed. It moves what it keeps and answers with a `KMEM_CBRC`, and frees neither. It
-        is called on the event loop, so keep it short. An exception, and any other answer, counts as NO and is
-        logged. Buffers then cost more to allocate and free, by about 2 µs.
+        ``callback(old, new, size)`` gets the client's handle and a new handle for another slot, both allocated
+        and constructed. It moves the contents and the client's references, frees neither, and returns a
+        `KMEM_CBRC`. It runs on the event loop, so keep it short. An exception or any other return value is
+        logged and counts as NO. With a callback set, an allocation and its free cost about 2 µs more.
 
-        :raises ConfigError: if it is no function, objects have been allocated already, or the cache moves by
-            itself or shares its slabs
+        :raises ConfigError: if ``callback`` is not callable, objects have already been allocated, or the cache
+            is ``movable`` or has ``merge``
         :raises CacheClosedError: if the cache is closed
         """
         self._check_open()
@@ -315,11 +319,13 @@ class Cache(Generic[T]):
         self._magazine.divert(OPTIONS)
 
     async def defragment(self) -> int:
-        """One pass: emergency objects move into slabs; sparse slabs are emptied into fuller ones, and given back.
+        """Move emergency objects into slabs, empty sparse slabs into fuller ones, and give back the empty slabs.
 
-        Only for caches that are ``movable`` or have a move callback. Slabs are grown for emergency objects as far
-        as that is allowed, and not late. Stops where callers wait for objects. Answers the bytes given back.
-        Suspends; may be cancelled between two moves. Event loop's thread only.
+        Does nothing unless the cache is ``movable`` or has a move callback. Grows slabs for emergency objects
+        where limits allow it and growth is not late. Stops when callers wait for objects. Returns the number of
+        bytes given back. Suspends; may be cancelled between two moves. Event loop's thread only.
+
+        :raises CacheClosedError: if the cache is closed
         """
         self._check_open()
         if not self._pool.moving.able:
@@ -330,10 +336,12 @@ class Cache(Generic[T]):
     # -- filling, reaping, closing, looking
 
     async def prefill(self, n: int) -> None:
-        """Grow until ``n`` objects are free. Suspends until they are; may be cancelled, and keeps what came.
+        """Grow until ``n`` objects are free. Suspends until they are; if cancelled, slabs already made stay.
 
-        :raises ConfigError: if ``max_objects`` or the allocator's ``limit`` can never allow as many
-        :raises BackendError: if the backend broke its contract
+        Event loop's thread only.
+
+        :raises ConfigError: if ``max_objects`` or the allocator's ``limit`` can never allow ``n`` objects
+        :raises CacheClosedError, BackendError, ConstructorError: like `alloc`
         """
         whole_number("n", n, 0)
         self._arena.check_thread()
@@ -342,18 +350,19 @@ class Cache(Generic[T]):
         await fill(self._pool, n, self._counters)
 
     async def reap(self) -> int:
-        """Drain the magazine and give every empty slab back. Suspends until they are back.
+        """Drain the magazine and give back every empty slab that nobody waits for. Suspends until they are back.
 
-        Answers the bytes given back; none where the allocator is sealed. If cancelled, what was begun goes on.
+        Returns the number of bytes given back; 0 if the allocator is sealed. If cancelled, releases already
+        begun go on. Event loop's thread only.
         """
         self._arena.check_thread()
         return await reap(self._pool)
 
     async def aclose(self) -> None:
-        """Close: waiters get `CacheClosedError`, free memory goes back. Suspends until it is back.
+        """Close the cache: waiters get `CacheClosedError`, and free memory goes back. Suspends until it is back.
 
-        Buffers still held give one ResourceWarning; their memory stays valid until they are freed.
-        Closing twice does nothing.
+        Buffers still held cause one ResourceWarning; their memory stays valid until they are freed. Closing
+        again only waits for the memory to be back. Event loop's thread only.
         """
         warning = shut(self)
         try:
@@ -364,15 +373,15 @@ class Cache(Generic[T]):
                 warnings.warn(warning, ResourceWarning, stacklevel=2)
 
     def stats(self) -> CacheStats:
-        """A snapshot of the counters. Any thread."""
+        """Return a snapshot of the counters. Any thread."""
         return cache_stats(self._pool, self._member)
 
 
 def shut(cache: Cache[Any]) -> str:
-    """Close a cache, unless it is closed. Returns what there is to warn of.
+    """Close a cache unless it is closed already. Returns a warning, or "" if there is none.
 
-    One that shares its pool leaves that open. Its allocations take the detour all the same, as all do where
-    buffers are managed, and so are refused.
+    A shared pool stays open while other caches use it. Allocations from the closed cache are still refused:
+    merged caches always take the detour, which checks for that.
     """
     if cache._closing is not None:
         return ""
@@ -386,5 +395,5 @@ def shut(cache: Cache[Any]) -> str:
 
 
 def pool_of(cache: Cache[Any]) -> Pool[Any]:
-    """What lies behind a cache: for the laboratory, benchmarks and tests."""
+    """Return the pool behind a cache, for the lab, benchmarks and tests."""
     return cache._pool
