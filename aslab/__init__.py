@@ -1,18 +1,18 @@
-# A map of the package, from the ground up; imports point up this list, never down:
+# A map of the package, from the ground up; a module imports only from above it in this list:
 #
 #   _errors  _flags  _stats  _checks       words: errors, urgency, counters, checks of values
-#   _clients  _keywords                    what a client's code may raise; options as keywords
+#   _clients  _keywords                    exceptions from client code; options as keywords
 #   _fastpath/                             a hit and its free: views, slots, magazines, buffers
-#   backends/  pressure/                   where memory comes from, and what tells that it is short
-#   _options  _config                      what may be configured, checked
-#   _kmem/                                 the allocator proper, floor by floor
-#   _lease  _home  _cache                  what callers hold, and what their buffers go back to
+#   backends/  pressure/                   where memory comes from, and what reports that it is short
+#   _options  _config                      the options, and their checks
+#   _kmem/                                 the allocator itself, floor by floor
+#   _lease  _home  _cache                  what callers hold, and what their buffers return to
 #   _reaper  _tasks                        the tasks that serve all caches
 #   _allocator                             what a service opens
-#   testing/  faults/  emulation/          checking, failing and pretending
+#   testing/  faults/  emulation/          checks, injected faults, emulated backends
 #   lab/  bench/  cli/                     simulations, measurements, commands
 #
-# docs/design.md has the same with the reasons.
+# docs/design.md gives the reasons.
 """An async slab allocator: pooled buffers for asyncio and trio services."""
 
 from ._allocator import Allocator as Allocator
