@@ -1,4 +1,7 @@
-"""What a buffer is given of its cache: the way back into the pool, and the counters of the cache itself."""
+"""What a buffer knows of its cache: the way back into the pool, and the cache's own counters.
+
+Always true: a home never changes, and outlives its cache's closing: a buffer freed later still returns to its pool.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ T = TypeVar("T")
 
 
 class CacheHome(Generic[T]):
-    """The `Home` of the buffers of one cache; a cache that shares its slabs shares the pool behind it alone.
+    """The `Home` of one cache's buffers. Caches that share a pool have a home each.
 
-    It holds the functions themselves, so that a free which finds waiters passes no file more.
+    It holds the functions of _frees.py directly, so that a free that finds waiters goes through one file fewer.
     """
 
     __slots__ = (
