@@ -1,7 +1,9 @@
-"""Leases: an allocation, or several, for the time of a block.
+"""Leases: one or several allocations for the duration of a block.
 
-A lease is given a function that allocates, and knows no cache. Always true: what it holds was allocated by the
-entry it is in, and is freed by the exit of that; a lease may be entered again after that.
+A lease is given a function that allocates, and knows no cache.
+
+Always true: a lease holds only what its current entry allocated, and the matching exit frees it. After the exit
+it holds nothing, and may be entered again.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ class ManyLease(Generic[T]):
         while self._buffers:
             try:
                 self._buffers.pop().__exit__(exc_type, exc, tb)
-            except BufferError as error:  # one that is still in use must not keep the others
+            except BufferError as error:  # one buffer still in use must not keep the others allocated
                 refused = refused or error
         if refused is not None:
             raise refused
