@@ -1,14 +1,16 @@
-"""Under pressure: what is given back, in which order, and when it is enough.
+"""Memory pressure: what is given back, in which order, and when to stop.
 
-    empty slabs ── magazines, and what that empties ── what clients free when asked ── defragmentation
+    empty slabs ── magazines, and slabs that this empties ── what clients free when asked ── defragmentation
 
-Pressure comes from `aslab.pressure` sources (a cgroup, the kernel's stall information, or your own), and from
-the limit: a caller that waits there has other caches give back what they do not use, at once, and then has
-clients asked.
+Pressure comes from `aslab.pressure` sources (a cgroup, the kernel's stall information, or your own) and from the
+limit: when a caller waits there, other caches give back what they do not use, at once, and then clients are asked.
 
-Always true: pressure takes what was idle during the last interval, at once; one interval later what was idle
-since. So memory is back within an interval, and what is in use stays: it would only have to be got again (see
-_working_set.py).
+Always true, between calls:
+
+    1. pressure takes at once what was idle during the last interval, and an interval later what has been idle
+       since; memory in use stays, as it would only have to be allocated again (_working_set.py)
+    2. every report of pressure that has not been served is in `_pressed`; of several the largest counts
+    3. clients are asked at most once an interval on behalf of callers at the limit
 
 Event loop's thread only.
 """
@@ -29,13 +31,13 @@ from ._kmem._reclaim import ask_clients, reap, relieve
 from ._kmem._wakeup import WorkQueue, take_turns
 
 Give = Callable[[Pool[Any], bool], Awaitable[int]]
-"""Has a pool give back what it may, its magazine drained first or not; returns the number of bytes."""
+"""Makes a pool give back what it can, after draining its magazine if asked to; returns the number of bytes."""
 
 
 class Reaper:
-    """Gives memory back for all pools of an allocator.
+    """Gives memory back from all pools of an allocator.
 
-    :param pools: looked at each time; those that are closed are passed over
+    :param pools: called each time for the current pools; closed ones are skipped
     """
 
     def __init__(self, arena: Arena, pools: Callable[[], Iterable[Pool[Any]]]) -> None:
@@ -45,7 +47,7 @@ class Reaper:
         self._asked_at = -math.inf
 
     def press(self, nbytes: int | None = None) -> None:
-        """Memory is short by so many bytes; None is all that can be spared. Returns at once."""
+        """Report that memory is short by ``nbytes``; None asks for all that can be spared. Never suspends."""
         self._pressed.put(math.inf if nbytes is None else nbytes)
 
     async def run(self) -> None:
@@ -68,9 +70,9 @@ class Reaper:
                     await self.steps(left, partial(_give_idle, since))
 
     async def run_at_the_limit(self) -> None:
-        """Have clients asked for callers at the limit, at most once an interval, until cancelled.
+        """Ask clients to free objects for callers at the limit, at most once an interval, until cancelled.
 
-        What they free such a caller gets by the frees themselves, or by slabs that go.
+        Their frees reach a waiting caller directly, or empty a slab and so make room for one of its own.
         """
         while True:
             nbytes = await self._arena.budget.reclaims.take()
@@ -87,7 +89,7 @@ class Reaper:
             self._arena.budget.ask_all()
 
     async def steps(self, wanted: float, give: Give) -> int:
-        """Take the steps one after the other until so many bytes are on their way. Returns how many are."""
+        """Take one step after another until ``wanted`` bytes are on their way back. Returns the number that are."""
         given = 0
         for drain in (False, True):
             for number, pool in enumerate(self._open()):
@@ -115,7 +117,7 @@ class Reaper:
 
 
 async def give_everything(pool: Pool[Any], drain: bool) -> int:
-    """All that is free, however soon it may be needed."""
+    """Give back everything that is free, however soon it may be needed again."""
     return await reap(pool, drain=drain)
 
 
