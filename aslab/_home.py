@@ -1,6 +1,7 @@
 """What a buffer knows of its cache: the way back into the pool, and the cache's own counters.
 
-Always true: a home never changes, and outlives its cache's closing: a buffer freed later still returns to its pool.
+Always true: a home never changes, and stays usable after its cache is closed: a buffer freed later still returns
+to the pool.
 """
 
 from __future__ import annotations

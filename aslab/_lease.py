@@ -2,8 +2,8 @@
 
 A lease is given a function that allocates, and knows no cache.
 
-Always true: a lease holds only what its current entry allocated, and the matching exit frees it. After the exit
-it holds nothing, and may be entered again.
+Always true: a lease holds only what its current entry allocated, and the matching exit frees it or, if it is
+still in use, raises BufferError. After the exit the lease holds nothing, and may be entered again.
 """
 
 from __future__ import annotations

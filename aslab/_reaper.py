@@ -9,7 +9,7 @@ Always true, between calls:
 
     1. pressure takes at once what was idle during the last interval, and an interval later what has been idle
        since; memory in use stays, as it would only have to be allocated again (_working_set.py)
-    2. every report of pressure that has not been served is in `_pressed`; of several the largest counts
+    2. every report of pressure not yet taken up is in `_pressed`; of several the largest counts
     3. clients are asked at most once an interval on behalf of callers at the limit
 
 Event loop's thread only.
@@ -89,7 +89,7 @@ class Reaper:
             self._arena.budget.ask_all()
 
     async def steps(self, wanted: float, give: Give) -> int:
-        """Take one step after another until ``wanted`` bytes are on their way back. Returns the number that are."""
+        """Take one step after another until ``wanted`` bytes are on their way back. Returns how many are."""
         given = 0
         for drain in (False, True):
             for number, pool in enumerate(self._open()):

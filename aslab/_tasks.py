@@ -1,16 +1,19 @@
-"""The tasks of an allocator: they take work from the arena's queues, and have clocks.
+"""The tasks of an allocator, which take work from the arena's queues or wake by the clock.
 
-    wake-ups    what other threads and finalisers leave to the event loop
-    releases    regions go back to their backends, slabs and emergency objects each by themselves
-    workers     slabs are made
-    ageing      what nobody uses goes back, what was lost is found, and nobody starves
-    reaper      what can be spared goes back when memory is short
-    mover       objects move to where whole slabs come free
-    sources     what tells that memory is short
+    wake-ups    do what other threads and finalisers leave to the event loop
+    releases    return regions to their backends, slabs and emergency objects separately
+    workers     make slabs
+    ageing      gives back unused memory, recovers lost buffers, and rescues starved callers
+    reaper      gives back what can be spared when memory is short
+    mover       moves objects so that whole slabs become free
+    sources     report that memory is short
 
-Always true: all of them live in the task group of `open_allocator`, and there is no global state. They are
-shielded from the cancellation of its block: when a service is cancelled, its memory still has to go back. `stop`
-ends them.
+Always true:
+
+    1. every task lives in the one task group of `run`; there is no global state
+    2. the tasks are shielded from the cancellation of the allocator's block, since a cancelled service still has
+       to return its memory; `stop` ends them
+    3. a pool is in `_pools` while it is open or still has slabs
 
 Event loop's thread only.
 """
@@ -42,24 +45,24 @@ CLOSING_GRACE = 0.5
 
 
 class Tasks:
-    """The caches of one `Allocator`, and the tasks that serve them. Made by a task of the loop that runs it."""
+    """The caches of one `Allocator`, and the tasks that serve them. Made in a task of the loop that runs them."""
 
     def __init__(self, config: AllocatorConfig) -> None:
         self.arena: Arena = Arena(config)
         self.caches: dict[str, Cache[Any]] = {}
-        """Those that are open, by name."""
+        """The open caches, by name."""
         self.worker: Worker = Worker(self.arena)
         self.reaper: Reaper = Reaper(self.arena, lambda: self._pools)
-        self._pools: list[Pool[Any]] = []  # those that are open, or have slabs still
+        self._pools: list[Pool[Any]] = []  # closed ones stay until the ageing task finds them without slabs
         self._scope = anyio.CancelScope(shield=True)
 
     @property
     def pools(self) -> list[Pool[Any]]:
-        """Those that are open."""
+        """The open pools."""
         return [pool for pool in self._pools if not pool.closed]
 
     def make_cache(self, config: CacheConfig[Any]) -> Cache[Any]:
-        """A cache with a pool of its own, or with that of others like it if it may share."""
+        """Make a cache, with a pool of its own or, with ``merge``, that of caches configured alike."""
         pool = None
         if config.merge:
             pool = next((pool for pool in self.pools if pool.config.shares_with(config)), None)
@@ -103,7 +106,7 @@ class Tasks:
             arena.budget.look_again(arena.clock() - arena.interval)
 
     async def _run_reaper(self) -> None:
-        HOUSEKEEPING.set(True)  # it looks again an interval later
+        HOUSEKEEPING.set(True)  # it sets a timer to look again, an interval later
         await self.reaper.run()
 
     async def _run_source(self, source: Source) -> None:
@@ -116,7 +119,7 @@ class Tasks:
             log_failure(exc, "%r failed; the allocator goes on without it", source)
 
     async def close(self) -> list[str]:
-        """Close the caches, and give what is under way a moment to end. Returns what there is to warn of."""
+        """Close the caches, and give grows and releases under way `CLOSING_GRACE` seconds. Returns warnings."""
         arena = self.arena
         arena.closed = arena.budget.closed = True
         found = []
@@ -124,7 +127,7 @@ class Tasks:
             if warning := shut(cache):
                 found.append(warning)
             await take_turns(number)
-        for number, pool in enumerate(tuple(self._pools)):  # what other threads have left to the loop
+        for number, pool in enumerate(tuple(self._pools)):  # do what other threads have left to the loop
             pool.attend()
             await take_turns(number)
         with anyio.move_on_after(CLOSING_GRACE):
@@ -133,21 +136,21 @@ class Tasks:
             await arena.singles.idle()
         for pool, since in self.worker.under_way.items():
             found.append(
-                f"the allocator was closed with a grow of cache {pool.config.name!r} that has been stuck for "
-                f"{arena.clock() - since:.1f} s: abandoned, its region is released if it ever comes"
+                f"the allocator was closed while a grow of cache {pool.config.name!r} had been stuck for "
+                f"{arena.clock() - since:.1f} s; the grow is abandoned, its region is released if it ever arrives"
             )
         late = arena.slabs.close() + arena.singles.close()
         if late:
-            found.append(f"the allocator was closed with {late} regions still to be released: a thread goes on")
+            found.append(f"the allocator was closed with {late} regions still to be released: a thread does it")
         return found
 
     def stop(self) -> None:
-        """End all tasks; what is stuck in a thread is left behind."""
+        """Cancel all tasks; calls stuck in a thread are left behind."""
         self.worker.stopping = True
         self._scope.cancel()
 
     def release_late(self) -> None:
-        """Leave to a thread what is still to be released, where `close` was cut off before."""
+        """Hand regions still to be released to a thread, in case `close` was cancelled before it did."""
         for supply in (self.arena.slabs, self.arena.singles):
             if not supply.closed:
                 supply.close()
@@ -164,4 +167,4 @@ SERVICES: tuple[Callable[..., Any], ...] = (
     Reaper.run_at_the_limit,
     move.run,
 )
-"""What an allocator's tasks run: they wait for work whenever all is well."""
+"""The functions that an allocator's tasks run; when nothing is wrong, all of them wait for work."""
