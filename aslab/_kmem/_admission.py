@@ -1,10 +1,13 @@
-"""Who may have emergency objects made: one after the other, in order, as there is room.
+"""Who may have emergency objects made: waiters in order, as far as there is room.
 
-Always true, between calls: a waiter that was refused, and could be permitted what it needs some day, stands in
-one queue of refused, that of the bound which refused it; there it is asked again as soon as there is room. What it
-was permitted and does not use is uncharged. So nobody polls, and nobody is woken in vain.
+Always true, between calls:
 
-A waiter that can never be permitted what it needs stands in neither, as it would be in the way of others.
+    1. a refused waiter that can be granted later stands in exactly one queue, that of the bound which refused it
+       (``max_emergency`` or ``emergency_limit``), and is granted there as soon as there is room
+    2. a waiter that can never be granted what it needs stands in neither queue, where it would block others
+    3. permits that a waiter does not use are uncharged
+
+So nobody polls, and nobody is woken without room.
 
 Event loop's thread only.
 """
@@ -22,7 +25,7 @@ T = TypeVar("T")
 
 
 class Admission(Generic[T]):
-    """What the waiters of one pool are permitted, within ``max_emergency`` and ``emergency_limit``."""
+    """Permits for the waiters of one pool, within ``max_emergency`` and ``emergency_limit``."""
 
     def __init__(
         self,
@@ -39,12 +42,12 @@ class Admission(Generic[T]):
         self._permits = permits
 
     def apply(self, waiter: Waiter[T]) -> int:
-        """How many emergency objects may be made for it now: all that it still needs, or none."""
+        """Return how many emergency objects may be made for ``waiter`` now: all that it still needs, or 0."""
         missing = self._missing(waiter)
         waiter.seen = waiter.need - missing if waiter.need > 1 else None
         granted, waiter.permitted = waiter.permitted, 0
         enough = granted >= missing > 0
-        if granted:  # by now it may miss less; or nothing, or more than it was permitted
+        if granted:  # since then it may need fewer, or more than were granted
             self._emergency.uncharge(granted - missing if enough else granted)
         if enough:
             return missing
@@ -61,7 +64,7 @@ class Admission(Generic[T]):
         return 0
 
     def withdraw(self, waiter: Waiter[T]) -> None:
-        """It makes no emergency objects now: its permits and its place among the refused are for others."""
+        """Give up the permits of ``waiter`` and its place among the refused, for others to use."""
         permitted, waiter.permitted, waiter.seen = waiter.permitted, 0, None
         if waiter.refused_by is not None:
             waiter.refused_by = None
@@ -72,22 +75,22 @@ class Admission(Generic[T]):
             self._emergency.uncharge(permitted)
 
     def let_others_try(self) -> None:
-        """There may be room for emergency objects: permit them to those that were refused, in order."""
+        """Grant permits to refused waiters in order, as there may be room now."""
         refused = self._emergency.refused
         while (waiter := refused.first) is not None:
             if self.hopeless(waiter):
-                waiter.wake()  # its turn never comes, and others' would not
+                waiter.wake()  # its turn never comes, and it blocks those behind it
             elif not self.grant(waiter):
                 if self.bound_here(waiter):
                     break
-                self._permits.refused.join(waiter)  # it is the bound over all caches now
+                self._permits.refused.join(waiter)  # now the bound over all caches refuses it
             refused.leave(waiter)
         if self._permits.refused.first is not None:
             self._permits.grant()
 
     def grant(self, waiter: Waiter[T]) -> bool:
-        """Permit the emergency objects that it still needs, and wake it; False if there is no room."""
-        if not self._growth.unwell:  # it has something else to wait for: let it see
+        """Permit the emergency objects that ``waiter`` still needs, and wake it; False if there is no room."""
+        if not self._growth.unwell:  # growth is well again: let it wait for a slab instead
             waiter.wake()
             return True
         missing = self._missing(waiter)
@@ -98,15 +101,15 @@ class Admission(Generic[T]):
         return True
 
     def hopeless(self, waiter: Waiter[T]) -> bool:
-        """Whether it can never be permitted what it needs, by now."""
+        """Whether ``waiter`` can never be permitted what it needs now."""
         return not self._emergency.possible(self._missing(waiter), waiter.level)
 
     def bound_here(self, waiter: Waiter[T]) -> bool:
-        """Whether it is the bound of the cache that stands against it."""
+        """Whether the bound of its own cache, ``max_emergency``, is what refuses ``waiter``."""
         return self._emergency.full(self._missing(waiter), waiter.level)
 
     def _missing(self, waiter: Waiter[T]) -> int:
-        """How many objects it needs besides those that are free for it: these belong to the first in line."""
+        """How many objects ``waiter`` needs beyond the free ones, which count for the first in line alone."""
         first = self._waiters.first is waiter
         at_hand = self._handover.at_hand(self._handover.standing(waiter)) if first else 0
         return max(0, waiter.need - at_hand)

@@ -1,11 +1,16 @@
 """What all pools of an allocator share: memory in and out, its limits, and the queues of its tasks.
 
-Always true: nothing here holds a task. A pool that wants something done puts it into a queue; the task that does
-it stands above both (_tasks.py). And all but `call_soon` and `Supply.release` belongs to the event loop's thread.
+Always true:
+
+    1. nothing here refers to a task: a pool puts work into a queue, and the task that does it stands above both
+       (_tasks.py)
+    2. only the event loop's thread touches this state, but for what says otherwise: `call_soon`, `attend`,
+       `attend_soon`, and `Supply.release`
+    3. what another thread leaves for the loop is in place before it wakes the loop
 
     pools ──► grows    slabs that are wanted              ──► Worker
               moves    objects to move                    ──► the mover
-              budget   bytes that clients should free     ──► Reaper
+              budget   bytes that clients are to free     ──► Reaper
               slabs, singles   regions on their way back  ──► two releasers
 """
 
@@ -28,13 +33,13 @@ from ._supply import Supply
 from ._wakeup import UrgentWork, Wakeup, WorkQueue, take_turns
 
 AGEING_STEPS = 3
-"""The ageing task looks so many times in ``expire`` (SPL: every 5 s, for 15 s)."""
+"""Times the ageing task runs within ``expire`` (SPL: every 5 s, for 15 s)."""
 LOOK_EVERY = 5.0
-"""Seconds between looks at what was lost or waits, where nothing expires."""
+"""Seconds between runs of the ageing task where nothing expires."""
 
 
 class Arena:
-    """The state behind one `Allocator`. Made by a task of the loop that is to run it."""
+    """The state behind one `Allocator`. Made in a task of the event loop that runs it."""
 
     def __init__(self, config: AllocatorConfig) -> None:
         self.config = config
@@ -43,35 +48,35 @@ class Arena:
         self.wakeup: Wakeup = Wakeup()
         self.slabs: Supply = Supply(config.slabs, self.wakeup)
         self.singles: Supply = Supply(config.emergency, self.wakeup)
-        """Emergency objects."""
+        """Regions of emergency objects."""
         self.budget: Budget = Budget(config.limit, self.wakeup)
         self.permits: Permits = Permits(config.emergency_limit, config.limit)
         self.grows: UrgentWork[Any] = UrgentWork()
-        """Pools that are GROWING, whose slab nobody has begun to make."""
+        """Pools that are GROWING, and whose slab no worker has begun to make."""
         self.busy_growing: int = 0
-        """Grows under way, less those that are set aside."""
+        """Grows that a worker is waiting for: those under way, less those set aside."""
         self.moves: WorkQueue[Any] = WorkQueue()
         """Pools with objects to move."""
         self.moving: anyio.Lock = anyio.Lock()
-        """Moves are one after another."""
+        """Held while objects of one pool move: no two pools move at the same time."""
         self.tickets: Iterator[int] = itertools.count()
-        """For all that wait: the lower has waited longer."""
+        """One for each waiter: the lower number came first."""
         self.interval: float = (config.expire or LOOK_EVERY * AGEING_STEPS) / AGEING_STEPS
-        """Seconds between two looks of the ageing task."""
+        """Seconds between two runs of the ageing task."""
         self.closed: bool = False
         self.stopped: bool = False
-        """No task runs any more."""
+        """All tasks have ended."""
         self.errands: dict[Any, None] = {}
-        """What threads wait for (_errands.py)."""
+        """Allocations that other threads wait for (_errands.py)."""
         self.tasks: TaskGroup | None = None
-        """Where `start` starts tasks; none before the allocator runs."""
+        """Where `start` starts tasks; None before the allocator runs."""
         self.thread: int = threading.get_ident()
-        """That of the event loop."""
-        self._left: dict[Tenant, None] = {}  # pools that other threads have left something to do
-        self._calls: deque[Callable[[], object]] = deque()  # that they have left for the loop
+        """The event loop's thread."""
+        self._left: dict[Tenant, None] = {}  # pools for the loop to attend to
+        self._calls: deque[Callable[[], object]] = deque()  # calls for the loop to make
 
     def start(self, function: Callable[[], Coroutine[Any, Any, object]]) -> None:
-        """Start a task that lives as long as the allocator at most."""
+        """Start a task that ends with the allocator, if not before."""
         if self.tasks is not None:
             self.tasks.start_soon(function)
 
@@ -81,9 +86,9 @@ class Arena:
         return threading.get_ident() == self.thread
 
     def check_thread(self) -> None:
-        """Refuse a caller that could never be woken.
+        """Refuse a caller on another thread, whose task could never be woken.
 
-        :raises RuntimeError: on another thread than that of the allocator's event loop
+        :raises RuntimeError: on any thread but that of the allocator's event loop
         """
         if threading.get_ident() != self.thread:
             raise RuntimeError(
@@ -92,24 +97,24 @@ class Arena:
             )
 
     def attend(self, tenant: Tenant, call: Callable[[], object]) -> None:
-        """Call on the event loop's thread: now if this is it; else the pool looks after everything, soon."""
+        """On the event loop's thread run ``call`` now; from another thread, have the pool attend soon. Any thread."""
         if threading.get_ident() == self.thread:
             call()
         else:
             self.attend_soon(tenant)
 
     def attend_soon(self, tenant: Tenant) -> None:
-        """Have a pool look after everything, a little later. Any thread, at any moment."""
+        """Have the loop call ``tenant.attend`` a little later. Any thread, finalisers included."""
         self._left[tenant] = None
         self.wakeup.wake()
 
     def call_soon(self, call: Callable[[], object]) -> None:
-        """Call on the event loop's thread, a little later. Any thread."""
+        """Have the loop run ``call`` on its thread, a little later. Any thread."""
         self._calls.append(call)
         self.wakeup.wake()
 
     async def run_wakeups(self) -> None:
-        """Do what other threads and finalisers have left to the event loop, until cancelled."""
+        """Do what other threads and finalisers leave to the event loop, until cancelled."""
         while True:
             await self.wakeup.wait()
             self.slabs.attend()
