@@ -97,7 +97,7 @@ class Arena:
             )
 
     def attend(self, tenant: Tenant, call: Callable[[], object]) -> None:
-        """On the event loop's thread run ``call`` now; from another thread, have the pool attend soon. Any thread."""
+        """Run ``call`` now on the event loop's thread; elsewhere, have the pool attend soon. Any thread."""
         if threading.get_ident() == self.thread:
             call()
         else:

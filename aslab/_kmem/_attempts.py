@@ -1,12 +1,12 @@
-"""Making emergency objects for callers that wait.
+"""Making emergency objects for waiters.
 
-A task of the allocator makes each: what a caller that goes away has begun is outstanding until it ends, and then
-somebody else's. Once the backend has none, only the first in line asks, now and then, and one that it gets lets
-the next one ask: so the backend is not asked in vain by all that wait, and those whose progress frees memory come
+A task of the allocator makes each object. If its caller goes away, the attempt stays charged until it ends, and
+the object goes to the pool. Once the backend has none, only the first in line tries, after a pause; when it gets
+one, the next may try. So waiters do not all ask the backend in vain, and those whose progress frees memory come
 first.
 
-Always true: each object that room was set aside for ends up with its waiter, with the pool, or not made at all,
-and in the latter case its room is given up.
+Always true: each object that room was set aside for ends up with its waiter, with the pool, or is not made; if it
+is not made, its room is given up.
 
 Event loop's thread only.
 """
@@ -35,9 +35,12 @@ class Attempt(Generic[T]):
 
 
 async def make(pool: Pool[T], waiter: Waiter[T], objects: int) -> list[Slot[T]]:
-    """So many, for which room is set aside; fewer if there are no more, or the waiter is served meanwhile.
+    """Make ``objects``, for which room is set aside; fewer if the backend has no more, or the waiter is served.
 
-    What it does not use is given up. If it is cancelled, what was made is given back.
+    Room that is not used is given up. Suspends; if cancelled, the objects made go back to the pool.
+
+    :raises BackendError: if the backend breaks its contract
+    :raises ConstructorError: if the cache's ``ctor`` raises
     """
     emergency, clock = pool.emergency, pool.arena.clock
     made: list[Slot[T]] = []
@@ -64,14 +67,14 @@ async def make(pool: Pool[T], waiter: Waiter[T], objects: int) -> list[Slot[T]]:
 
 
 def put_back(pool: Pool[T], made: list[Slot[T]]) -> None:
-    """They are not used after all."""
+    """Give objects that the waiter does not need back to the pool."""
     if made:
         pool.emergency.in_hand -= len(made)
         pool.give_back(made)
 
 
 async def _one(pool: Pool[T], waiter: Waiter[T]) -> Slot[T] | None:
-    """Suspend until it is made; None if the waiter is served before.
+    """Suspend until one object is made. Returns None if the waiter is served first.
 
     :raises MemoryError: if the backend has none
     """
@@ -83,7 +86,7 @@ async def _one(pool: Pool[T], waiter: Waiter[T]) -> Slot[T] | None:
         has_waited = waiter.has_waited
         while not (attempt.over or waiter.slots is not None or waiter.error is not None):
             await waiter.wait(pool.look(waiter))
-        waiter.has_waited = has_waited  # in line: this is no wait that counts
+        waiter.has_waited = has_waited  # `waits` does not count this one
     except BaseException:
         attempt.wanted = False
         if attempt.slot is not None:
@@ -102,7 +105,7 @@ async def _make(pool: Pool[Any], attempt: Attempt[Any], waiter: Waiter[Any]) -> 
         attempt.error = exc
         if isinstance(exc, GeneratorExit):
             raise
-        if not isinstance(exc, Exception):  # a client's code, which must not end this task; or all is over
+        if not isinstance(exc, Exception):  # client code must not end this task; or the allocator is stopping
             keep_interrupt(exc)
             attempt.error = BackendError(f"making an emergency object was ended by {exc!r}")
     else:

@@ -1,24 +1,23 @@
-"""How much slab memory all caches together hold, and may hold; who comes first; and nobody starves.
+"""How much slab memory all caches hold together and may hold, which pool grows first, and who is starved.
 
 Always true, between calls:
 
-    used, _returning, _promised and the like are the sums of what the accounts say
-    used + _promised + what is set aside of the guarantees <= limit, as far as room was asked for by `try_charge`
-    an account's rank is the claim that its pool has (`Pool.note_rank`), and the smallest of all is `first`
+    1. used, _returning, _promised, _guaranteed, _not_held and _not_promised are the sums over the accounts
+    2. used + _promised + the guarantees not yet promised <= limit, as `try_charge` grants no more
+    3. an account's rank is its pool's claim (`Pool.note_rank`), and `first` returns the account of the smallest
 
-Each pool has an account. What it was guaranteed and does not hold is set aside: nobody else may have it. The
-rest goes to the pool whose caller has waited longest: a pool whose callers came later does not grow before it, so
-that one with large slabs is not starved by those whose small ones always fit.
+Each pool has an account. The part of its guarantee that it does not hold is set aside for it alone. The rest goes
+to the pool whose caller has waited longest: pools whose callers came later do not grow before it, so a pool with
+large slabs is not starved by pools whose small slabs always fit.
 
-At the limit, where all caches are busy, no slab ever becomes empty by itself: what one cache's callers free goes
-to its next caller. So after an interval of waiting, the emptiest slab of a cache over its guarantee is condemned.
-It is taken off the lists, what comes back to it stays there, and with the last object it goes. The cost is a slab
-made anew, which is why it takes that long; and no cache loses what it was guaranteed, or anything to callers that
-came later than its own. A slab with an object that is held for long would be of no use to anybody, so after
-another interval it is used again, and the cache left alone for a while, twice as long each time.
+At the limit, with all caches busy, no slab ever becomes empty by itself: what one cache's callers free goes to
+its next caller. So once a caller has waited an interval, the emptiest slab of a cache over its guarantee is
+condemned: taken off the lists, it keeps the objects that come back to it, and goes back with the last of them. The
+cost is a new slab, hence the delay; and no cache loses its guarantee, or anything to callers that came later than
+its own. A slab with an object that is held for long helps nobody, so after another interval it is restored, and
+its cache left alone for a while, twice as long each time.
 
-Sums and the order of claims are kept as they change, so that no question costs more with more pools. Event loop's
-thread only.
+Sums and the order of claims are kept up to date, so no query costs more with more pools. Event loop's thread only.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from .._fastpath import SHORT, Magazine
 from ._wakeup import AT_ONCE, Wakeup, WorkQueue
 
 Claim = tuple[int, int]
-"""Urgency and ticket of the first caller in line; the smaller comes first."""
+"""Urgency and ticket of the first caller in line; smaller comes first."""
 
 
 class Tenant(Protocol):
-    """What the limits ask of a pool, which lies above them."""
+    """What the budget asks of a pool, which lies above it."""
 
     @property
     def magazine(self) -> Magazine[Any]:
@@ -43,39 +42,39 @@ class Tenant(Protocol):
 
     @property
     def waiting_since(self) -> float | None:
-        """When its first caller in line came, if there is one."""
+        """When its first caller in line came; None if nobody waits."""
         ...
 
     def ask(self) -> bool:
-        """Ask for a slab, if one is wanted; whether it is going to grow."""
+        """Ask for a slab, if one is wanted. Returns whether the pool is going to grow."""
         ...
 
     def spare(self, nbytes: int, rank: Claim | None) -> int:
-        """Give back as much of what is idle, for callers of that rank. Returns the number of bytes."""
+        """Give back idle slabs of at least ``nbytes``, or all, for a caller of ``rank``. Returns their bytes."""
         ...
 
     def condemn(self) -> bool:
-        """Choose a slab that goes as soon as it is empty, if there is one."""
+        """Choose a slab to give back as soon as it is empty. Returns whether there was one to choose."""
         ...
 
     def restore(self, *, back_off: bool) -> None:
-        """Use a condemned slab again, if there is one; with ``back_off``, condemn none for a while."""
+        """Return the condemned slab to use, if there is one; with ``back_off``, condemn none for a while."""
         ...
 
     def room_for_emergency(self) -> None:
-        """Fewer emergency objects are outstanding. Any thread."""
+        """Note that fewer emergency objects are outstanding. Any thread."""
         ...
 
     def attend(self) -> None:
-        """Look after everything: another thread, or a finaliser, has left something to do."""
+        """Do whatever another thread or a finaliser has left to do."""
         ...
 
 
 class Account:
-    """What one pool holds, in bytes. Changed by `Budget` alone.
+    """What one pool holds, in bytes. Only `Budget` changes it.
 
-    ``used`` is what its slabs hold until their backend has taken them back, ``returning`` the part of it that is
-    on its way there, and ``promised`` what grows under way have been allowed.
+    ``used`` counts its slabs until their backend has them back, ``returning`` the part of that on its way back,
+    and ``promised`` the room set aside for grows under way.
     """
 
     __slots__ = (
@@ -95,30 +94,31 @@ class Account:
         self.guaranteed: int = guaranteed
         self.tenant: Tenant = tenant
         self.rank: Claim | None = None
-        """The claim of its pool's first caller, if a slab would help that one."""
+        """The claim of its pool's first caller, if a slab would help that caller; else None."""
         self.used: int = 0
         self.returning: int = 0
         self.promised: int = 0
         self.not_held: int = guaranteed
-        """Bytes of the guarantee that it does not hold, or gives back."""
+        """Bytes of the guarantee that it does not hold, or is giving back."""
         self.not_promised: int = guaranteed
         """Bytes of the guarantee that it neither holds nor has been promised."""
 
     @property
     def beyond(self) -> int:
-        """Bytes that it holds beyond its guarantee."""
+        """Bytes that it keeps beyond its guarantee; negative if below it."""
         return self.used - self.returning - self.guaranteed
 
     @property
     def within_guarantee(self) -> bool:
-        """Whether one more slab is its own by right."""
+        """Whether its guarantee covers one more slab."""
         return self.used + self.promised + self.slab_size <= self.guaranteed
 
 
 class Budget:
     """Bytes of slabs, over all pools.
 
-    What is promised or on its way back blocks others, but is no limit reached, since it may be stuck.
+    Bytes promised or on their way back keep others from growing, but do not make the budget `full`: they may be
+    stuck, and callers of a full pool get no emergency objects.
     """
 
     def __init__(self, limit: int | None, wakeup: Wakeup) -> None:
@@ -126,26 +126,26 @@ class Budget:
         self.sealed: bool = False
         """Nothing grows any more."""
         self.closed: bool = False
-        """Nobody is asked to grow any more."""
+        """`ask_all` asks no pool any more."""
         self.used: int = 0
         """Bytes of all slabs."""
         self.short: bool = False
-        """A pool is at the limit, and others have nothing idle: they look at each free."""
+        """A pool is at the limit and no other has an idle slab: frees look for one (SHORT)."""
         self.asking: bool = False
-        """All who found no room are to ask again, soon: `ask_all` must be called."""
+        """The loop must call `ask_all` soon, for the pools that found no room."""
         self.reclaims: WorkQueue[int] = WorkQueue()
-        """Bytes that clients are to be asked to free."""
+        """Bytes for which to ask clients."""
         self._wakeup = wakeup
         self._returning = self._promised = self._guaranteed = 0
-        self._not_held = self._not_promised = 0  # the sums of what the accounts say
-        self._accounts: dict[Account, None] = {}  # those that are open
-        self._claims: list[tuple[Claim, Account]] = []  # a heap; entries whose account has another rank are void
-        self._unranked: dict[Account, None] = {}  # found no room; no claim of theirs is in their pool's way
-        self._yielding = False  # somebody did not grow because another comes first
-        self._may_spare: dict[Account, None] = {}  # those that may have idle slabs
+        self._not_held = self._not_promised = 0  # sums over the accounts
+        self._accounts: dict[Account, None] = {}  # the open ones
+        self._claims: list[tuple[Claim, Account]] = []  # a heap; an entry is void once its account's rank differs
+        self._unranked: dict[Account, None] = {}  # found no room, and have no rank or are within their guarantee
+        self._yielding = False  # a pool did not grow because another comes first
+        self._may_spare: dict[Account, None] = {}  # pools that may have idle slabs
 
     def open(self, account: Account) -> None:
-        """A pool begins."""
+        """Open the account of a new pool, and set its guarantee aside."""
         self._accounts[account] = None
         self._guaranteed += account.guaranteed
         self._not_held += account.not_held
@@ -153,7 +153,7 @@ class Budget:
         account.tenant.magazine.set_watch(SHORT, on=self.short)
 
     def close(self, account: Account) -> None:
-        """A pool is closed: nothing is set aside for it any more. What it holds counts until it is back."""
+        """Close the account of a closed pool: its guarantee ends. Its slabs count until they are back."""
         self._accounts.pop(account, None)
         self._change(account, guaranteed=-account.guaranteed)
         self._unranked.pop(account, None)
@@ -162,7 +162,7 @@ class Budget:
         self.ask_all()
 
     def seal(self) -> None:
-        """Nothing grows from here on, and nothing goes back."""
+        """Freeze slab memory: from here on nothing grows, and nothing is given back."""
         self.sealed = True
         for account in tuple(self._accounts):
             account.tenant.restore(back_off=False)
@@ -170,17 +170,17 @@ class Budget:
 
     @property
     def unpromised(self) -> int | None:
-        """Bytes under the limit that are guaranteed to nobody; None without a limit."""
+        """The bytes of the limit that no pool is guaranteed; None without a limit."""
         return None if self.limit is None else self.limit - self._guaranteed
 
     # -- room
 
     def full(self, account: Account) -> bool:
-        """Whether only a slab given back could make room for one of this pool."""
+        """Whether only another slab given back could make room for one of this pool."""
         return self.missing(account) > 0
 
     def missing(self, account: Account) -> int:
-        """Bytes that others must give back for that, beyond what is on its way."""
+        """The bytes that other pools must give back for that, beyond those on their way."""
         if self.limit is None:
             return 0
         held = self.used - self._returning
@@ -188,14 +188,14 @@ class Budget:
         return max(0, held + aside + account.slab_size - self.limit)
 
     def try_charge(self, account: Account) -> bool:
-        """Set room aside for a grow; False if there is none at present. `commit` or `cancel` must follow."""
+        """Set room aside for a grow; False if there is none now. On True, `commit` or `cancel` must follow."""
         if not self._fits(account, self.used):
             return False
         self._change(account, promised=account.slab_size)
         return True
 
     def arriving(self, account: Account) -> bool:
-        """Whether there will be room as soon as what is on its way back has arrived."""
+        """Whether there is room for a slab once everything on its way back has arrived."""
         return self._fits(account, self.used - self._returning)
 
     def _fits(self, account: Account, used: int) -> bool:
@@ -203,26 +203,26 @@ class Budget:
         return self.limit is None or used + self._promised + aside + account.slab_size <= self.limit
 
     def commit(self, account: Account) -> None:
-        """The grow brought its slab."""
+        """Turn the room set aside into a slab: the grow succeeded."""
         self._change(account, promised=-account.slab_size, used=account.slab_size)
 
     def cancel(self, account: Account) -> None:
-        """The grow brought none."""
+        """Give up the room set aside: the grow failed."""
         self._change(account, promised=-account.slab_size)
 
     def give_back(self, account: Account) -> None:
-        """A slab is on its way to its backend."""
+        """Note that a slab is on its way to its backend."""
         self._change(account, returning=account.slab_size)
 
     def uncharge(self, account: Account) -> None:
-        """It has arrived: others may grow."""
+        """Note that a slab on its way has arrived, and let others grow."""
         self._change(account, returning=-account.slab_size, used=-account.slab_size)
         self.ask_all()
 
     def _change(
         self, account: Account, *, used: int = 0, returning: int = 0, promised: int = 0, guaranteed: int = 0
     ) -> None:
-        # Nothing is called here, so that no finaliser comes in between.
+        # Nothing is called here, so no finaliser can run in between.
         account.used += used
         account.returning += returning
         account.promised += promised
@@ -243,11 +243,11 @@ class Budget:
     # -- who comes first
 
     def note(self, account: Account, rank: Claim | None) -> None:
-        """Its first caller has changed, or whether a slab would help that one: None if not."""
+        """Set the rank of ``account``: the claim of its first caller, or None if a slab would help nobody."""
         account.rank = rank
         if rank is not None:
             heapq.heappush(self._claims, (rank, account))
-        if self._yielding:  # somebody let others go first, whose order has changed now
+        if self._yielding:  # a pool let another go first, and the order has changed
             self._yielding = False
             self._ask_soon()
         if len(self._claims) > 2 * len(self._accounts) + 64:
@@ -257,18 +257,18 @@ class Budget:
                     heapq.heappush(self._claims, entry)
 
     def first(self) -> Account | None:
-        """The pool whose first caller comes before all others', or None."""
+        """Return the account with the smallest rank, or None."""
         while self._claims:
             rank, account = self._claims[0]
             if account.rank == rank:
                 return account
             entry = heapq.heappop(self._claims)
-            if entry[1].rank == entry[0]:  # not the void one: a finaliser came in between
+            if entry[1].rank == entry[0]:  # not the void one, as a finaliser pushed another in between
                 heapq.heappush(self._claims, entry)
         return None
 
     def yields(self, account: Account) -> bool:
-        """Whether the callers of another pool, which is at the limit, have waited longer."""
+        """Whether this pool must let another grow first, whose callers are more urgent or have waited longer."""
         if self.limit is None or account.within_guarantee:
             return False
         first = self.first()
@@ -282,18 +282,18 @@ class Budget:
         self._wakeup.wake()
 
     def found_no_room(self, account: Account) -> None:
-        """It has asked in vain; `ask_all` has it ask once more when there is room."""
+        """Remember that this pool asked in vain, so that `ask_all` asks it again when there is room."""
         if account.rank is None or account.within_guarantee:
             self._unranked[account] = None
 
     def ask_all(self) -> None:
-        """There may be room: those who found none ask again, in order; of very many the rest a little later."""
+        """Have pools that found no room ask again, in order; `AT_ONCE` of them now, the rest a little later."""
         self.asking = False
         if not self.closed and self._ask_again(AT_ONCE):
             self._ask_soon()
 
     def _ask_again(self, most: int) -> bool:
-        """At most so many ask; whether these were too few."""
+        """Have at most ``most`` pools ask. Returns whether more are left."""
         for account in list(self._unranked):
             if not self.full(account) and not self.yields(account):
                 if not most:
@@ -307,17 +307,17 @@ class Budget:
             most -= 1
             if not first.tenant.ask():
                 return False
-        for account in list(self._unranked)[:1]:  # nobody waits in line: others may leave idle what it wants
+        for account in list(self._unranked)[:1]:  # no caller is in line: others may have idle slabs to spare
             account.tenant.ask()
         return False
 
     # -- at the limit
 
     def make_room(self, account: Account) -> None:
-        """Have others give back what nobody uses.
+        """Have other pools give back idle slabs.
 
-        All are looked at once; from then on frees tell (`short`), so a pool that had nothing is not looked at
-        again before it says so (`may_spare`), or an interval has passed.
+        All are looked at once; from then on frees report (`short`), and a pool that had nothing is skipped until
+        it reports an idle slab (`may_spare`), or an interval has passed.
         """
         self.found_no_room(account)
         missing = self.missing(account)
@@ -331,7 +331,7 @@ class Budget:
             self.reclaims.put(missing)
 
     def _spare(self, account: Account, missing: int) -> int:
-        """Returns the number of bytes that are still missing."""
+        """Have pools spare ``missing`` bytes. Returns the number still missing."""
         for other in list(self._may_spare):
             if other is not account:
                 missing -= other.tenant.spare(missing, account.rank)
@@ -341,15 +341,15 @@ class Budget:
         return missing
 
     def may_spare(self, account: Account) -> None:
-        """One of its slabs may be idle: those at the limit ask for it."""
+        """Note that one of this pool's slabs may be idle, for pools at the limit."""
         self._may_spare[account] = None
 
     def all_may_spare(self) -> None:
-        """An interval has passed: each pool may have idle slabs again."""
+        """Note that each pool may have idle slabs again, as an interval has passed."""
         self._may_spare = dict.fromkeys(self._accounts)
 
     def look_again(self, before: float) -> None:
-        """The same, once each pool was looked at: is any at the limit still, and starving since before then?"""
+        """After the ageing task has looked at each pool, rescue callers at the limit that came by ``before``."""
         waiting = [account for account in self._accounts if account.tenant.waiting_since is not None]
         self._set_short(short=any(self.full(account) for account in waiting))
         for account in tuple(self._accounts):
@@ -364,7 +364,7 @@ class Budget:
                 account.tenant.magazine.set_watch(SHORT, on=short)
 
     def _rescue_starved(self, before: float) -> None:
-        """Condemn slabs for the pool whose first caller has waited longest, if it came before then."""
+        """Condemn slabs for the most urgent and oldest first caller, if it came by ``before``."""
         starved = [
             (account.rank, account)
             for account in self._accounts
