@@ -1,8 +1,10 @@
-"""The event loop's clock and its events, kept when an allocator is opened.
+"""The event loop's clock and events, looked up once, when an allocator is opened.
 
-`anyio.current_time` asks which task runs. A Protocol method, a ``call_soon`` callback, and any other function that
-the loop calls has none, and may allocate and free all the same; so the loop is asked once, for its clock. An
-`anyio.Event` asks as well, each time one is made; that takes as long as all else about it.
+`anyio.current_time` needs a current task. A Protocol method, a ``call_soon`` callback or any other function that
+the loop calls directly has none, and yet it may allocate and free. So the loop is asked once for its clock. Each
+new `anyio.Event` also looks the loop up, which costs as much as making the event itself.
+
+Always true: both functions returned belong to the loop they were asked on. No state is kept here.
 """
 
 from __future__ import annotations
@@ -10,17 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import anyio
-from anyio._core._eventloop import get_async_backend  # anyio's own way to it; the public names ask for a task
+from anyio._core._eventloop import get_async_backend  # private, as anyio's public names need a current task
 
 Clock = Callable[[], float]
-"""Seconds; simulated ones where the loop's are. Only on the loop's own thread."""
+"""Returns seconds, simulated ones in a simulated loop. Loop's thread only."""
 
 
 def clock_of_this_loop() -> Clock:
-    """The clock of the loop that runs this task."""
+    """Return the clock of the loop that runs this task."""
     return get_async_backend().current_time
 
 
 def events_of_this_loop() -> Callable[[], anyio.Event]:
-    """What makes an event for tasks of the loop that runs this task."""
+    """Return the function that makes events for tasks of the loop that runs this task."""
     return get_async_backend().create_event

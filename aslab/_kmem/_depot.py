@@ -1,14 +1,17 @@
-"""What lies behind the magazine: slabs, and the one lock.
+"""The slabs behind the magazine, and the one lock.
 
     alloc   magazine ── empty ──► half a magazine from the partial slabs
     free    magazine ── full ───► its oldest half back to the slabs
 
-Always true, while nobody holds the lock: a slot that is not out lies in its slab's free list, once; one that is
-out lies in the magazine, lingers, or belongs to somebody above. `SlabLists` counts what is out of its slabs.
+Always true, while nobody holds the lock:
 
-All of it is synchronous and may run in any thread. The lock is held for a few list operations at a
-time and never across an await. A free never waits for it: a finaliser, run by the garbage collector
-inside such an operation, may free a buffer in the very thread that holds it.
+    1. a slot that is not out is free in its slab, exactly once
+    2. a slot that is out is in the magazine, lingers, or belongs to a layer above
+    3. `SlabLists` counts the slots that are out of their slabs
+
+All of it is synchronous and may run in any thread. The lock is held for a few list operations at a time and never
+across an await. A free never waits for it: the garbage collector may run a finaliser inside such an operation, and
+so free a buffer in the very thread that holds the lock.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ class Depot(Generic[T]):
         self.magazine: Magazine[T] = magazine
 
     def take(self) -> Slot[T] | None:
-        """A slot: the newest of the magazine, else from the slabs, refilling the magazine by a batch."""
+        """Take the magazine's newest slot, or one from the slabs, refilling the magazine; None if none is free."""
         if not (self.magazine or self.slabs.partial):
             return None
         with self.lock:
@@ -50,10 +53,10 @@ class Depot(Generic[T]):
             return batch[0] if batch else None
 
     def flush(self) -> bool:
-        """Put a batch of the oldest back while the magazine is over its capacity; False if the lock is taken."""
-        if self.lock.locked():  # perhaps by this very thread, and we are in a finaliser
+        """While the magazine is over its capacity, put its oldest batch back. False if the lock is taken."""
+        if self.lock.locked():  # perhaps by this very thread, if this is a finaliser
             return False
-        with self.lock:  # not tried and then released in a `finally`: Ctrl-C may come in between
+        with self.lock:  # not acquire(blocking=False) with `finally`, as Ctrl-C may come in between
             magazine = self.magazine
             if self.slabs.condemned is not None:
                 self._weed()
@@ -62,9 +65,9 @@ class Depot(Generic[T]):
         return True
 
     def drain(self, age: int | None = None) -> None:
-        """Put all that is in the magazine back into the slabs, and what need not linger any more.
+        """Put back into the slabs all of the magazine, and the slots that need not linger any more.
 
-        :param age: the tick at which it came back, if that is not now
+        :param age: the tick at which they were freed, if not now
         """
         with self.lock:
             for slot in self.lingering.look() if self.lingering else ():
@@ -77,19 +80,19 @@ class Depot(Generic[T]):
             self.slabs.add(slab)
 
     def remove_empty(self, keep: int = 0, until: int | None = None, most: int | None = None) -> list[Slab[T]]:
-        """Take out slabs that can go; see `SlabLists.remove_empty`. The magazine counts among the kept."""
+        """Take out empty slabs; see `SlabLists.remove_empty`. Slots in the magazine count towards ``keep``."""
         with self.lock:
             return self.slabs.remove_empty(max(0, keep - len(self.magazine)), until, most)
 
     def put(self, slot: Slot[T]) -> None:
-        """Put one back into its slab, past the magazine, unless it has to linger."""
+        """Put a slot back into its slab, past the magazine, unless it has to linger."""
         if slot.kept and self.lingering.admit(slot):
             return
         with self.lock:
             self.slabs.put(slot)
 
     def take_packed(self, other_than: Slab[T] | None = None) -> Slot[T] | None:
-        """One from the slabs, past the magazine; for moving out of a slab only from another that is in use."""
+        """Take a slot from the first slab, past the magazine; with ``other_than``, only from another one in use."""
         with self.lock:
             slab = next(iter(self.slabs.partial), None)
             if other_than is not None and (slab is None or slab is other_than or not slab.in_use):
@@ -97,18 +100,18 @@ class Depot(Generic[T]):
             return self.slabs.take()
 
     def sort(self) -> None:
-        """Put everything back, then have the fullest slabs first."""
+        """Put the magazine back, then sort the slabs, the fullest first."""
         with self.lock:
             self._put_back(len(self.magazine))
             self.slabs.sort()
 
     @property
     def free(self) -> int:
-        """Objects that can be had without growing."""
+        """The number of objects that can be allocated without growing."""
         return self.slabs.free + len(self.magazine) + len(self.lingering)
 
     def has_idle_slab(self) -> bool:
-        """Whether all objects of a slab are free, those in the magazine included."""
+        """Whether some slab has all its objects free, counting those in the magazine."""
         with self.lock:
             last = next(reversed(self.slabs.partial), None)
             if last is not None and not last.in_use:
@@ -117,7 +120,7 @@ class Depot(Generic[T]):
             return any(slab is not None and slab.in_use <= count for slab, count in at_hand.items())
 
     def condemn(self) -> bool:
-        """Choose a slab that is to go; see `SlabLists.condemn`. Event loop's thread only, as what follows."""
+        """Choose a slab to give back; see `SlabLists.condemn`. Event loop's thread only, like the next two."""
         with self.lock:
             chosen = self.slabs.condemn()
             if chosen:
@@ -126,20 +129,20 @@ class Depot(Generic[T]):
             return chosen
 
     def take_condemned(self) -> list[Slab[T]]:
-        """The slab that is to go, if it is empty."""
+        """Take the condemned slab out, if it is empty."""
         with self.lock:
             slabs = self.slabs.take_condemned()
             self.magazine.set_watch(CONDEMNED, on=self.slabs.condemned is not None)
             return slabs
 
     def restore(self) -> None:
-        """No slab is to go any more."""
+        """Return the condemned slab to use."""
         with self.lock:
             self.slabs.restore()
             self.magazine.set_watch(CONDEMNED, on=False)
 
     def _weed(self) -> None:
-        """Put what is of the condemned slab back into it."""
+        """Put the condemned slab's slots in the magazine back into it."""
         for _ in range(len(self.magazine)):
             slot = self.magazine.take_oldest()
             if slot is None:
@@ -157,9 +160,9 @@ class Depot(Generic[T]):
             self.slabs.put(slot, age)
 
     def check(self) -> None:
-        """Assert what is always true between calls.
+        """Check what is always true between calls.
 
-        :raises AssertionError: naming what is not
+        :raises AssertionError: naming what does not hold
         """
         slabs = self.slabs
         every = [*slabs.partial, *slabs.complete, *([slabs.condemned] if slabs.condemned else [])]
