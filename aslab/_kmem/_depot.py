@@ -92,7 +92,7 @@ class Depot(Generic[T]):
             self.slabs.put(slot)
 
     def take_packed(self, other_than: Slab[T] | None = None) -> Slot[T] | None:
-        """Take a slot from the first slab, past the magazine; with ``other_than``, only from another one in use."""
+        """Take a slot from the first slab, past the magazine; with ``other_than``, from another one in use."""
         with self.lock:
             slab = next(iter(self.slabs.partial), None)
             if other_than is not None and (slab is None or slab is other_than or not slab.in_use):

@@ -1,19 +1,21 @@
-"""Emergency objects: single objects from another backend, for when slabs do not come.
+"""Emergency objects: single objects from another backend, for when slabs are late.
 
-Always true, between calls: an object that the backend has outstanding, or that room was set aside for, is charged
-to its pool and to the allocator's `Permits`, once, and both are within their bounds. It belongs to a caller
-(`objects`), is spare, lingers, or is on its way to or from the backend.
+Always true, between calls:
 
-They live in a hash by address, so that freeing one costs the same whether 10 are outstanding or
-100,000 (the 2012 change of SPL walked a list, today's SPL a tree), and a free of any other object
-does not look here at all: the handle knows what it is.
+    1. each object that is outstanding at the backend, or that room was set aside for, is charged once to its pool
+       and once to the allocator's `Permits`, and both are within their bounds
+    2. each object belongs to a caller (`objects`), is spare, lingers, or is on its way to or from the backend
 
-One that is freed while slabs are still late would have to be made again at once. So it is kept as a spare,
-constructed as it is, for the next caller. It goes once growth is well again, or nobody has wanted it for a moment:
-others may depend on the same memory to get on.
+Objects are in a hash table by address, so a free costs the same whether 10 or 100,000 are outstanding (SPL's
+change of 2012 walked a list, today's SPL walks a tree). A free of any other object does not look here at all: its
+handle knows what it is.
 
-In the counters they are part of the objects' total, never of the slabs' (SPL's rule). Spares belong to nobody,
-and are counted apart.
+An object freed while slabs are still late would have to be made again at once. So it is kept as a spare, still
+constructed, for the next caller. It is given back once growth is well again, or once it has been idle for a
+moment: other callers may need the same memory to make progress.
+
+In the counters, emergency objects are part of the objects' total, never of the slabs' (SPL's rule). Spares belong
+to no caller and are counted separately.
 """
 
 from __future__ import annotations
@@ -41,14 +43,14 @@ from ._waiters import WaitQueue
 T = TypeVar("T")
 
 SHARE = 4
-"""Of ``limit``, emergency objects may have one part in so many; and of that, urgent callers keep one."""
+"""``emergency_limit`` defaults to ``limit`` / SHARE, and 1 / SHARE of it is for urgent callers alone."""
 PAUSE_FIRST, PAUSE_MOST = 0.01, 1.0
-"""Seconds between tries in vain: doubled from the first, a timer tick of 2012, to the most; urgent callers wait no
+"""Seconds between failed tries: doubled from the first (a timer tick of 2012) to the most. Urgent callers wait no
 longer than the first."""
 
 
 class EmergencySlot(Slot[T]):
-    """The place of one emergency object: a region of its own."""
+    """The slot of one emergency object, which has a region of its own."""
 
     __slots__ = ("region",)
 
@@ -60,15 +62,15 @@ class EmergencySlot(Slot[T]):
 
 
 class Permits:
-    """How many bytes of emergency objects there may be, over all caches of an allocator.
+    """The bytes of emergency objects that all caches of an allocator may have together.
 
-    They make progress certain while growth is late, so they never count against ``limit``; but a service could
-    fill its memory with them meanwhile, so they have a bound of their own. The last quarter is for PUSHPAGE and
-    MEMALLOC callers, whose progress frees memory for the others; and once there was a MEMALLOC caller, the last
-    object is for such callers alone, so that somebody can always finish. So the allocator never has more than
-    ``limit`` + ``emergency_limit`` bytes outstanding at its backends.
+    They guarantee progress while growth is late, so they never count against ``limit``; but a service could fill
+    its memory with them, so they have a bound of their own. The last quarter is for PUSHPAGE and MEMALLOC callers,
+    whose progress frees memory for the others; and once a MEMALLOC caller has been seen, the last object is for
+    MEMALLOC alone, so that some caller can always finish. So the allocator never has more than ``limit`` +
+    ``emergency_limit`` bytes outstanding at its backends.
 
-    :param limit: bytes; None is no bound, ``...`` a quarter of ``slab_limit``, if there is one
+    :param limit: bytes; None is no bound, ``...`` a quarter of ``slab_limit``, or no bound if that is None
     :param slab_limit: the allocator's ``limit``
     """
 
@@ -78,28 +80,29 @@ class Permits:
         self._largest = 0
         self._lock = threading.Lock()
         self.finishing: bool = False
-        """There was a MEMALLOC caller."""
+        """A MEMALLOC caller has been seen."""
         self.outstanding: int = 0
+        """Bytes charged now."""
         self.highest: int = 0
-        """The most ``outstanding`` has been."""
+        """The highest value of ``outstanding``."""
         self.refused: WaitQueue[Any] = WaitQueue()
-        """Waiters of all caches that found no room; event loop's thread only."""
+        """Waiters of all caches refused by this bound; event loop's thread only."""
         self.spares: dict[Callable[[], object], None] = {}
-        """How to have each cache that keeps objects for its next caller give them back."""
+        """For each pool with spares, the function that gives them back."""
 
     def open(self, size: int) -> None:
-        """A cache may make emergency objects of so many bytes: the default allows at least one."""
+        """Register a cache with emergency objects of ``size`` bytes: the default bound allows at least one."""
         self._largest = max(self._largest, size)
 
     @property
     def limit(self) -> int | None:
-        """The most bytes; None is no bound."""
+        """The most bytes outstanding; None is no bound."""
         if not isinstance(self._limit, EllipsisType):
             return self._limit
         return None if self._slab_limit is None else max(self._slab_limit // SHARE, self._largest)
 
     def most(self, level: int) -> int | None:
-        """The most bytes after an object for such a caller. One object is for anybody."""
+        """The most bytes that ``level`` may bring it to; None is no bound. Any level may have one object."""
         limit = self.limit
         if limit is None or level == FINISHES:
             return limit
@@ -107,12 +110,12 @@ class Permits:
         return max(limit - kept, min(self._largest, limit))
 
     def room(self, nbytes: int, level: int) -> bool:
-        """Whether so many more bytes would be within bounds now. Any thread."""
+        """Whether ``nbytes`` more for ``level`` are within bounds now. Any thread."""
         most = self.most(level)
         return most is None or self.outstanding + nbytes <= most
 
     def try_charge(self, nbytes: int, level: int) -> bool:
-        """Charge so many bytes, if there is room. Any thread, but no finaliser."""
+        """Charge ``nbytes`` if there is room; False if not. Any thread, but not in a finaliser."""
         with self._lock:
             if not self.room(nbytes, level):
                 return False
@@ -121,57 +124,57 @@ class Permits:
             return True
 
     def uncharge(self, nbytes: int) -> None:
-        """So many bytes are back, or were never had. Any thread, but no finaliser."""
+        """Uncharge ``nbytes`` that are back, or were never acquired. Any thread, but not in a finaliser."""
         with self._lock:
             self.outstanding -= nbytes
 
     def clear_spares(self) -> None:
-        """Somebody found no room: what is kept for callers that may come goes back. Event loop's thread."""
+        """Give back the spares of all pools, as a caller found no room. Event loop's thread only."""
         for give_back in tuple(self.spares):
             give_back()
 
     def grant(self) -> None:
-        """There may be room again: permit those who were refused, in order. Event loop's thread."""
+        """Grant permits to refused waiters in order, as there may be room now. Event loop's thread only."""
         while (waiter := self.refused.first) is not None:
             if waiter.refused_by is not None and waiter.refused_by.hopeless(waiter):
                 waiter.wake()
             elif waiter.refused_by is not None and not waiter.refused_by.grant(waiter):
                 if not waiter.refused_by.bound_here(waiter):
                     break
-                waiter.wake()  # it is the bound of its cache now: let it wait for that
+                waiter.wake()  # now the bound of its own cache refuses it: let it queue there
             self.refused.leave(waiter)
 
 
 class Backoff:
-    """When the backend is asked again, once it had none. Event loop's thread only."""
+    """When to ask the backend again after it had none. Event loop's thread only."""
 
     def __init__(self) -> None:
         self._pause = 0.0
         self._failed_at = -math.inf
         self.failing: bool = False
-        """The backend had none when it was asked last."""
+        """The backend had none when last asked."""
 
     def retry_at(self, level: int) -> float:
-        """When the backend may be asked again for such a caller."""
+        """Return when the backend may be asked again for a caller of ``level``."""
         return self._failed_at + (self._pause if level == ORDINARY else min(self._pause, PAUSE_FIRST))
 
     def failed(self, level: int, now: float) -> None:
-        """It had none for such a caller."""
-        if now >= self.retry_at(level):  # else several asked at the same moment
+        """Note that the backend had none for a caller of ``level``."""
+        if now >= self.retry_at(level):  # else several asked at once: that counts once
             self._failed_at = now
             self._pause = min(max(2 * self._pause, PAUSE_FIRST), PAUSE_MOST)
             self.failing = True
 
     def succeeded(self) -> None:
-        """It had some."""
+        """Note that the backend had one."""
         self._pause, self.failing = 0.0, False
 
 
 class Emergency(Generic[T]):
-    """The emergency objects of a pool. Any thread.
+    """The emergency objects of a pool. Any thread, unless a member says otherwise.
 
-    :param lock: the pool's one lock
-    :param tenant: the pool itself, told when fewer are outstanding
+    :param lock: the depot's lock
+    :param tenant: the pool itself, told when fewer objects are outstanding
     """
 
     def __init__(
@@ -191,49 +194,50 @@ class Emergency(Generic[T]):
         self._tenant = tenant
         self._objects: dict[int, EmergencySlot[T]] = {}
         self.lingering: Lingering[EmergencySlot[T]] = Lingering()
-        """Freed, but counted still, since their regions are not back."""
+        """Freed, but still among the objects, as their memory may still be written to."""
         self.spares: list[EmergencySlot[T]] = []
         """Freed, and kept for the next caller: the newest last."""
-        self._spares_least = 0  # that lay idle since the last tick
+        self._spares_least = 0  # the fewest spares since `age` was last called
         self.refused: WaitQueue[T] = WaitQueue()
-        """Waiters of this pool that found ``max_emergency`` reached; event loop's thread only."""
+        """Waiters of this pool refused by ``max_emergency``; event loop's thread only."""
         self.in_hand: int = 0
         """Objects made for waiters that have not taken them yet; event loop's thread only."""
         self.backoff: Backoff = Backoff()
         self._outstanding = 0
         self.highest: int = 0
+        """The most objects held at once."""
         if self.most:
             permits.open(config.shape.size)
 
     def __len__(self) -> int:
-        """Objects that callers have."""
+        """The number of objects held by callers, lingering ones included."""
         return len(self._objects)
 
     @property
     def wanted(self) -> bool:
-        """Whether there are waiters that found no room for another. Event loop's thread only."""
+        """Whether any waiter has been refused, here or by the bound over all caches. Any thread."""
         return self.refused.first is not None or self._permits.refused.first is not None
 
     @property
     def most(self) -> float:
-        """How many there may be at the backend; infinite without a bound of this cache."""
+        """The most objects outstanding at the backend: ``max_emergency``, infinity if that is None."""
         most = self._config.max_emergency
         if CacheFlags.NOEMERGENCY in self._config.flags:
             return 0
         return math.inf if most is None else most
 
     def most_for(self, level: int) -> float:
-        """The same for such a caller: the last one of several is kept for those who finish."""
+        """The most objects outstanding for ``level``: the last of several is kept for MEMALLOC callers."""
         kept = level > FINISHES and self._permits.finishing and self.most > 1
         return self.most - kept
 
     def possible(self, objects: int, level: int) -> bool:
-        """Whether a caller can ever have so many."""
+        """Whether a caller of ``level`` can ever have that many objects."""
         most = self._permits.most(level)
         return objects <= self.most_for(level) and (most is None or objects * self._config.shape.size <= most)
 
     def try_charge(self, objects: int, level: int = ORDINARY) -> bool:
-        """Set room aside for so many more; for each `make`, `make_nowait` or `uncharge` must follow."""
+        """Set room aside for ``objects``; False if there is none. Then make or `uncharge` each of them."""
         with self._lock:
             if self.full(objects, level):
                 return False
@@ -243,11 +247,11 @@ class Emergency(Generic[T]):
             return True
 
     def full(self, objects: int, level: int) -> bool:
-        """Whether the bound of this cache is what stands against so many more."""
+        """Whether ``max_emergency`` refuses that many more objects."""
         return self._outstanding + objects > self.most_for(level)
 
     def uncharge(self, objects: int) -> None:
-        """So many are not outstanding any more, or were never made."""
+        """Give up room for ``objects`` that are back at the backend, or were never made."""
         if objects:
             with self._lock:
                 self._outstanding -= objects
@@ -255,33 +259,36 @@ class Emergency(Generic[T]):
             self._tenant.room_for_emergency()
 
     def objects(self) -> list[EmergencySlot[T]]:
-        """Those that callers have, oldest first."""
+        """Return the slots held by callers, oldest first, lingering ones included."""
         return list(self._objects.values())
 
     async def make(self, flags: KM) -> EmergencySlot[T]:
-        """Make one that room was set aside for, for such a caller.
+        """Make an object that room was set aside for. Suspends until the backend returns. Event loop's thread.
 
         :raises MemoryError: if the backend has none
+        :raises BackendError: if the backend breaks its contract
+        :raises ConstructorError: if the cache's ``ctor`` raises
         """
         shape = self._config.shape
         region = await self._supply.acquire(shape.size, shape.align, GFP_FOR_EMERGENCY[flags], self._gone)
         return self._add(region)
 
     def make_nowait(self, flags: KM) -> EmergencySlot[T]:
-        """Make one that room was set aside for, without waiting.
+        """Make an object that room was set aside for, without waiting.
 
         :raises MemoryError: if the backend has none
-        :raises anyio.WouldBlock: if it would have to wait
+        :raises anyio.WouldBlock: if the backend would have to wait
+        :raises BackendError, ConstructorError: like `make`
         """
         shape = self._config.shape
         gfp = GFP_FOR_EMERGENCY[flags] & ~GFP.RECLAIM
         return self._add(self._supply.acquire_nowait(shape.size, shape.align, gfp, self._gone))
 
     def at_hand(self, level: int) -> int:
-        """How many there are for such a caller: the last of the bytes there may be are for the urgent.
+        """Return how many free objects a caller of ``level`` may take; the last bytes are for urgent callers.
 
-        What is missing in the reserve for MEMALLOC callers is kept for them here. Those that linger only where
-        another may not be made.
+        Objects missing from the reserve for MEMALLOC callers are kept for them here. Lingering ones count only
+        where no new object may be made.
         """
         if not (self.spares or self.lingering) or self.full(0, level) or not self._permits.room(0, level):
             return 0
@@ -290,7 +297,7 @@ class Emergency(Generic[T]):
         return max(0, found - (self._reserve.missing if level > FINISHES else 0))
 
     def take(self, level: int) -> EmergencySlot[T] | None:
-        """One of those, or None."""
+        """Take one of the objects `at_hand`, or None."""
         if not ((self.spares or self.lingering) and self.at_hand(level)):
             return None
         try:
@@ -302,7 +309,7 @@ class Emergency(Generic[T]):
         return slot
 
     def free(self, slot: EmergencySlot[T], *, keep: bool = False) -> None:
-        """Keep one for the next caller, give it back, or have it linger. Safe in a finaliser: no lock."""
+        """Keep a freed object for the next caller, give it back, or let it linger. Safe in a finaliser."""
         if slot.kept and self.lingering.admit(slot):
             return
         del self._objects[slot.address]
@@ -313,7 +320,7 @@ class Emergency(Generic[T]):
             self._give_up(slot)
 
     def clear(self, most: int | None = None) -> None:
-        """Give back what was kept; at most so many, those that have lain there longest."""
+        """Give the spares back; with ``most``, at most that many, the oldest first."""
         left = len(self.spares) if most is None else most
         while left > 0 and self.spares:
             left -= 1
@@ -325,16 +332,16 @@ class Emergency(Generic[T]):
             self._permits.spares.pop(self.clear, None)
 
     def check(self) -> None:
-        """Assert what is always true between calls.
+        """Check what is always true between calls.
 
-        :raises AssertionError: naming what is not
+        :raises AssertionError: naming what does not hold
         """
         known = len(self._objects) + len(self.spares)
         assert self._outstanding >= known, f"charged for {self._outstanding}, there are {known}"
         assert not {id(slot) for slot in self.spares} & {id(slot) for slot in self.objects()}, "spare and held"
 
     def age(self) -> None:
-        """What nobody has wanted since this was called last goes."""
+        """Give back the spares that nobody has needed since the last call."""
         self.clear(self._spares_least)
         self._spares_least = len(self.spares)
 
