@@ -1,8 +1,12 @@
-"""An allocation for a thread that runs no event loop: the loop waits in line for it.
+"""An allocation for a thread that runs no event loop: a task of the loop waits in line for it.
 
-Always true: what the loop brought is the thread's, or given back, and never both. The thread may give up, by its
-timeout or Ctrl-C, at the moment the object comes; so both sides settle under a lock whose the object is. The
-thread waits for nothing but that, however busy the loop is.
+Always true:
+
+    1. what the loop brought either belongs to the thread or was given back, never both
+    2. the thread waits only for its event and for the short lock, however busy the loop is
+
+The thread may give up, by its timeout or Ctrl-C, at the very moment the object comes; so a lock decides which side
+owns it.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ T = TypeVar("T")
 
 
 class Errand(Generic[T]):
-    """What a thread waits for. ``fetch`` runs on the event loop, ``give_back`` takes what comes too late."""
+    """One such allocation. ``fetch`` runs on the event loop; ``give_back``, in any thread, takes a late result."""
 
     def __init__(self, fetch: Callable[[], Awaitable[T]], give_back: Callable[[T], object]) -> None:
         self._fetch = fetch
@@ -36,13 +40,15 @@ class Errand(Generic[T]):
         self._scope: anyio.CancelScope | None = None
 
     def run(self, arena: Arena, timeout: float | None) -> T:
-        """Block this thread until the event loop has brought something.
+        """Block this thread until the event loop has brought the result. Any thread but the loop's.
 
+        :param timeout: seconds to wait at most; None waits for as long as it takes
         :raises RuntimeError: on the event loop's thread
-        :raises TimeoutError: if ``timeout`` seconds have passed
+        :raises TimeoutError: after ``timeout`` seconds
+        :raises CacheClosedError: if the allocator is closed
         """
         if arena.on_its_thread:
-            raise RuntimeError("alloc_blocking() would block the event loop; here it is: await alloc()")
+            raise RuntimeError("alloc_blocking() would block the event loop; use await alloc() here")
         arena.errands[self] = None
         try:
             arena.call_soon(partial(arena.start, self.bring))
@@ -56,9 +62,9 @@ class Errand(Generic[T]):
             del arena.errands[self]
 
     def wait(self, timeout: float | None) -> T:
-        """Block this thread until it is there.
+        """Block this thread until the result is there, or raise the error that `fetch` raised.
 
-        :raises TimeoutError: if ``timeout`` seconds have passed
+        :raises TimeoutError: after ``timeout`` seconds
         """
         try:
             if not self._settled.wait(timeout):
@@ -75,22 +81,22 @@ class Errand(Generic[T]):
         return self._brought.pop()
 
     def fail(self, error: BaseException) -> None:
-        """It cannot be had. Any thread."""
+        """End the wait with an error. Any thread."""
         self._error = error
         self._settled.set()
 
     @property
     def given_up(self) -> bool:
-        """Nobody waits for it any more."""
+        """Whether the thread has stopped waiting."""
         return self._over
 
     def cancel(self) -> None:
-        """Nobody waits for it any more. Event loop's thread."""
+        """Cancel the fetch, as the thread has stopped waiting. Event loop's thread only."""
         if self._scope is not None:
             self._scope.cancel()
 
     async def bring(self) -> None:
-        """Bring it: a task of the allocator, which nothing that is raised here may end."""
+        """Fetch the result for the thread. Runs as a task of the allocator, so no client's error may get out."""
         try:
             with anyio.CancelScope() as self._scope:
                 if self.given_up:
@@ -114,7 +120,7 @@ class Errand(Generic[T]):
 
 @contextmanager
 def failing_at_the_end(arena: Arena) -> Iterator[None]:
-    """Errands end with this block: no task will run them any more."""
+    """Fail all errands at the end of this block, as no task runs them any more."""
     try:
         yield
     finally:

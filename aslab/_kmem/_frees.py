@@ -1,12 +1,13 @@
 """Frees: how a slot comes back into its pool, from any thread and at any moment.
 
     free      end the handle ──► magazine ── watched, or over its capacity ──► `settle`
-    collected, by the garbage collector ──► the same, but for the event loop to look after
+    collected, by the garbage collector ──► the same, but the event loop settles
     forgotten, and still exported ──► parked ── `unpark` ──► collected
-    a view object is kept ──► lingering ── it goes, or `look_at_lingering` ──► collected
+    its view object is still alive ──► lingering ── that goes, or `look_at_lingering` ──► collected
 
-Always true: nothing here waits for a lock or for the event loop, as a finaliser may run it in the middle of
-anything. What cannot be done at once is left to the loop (`Arena.attend_soon`).
+Always true: a freed slot is in exactly one of those places, or given back. Nothing here waits for a lock held
+elsewhere or for the event loop, as a finaliser may call it in the middle of anything; what cannot be done at once
+is left to the loop (`Arena.attend_soon`).
 
 Any thread.
 """
@@ -32,7 +33,7 @@ _DESTROY = Mark.DESTROY.value
 
 
 def take_back(pool: Pool[T], slot: Slot[T]) -> None:
-    """A free of a slot that may need more than the magazine, which `Buffer.free` fills by itself."""
+    """Free a slot that may need more than the push onto the magazine, which `Buffer.free` does itself."""
     if not clean_up(pool, slot):
         if not (slot.kept and pool.depot.lingering.admit(slot)):
             pool.magazine.append(slot)
@@ -43,24 +44,24 @@ def take_back(pool: Pool[T], slot: Slot[T]) -> None:
 
 
 def give_back(pool: Pool[T], slots: list[Slot[T]]) -> None:
-    """What was fetched for a thread that does not want it any more."""
+    """Free slots fetched for a thread that no longer wants them."""
     for slot in slots:
         take_back(pool, slot)
 
 
 def settle(pool: Pool[Any]) -> None:
-    """After a free that is watched, or finds the magazine full."""
+    """Finish a free that is watched for, or that filled the magazine beyond its capacity."""
     arena, magazine = pool.arena, pool.magazine
     over = len(magazine) > magazine.capacity or pool.depot.slabs.condemned is not None
     if over and not pool.depot.flush():
         arena.attend_soon(pool)
     elif pool.marks.bits & _DESTROY:
-        if arena.closed:  # there may be no event loop any more to leave it to
+        if arena.closed:  # there may be no event loop left to do it
             pool.empty_out()
         else:
             arena.attend(pool, pool.empty_out)
     elif magazine.watch:
-        if get_ident() == arena.thread and not pool.depot.lock.locked():  # else: perhaps in a finaliser
+        if get_ident() == arena.thread and not pool.depot.lock.locked():  # if locked, this may be a finaliser
             _freed(pool)
         else:
             arena.attend_soon(pool)
@@ -80,23 +81,23 @@ def _freed_single(pool: Pool[Any]) -> None:
 
 
 def clean_up(pool: Pool[T], slot: Slot[T]) -> bool:
-    """Zero it, where frees do; an emergency object goes, or is kept. Returns whether it was one."""
+    """Zero a slot if ``init_on_free``, and free it if it is an emergency object. Returns whether it was one."""
     if pool.config.init_on_free:
         pool.zero(slot)
     if slot.slab is not None:
         return False
     keep = pool.growth.unwell
     pool.emergency.free(cast("EmergencySlot[T]", slot), keep=keep)
-    if keep and not pool.growth.unwell:  # since just now, on another thread
+    if keep and not pool.growth.unwell:  # growth has just become well, on another thread
         pool.emergency.clear()
     if pool.emergency.lingering:
-        pool.arena.attend_soon(pool)  # for those that wait until there may be one more
+        pool.arena.attend_soon(pool)  # it may serve a waiter that no new object may be made for
     return True
 
 
 def collected(pool: Pool[T], slot: Slot[T]) -> None:
-    """What the garbage collector returns."""
-    if sys.is_finalizing():  # modules are coming apart, and the end of the process releases all memory
+    """Free a slot that the garbage collector returns. Safe in a finaliser."""
+    if sys.is_finalizing():  # modules are being torn down, and the end of the process releases all memory
         return
     if clean_up(pool, slot):
         if pool.emergency.spares:
@@ -111,14 +112,14 @@ def collected(pool: Pool[T], slot: Slot[T]) -> None:
 
 
 def park(pool: Pool[T], counters: Counters, slot: Slot[T], emergency: bool) -> None:
-    """A handle is gone while its memory is still exported: keep the slot until it is not."""
+    """Keep the slot of a forgotten handle until its memory is no longer exported."""
     pool.parking.append(Parked(counters, slot, emergency))
     if pool.closed:
         orphan(pool)
 
 
 def unpark(pool: Pool[Any]) -> None:
-    """Take back some of those that nobody exports any more."""
+    """Look at a few parked slots, and take back those that are no longer exported."""
     for parked in pool.parking.look():
         _unpark(pool, parked)
 
@@ -129,7 +130,7 @@ def _unpark(pool: Pool[Any], parked: Parked) -> None:
 
 
 async def look_at_all(pool: Pool[Any]) -> None:
-    """Take all of them back, and let other tasks have their turn now and then. Event loop's thread only."""
+    """Look at all parked and lingering slots, letting other tasks run now and then. Event loop's thread only."""
     for number in range(-(-len(pool.parking) // AT_ONCE)):
         unpark(pool)
         await take_turns(number)
@@ -137,7 +138,7 @@ async def look_at_all(pool: Pool[Any]) -> None:
 
 
 def view_gone(pool: Pool[Any], kept: KeptView) -> None:
-    """The object of a view that had ended is gone, too."""
+    """Take back the slot of a view object that has just gone, if the slot was lingering for it."""
     slot: Any = kept.place
     lingering: Any = pool.emergency.lingering if slot.slab is None else pool.depot.lingering
     if lingering and lingering.let_go(slot):
@@ -145,13 +146,13 @@ def view_gone(pool: Pool[Any], kept: KeptView) -> None:
 
 
 def look_at_lingering(pool: Pool[Any]) -> None:
-    """Take those back that need not linger any more."""
+    """Take back the slots that need not linger any more."""
     for slot in (*pool.depot.lingering.look(), *pool.emergency.lingering.look()):
         collected(pool, slot)
 
 
 def orphan(pool: Pool[Any]) -> None:
-    """The pool is closed: soon nobody looks now and then."""
+    """Watch the parked and lingering slots of a closed pool, as the ageing task may soon stop looking at it."""
     pool.parking.orphan(partial(_unpark, pool))
     if not _all_back(pool) and not pool.parking.orphaned:
         pool.parking.orphaned = True
@@ -159,7 +160,7 @@ def orphan(pool: Pool[Any]) -> None:
 
 
 def _all_back(pool: Pool[Any]) -> bool:
-    """Look once; whether that was the last time."""
+    """Look once. Returns whether everything is back, so that no further look is needed."""
     look_at_lingering(pool)
     back = not len(pool.depot.slabs) and not len(pool.emergency)
     pool.parking.orphaned = pool.parking.orphaned and not back
