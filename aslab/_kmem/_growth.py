@@ -1,16 +1,17 @@
-"""When a pool grows: is a slab wanted, may it be had, is it late, and what after a failure.
+"""When a pool grows: whether a slab is wanted and allowed, whether it is late, and what to do after a failure.
 
 Always true, between calls:
 
-    GROWING is set from when a slab is asked for, not from when the worker gets to it, until the grow has ended
-    DEADLOCKED is set while GROWING alone: both go when the grow ends, either way
-    `unwell` only while a slab is late, or after a failed grow until the next ends
+    1. GROWING is set from the moment a slab is asked for, not from when the worker begins, until the grow ends
+    2. DEADLOCKED is set only while GROWING is; the end of the grow clears both, whether it failed or not
+    3. `unwell` is set only while a slab is late, or from a failed grow until the next one ends
 
-One grow at a time for each pool, and later callers join the wait (SPL). SPL leaves DEADLOCKED behind a failed grow
-for good; here it goes. A failed grow is asked for again after a pause that doubles, so that no processor time is
-spent while memory is short.
+Each pool has one grow at a time, and later callers join the wait (SPL). SPL leaves DEADLOCKED set forever after a
+failed grow; here it is cleared. A failed grow is retried after a pause that doubles each time, so that no
+processor time is wasted while memory is short.
 
-Decides, and starts nothing: `Pool.ask` acts on it. Event loop's thread only, but for what says otherwise.
+This module decides and starts nothing: `Pool.ask` acts on its decisions. Event loop's thread only, unless a member
+says otherwise.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ T = TypeVar("T")
 log = logging.getLogger("aslab")
 
 PAUSE_FIRST, PAUSE_MOST = 0.01, 1.0
-"""Seconds between tries while memory is short: doubled from the first to the most."""
+"""Seconds between tries while memory is short: doubled each time, from the first to the most."""
 LEAST, MOST = 0.01, 1.0
-"""Seconds."""
+"""Bounds of a learned patience, in seconds."""
 AT_FIRST = 0.1
-"""Seconds: SPL's HZ/10."""
+"""Seconds of patience before any grow has ended: SPL's HZ/10."""
 SLOW = 256 * 2**20
-"""Bytes a second that any memory is believed to come at."""
+"""Bytes per second that even slow memory is assumed to deliver."""
 TIMES = 4
-"""What usually takes so much less is late."""
+"""A grow is late after this many times the usual duration."""
 GROWS = 8
-"""As many are remembered."""
+"""Durations of grows that are remembered."""
 _GROWING = Mark.GROWING.value
 _DEADLOCKED = Mark.DEADLOCKED.value
 _DESTROY = Mark.DESTROY.value
@@ -53,14 +54,15 @@ _BLOCKED = (Mark.GROWING | Mark.REAPING | Mark.DESTROY).value
 
 
 class Patience:
-    """How long a caller waits for growth before it takes an emergency object: a number, or learned from the grows.
+    """How long a caller waits for growth before it takes an emergency object: fixed, or learned from the grows.
 
-    What a grow usually takes is the median of the last few: one that was stuck teaches nothing, a backend that has
-    become slow is believed after a handful. Four times that is late. A caller whose progress frees memory waits
-    half as long. Nothing is late before a timer tick of 2012 (HZ=100), and everything after a second. Before the
-    first grow has ended, SPL's HZ/10 stands in, or what slow memory takes for so many bytes.
+    The usual duration of a grow is the median of the last few: a single stuck one changes nothing, a backend that
+    has become slow is believed after a handful. A grow is late after four times that; a caller whose progress
+    frees memory waits half as long. Nothing is late within a timer tick of 2012 (HZ=100), and everything is late
+    after a second. Until the first grow has ended, SPL's HZ/10 is used, or if longer the time that slow memory
+    takes for a slab.
 
-    :param fixed: the same for all; None where it is learned
+    :param fixed: seconds for all callers; None to learn them
     """
 
     def __init__(self, fixed: float | None, slab_size: int) -> None:
@@ -68,11 +70,11 @@ class Patience:
         self._at_first = slab_size / SLOW
         self._took: deque[float] = deque(maxlen=GROWS)
         self.of: tuple[float, ...] = ()
-        """By level, what such a caller has now."""
+        """The current patience in seconds, by level."""
         self._look()
 
     def note(self, seconds: float) -> None:
-        """A grow has brought its slab; it took the backend so long."""
+        """Remember that the backend took this many seconds for a slab."""
         self._took.append(seconds)
         self._look()
 
@@ -80,14 +82,14 @@ class Patience:
         took, fixed = sorted(self._took), self._fixed
         if fixed is not None:
             ordinary = urgent = fixed
-        elif not took or (len(took) == 1 and took[0] > MOST):  # a first one that was stuck teaches nothing, either
+        elif not took or (len(took) == 1 and took[0] > MOST):  # nor does a first grow that was stuck
             ordinary, urgent = max(self._at_first, AT_FIRST), self._at_first
         else:
             ordinary = TIMES * took[(len(took) - 1) // 2]
             urgent = ordinary / 2
         if fixed is None:
             ordinary, urgent = (min(max(late, LEAST), MOST) for late in (ordinary, urgent))
-        self.of = (urgent, urgent, ordinary)  # as the levels: FINISHES, URGENT, ORDINARY
+        self.of = (urgent, urgent, ordinary)  # by level: FINISHES, URGENT, ORDINARY
 
 
 class Growth(Generic[T]):
@@ -124,29 +126,31 @@ class Growth(Generic[T]):
         self.missed: bool = False
         """A non-blocking allocation found nothing. Set from any thread."""
         self.repacking: int = 0
-        """Free objects that emergency objects could move into."""
+        """Free objects that the mover wants, for emergency objects to move into."""
         self.began: float = 0.0
-        """When a slab was asked for last."""
+        """When a slab was last asked for."""
         self.unwell: bool = False
-        """Slabs are late, or cannot be had: emergency objects are made, and kept for the next caller."""
+        """Slabs are late or cannot be made: emergency objects are made, and kept for the next caller."""
         self.due_from: float = 0.0
-        """When the worker took it up; of a row of failures, the first. From then on it may be late."""
+        """When the current grow's time began to run; in a series of failures, when that of the first did."""
         self.behind_others: bool = False
-        """The worker was busy with others when a slab was asked for: that they take long counts."""
+        """The worker was busy when a slab was asked for: its time runs from then, waiting for others included."""
         self.arrived: bool = False
-        """The backend has done its part; the slab is being made. Whatever that takes, growth is not late."""
+        """The backend has delivered, and the slab is being built. However long that takes, growth is not late."""
         self.judging: bool = False
-        """A waiter lets the event loop catch up, to see whether growth is late."""
+        """A waiter is letting the event loop catch up, to see whether growth is late."""
         self.found_late: float = -math.inf
-        """`due_from` of the growth that was found late last."""
+        """`due_from` of the last grow found to be late."""
         self.failures: int = 0
+        """Grows that failed."""
         self.deadlocks: int = 0
+        """Times that DEADLOCKED was set."""
 
     # -- may it grow, and should it?
 
     @property
     def wanted(self) -> bool:
-        """Whether a slab should be asked for now, as far as limits go."""
+        """Whether to ask for a slab now, leaving the limits aside."""
         if self.marks.bits & _BLOCKED or self._pausing:
             return False
         if self._waiters.first is not None or (self._reserve.objects and self._reserve.short):
@@ -158,14 +162,14 @@ class Growth(Generic[T]):
 
     @property
     def at_limit(self) -> bool:
-        """Whether only a free can help: slabs may not become more, and none is on its way."""
+        """Whether only a free can help: no slab is on its way, and none may be added."""
         if self.marks.bits & _GROWING:
             return False
         return self._at_most or self.limit_reached or self._budget.yields(self.account)
 
     @property
     def limit_reached(self) -> bool:
-        """Whether no more slabs may be had by anybody who does not wait in line. Any thread."""
+        """Whether the pool cannot grow at all, whoever comes first. Any thread."""
         budget = self._budget
         return budget.sealed or self._at_most or (budget.limit is not None and budget.full(self.account))
 
@@ -176,18 +180,18 @@ class Growth(Generic[T]):
 
     @property
     def sealed(self) -> bool:
-        """Whether nothing grows any more."""
+        """Whether the allocator is sealed: nothing grows any more."""
         return self._budget.sealed
 
     @property
     def gfp(self) -> GFP:
-        """What a grow may do now: never weaker than the most urgent waiter needs."""
+        """What a grow may do now: never less than the most urgent waiter needs."""
         first = self._waiters.first
         return self._gfp[KM.SLEEP if first is None else first.flags]
 
     @property
     def claim(self) -> Claim | None:
-        """The rank of the first in line, if it may have a slab as far as the cache's own bound goes."""
+        """The rank of the first in line if the pool itself could grow for it, whatever the limit; else None."""
         first = self._waiters.first
         if first is None or self.marks.bits & _BLOCKED or self._pausing or self._at_most:
             return None
@@ -195,7 +199,7 @@ class Growth(Generic[T]):
 
     @property
     def most(self) -> int | None:
-        """The most objects there can ever be in slabs; None without a bound."""
+        """The most objects that slabs can ever hold; None without a bound."""
         shape, limit = self._config.shape, self._budget.unpromised
         bounds = []
         if self._config.max_objects is not None:
@@ -205,9 +209,9 @@ class Growth(Generic[T]):
         return min(bounds) * shape.objects if bounds else None
 
     def check_possible(self, n: int, flags: KM) -> None:
-        """Refuse to have a caller wait for more objects than there can ever be for it. Any thread.
+        """Refuse a caller that asks for more objects than it can ever get. Any thread.
 
-        :raises ConfigError: if so
+        :raises ConfigError: if ``max_objects`` or ``limit`` can never allow ``n`` objects for ``flags``
         """
         if self._config.max_objects is None and self._budget.limit is None:
             return
@@ -223,7 +227,7 @@ class Growth(Generic[T]):
             raise ConfigError("n", n, f"it must fit into {room}, in whole slabs{but}")
 
     def note_limit(self) -> None:
-        """A caller waits at the limit; the first one ever is worth a line in the log."""
+        """Log the first time that a caller waits at the limit."""
         if not self._limit_noted:
             self._limit_noted = True
             log.info("cache %r is at its limit: callers wait for others to free", self._config.name)
@@ -231,7 +235,7 @@ class Growth(Generic[T]):
     # -- one grow
 
     def begin(self) -> None:
-        """A slab is asked for."""
+        """Note that a slab is asked for."""
         self.missed = self.arrived = False
         self.began = self._clock()
         if self._pause == PAUSE_FIRST:
@@ -239,12 +243,12 @@ class Growth(Generic[T]):
         self.marks.fire("grow")
 
     def taken_up(self) -> None:
-        """The worker begins: from now on it may be late, unless it was others that it had to wait for."""
+        """Note that the worker begins. Its time runs from now, or since `begin` if it was `behind_others`."""
         if self._pause == PAUSE_FIRST and not self.behind_others:
             self.due_from = self._clock()
 
     def late(self) -> None:
-        """A waiter's time is up. The first one of an episode sets DEADLOCKED, if others would not wait longer."""
+        """Note that the grow is late for a waiter. Sets DEADLOCKED once it is late for SLEEP callers too."""
         bits = self.marks.bits
         if not bits & _GROWING or bits & _DESTROY:
             return
@@ -257,19 +261,19 @@ class Growth(Generic[T]):
             )
 
     def brought(self, slab: Slab[T]) -> None:
-        """The grow ended with a slab."""
+        """Take in the slab that the grow has brought."""
         self._pause = PAUSE_FIRST
         self._failure_noted = False
         self._depot.add(slab)
         self.ended()
 
     def failed(self, error: Exception) -> float:
-        """The grow ended without one. Returns the pause after which to `resume`, if memory was short, else 0.
+        """Note that the grow failed. Returns the seconds after which to `resume` if memory was short, else 0.
 
-        Waiting does not mend anything else: the waiters are to be told.
+        Any other error is not cured by waiting: the caller passes it to the waiters.
         """
         self.failures += 1
-        if not self._failure_noted:  # once for a row of failures
+        if not self._failure_noted:  # once for a series of failures
             self._failure_noted = True
             log.warning("cache %r cannot grow: %s", self._config.name, str(error) or repr(error))
         self._pausing = isinstance(error, MemoryError)
@@ -281,11 +285,11 @@ class Growth(Generic[T]):
         return pause
 
     def resume(self) -> None:
-        """The pause after a failure is over."""
+        """End the pause after a failed grow."""
         self._pausing = False
 
     def ended(self) -> None:
-        """The grow has ended, perhaps before it began."""
+        """Note that the grow has ended, perhaps before the worker began it."""
         self.arrived = self.unwell = False
         if self.marks.bits & _DEADLOCKED:
             log.info("cache %r is no longer DEADLOCKED: the late grow has ended", self._config.name)
