@@ -1,22 +1,22 @@
-"""Who gets what comes free: the line, in order, and callers that run, which may pass it for a moment.
+"""Who gets a freed object: the line, in order, or a running caller, which may pass the line for a moment.
 
 Always true, between calls:
 
-    what is set aside is refilled before anybody less urgent gets anything (_reserve.py)
-    nobody in line could be served with what is free, unless callers that run may pass it just now
-    frees are watched for (WAITERS, KEPT, RESERVE), and allocations diverted, for as long as that needs
+    1. the reserve is refilled before any less urgent caller gets an object (_reserve.py)
+    2. the free objects do not suffice for the first in line, unless running callers may pass it at the moment
+    3. frees are watched for (WAITERS, KEPT, RESERVE), and allocations diverted, exactly while that is needed
 
-What comes free is not handed over at once. The first in line is told, and has it as soon as it runs, with all
-that is free by then; a caller that runs before it, and is as urgent, may take it. So a caller that frees and
-allocates again is served as fast as if nobody waited, where each hand-over costs two turns of the event loop. But
-once the first in line has stood `BESIDE` seconds beside what came free, the next that does is handed over. (The
-locks of WebKit and of Rust's parking_lot do the same.) A caller that finishes work with what it waits for is never
-passed, nor one that needs several; but for a task that has just given an object back (`Claims`).
+A freed object is not handed over at once. The first in line is told, and when it runs it takes what is free then;
+a running caller that is as urgent may take the object first. So a caller that frees and allocates again is served
+as fast as with no waiters, whereas a hand-over costs two turns of the event loop. But once the first in line has
+stood `BESIDE` seconds beside a free object, the next one freed is handed over. (The locks of WebKit and of Rust's
+parking_lot do the same.) A MEMALLOC caller is never passed, nor one that needs several objects, except by a task
+that has just given an object back (`Claims`).
 
-A caller that needs several waits as one: free objects gather until there are enough for the first in line, and
-nobody takes some of them and waits for the rest. So no two can lock each other out.
+A caller that needs several objects waits for all at once: free objects gather until they suffice for the first in
+line, and nobody takes some of them and waits for the rest. So no two callers deadlock over them.
 
-Event loop's thread only, but for `take_set_aside` and `at_hand`.
+Event loop's thread only, except `take_set_aside` and `at_hand`.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from ._waiters import Waiter, Waiters
 T = TypeVar("T")
 
 BESIDE = 0.001
-"""Seconds for which others may pass the first in line, from when something came free."""
+"""Seconds for which others may pass the first in line, from when an object first came free."""
 
 
 class Claims(Generic[T]):
-    """Who has just given an object back, and so comes first for what is kept for MEMALLOC callers.
+    """The tasks that have just given an object back, and so come first for objects kept for MEMALLOC callers.
 
-    A task that finishes work gives back what the work held, and may at once need one object to go on with the
-    next. It must find it: others that finish, and have run or waited meanwhile, may depend on that very task, as
-    all writes of ZFS do on the one that ends them. So for a moment one of the kept objects is its own. With one
-    object kept, it belongs to the task that gave back last.
+    A task that finishes work gives back the objects it held, and may at once need one to start the next work. It
+    must get it: other MEMALLOC callers may depend on that very task, as all writes of ZFS depend on the one that
+    ends them. So for a moment one of the kept objects is its own. With one object kept, that belongs to the task
+    that gave back last.
 
-    :param lasts: how many seconds a claim lasts
+    :param lasts: seconds that a claim lasts
     """
 
     def __init__(self, reserve: Reserve[T], now: Callable[[], float], lasts: float) -> None:
@@ -59,7 +59,7 @@ class Claims(Generic[T]):
         self._until: dict[int, float] = {}  # by task, the oldest first
 
     def note(self) -> None:
-        """The task that runs gives an object back."""
+        """Note that the running task has given an object back."""
         task = _current_task() if self._reserve.kept else None
         if task is not None:
             self._until.pop(task, None)
@@ -69,12 +69,12 @@ class Claims(Generic[T]):
 
     @property
     def mine(self) -> bool:
-        """Whether the task that runs has one."""
+        """Whether the running task has a claim."""
         return bool(self._until) and self._until.get(_current_task() or 0, 0.0) > self._now()
 
     @property
     def others(self) -> int:
-        """How many other tasks have one. Any thread."""
+        """The number of other tasks that have a claim. Any thread."""
         if not self._until:
             return 0
         task, now = _current_task(), self._now()
@@ -89,7 +89,7 @@ def _current_task() -> int | None:
 
 
 class Handover(Generic[T]):
-    """What is free in one pool, and how it reaches those that wait."""
+    """The free objects of one pool, and how they reach its waiters."""
 
     def __init__(
         self, waiters: Waiters[T], depot: Depot[T], reserve: Reserve[T], emergency: Emergency[T], clock: Clock
@@ -101,9 +101,9 @@ class Handover(Generic[T]):
         self._clock = clock
         self.claims: Claims[T] = Claims(reserve, self.now, BESIDE)
         self.beside: float = BESIDE
-        """Seconds for which callers that run may pass the first in line."""
+        """Seconds for which running callers may pass the first in line."""
         self.busy: bool = False
-        """The line is being changed: a finaliser that comes in between must leave it alone."""
+        """The line is being changed: a finaliser that runs meanwhile must leave it alone."""
         self.given: int = 0
         """Objects given to waiters that have not resumed yet."""
         self.note()
@@ -111,7 +111,7 @@ class Handover(Generic[T]):
     # -- what there is
 
     def at_hand(self, level: int) -> int:
-        """How many free objects there are for such a caller."""
+        """Return the number of free objects that a caller of ``level`` may take. Any thread."""
         depot = self._depot
         found = len(depot.magazine) + len(depot.lingering) + (depot.slabs.free if depot.slabs.partial else 0)
         if self._reserve:
@@ -121,7 +121,7 @@ class Handover(Generic[T]):
         return found
 
     def collect(self, need: int, level: int) -> list[Slot[T]] | None:
-        """So many free objects, or none."""
+        """Take ``need`` free objects for a caller of ``level``; None, and nothing taken, if there are fewer."""
         if need > 1 and self.at_hand(level) < need:
             return None
         slots: list[Slot[T]] = []
@@ -145,7 +145,7 @@ class Handover(Generic[T]):
         return depot.lingering.take() if slot is None and depot.lingering else slot
 
     def put_back(self, slots: list[Slot[T]]) -> None:
-        """What was collected in vain."""
+        """Return collected objects that are not handed out."""
         for slot in slots:
             if slot.slab is None:
                 self._emergency.free(cast("EmergencySlot[T]", slot), keep=True)
@@ -155,10 +155,10 @@ class Handover(Generic[T]):
     # -- the line
 
     def serve(self) -> bool:
-        """Hand free objects out, in order, until they or those that want them run out. Whether any went.
+        """Hand out free objects in order until objects or waiters run out. Returns whether any were handed out.
 
-        MEMALLOC callers come first, then what is kept for such, PUSHPAGE callers, the reserve, the others. Must
-        not be called while `busy`.
+        The order is MEMALLOC callers, the objects kept for them, PUSHPAGE callers, the reserve, SLEEP callers.
+        Must not be called while `busy`.
         """
         self.busy, served = True, False
         try:
@@ -169,14 +169,14 @@ class Handover(Generic[T]):
             if served:
                 self.note()
         if self._emergency.spares and self._emergency.wanted:
-            self._emergency.clear()  # of no use to the first in line, and in the way of others
+            self._emergency.clear()  # no use to the first in line, and they take up room that refused waiters need
         first = self._waiters.first
         if first is not None:
             if first.seen is not None and self.at_hand(self.standing(first)) > first.seen:
-                first.wake()  # less is missing than when it asked for it
+                first.wake()  # it lacks fewer objects than when it asked for emergency objects
             if first.level == FINISHES and self.at_hand(FINISHES) >= first.need:
                 first.beside = self.now() if first.beside is None else first.beside
-                first.wake()  # to look again when it has stood there for long enough
+                first.wake()  # to set its timer: it looks again once it has stood there long enough
         return served
 
     def _serve_next(self) -> bool:
@@ -198,9 +198,9 @@ class Handover(Generic[T]):
         return True
 
     def tell(self) -> bool:
-        """Something came free: whether others may have it before the first in line runs, who is told.
+        """Tell the first in line of a free, if running callers may pass it; False if the free must be handed out.
 
-        Until it has run, nobody need hear of other frees.
+        Once told, and until it has run, it need not hear of further frees: they are not watched for.
         """
         first = self._waiters.first
         if self.busy or (self._reserve.objects and self._reserve.short):
@@ -217,7 +217,7 @@ class Handover(Generic[T]):
         return True
 
     def note(self) -> None:
-        """The line has changed, or what is set aside: what frees and allocations look at."""
+        """Update the bits that frees and allocations look at, after a change to the line or the reserve."""
         first, reserve, magazine = self._waiters.first, self._reserve, self._depot.magazine
         short = len(reserve) < reserve.objects
         if first is not None and (short or not self._passed_by_anybody(first)):
@@ -225,13 +225,13 @@ class Handover(Generic[T]):
         elif magazine.detour:
             magazine.let_pop(WAITERS)
         bits = WAITERS * (first is not None) | KEPT * (reserve.kept > 0) | RESERVE * short
-        # In one statement: no finaliser, and no other thread, comes between reading the others and writing them.
+        # In one statement, so that no finaliser and no other thread comes between the read and the write.
         magazine.watch = magazine.watch & ~(WAITERS | KEPT | RESERVE) | bits or False
         if not short and len(reserve) < reserve.objects:  # another thread took one meanwhile
             magazine.watch_for(RESERVE)
 
     def empty_reserve(self) -> None:
-        """Put what is set aside back into its slabs: `serve` sets it aside again, in the fullest."""
+        """Put the reserve back into its slabs; `serve` refills it from the fullest."""
         while (slot := self._reserve.take()) is not None:
             self._depot.put(slot)
         self.note()
@@ -239,17 +239,17 @@ class Handover(Generic[T]):
     # -- passing the line
 
     def take_running(self, level: int) -> Slot[T] | None:
-        """A free object for a caller that runs now, past those that wait, if it may."""
+        """Take a free object for a running caller of ``level`` if it may pass the line; else None."""
         first = self._waiters.first
         if first is None or (level == FINISHES and self.claims.mine) or self._may_pass(first, level):
             slot = self._depot.take()
             if slot is None and (slot := self.take_set_aside(level)) is not None:
-                self.note()  # from now on frees refill it, and must be heard of
+                self.note()  # from now on frees refill the reserve, so they must be watched for
             return slot
         return None
 
     def take_set_aside(self, level: int) -> Slot[T] | None:
-        """One that is set aside or spare, for such a caller that runs now. Any thread."""
+        """Take an object from the reserve or the emergency objects for a running caller. Any thread."""
         reserve, emergency = self._reserve, self._emergency
         if not (reserve or emergency.spares or emergency.lingering):
             return None
@@ -258,33 +258,34 @@ class Handover(Generic[T]):
         slot = reserve.take(level)
         if slot is None:
             return emergency.take(level)
-        self._depot.magazine.watch_for(RESERVE)  # from now on frees refill it
+        self._depot.magazine.watch_for(RESERVE)  # from now on frees refill the reserve
         return slot
 
     def standing(self, waiter: Waiter[T]) -> int:
-        """Its level, but for what is kept for MEMALLOC callers: those that run have that before those in line.
+        """Return the level at which a waiter is served now: at first URGENT, for one that waits with MEMALLOC.
 
-        A caller that finishes a write with an object gives back two, and may need one of these at once to start
-        the next write. Were both handed to others, nobody might be left to give any back.
+        So running MEMALLOC callers get the kept objects before those in line. A caller that finishes a write gives
+        back two objects, and may need one of them at once to start the next write. If both were handed to others,
+        nobody might be left to give any back.
         """
         runs_first = waiter.level == FINISHES and waiter.need == 1 and not self.has_stood(waiter)
         return URGENT if runs_first else waiter.level
 
     def has_stood(self, waiter: Waiter[T]) -> bool:
-        """Whether it has stood beside what came free for long enough."""
+        """Whether a waiter has stood beside free objects for `beside` seconds."""
         return waiter.beside is not None and self.now() >= waiter.beside + self.beside
 
     def kept_from(self, waiter: Waiter[T]) -> float:
-        """When it may have what is kept for MEMALLOC callers, and must look again; infinite if never."""
+        """Return when a waiter may take the objects kept for MEMALLOC, and must look again; infinity if never."""
         if waiter.level > FINISHES or waiter.beside is None or self.at_hand(FINISHES) < waiter.need:
             return math.inf
         return waiter.beside + self.beside
 
     def now(self) -> float:
-        """The loop's time."""
+        """Return the loop's time; infinity once the loop is closed."""
         try:
             return self._clock()
-        except RuntimeError:  # the loop is closed: whatever comes free now, nobody runs
+        except RuntimeError:  # the loop is closed, and no waiter will run
             return math.inf
 
     def _may_pass(self, first: Waiter[T], level: int) -> bool:
@@ -296,9 +297,9 @@ class Handover(Generic[T]):
         return first.level == ORDINARY and first.need == 1 and not self.has_stood(first)
 
     def check(self) -> None:
-        """Assert what is always true between calls.
+        """Check what is always true between calls.
 
-        :raises AssertionError: naming what is not
+        :raises AssertionError: naming what does not hold
         """
         first, magazine, reserve = self._waiters.first, self._depot.magazine, self._reserve
         if first is None or not first.told:
