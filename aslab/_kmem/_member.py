@@ -1,4 +1,7 @@
-"""A cache, as the pool behind it knows it: several may share one."""
+"""A cache, as the pool behind it sees it. Several caches may share one pool.
+
+Always true: an open cache is one of its pool's `members`; the counters of a member count its own callers only.
+"""
 
 from __future__ import annotations
 
@@ -14,5 +17,5 @@ class Member:
 
     name: str
     reclaim: Callable[[int], int] | None = None
-    """Has the client free so many objects; returns how many it has freed."""
+    """The client's callback: asked to free that many objects, it returns how many it has freed."""
     counters: Counters = field(default_factory=Counters)

@@ -1,7 +1,9 @@
-"""What the mover (_move.py) keeps of a pool: what it was asked for, and how far it is.
+"""The mover's state for one pool (_move.py): what it was asked to do, and how far it is.
 
-Always true: ``in_hand`` counts new objects that nobody holds yet, and ``asked`` is set while the pool is in the
-queue of moves.
+Always true, between calls:
+
+    1. ``in_hand`` counts the new objects of moves under way, which nobody holds yet
+    2. ``asked`` is set exactly while the pool is in the queue of moves
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from .._fastpath import Buffer
 from .._flags import KMEM_CBRC
 
 Move = Callable[[Buffer[Any], Buffer[Any], int], KMEM_CBRC]
-"""A client's callback: gets the handle it has, a new one, and the size, and moves what it kept."""
+"""A client's callback: given its handle, a new one and the size, it moves what it keeps and returns an answer."""
 
 
 @dataclass(slots=True)
@@ -22,17 +24,18 @@ class Moving:
     """The moves of one pool."""
 
     able: bool
-    """Objects can be moved at all: the cache is ``movable``, or a client is asked."""
+    """Objects can be moved at all: the cache is ``movable``, or has a move callback."""
     callback: Move | None = None
     answers: dict[KMEM_CBRC, int] = field(default_factory=lambda: dict.fromkeys(KMEM_CBRC, 0))
     in_hand: int = 0
     """New objects of moves under way."""
     in_vain: bool = False
-    """Nothing could be repacked; tried again after a tick."""
+    """The last repacking moved nothing; tried again after the next tick."""
     asked: bool = False
+    """The pool is in the queue of moves."""
     gently: bool = False
-    """A pass of defragmentation was asked for, besides."""
+    """That includes a gentle pass of defragmentation."""
     step: int = 1
-    """How full slabs may be that the next such pass empties."""
+    """The next gentle pass empties slabs that are at most this many eighths full."""
     since_pause: int = 0
-    """Bytes moved since other tasks had a chance."""
+    """Bytes moved since other tasks last had a chance to run."""

@@ -1,12 +1,15 @@
-"""How a closed pool gets its last memory back, when no event loop is left to look now and then.
+"""How a closed pool gets its last memory back, when no event loop is left to look from time to time.
 
-A buffer was dropped while its memory was exported, or a view object is kept: the region is released once they are
-gone. A weak reference tells of that, but not of everything: not whether the object that has just ended its export
-is itself kept, nor whether a finaliser brings back what the garbage collector took for garbage, since the
-collector calls weak references first. So whatever a weak reference reports is checked again after the next
-collection. Memory that is still reachable at exit is not released: no code can run any more.
+If a buffer was dropped while its memory was exported, or a view object is kept, the region is released once those
+are gone. A weak reference reports that, but not reliably: not whether the object that ended its export is itself
+kept, nor whether a finaliser resurrects what the garbage collector took for garbage, since the collector clears
+weak references first. So what a weak reference reports is checked again after the next collection. Memory that is
+still reachable at exit is not released, as no code can run then.
 
-Always true between calls: an `Orphan` that has not reported is in ``_orphans``, which keeps it alive.
+Always true, between calls:
+
+    1. an `Orphan` that has not reported is in ``_orphans``, which keeps it alive
+    2. every function in ``_looks`` is called after each collection, until it returns True
 """
 
 from __future__ import annotations
@@ -25,10 +28,10 @@ _looks: set[Callable[[], bool]] = set()
 
 
 class Orphan:
-    """A place that gets no new exports. ``tell`` is called, in any thread, when the existing ones are gone.
+    """A place that gets no new exports. ``tell`` is called, in any thread, once the existing ones are gone.
 
-    The exporter keeps the memory alive by a memoryview of its own. That view is waited for, not the exporter: once
-    it is gone, nothing exports the region.
+    The exporter keeps the memory alive by a memoryview of its own. The orphan waits for that view, not for the
+    exporter: once it is gone, nothing exports the region.
     """
 
     def __init__(self, place: Exported, tell: Callable[[], object]) -> None:
@@ -54,7 +57,7 @@ class Orphan:
     def _look(self) -> bool:
         inner, self._again = self._again, None
         if inner is not None:
-            self._wait_for(inner)  # reported at once if ours is the last reference
+            self._wait_for(inner)  # reports at once if ours is the last reference
         return True
 
 

@@ -1,12 +1,12 @@
-"""Slots that nobody holds any more, and that cannot be used yet: somebody may still reach their memory.
+"""Slots of forgotten buffers, which cannot be reused yet because their memory is still exported.
 
-Always true: a parked slot is in nobody's hands, out of its slab, and counted as held. It is parked once.
+Always true, between calls: a parked slot is parked once, has no handle, is out of its slab, and counts as held.
 
-A buffer was forgotten while its memory is exported. No finaliser or weak reference can tell when the exports are
-gone for good, since the garbage collector may run theirs later, and bring them back. So now and then the slot is
-looked at. Once the pool is closed nobody looks any more, and it waits for what _orphans.py tells.
+No finaliser or weak reference can tell when the exports are gone for good, since the garbage collector may run
+their finalisers later and resurrect them. So a slot is looked at from time to time. Once the pool is closed, it is
+left to _orphans.py.
 
-Any thread, and any moment.
+Any thread, finalisers included.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .._stats import Counters
 from ._orphans import Orphan
 
 AT_ONCE = 16
-"""Parked slots that a miss looks at; the ageing task looks at all."""
+"""Parked slots that a miss looks at; the ageing task looks at all of them."""
 
 
 class Parked(NamedTuple):
@@ -36,15 +36,15 @@ class Parking(deque[Parked]):
     """The parked slots of one pool."""
 
     orphaned: bool = False
-    """The pool is closed, and what it lacks is looked for after each garbage collection."""
+    """The pool is closed, and looks for its missing slots after each garbage collection."""
 
     def look(self) -> list[Parked]:
-        """Take out those that nobody exports any more. Looks at a few, and at the next ones next time."""
+        """Take out the slots no longer exported. Looks at `AT_ONCE` of them, and at the next ones next time."""
         gone = []
         for _ in range(min(AT_ONCE, len(self))):
             try:
                 parked = self.popleft()
-            except IndexError:  # another thread looks, too
+            except IndexError:  # another thread is looking, too
                 break
             if parked.slot.in_use():
                 self.append(parked)
@@ -53,7 +53,7 @@ class Parking(deque[Parked]):
         return gone
 
     def orphan(self, tell: Callable[[Parked], object]) -> None:
-        """Nobody looks any more: have that called for each, in any thread, once nobody exports it."""
+        """Leave the parked slots to _orphans.py: ``tell`` is called for each, in any thread, once its exports end."""
         while self:
             parked = self.pop()
             Orphan(parked.slot, partial(tell, parked))
