@@ -1,16 +1,19 @@
-"""Moving objects: emergency objects into slabs, and out of sparse slabs into fuller ones, so that whole slabs go.
+"""Moving objects: emergency objects into slabs, and objects of sparse slabs into fuller ones, to free whole slabs.
 
-Two ways to move one. A client that keeps what it was given somewhere must be asked, as in illumos
-(kmem_cache_set_move): its callback gets the handle it has and a new one, moves what it kept, and answers. In a
-cache that is ``movable`` nobody needs to be asked, since callers hold handles and not addresses: the bytes are
-copied, and the handle then leads to the new place, unless somebody pinned it meanwhile (see `Pin`).
+An object can move in two ways. A client that keeps references must be asked, as in illumos (kmem_cache_set_move):
+its callback gets its handle and a new one, moves what it keeps, and returns an answer. In a ``movable`` cache no
+client needs to be asked, since callers hold handles and not addresses: the bytes are copied, and the handle then
+leads to the new place, unless it was pinned meanwhile (see `Pin`).
 
-Always true: each object has one owner, whatever a client answers or raises; a handle that is ``moving`` is held
-here; moves of an allocator are one after another (`Arena.moving`).
+Always true, between calls:
 
-The rules of the answers are illumos': NO spares the slab until it leaves the partial list, LATER counts as NO the
-third time, what comes back goes to the slabs and past the magazine. Repacking is the idea that the SPL change of
-2012 ends with.
+    1. each object has one owner, whatever a client answers or raises
+    2. a handle that is ``moving`` is held here; whoever frees it meanwhile leaves its old slot to the mover
+    3. only one pool of an allocator moves objects at a time (`Arena.moving`)
+
+The answers mean what they mean in illumos: NO spares the slab until it leaves the partial list, LATER counts as NO
+the third time, and slots that come back go to the slabs, past the magazine. Repacking is the idea that SPL's
+change of 2012 ends with.
 
 Event loop's thread only; large objects are copied in a thread.
 """
@@ -40,19 +43,19 @@ from ._slowpath import fill
 T = TypeVar("T")
 
 AT_ONCE = 256 * 2**10
-"""Bytes that are copied between two chances for other tasks; a larger object is copied in a thread."""
+"""Bytes copied before other tasks have their turn; larger objects are copied in a thread."""
 STEPS = 8
-"""A slab that is less than 1/8, 2/8, ... 7/8 full is emptied: a step further each time (illumos)."""
+"""Gentle passes empty slabs at most 1/8 full, then 2/8, ... 7/8: a step more each time (illumos)."""
 MOST_FREE = 8
-"""Defragmentation starts by itself when more than 1/8 of all objects are free (illumos)."""
+"""Defragmentation starts by itself when more than 1/8 of all objects are free (illumos)..."""
 LEAST_SLABS = 101
-"""... and there are so many slabs (illumos)."""
+"""... and there are at least this many slabs (illumos)."""
 PATIENCE = 3
-"""LATER is NO from the third time on (illumos)."""
+"""From this many times on, LATER counts as NO (illumos)."""
 
 
 def tick(pool: Pool[Any]) -> None:
-    """The ageing task looks: a pass of defragmentation may begin by itself."""
+    """Start a gentle pass of defragmentation if many objects are free. Called by the ageing task."""
     moving, slabs = pool.moving, pool.depot.slabs
     if not moving.able:
         return
@@ -64,7 +67,7 @@ def tick(pool: Pool[Any]) -> None:
 
 
 async def run(arena: Arena) -> None:
-    """Move objects where nobody has asked for it, until cancelled."""
+    """Move objects for the pools in the queue of moves, until cancelled."""
     while True:
         pool: Pool[Any] = await arena.moves.take()
         moving = pool.moving
@@ -77,15 +80,15 @@ async def run(arena: Arena) -> None:
 
 
 async def repack(pool: Pool[Any]) -> None:
-    """Move emergency objects into slabs, as far as they can be moved and slabs may be had."""
+    """Move emergency objects into slabs, as far as they can move and there is or comes room for them. Suspends."""
     async with pool.arena.moving:
         await _repack(pool)
 
 
 async def defragment(pool: Pool[Any], *, gently: bool = False) -> None:
-    """One pass: repack, then empty sparse slabs into fuller ones.
+    """Make one pass: repack, then empty sparse slabs into fuller ones. Suspends.
 
-    :param gently: only slabs up to this turn's fullness, the next time a step more
+    :param gently: empty only slabs up to the current step's fullness, which rises by a step each pass
     """
     moving = pool.moving
     if not moving.able:
@@ -128,7 +131,7 @@ async def _repack(pool: Pool[T]) -> None:
 
 
 async def _new_place(pool: Pool[T], objects: int) -> Slot[T] | None:
-    """A free object of a slab, grown if need be; None where callers want them, or none is to be had soon."""
+    """Take a free slot of a slab, growing one if need be; None if callers wait, or no slab comes in time."""
     pool.growth.repacking = objects
     if pool.waiters.first is not None or pool.closed:
         return None
@@ -150,11 +153,11 @@ async def _new_place(pool: Pool[T], objects: int) -> Slot[T] | None:
 async def _consolidate(pool: Pool[T], steps: int) -> None:
     pool.depot.sort()
     if pool.reserve:
-        pool.handover.empty_reserve()  # it is set aside again in the fullest
+        pool.handover.empty_reserve()  # refilled from the fullest slabs
         pool.serve_all()
     for slab in pool.depot.slabs.sparse(steps, STEPS):
         if pool.waiters.first is not None or not pool.depot.slabs.may_empty(slab, steps, STEPS):
-            break  # those that follow are fuller
+            break  # the rest are fuller
         if slab.in_use and slab.free and not slab.stays:
             await _empty(pool, slab)
 
@@ -177,7 +180,7 @@ async def _empty(pool: Pool[T], slab: Slab[T]) -> None:
         new = None if pool.waiters.first is not None else pool.depot.take_packed(other_than=slab)
         if new is None or not await _move(pool, owner, slot, new):
             return
-        del owner  # else a forgotten buffer would come back while we wait
+        del owner  # else we would keep a forgotten buffer alive while we wait
         await _pause(pool)
 
 
@@ -185,7 +188,7 @@ async def _empty(pool: Pool[T], slab: Slab[T]) -> None:
 
 
 def _owner(pool: Pool[T], slot: Slot[T]) -> ManagedBuffer[T] | None:
-    """The handle that leads to this place, if it can be moved away now."""
+    """Return the handle that leads to this slot, if the object can be moved now; else None."""
     owner = cast("ManagedBuffer[T] | None", slot.owner and slot.owner())
     if owner is None or not owner.leads_to(slot) or owner.moving:
         return None
@@ -199,13 +202,13 @@ async def _move(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[
     if moving.callback is not None:
         return _ask(pool, owner, old, new, moving.callback)
     with pool.guard:
-        begun = _owner(pool, old) is owner  # else it was freed or pinned while we looked for a place
+        begun = _owner(pool, old) is owner  # else it was freed or pinned while we looked for a slot
         if begun:
             owner.moving, owner.touched = True, False
     if begun and pool.config.shape.size <= AT_ONCE:
         return _copy(pool, owner, old, new)
     if begun:
-        # Even if we are cancelled, the thread does all of it: until it is done, both places are in use.
+        # Even if we are cancelled the thread finishes: until then both slots are in use.
         return await run_blocking(partial(_copy, pool, owner, old, new))
     moving.in_hand -= 1
     _put_away(pool, new)
@@ -213,7 +216,7 @@ async def _move(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[
 
 
 def _copy(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[T]) -> bool:
-    """Copy the bytes, then have the handle lead there, unless it was freed or pinned meanwhile. Any thread."""
+    """Copy the bytes, then redirect the handle, unless it was freed or pinned meanwhile. Any thread."""
     ctypes.memmove(new.address, old.address, pool.config.shape.size)
     with pool.guard:
         owner.moving = False
@@ -225,14 +228,14 @@ def _copy(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[T]) ->
         pool.moving.answers[KMEM_CBRC.YES if moved else KMEM_CBRC.LATER] += 1
     if not moved:
         _put_away(pool, new)
-    if moved or owner.left:  # it was freed meanwhile, and left to us
+    if moved or owner.left:  # left: it was freed meanwhile, and its slot left to us
         _put_away(pool, old)
     return moved
 
 
 def _ask(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[T], callback: Move) -> bool:
-    """Have the client move it. Whatever it does, every object ends up with exactly one owner."""
-    if _owner(pool, old) is not owner:  # freed while we looked for a place
+    """Ask the client to move the object. Whatever it does, each object ends up with exactly one owner."""
+    if _owner(pool, old) is not owner:  # freed while we looked for a slot
         pool.moving.in_hand -= 1
         _put_away(pool, new)
         return False
@@ -260,14 +263,14 @@ def _ask(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[T], cal
 
 
 def _end(pool: Pool[T], buf: Buffer[T]) -> None:
-    """End a handle for its client; to the slabs at once, or when nobody exports the memory any more."""
+    """End a client's handle. Its slot goes to the slabs now, or once its memory is no longer exported."""
     slot = cast("ManagedBuffer[T]", buf).end_quietly()
     if slot is not None:
         _put_away(pool, slot)
 
 
 def _put_away(pool: Pool[T], slot: Slot[T]) -> None:
-    """Back to the slabs, past the magazine. Any thread."""
+    """Put a slot back into its slab, past the magazine. Any thread."""
     slot.owner = None
     if not clean_up(pool, slot):
         pool.depot.put(slot)

@@ -53,7 +53,7 @@ class Parking(deque[Parked]):
         return gone
 
     def orphan(self, tell: Callable[[Parked], object]) -> None:
-        """Leave the parked slots to _orphans.py: ``tell`` is called for each, in any thread, once its exports end."""
+        """Leave the slots to _orphans.py: ``tell`` is called for each, in any thread, once its exports end."""
         while self:
             parked = self.pop()
             Orphan(parked.slot, partial(tell, parked))
