@@ -1,11 +1,11 @@
-"""Pool: slabs of one shape, and all that serves them. One cache's, or that of several which share (merge).
+"""Pool: the slabs of one shape and everything that serves them, for one cache, or for several that share (merge).
 
 The parts of a pool lie below it; here they come together. What acts on a pool lies above it.
 
-Always true, between calls, for each slot: it is free in its slab or at hand in the magazine; or set aside, handed
-over, lingering, parked or moving; or in exactly one caller's hands. `held` counts the latter.
+Always true, between calls: each slot is in exactly one place: free in its slab; in the magazine; set aside, handed
+over, lingering, parked or moving; or in one caller's hands. `held` counts the last.
 
-Event loop's thread only, but for what says otherwise: other threads have the loop attend to the pool.
+Event loop's thread only, unless a method says otherwise: other threads have the loop attend to the pool.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ._working_set import WorkingSet
 T = TypeVar("T")
 
 SPARE = 0.01
-"""Seconds for which an emergency object that nobody wants is kept: a timer tick of 2012."""
+"""Seconds for which an unused emergency object is kept: a timer tick of 2012."""
 _GROWING = Mark.GROWING.value
 _REAPING = Mark.REAPING.value
 _DESTROY = Mark.DESTROY.value
@@ -52,9 +52,9 @@ class Pool(Generic[T]):
         self.arena = arena
         self.config = config
         self.members: list[Member] = []
-        """The caches that are open."""
+        """The open caches."""
         self.counters: Counters = Counters()
-        """Those of its own affairs."""
+        """The pool's own, for waits on behalf of no cache."""
         self.magazine: Magazine[T] = Magazine(config.magazine_size)
         self.depot: Depot[T] = Depot(self.magazine, self.zero if config.init_on_free else None)
         self.reserve: Reserve[T] = Reserve(config.reserve, config.memalloc_reserve)
@@ -73,12 +73,12 @@ class Pool(Generic[T]):
         self.moving: Moving = Moving(config.movable)
         self.parking: Parking = Parking()
         self.guard: threading.RLock = threading.RLock()
-        """Held while the handle of a managed buffer changes hands; a finaliser may come in between."""
+        """Held while a managed buffer's handle changes; reentrant, as a finaliser may run in between."""
         self.reaped: anyio.Event = anyio.Event()
-        """Set when the slabs that go back now are back."""
-        self._patience = self.growth.patience.of[ORDINARY]  # when growth began last
-        self._queued_at: int | None = None  # the level at which it stands in the queue of grows
-        self._spared_for, self._spared_until = 1, 0  # ticks for which no slab is condemned
+        """Set once the slabs now on their way back are back."""
+        self._patience = self.growth.patience.of[ORDINARY]  # when growth last began
+        self._queued_at: int | None = None  # its level in the queue of grows
+        self._spared_for, self._spared_until = 1, 0  # in ticks: how long, and until when, no slab is condemned
         self._ages_spares = False
         arena.budget.open(self.account)
 
@@ -87,7 +87,7 @@ class Pool(Generic[T]):
         zero(slot.address, self.config.shape.size)
 
     def join(self, member: Member) -> None:
-        """A cache begins to use it."""
+        """Let a cache use the pool."""
         self.members.append(member)
         self.ask()
 
@@ -99,7 +99,7 @@ class Pool(Generic[T]):
     # -- those that wait
 
     def attend(self) -> None:
-        """Look after everything: objects came, or another thread has left something to do."""
+        """Do all that may be due, after objects came back or another thread left work."""
         if len(self.magazine) > self.magazine.capacity or self.depot.slabs.condemned is not None:
             self.depot.flush()
         if self.marks.bits & _DESTROY:
@@ -123,14 +123,14 @@ class Pool(Generic[T]):
             self.arena.budget.may_spare(self.account)
 
     def serve(self) -> None:
-        """Hand out what is free."""
-        if self.handover.busy:  # we are in a finaliser, run in the middle of what we would change
+        """Hand free objects out to waiters."""
+        if self.handover.busy:  # this is a finaliser, run in the middle of what it would change
             self.arena.attend_soon(self)
         elif self.handover.serve():
             self.note_rank()
 
     def serve_all(self) -> None:
-        """Hand out what is free, and tell all others that want to know of it."""
+        """Hand free objects out, and tell all others that watch for them."""
         self.serve()
         if self.waiters.fillers:
             self.waiters.tell_fillers()
@@ -143,29 +143,29 @@ class Pool(Generic[T]):
             self.ask_to_move()
 
     def look(self, waiter: Waiter[T]) -> float:
-        """Serve the line. Returns when a waiter must look again for what is kept, if it may have that then."""
-        if waiter.beside is not None:  # passed by: to be told again, or handed over to
+        """Serve the line. Returns when ``waiter`` must look again for objects kept for MEMALLOC, or infinity."""
+        if waiter.beside is not None:  # others have passed it: from now on frees tell it again, or are handed over
             self.handover.note()
         self.serve()
         return self.handover.kept_from(waiter)
 
     def give_back(self, slots: list[Slot[T]]) -> None:
-        """What a waiter was given and does not take."""
+        """Take back objects that a waiter was given and does not take."""
         self.handover.put_back(slots)
         self.attend()
 
     def line_changed(self) -> None:
-        """A waiter has joined or left."""
+        """Update what depends on the line, after a waiter has joined or left."""
         self.handover.note()
         self.note_rank()
 
     def note_rank(self) -> None:
-        """Who waits first has changed, or whether a slab would help."""
+        """Update the pool's rank, after its first waiter has changed, or whether a slab would help that one."""
         arena, account = self.arena, self.account
         first = self.waiters.first
         if first is None and account.rank is None:
             return
-        while account.rank != (rank := self.growth.claim):  # again, as a finaliser may have come in between
+        while account.rank != (rank := self.growth.claim):  # a loop, as a finaliser may change it in between
             arena.budget.note(account, rank)
         if self._queued_at is not None:
             level = ORDINARY if first is None else first.level
@@ -175,17 +175,17 @@ class Pool(Generic[T]):
 
     @property
     def waiting_since(self) -> float | None:
-        """When its first caller in line came, if there is one."""
+        """When its first caller in line came; None if nobody waits."""
         first = self.waiters.first
         return None if first is None else first.since
 
     def room_for_emergency(self) -> None:
-        """Fewer emergency objects are outstanding: those that were refused may have one. Any thread."""
+        """Let refused waiters try again, as fewer emergency objects are outstanding. Any thread."""
         if self.emergency.wanted:
             self.arena.attend(self, self.admission.let_others_try)
 
     def offer_spares(self) -> None:
-        """An emergency object was freed, and kept perhaps: whoever wants it may have it, or it goes soon."""
+        """Offer a freed emergency object to waiters. If nobody takes the spare, it is given back soon."""
         if self.magazine.watch:
             self.serve_all()
         if self.emergency.spares and not self._ages_spares:
@@ -196,7 +196,7 @@ class Pool(Generic[T]):
         try:
             while self.emergency.spares:
                 await anyio.sleep(SPARE)
-                if not self.waiters:  # a caller that needs several may be short of some yet
+                if not self.waiters:  # else a caller that needs several may be gathering them
                     self.emergency.age()
         finally:
             self._ages_spares = False
@@ -204,7 +204,7 @@ class Pool(Generic[T]):
     # -- growing
 
     def ask(self) -> bool:
-        """Ask for a slab if one is wanted and may be had. Returns whether it may. Asking twice changes nothing."""
+        """Ask for a slab if one is wanted and allowed. Returns whether it did. While GROWING it does nothing."""
         growth, arena = self.growth, self.arena
         if not growth.wanted:
             return False
@@ -219,25 +219,25 @@ class Pool(Generic[T]):
         self.note_rank()
         patience, before = growth.patience.of[ORDINARY], self._patience
         self._patience = patience
-        if self.waiters.untimed or patience < before:  # it has learned to wait no longer
+        if self.waiters.untimed or patience < before:  # it has learned to be less patient
             self.waiters.wake_untimed(everybody=patience < before)
         if self.working_set.watching:
             self.working_set.grows(growth.began)
         return True
 
     def grow_begins(self) -> None:
-        """The worker has taken it out of its queue."""
+        """Note that the worker has taken the pool out of its queue."""
         self._queued_at = None
         self.growth.taken_up()
 
     def grown(self, slab: Slab[T]) -> None:
-        """The grow ended with a slab."""
+        """Take in the slab of a grow that succeeded."""
         self.growth.brought(slab)
         self.note_rank()
         self.attend()
 
     def grow_failed(self, error: Exception) -> float:
-        """The grow ended without one. Returns the pause after which to call `grow_again`, 0 for never."""
+        """Note that a grow failed. Returns the seconds after which to call `grow_again`; 0 for never."""
         pause = self.growth.failed(error)
         self.note_rank()
         if not pause:
@@ -245,13 +245,13 @@ class Pool(Generic[T]):
         return pause
 
     def grow_again(self) -> None:
-        """The pause after a failed grow is over."""
+        """Ask again, after the pause that follows a failed grow."""
         self.growth.resume()
         self.note_rank()
         self.ask()
 
     def call_off(self) -> None:
-        """The grow ended before it began: the limit was reached meanwhile."""
+        """End a grow before the worker begins it, as the limit has been reached meanwhile."""
         self._queued_at = None
         self.growth.ended()
         self.note_rank()
@@ -260,7 +260,7 @@ class Pool(Generic[T]):
     # -- giving slabs back
 
     def release(self, slabs: list[Slab[T]]) -> anyio.Event:
-        """Give slabs that were taken out back to their backend. The event is set when they are back."""
+        """Give slabs taken off the lists back to their backend. The event is set when they are back."""
         back = anyio.Event()
         if not slabs:
             back.set()
@@ -290,26 +290,25 @@ class Pool(Generic[T]):
 
     @property
     def kept_free(self) -> int:
-        """Free objects that stay: the watermark, or what gathers for the first in line."""
+        """Free objects not to give back: the watermark, or as many as the first in line needs."""
         first = self.waiters.first
         return max(self.config.watermark, 0 if first is None else first.need)
 
     @property
     def settled(self) -> bool:
-        """Nothing may go, as it could not come back, or nothing is left to decide."""
+        """Whether reclaim must leave it alone: it is closed, or sealed, so that slabs could not come back."""
         return bool(self.marks.bits & _DESTROY) or self.arena.budget.sealed
 
     def spare(self, nbytes: int, rank: Claim | None) -> int:
-        """Another pool is at the limit: give back as much of what nobody uses here. Returns the bytes.
+        """Give back idle slabs of about ``nbytes`` for another pool at the limit. Returns the number of bytes.
 
-        What this one was guaranteed it keeps: that room is its own. And what gathers for callers that wait here,
-        unless the other's, of that rank, have waited longer.
+        It keeps its guarantee and, unless the caller of ``rank`` comes first, what gathers for its own callers.
         """
         account = self.account
         slabs = min(-(-nbytes // account.slab_size), account.beyond // account.slab_size)
         if slabs <= 0 or self.marks.bits & _REAPING or self.settled:
             return 0
-        if self.depot.free < self.config.shape.objects:  # most have no whole slab: no need to look closer
+        if self.depot.free < self.config.shape.objects:  # quick: most pools have no whole slab free
             return 0
         self.depot.drain()
         first = self.waiters.first
@@ -319,19 +318,19 @@ class Pool(Generic[T]):
         return len(given) * account.slab_size
 
     def condemn(self) -> bool:
-        """Choose a slab that goes as soon as it is empty; False if there is none to choose, or it is too soon."""
+        """Choose a slab to give back as soon as it is empty. False if there is none, or it is too soon again."""
         if self.depot.slabs.tick < self._spared_until:
             return False
         self.handover.empty_reserve()
         chosen = self.depot.condemn()
         self.serve_all()
-        if chosen and self.reserve.short:  # what is set aside is not given away
+        if chosen and self.reserve.short:  # the slab is needed for the reserve
             self.restore(back_off=True)
             chosen = False
         return chosen
 
     def clear_condemned(self) -> bool:
-        """A slab that was to go is empty, perhaps: give it back. Returns whether it was."""
+        """Give the condemned slab back if it is empty. Returns whether it did."""
         if self.marks.bits & _REAPING:
             return False
         slabs = self.depot.take_condemned()
@@ -339,7 +338,7 @@ class Pool(Generic[T]):
         return bool(slabs)
 
     def restore(self, *, back_off: bool) -> None:
-        """The slab that was to go stays; with ``back_off``, none is chosen for a while, longer each time."""
+        """Use the condemned slab again; with ``back_off``, condemn none for a while, twice as long each time."""
         if self.depot.slabs.condemned is None:
             return
         if back_off:
@@ -352,7 +351,7 @@ class Pool(Generic[T]):
 
     @property
     def could_repack(self) -> bool:
-        """Whether emergency objects could move into slabs now: nobody waits, and growth is well."""
+        """Whether emergency objects could move into slabs now: nobody waits, and it is not DEADLOCKED."""
         moving = self.moving
         if not moving.able or moving.in_vain or not len(self.emergency):
             return False
@@ -360,14 +359,14 @@ class Pool(Generic[T]):
         return self.waiters.first is None and not bits & Mark.DEADLOCKED.value and self.depot.free > 0
 
     def ask_to_move(self, *, defragment: bool = False) -> None:
-        """Have emergency objects moved into slabs a little later, or sparse slabs emptied as well."""
+        """Queue the pool for the mover: to repack or, with ``defragment``, to empty sparse slabs as well."""
         self.moving.gently = self.moving.gently or defragment
         if not self.moving.asked:
             self.moving.asked = True
             self.arena.moves.put(self)
 
     def note_moving(self) -> None:
-        """Whether emergency objects could move into slabs as objects of these come free: then frees tell."""
+        """Watch for frees (REPACK) while there are emergency objects that could move into slabs."""
         moving = self.moving
         hungry = moving.able and not moving.in_vain and len(self.emergency) > 0
         self.magazine.set_watch(REPACK, on=hungry)
@@ -375,7 +374,7 @@ class Pool(Generic[T]):
     # -- closing
 
     def leave(self, member: Member, error: Exception) -> anyio.Event:
-        """A cache closes. The last one to go takes the pool with it; the event is set when memory is back."""
+        """Close one cache, and with the last one the pool. The event is set when free memory is back."""
         self.members.remove(member)
         self.waiters.send_away(error, member.counters)
         if self.members:
@@ -395,6 +394,6 @@ class Pool(Generic[T]):
         return self.empty_out()
 
     def empty_out(self) -> anyio.Event:
-        """Everything that is free goes back. The event is set when it is back."""
+        """Give every empty slab back. The event is set when they are back."""
         self.depot.drain()
         return self.release(self.depot.remove_empty())
