@@ -1,11 +1,14 @@
-"""Giving memory back: on request, under pressure, and what nobody uses.
+"""Giving memory back: on request, under pressure, and when it has been idle for long.
 
-Always true: while free slabs are on their way back the pool is REAPING and does not grow (SPL): a slab about to be
-asked for must not be paid for twice. And nothing is given back that callers here wait for, or that a sealed
-allocator could not get again.
+Always true, between calls:
 
-Releasing goes through the allocator's queue (`Pool.release`), so a caller that is cancelled leaves nothing half
-done, and a stuck release holds up releases alone.
+    1. while free slabs are on their way back, an open pool is REAPING and does not grow (SPL): a slab that is soon
+       wanted again must not be paid for twice
+    2. objects that callers of the pool wait for stay
+    3. a sealed allocator gives nothing back, as it could not grow again
+
+Releases go through the allocator's queue (`Pool.release`), so a cancelled caller leaves nothing half done, and a
+stuck release delays only other releases.
 
 Event loop's thread only.
 """
@@ -30,7 +33,7 @@ _BUSY = (Mark.GROWING | Mark.REAPING).value
 
 
 async def reap(pool: Pool[Any], *, drain: bool = True) -> int:
-    """Give back every empty slab that nobody waits for. Suspends until they are back. Returns their bytes.
+    """Give back every empty slab that nobody waits for. Suspends until they are back. Returns the number of bytes.
 
     :param drain: empty the magazine first
     """
@@ -46,9 +49,11 @@ async def reap(pool: Pool[Any], *, drain: bool = True) -> int:
 
 
 async def relieve(pool: Pool[Any], since: float, *, drain: bool) -> int:
-    """Pressure: give back what has not been needed since then, but nothing while growing. Returns the bytes.
+    """Under pressure, give back what has been idle since ``since``; nothing while growing. Returns the bytes.
 
-    Suspends only for slabs that are on their way already, and for no longer than an interval.
+    Suspends only for slabs already on their way back, and for an interval at most.
+
+    :param drain: empty the magazine first
     """
     with anyio.move_on_after(pool.arena.interval):
         while pool.marks.bits & _REAPING:
@@ -60,7 +65,7 @@ async def relieve(pool: Pool[Any], since: float, *, drain: bool) -> int:
     pool.working_set.roll(now, slabs.restart_peak())
     if drain:
         pool.depot.drain()
-        slabs.restart_peak()  # what lay in the magazine is not in use
+        slabs.restart_peak()  # the peak counted slots in the magazine as in use
     in_use = slabs.slots_total - pool.depot.free
     given = pool.depot.remove_empty(max(pool.kept_free, pool.working_set.needed(since) - in_use))
     if given:
@@ -70,7 +75,7 @@ async def relieve(pool: Pool[Any], since: float, *, drain: bool) -> int:
 
 
 def age(pool: Pool[Any], *, expires: bool) -> None:
-    """One look of the ageing task: what is idle may expire."""
+    """Advance the pool's tick and its working set, and give back what has expired. Called by the ageing task."""
     slabs = pool.depot.slabs
     slabs.tick += 1
     used = [(member.counters.hits, member.counters.misses) for member in pool.members]
@@ -78,14 +83,14 @@ def age(pool: Pool[Any], *, expires: bool) -> None:
     pool.working_set.roll(pool.arena.clock(), slabs.restart_peak())
     if not expires or pool.marks.bits & _REAPING or pool.settled:
         return
-    until = slabs.tick - AGEING_STEPS - 1  # it became empty at some time after that tick
+    until = slabs.tick - AGEING_STEPS - 1  # a slab of age N became empty at some time before tick N + 1
     if pool.working_set.idle_ticks >= AGEING_STEPS:
-        pool.depot.drain(until)  # what has lain in an idle magazine is as old as that
+        pool.depot.drain(until)  # the slots of an idle magazine are as old as that
     pool.release(pool.depot.remove_empty(pool.kept_free, until))
 
 
 def ask_clients(pool: Pool[Any], nbytes: float) -> int:
-    """Have clients free objects of so many bytes. Returns how many objects they say they have freed."""
+    """Ask clients to free objects of ``nbytes`` in all. Returns how many objects they report as freed."""
     freed = 0
     for member in tuple(pool.members):
         missing = nbytes - freed * pool.config.shape.stride

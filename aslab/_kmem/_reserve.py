@@ -1,17 +1,21 @@
-"""Objects set aside for those whose progress frees memory for everybody else.
+"""Objects set aside for callers whose progress frees memory for all others.
 
-The model is Linux' mempool: a fixed number, filled in advance, refilled first by what is freed. A PUSHPAGE caller
-that finds no free object takes one of these at once, whatever growth does, and one that finds none left is served
-by the next free of anybody. So if each holds its objects for a while only, and no more want one at a time than
-the reserve has, none waits for longer than the longest hold.
+Always true, between calls:
 
-Hold-and-wait needs more than that: callers that hold an object, and need another to finish, can use up all there
-is, each the last one of another. So the last ``kept`` objects are for MEMALLOC callers alone: those who finish
-once they have them. If no such caller needs more at a time, somebody can always finish, and what it gives back is
-kept again before anybody else gets any (the banker's argument: Dijkstra, 1965). Unless said otherwise, the cache
-learns how many: as many as such a caller has asked for at once, of its reserve.
+    1. each object here is out of its slab, like the objects in a magazine, and no caller holds it
+    2. there are at most ``objects`` of them, the last ``kept`` for MEMALLOC callers alone
 
-What lies here is out of its slab, as what lies in a magazine is, but in nobody's hands.
+The model is Linux' mempool: a fixed number, filled in advance, and refilled first by frees. A PUSHPAGE caller that
+finds no free object takes one of these at once, whatever growth does; one that finds none left is served by the
+next free. So if every caller holds its objects only for a while, and no more callers want one at a time than the
+reserve has, none waits longer than the longest hold.
+
+Hold-and-wait needs more than that: callers that hold an object and need another to finish can use up all objects,
+each holding what another needs. So the last ``kept`` objects are for MEMALLOC callers alone: those that finish
+once they have them. If no such caller needs more than ``kept`` at a time, one can always finish, and what it gives
+back is kept again before any other caller gets it (the banker's argument: Dijkstra, 1965). Unless it is told
+``memalloc_reserve``, the pool learns ``kept``: the most that a MEMALLOC caller has asked for at once, taken from
+the reserve.
 """
 
 from __future__ import annotations
@@ -25,10 +29,10 @@ T = TypeVar("T")
 
 
 class Reserve(list[Slot[T]]):
-    """The set-aside objects of one pool. `take`, `at_hand`, `learn` from any thread; the rest on the event loop's.
+    """The reserve of one pool. `take`, `at_hand` and `learn` from any thread; the rest from the event loop's.
 
-    :param objects: how many there should be for PUSHPAGE callers
-    :param kept: how many more for MEMALLOC callers; None where that is learned
+    :param objects: the number to set aside for PUSHPAGE callers
+    :param kept: how many more for MEMALLOC callers; None to learn it
     """
 
     __slots__ = ("_asked", "_given", "_learns", "_most_needed", "kept", "objects")
@@ -37,38 +41,40 @@ class Reserve(list[Slot[T]]):
         super().__init__()
         self._learns = kept is None
         self._asked = 0  # the most that a MEMALLOC caller has asked for at once
-        self._most_needed = 1  # the most that a PUSHPAGE caller has
+        self._most_needed = 1  # the same of PUSHPAGE callers
         self._given = objects
         self.objects: int = objects + (kept or 0)
-        """How many there should be; none any more once the pool closes."""
+        """How many there should be; 0 once the pool is closed."""
         self.kept: int = kept or 0
         """How many of them are for MEMALLOC callers alone."""
 
     def close(self) -> None:
-        """Nothing is set aside any more."""
+        """Set nothing aside from now on."""
         self.objects = self.kept = self._given = 0
 
     @property
     def short(self) -> bool:
-        """Whether any are missing."""
+        """Whether any objects are missing."""
         return len(self) < self.objects
 
     @property
     def missing(self) -> int:
-        """How many of those for MEMALLOC callers are missing."""
+        """How many of the objects for MEMALLOC callers are missing."""
         return max(0, self.kept - len(self))
 
     def comes_before(self, level: int) -> bool:
-        """Whether something is missing that is set aside before such a caller gets anything."""
+        """Whether the reserve must be refilled before a caller of ``level`` gets anything."""
         if level == ORDINARY:
             return self.short
         return level > FINISHES and self.missing > 0
 
     def learn(self, objects: int, level: int, most: int | None) -> None:
-        """A caller asks for so many at once, and the pool can never have more than ``most`` objects.
+        """Learn from a caller of ``level`` that asks for ``objects`` at once. Any thread.
 
-        What is learned is taken from the reserve, and leaves one of it, and enough for what PUSHPAGE callers have
-        asked for: nobody must wait for ever. Any thread.
+        The kept objects are taken from the reserve; at least one of it stays for PUSHPAGE callers, and of the
+        pool enough for the most that they have asked for, so that none waits forever.
+
+        :param most: the most objects that the pool can ever have; None without a bound
         """
         if level == FINISHES:
             self._asked = max(self._asked, objects)
@@ -79,20 +85,20 @@ class Reserve(list[Slot[T]]):
             self.kept = max(0, min(self._asked, left))
 
     def at_hand(self, level: int) -> int:
-        """How many there are for such a caller."""
+        """Return how many objects a caller of ``level`` may take."""
         if level == ORDINARY:
             return 0
         return max(0, len(self) - (self.kept if level > FINISHES else 0))
 
     def take(self, level: int = FINISHES) -> Slot[T] | None:
-        """One of those, or None."""
+        """Take one of those, or None."""
         if not (self and self.at_hand(level)):
             return None
         try:
             slot = self.pop()
         except IndexError:  # another thread was quicker
             return None
-        if level > FINISHES and len(self) < self.kept:  # two threads took the last but one
+        if level > FINISHES and len(self) < self.kept:  # two threads raced for the last object not kept
             self.append(slot)
             return None
         return slot
