@@ -1,14 +1,20 @@
-"""Slabs: one region each, carved into slots, and the lists that a cache keeps them in.
+"""Slabs, each a region carved into slots, and the lists that a pool keeps them in.
 
     region   ├── slot 0 ──┼── slot 1 ──┼── ... ──┼── slot n-1 ──┤ rest of the last page
     address  a            a + stride             a + (n-1)·stride
 
-``stride`` is the object size rounded up to the alignment; the region is rounded up to whole pages.
-Bookkeeping is kept outside of the region, so a power-of-two object wastes nothing (SPL puts a header
-into the slab and pays for it there). A slot is made when it is first handed out, and the slots of a slab that
-goes are taken apart a few at a time: so a slab of many objects costs no more at once than one of few.
+``stride`` is the object size rounded up to the alignment; the region is rounded up to whole pages. Bookkeeping is
+outside the region, so a power-of-two object wastes nothing (SPL puts a header into the slab and pays for it
+there). A slot is made when first handed out, and the slots of a slab that goes are destroyed a few at a time, so a
+slab of many objects costs no more at once than one of few.
 
-Plain synchronous code: a cache calls it under its lock.
+Always true, between calls:
+
+    1. a slab is in `partial` while it has a free slot, else in `complete`; the condemned slab is in neither
+    2. `slots_total`, `slots_out` and `slabs_used` count every slab, the condemned one included
+    3. a slot that is `out` is not in its slab's `freed`, and slots from `used` on have never been out
+
+Plain synchronous code; the depot calls it under its lock.
 """
 
 from __future__ import annotations
@@ -24,24 +30,24 @@ from ..backends._protocol import Region
 T = TypeVar("T")
 
 AT_ONCE = 256
-"""Slots taken apart, or looked at, before other tasks have their turn."""
+"""Slots destroyed, or looked at, before other tasks have their turn."""
 
 
 def construct(slot: Slot[T], ctor: Callable[[memoryview], T], region: Region) -> None:
-    """Build the object of a slot, on a view that does not count as one of a lease."""
+    """Build the object of a slot, on a view with an exporter of its own, so that it is no use of the slot."""
     offset = slot.address - region.address
     slot.obj = ctor(lease_view(exporter(region.memory, offset, len(slot.exporter))))
 
 
 def destroy(slot: Slot[T], dtor: Callable[[T], None] | None) -> None:
-    """Undo `construct`."""
+    """Undo `construct`: take the object out of its slot, and call ``dtor`` with it."""
     obj, slot.obj = cast("T", slot.obj), None
     if dtor is not None:
         dtor(obj)
 
 
 class Slab(Generic[T]):
-    """A region and its slots, some free, the others out; those never handed out may not be made yet."""
+    """A region and its slots, some free, the others out; slots never handed out may not exist yet."""
 
     __slots__ = ("age", "built", "freed", "later", "region", "shape", "slots", "stays", "used")
 
@@ -53,29 +59,29 @@ class Slab(Generic[T]):
         self.built: int = 0
         """How many slots, from the first, hold a constructed object."""
         self.stays: bool = False
-        """A client has refused to move an object of it; holds until it leaves the partial list."""
+        """A client has refused to move one of its objects; cleared when the slab leaves the partial list."""
         self.later: int = 0
-        """How often a client has answered LATER, until then."""
+        """How often a client has answered LATER since then."""
         self.slots: list[Slot[T]] = []
-        """Those that are made, from the first on."""
+        """The slots made so far, from the first."""
         self.used: int = 0
-        """How many slots, from the first, have been handed out ever."""
+        """How many slots, from the first, have ever been handed out."""
         self.freed: list[Slot[T]] = []
         """Those of them that are back, the newest last."""
 
     @property
     def objects(self) -> int:
-        """All slots, made or not."""
+        """The number of slots, made or not."""
         return self.shape.objects
 
     @property
     def free(self) -> int:
-        """Slots that may be handed out."""
+        """The number of slots that may be handed out."""
         return self.shape.objects - self.used + len(self.freed)
 
     @property
     def in_use(self) -> int:
-        """Slots that are out."""
+        """The number of slots that are out."""
         return self.used - len(self.freed)
 
     def carve(self) -> Slot[T]:
@@ -86,7 +92,7 @@ class Slab(Generic[T]):
         return slot
 
     def take(self) -> Slot[T]:
-        """Hand out the slot that came back last, or else the next that never was out."""
+        """Hand out the slot that came back last, else the next that has never been out."""
         if self.freed:
             slot = self.freed.pop()
         else:
@@ -96,16 +102,16 @@ class Slab(Generic[T]):
         return slot
 
     def put(self, slot: Slot[T]) -> None:
-        """Take one back."""
+        """Take a slot back."""
         slot.out = False
         self.freed.append(slot)
 
     def may_move_again(self) -> None:
-        """It has left the partial list, or is empty: what clients said of it does not count any more."""
+        """Forget the clients' answers, as the slab has left the partial list or is empty."""
         self.stays, self.later = False, 0
 
     def dismantle(self, dtor: Callable[[T], None] | None) -> Iterator[None]:
-        """Destroy what was constructed and let go of the memory, with pauses. Every slot must be free."""
+        """Destroy the objects and drop all references to the memory, yielding now and then. No slot may be out."""
         self.freed = []
         while self.slots:
             some, self.slots[:AT_ONCE] = self.slots[:AT_ONCE], ()
@@ -120,46 +126,46 @@ class Slab(Generic[T]):
 
 
 class SlabLists(Generic[T]):
-    """The partial and the complete slabs of a cache, and the counters that belong to them.
+    """The partial and the complete slabs of a pool, and their counters.
 
-    Order of the partial list, as SPL keeps it: fuller slabs first, empty ones last. A new slab goes to
-    the tail; a complete slab that is freed into goes to the head; one that becomes empty to the tail.
-    So allocation packs, and what can be given back gathers at the tail.
+    The partial list is ordered as SPL's: fuller slabs first, empty ones last. A new slab goes to the tail; a
+    complete slab goes to the head when one of its slots is freed; a slab that becomes empty goes to the tail. So
+    allocation packs objects, and slabs to give back gather at the tail.
     """
 
     def __init__(self) -> None:
         self.partial: OrderedDict[Slab[T], None] = OrderedDict()
         self.complete: dict[Slab[T], None] = {}
         self.condemned: Slab[T] | None = None
-        """On neither list: nothing is taken from it, and it goes as soon as it is empty."""
+        """In neither list: nothing is taken from it, and it is given back as soon as it is empty."""
         self.slots_total: int = 0
         self.slots_out: int = 0
         self.slots_out_max: int = 0
-        self._slots_out_peak = 0  # since `restart_peak`
+        self._slots_out_peak = 0  # since the last `restart_peak`
         self.slabs_used: int = 0
         self.slabs_used_max: int = 0
         self.created: int = 0
         self.destroyed: int = 0
         self.tick: int = 0
-        """Counts the looks of the ageing task."""
+        """Counts the runs of the ageing task."""
 
     def __len__(self) -> int:
         return len(self.partial) + len(self.complete) + (self.condemned is not None)
 
     @property
     def free(self) -> int:
-        """Free slots that may be taken."""
+        """The number of free slots that may be taken."""
         withheld = self.condemned.free if self.condemned is not None else 0
         return self.slots_total - self.slots_out - withheld
 
     def add(self, slab: Slab[T]) -> None:
-        """Take in a new, empty slab, at the tail."""
+        """Add a new, empty slab at the tail."""
         self.partial[slab] = None
         self.slots_total += slab.objects
         self.created += 1
 
     def take(self) -> Slot[T] | None:
-        """One slot from the first partial slab, or None."""
+        """Take a slot from the first partial slab, or None."""
         slab = next(iter(self.partial), None)
         if slab is None:
             return None
@@ -178,7 +184,7 @@ class SlabLists(Generic[T]):
         return slot
 
     def take_batch(self, count: int) -> list[Slot[T]]:
-        """So many slots, or as many as there are."""
+        """Take ``count`` slots, or as many as there are."""
         batch: list[Slot[T]] = []
         while len(batch) < count and (slot := self.take()) is not None:
             batch.append(slot)
@@ -187,7 +193,7 @@ class SlabLists(Generic[T]):
     def put(self, slot: Slot[T], age: int | None = None) -> None:
         """Take a slot back.
 
-        :param age: the tick at which it came back, if that is not now
+        :param age: the tick at which it was freed, if not now
         """
         slab = cast("Slab[T] | None", slot.slab)
         if slab is None:
@@ -210,7 +216,7 @@ class SlabLists(Generic[T]):
             self.partial.move_to_end(slab)
 
     def condemn(self) -> bool:
-        """Choose the emptiest slab that is in use, to go; False if there is none, or one was chosen before."""
+        """Condemn the emptiest slab in use; False if there is none, or one is condemned already."""
         if self.condemned is not None:
             return False
         partial = (slab for slab in self.partial if slab.in_use)
@@ -223,7 +229,7 @@ class SlabLists(Generic[T]):
         return True
 
     def take_condemned(self) -> list[Slab[T]]:
-        """The condemned slab, if it is empty now."""
+        """Take the condemned slab out, if it is empty now."""
         slab = self.condemned
         if slab is None or slab.in_use:
             return []
@@ -247,28 +253,29 @@ class SlabLists(Generic[T]):
             slab.age = self.tick
 
     def sort(self) -> None:
-        """Fuller slabs first, exactly: the order that they are kept in otherwise only tends to it."""
+        """Sort the partial list exactly, the fullest first: otherwise it is only roughly in that order."""
         self.partial = OrderedDict.fromkeys(sorted(self.partial, key=lambda slab: slab.free))
 
     def sparse(self, steps: int, of: int) -> list[Slab[T]]:
-        """Partial slabs that `may_empty`, the sparsest first."""
+        """Return the partial slabs that `may_empty`, the sparsest first."""
         in_use = [slab for slab in reversed(self.partial) if slab.in_use]
         return [slab for slab in in_use if self.may_empty(slab, steps, of)]
 
     def may_empty(self, slab: Slab[T], steps: int, of: int) -> bool:
-        """Whether it is at most so full, in steps ``of`` a whole, and another could take what it holds."""
+        """Whether a slab is at most ``steps`` / ``of`` full, and not the first, which takes what others hold."""
         return slab is not next(iter(self.partial), None) and slab.in_use * of <= steps * slab.objects
 
     def restart_peak(self) -> int:
-        """The most slots that were out since this was called last."""
+        """Return the most slots that have been out since the last call."""
         peak, self._slots_out_peak = self._slots_out_peak, self.slots_out
         return peak
 
     def remove_empty(self, keep: int = 0, until: int | None = None, most: int | None = None) -> list[Slab[T]]:
         """Take empty slabs off the tail, stopping at the first in use.
 
-        ``keep`` free slots stay, and what exceeds ``most`` slabs; with ``until``, slabs that became empty after
-        that tick stay too.
+        :param keep: free slots that must stay
+        :param until: if given, slabs that became empty after that tick stay
+        :param most: the most slabs to take
         """
         removed: list[Slab[T]] = []
         while self.partial and (most is None or len(removed) < most):
