@@ -1,22 +1,27 @@
-"""An allocation that finds nothing at hand: it waits, and there are four ways out.
+"""An allocation that finds no free object: it waits, and there are four ways out.
 
-    a free, or a grow that ends    what the first in line needs, all at once
-    growth is late                 emergency objects, if the cache may make them, or those freed just now
+    a free, or a grow that ends    all the objects that the first in line needs, at once
+    growth is late                 emergency objects, if the cache may make them, new or just freed
     an error                       the cache was closed, or a backend broke its contract
-    cancellation                   what was handed over meanwhile goes to the next
+    cancellation                   objects handed over meanwhile go to the next in line
 
-Each caller is a small state machine: the states and their transitions are `WAITS` in _state.py, and docs/states.md
-draws them. Always true: a caller that sleeps stands in line, and is woken by whatever ends its state; it decides
-anew each time, from what is true then. Nobody spins.
+Each caller is a small state machine: its states and transitions are `WAITS` in _state.py, and docs/states.md draws
+them.
 
-Late is the backend, never the event loop. A caller at the limit of its cache, or whose slab has arrived and is
-being made, waits with no timer: its time starts when growth does, anew with each slab (as in SPL). And when it is
-up the loop gets some turns first: what a thread has brought while the loop was busy is delivered by then.
+Always true, between calls:
 
-A caller that tries an emergency object stays in line, and takes what comes first; one refused by
-``max_emergency`` or ``emergency_limit`` is woken when there is room, and it is permitted then.
+    1. a sleeping caller stands in line, and whatever ends its state wakes it
+    2. a caller decides anew each time it wakes, from what is true then; none polls
+    3. `handover.busy` is False: the line is not being changed
 
-Event loop's thread only, but for `at_hand` and `get_now`.
+Only the backend can be late, never the event loop. A caller at the limit, or whose slab has arrived and is being
+built, waits without a timer: its time starts with growth, and again with each slab (as in SPL). When the time is
+up, the loop first gets some turns, in which whatever a thread brought while the loop was busy is delivered.
+
+A caller that tries for an emergency object stays in line, and takes what comes first. One refused by
+``max_emergency`` or ``emergency_limit`` is woken with its permit when there is room.
+
+Event loop's thread only, except `learn`, `at_hand` and `get_now`.
 """
 
 from __future__ import annotations
@@ -43,13 +48,13 @@ from ._waiters import Waiter
 T = TypeVar("T")
 
 TURNS = 10
-"""Turns of the loop; a thread takes up to eight to begin and be heard of."""
+"""Turns of the event loop before growth counts as late; a thread needs up to eight to start and report back."""
 _GROWING = Mark.GROWING.value
 _DEADLOCKED = Mark.DEADLOCKED.value
 
 
 def learn(pool: Pool[Any], objects: int, level: int) -> None:
-    """Such a caller asks for so many at once: what is to be set aside for those that finish. Any thread."""
+    """Note that a caller of ``level`` asks for ``objects`` at once, which may change the reserve. Any thread."""
     if level == FINISHES:
         pool.arena.permits.finishing = True
     kept = pool.reserve.kept
@@ -59,9 +64,9 @@ def learn(pool: Pool[Any], objects: int, level: int) -> None:
 
 
 def at_hand(pool: Pool[T], flags: KM, counters: Counters, *, runs: bool = False) -> Slot[T] | None:
-    """A free object, or None. Those that wait for one come first, but a task that ``runs`` now may pass them.
+    """Take a free object, or None, and count a hit or a miss. Any thread.
 
-    Any thread.
+    :param runs: the caller is a running task or callback of the loop, and so may pass waiters for a moment
     """
     level = LEVEL[flags]
     if level == FINISHES:
@@ -89,9 +94,9 @@ def at_hand(pool: Pool[T], flags: KM, counters: Counters, *, runs: bool = False)
 
 
 def _take_set_aside(pool: Pool[T], level: int) -> Slot[T] | None:
-    """One that is set aside for such a caller, or an emergency object that was kept. Any thread.
+    """Take an object from the reserve or a spare emergency object, or None. Any thread.
 
-    Frees refill what is set aside from then on; slabs are asked for all the same.
+    From then on frees refill the reserve. Growth is asked for all the same.
     """
     if not (pool.reserve or pool.emergency.spares or pool.emergency.lingering):
         return None
@@ -105,9 +110,11 @@ def _take_set_aside(pool: Pool[T], level: int) -> Slot[T] | None:
 
 
 def get_now(pool: Pool[T], flags: KM, member: Member) -> Slot[T]:
-    """What a caller that cannot wait gets where nothing is at hand: an emergency object. Any thread.
+    """Make an emergency object for a caller that cannot wait and found no free object. Any thread.
 
-    :raises anyio.WouldBlock: if there is none
+    :raises anyio.WouldBlock: if none can be made at once
+    :raises BackendError: if the backend breaks its contract
+    :raises ConstructorError: if the cache's ``ctor`` raises
     """
     level = LEVEL[flags]
     pool.growth.missed = True
@@ -116,7 +123,7 @@ def get_now(pool: Pool[T], flags: KM, member: Member) -> Slot[T]:
         member.counters.sealed += pool.growth.sealed
         why = "its limit is reached"
     elif not pool.emergency.try_charge(1, level):
-        pool.arena.permits.clear_spares()  # for the next one that asks
+        pool.arena.permits.clear_spares()  # makes room for the next caller that asks
         why = "there is no room for another emergency object"
     else:
         try:
@@ -124,23 +131,28 @@ def get_now(pool: Pool[T], flags: KM, member: Member) -> Slot[T]:
         except MemoryError:
             why = "the backend has no memory for an emergency object"
         except anyio.WouldBlock:
-            why = "an emergency object cannot be had without waiting"
+            why = "an emergency object cannot be made without waiting"
     raise anyio.WouldBlock(f"{situation(pool, member)}: no object is free, and {why}")
 
 
 async def wait(pool: Pool[T], flags: KM, need: int, counters: Counters) -> list[Slot[T]]:
-    """Join the line; leave it with so many objects, whichever way they come first."""
+    """Join the line and suspend until there are ``need`` objects, whichever way they come first.
+
+    If cancelled, objects handed over meanwhile go to the next in line.
+
+    :raises CacheClosedError, BackendError, ConstructorError: like `Cache.alloc`
+    """
     arena = pool.arena
     waiter: Waiter[T] = Waiter(flags, next(arena.tickets), need, counters, arena.clock())
     waiter.make_event = arena.make_event
     counters.waiters += 1
     _change_line(pool, pool.waiters.join, waiter)
-    if pool.waiters.first is waiter:  # one that stands behind others changes nothing for anybody
+    if pool.waiters.first is waiter:  # behind others it changes nothing
         pool.line_changed()
     try:
         return await Caller(pool, waiter).wait()
     except BaseException:
-        if waiter.slots is not None:  # it was given them, and cancelled before it knew
+        if waiter.slots is not None:  # handed over, but cancelled before it ran
             pool.handover.given -= need
             pool.give_back(waiter.slots)
         raise
@@ -159,12 +171,12 @@ def _leave(pool: Pool[T], waiter: Waiter[T]) -> None:
     waiter.counters.waiters -= 1
     pool.waiters.untimed.pop(waiter, None)
     pool.waiters.undecided.pop(waiter, None)
-    if _change_line(pool, pool.waiters.leave, waiter):  # else it left when it was served
+    if _change_line(pool, pool.waiters.leave, waiter):  # else it left the line when it was served
         pool.line_changed()
-        pool.serve()  # what was too little for this one may be enough for the next
+        pool.serve()  # objects too few for this waiter may suffice for the next
     first = pool.waiters.first
     if first is not None and (pool.emergency.backoff.failing or pool.growth.unwell):
-        first.wake()  # it may be its turn to have an emergency object made
+        first.wake()  # it may now be its turn to have an emergency object made
     if waiter.refused_by is not None or waiter.permitted:
         pool.admission.withdraw(waiter)
 
@@ -176,10 +188,10 @@ class Caller(Generic[T]):
         self.state: Wait = Wait.LOOKING
         self._pool = pool
         self._waiter = waiter
-        self._timed_from: float | None = None  # when its time began to run; None while only a free can help
-        self._late_from: float | None = None  # `due_from` of the growth that it has found late
-        self._until = math.inf  # when it wakes by itself
-        self._permitted = 0  # emergency objects that it may have made
+        self._timed_from: float | None = None  # when its time began to run; None while UNTIMED
+        self._late_from: float | None = None  # `due_from` of the grow it has found late
+        self._until = math.inf  # when its timer wakes it
+        self._permitted = 0  # emergency objects it may have made
 
     async def wait(self) -> list[Slot[T]]:
         """Go from state to state until it has what it needs."""
@@ -201,9 +213,9 @@ class Caller(Generic[T]):
             self.state = go(self.state, Wait.LOOKING)
 
     def _decide(self) -> Wait:
-        """What to do now, from what is true now."""
+        """Return the next state, from what is true now."""
         pool, waiter, growth = self._pool, self._waiter, self._pool.growth
-        if pool.waiters.first is waiter:  # the one that was told of what is free; nobody else need look
+        if pool.waiters.first is waiter:  # only the first in line is told of frees, so only it looks
             pool.look(waiter)
         if waiter.slots is not None:
             return Wait.SERVED
@@ -230,7 +242,7 @@ class Caller(Generic[T]):
         return self._try_emergency(now)
 
     def _try_emergency(self, now: float) -> Wait:
-        """Growth is late: what it may do about that."""
+        """Return the next state now that growth is late."""
         pool, waiter, backoff = self._pool, self._waiter, self._pool.emergency.backoff
         first = pool.waiters.first is waiter
         if waiter.permitted or not backoff.failing or (first and now >= backoff.retry_at(waiter.level)):
@@ -241,7 +253,7 @@ class Caller(Generic[T]):
         return Wait.BACKING_OFF
 
     def _take(self) -> list[Slot[T]]:
-        """What it was given is its own."""
+        """Take the objects handed over; they are the caller's from now on."""
         pool, waiter = self._pool, self._waiter
         pool.handover.given -= waiter.need
         slots, waiter.slots = waiter.slots or [], None
@@ -250,7 +262,7 @@ class Caller(Generic[T]):
         return slots
 
     def _hope(self, *, at_limit: bool) -> None:
-        """Before it sleeps without a timer."""
+        """Prepare to sleep without a timer: until a free, a new grow, or the slab that is being built."""
         pool, waiter = self._pool, self._waiter
         self._withdraw()
         if at_limit:
@@ -267,7 +279,7 @@ class Caller(Generic[T]):
         waiter.seen = None
 
     async def _sleep(self) -> None:
-        """Suspend with nothing under way: others may pass."""
+        """Suspend until woken or until the timer; meanwhile others may pass."""
         pool, waiter, handover = self._pool, self._waiter, self._pool.handover
         waiter.idle = True
         until = self._until
@@ -275,7 +287,7 @@ class Caller(Generic[T]):
             until = min(until, handover.kept_from(waiter))
         while True:
             await waiter.suspend(until)
-            if waiter.beside is not None:  # before it looks: frees from now on tell it
+            if waiter.beside is not None:  # before it looks, so that frees tell it again from now on
                 handover.note()
             if not waiter.told or handover.at_hand(handover.standing(waiter)):
                 break
@@ -283,7 +295,7 @@ class Caller(Generic[T]):
         pool.waiters.untimed.pop(waiter, None)
 
     async def _judge(self) -> None:
-        """Its time is up: whether growth is late, and not the loop."""
+        """Find out whether growth is late, and not just the event loop, now that its time is up."""
         pool, waiter = self._pool, self._waiter
         if await _found_late(pool, waiter, pool.arena.clock() - self._until):
             self._late_from = pool.growth.due_from
@@ -291,7 +303,7 @@ class Caller(Generic[T]):
             pool.growth.late()
 
     async def _make(self) -> list[Slot[T]] | None:
-        """One attempt. What comes meanwhile, in line, is preferred."""
+        """Make one attempt at emergency objects; objects handed over in line meanwhile are preferred."""
         pool, waiter = self._pool, self._waiter
         made = await make(pool, waiter, self._permitted)
         slots: list[Slot[T]] | None = None
@@ -307,14 +319,14 @@ class Caller(Generic[T]):
 
 
 async def _found_late(pool: Pool[Any], waiter: Waiter[Any], lag: float) -> bool:
-    """Whether growth is late: the backend, and not the event loop that has not heard of it yet.
+    """Whether growth is late, rather than the event loop late in hearing of it.
 
-    A waiter whose time is up on a busy loop knows little: the thread that brings its slab may have finished long
-    ago. So the loop first gets what it owes: the time by which it was late to tell the waiter, since all else was
-    as late, and some turns, in which it delivers what has come. One waiter sees to that, for all whose time is up
-    with it; they look again then.
+    On a busy loop, a waiter whose time is up knows little: the thread that brings its slab may have finished long
+    ago. So the loop first gets time to catch up: as long as it was late in waking this waiter, since all else was
+    as late, and then some turns to deliver what has come. One waiter does this for all whose time is up; the
+    others sleep until it has finished.
 
-    :param lag: seconds by which the waiter was told late
+    :param lag: seconds by which the waiter was woken late
     """
     growth, undecided = pool.growth, pool.waiters.undecided
     if growth.found_late == growth.due_from:
@@ -349,12 +361,15 @@ def _is_well(pool: Pool[Any], waiter: Waiter[Any]) -> bool:
 
 
 async def fill(pool: Pool[T], objects: int, counters: Counters) -> None:
-    """Suspend until that many objects are free."""
+    """Grow and suspend until ``objects`` are free.
+
+    :raises CacheClosedError, BackendError, ConstructorError: like `Cache.alloc`
+    """
     await _until(pool, objects, counters, lambda: pool.depot.free >= objects)
 
 
 async def ready(pool: Pool[T]) -> None:
-    """Suspend until the reserve is full."""
+    """Grow and suspend until the reserve is full. Raises like `fill`."""
     await _until(pool, 0, pool.counters, lambda: not pool.reserve.short)
 
 
@@ -362,7 +377,7 @@ async def _until(pool: Pool[T], objects: int, counters: Counters, done: Callable
     filler: Waiter[T] = Waiter(KM.SLEEP, next(pool.arena.tickets), objects, counters)
     filler.make_event = pool.arena.make_event
     while not done():
-        woken = filler.arm()  # before it asks: whatever that changes must wake it
+        woken = filler.arm()  # before it asks, as whatever that changes must wake it
         pool.waiters.begin_to_fill(filler, done)
         try:
             pool.ask()
