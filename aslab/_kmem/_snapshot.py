@@ -1,4 +1,7 @@
-"""A cache at one moment: its counters, and the few words that messages have of it. Any thread."""
+"""A cache at one moment: its counters, and the few words that error messages say about it.
+
+Always true: nothing here changes anything. Any thread; while others are busy, the counters may not add up exactly.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from ._pool import Pool
 from ._state import Mark
 
 KVMEM = 1 << 7
-"""SPL's flag bit for a cache whose slabs are virtually contiguous; all of aslab's are."""
+"""SPL's flag bit for a cache with virtually contiguous slabs, as all of aslab's are."""
 
 
 def held(pool: Pool[Any], counters: Counters) -> int:
-    """Objects that the callers of a cache hold: those that are nowhere else."""
+    """Return the number of objects that a cache's callers hold: those that are nowhere else."""
     if pool.config.merge:
         return counters.handed_out - counters.returned
     elsewhere = len(pool.magazine) + _in_handover(pool) + len(pool.reserve)
@@ -24,7 +27,7 @@ def held(pool: Pool[Any], counters: Counters) -> int:
 
 
 def _in_handover(pool: Pool[Any]) -> int:
-    """Objects on their way to waiters, or which something moves into."""
+    """Return the number of objects on their way to waiters, or about to be moved into."""
     return pool.handover.given + pool.emergency.in_hand + pool.moving.in_hand
 
 
@@ -33,7 +36,7 @@ def _lingering(pool: Pool[Any]) -> int:
 
 
 def cache_stats(pool: Pool[Any], member: Member) -> CacheStats:
-    """The counters as one of the pool's caches sees them."""
+    """Return the counters as one of the pool's caches sees them."""
     slabs, shared, counters = pool.depot.slabs, pool.config.merge, member.counters
     emergency = len(pool.emergency)
     return CacheStats(
@@ -76,7 +79,7 @@ def cache_stats(pool: Pool[Any], member: Member) -> CacheStats:
 
 
 def situation(pool: Pool[Any], member: Member) -> str:
-    """A cache, and why it may have nothing to give, in a few words for messages."""
+    """Describe a cache, and why it may have no free object, in a few words for error messages."""
     words = [f"{held(pool, member.counters)} held", f"{len(pool.waiters)} waiting"]
     if pool.config.max_objects is not None:
         words.append(f"max_objects {pool.config.max_objects}")
