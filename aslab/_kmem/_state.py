@@ -1,17 +1,17 @@
-"""The two state machines: the marks of a cache, and a caller that waits.
+"""The two state machines: the marks of a cache, and a waiting caller.
 
 Four marks, with SPL's bit numbers, because ``/proc/spl/kmem/slab`` prints them:
 
-    GROWING     a slab has been asked for and has not come yet
-    DEADLOCKED  somebody waited for that slab for too long: callers stop waiting for it
+    GROWING     a slab has been asked for and has not arrived yet
+    DEADLOCKED  a caller has waited too long for that slab: callers stop waiting for it
     REAPING     free slabs are on their way back: nothing grows meanwhile
-    DESTROY     the cache is closing or closed: nothing starts any more
+    DESTROY     the cache is closing or closed: nothing new starts
 
-Everything that happens to a cache is an event of `TABLE`, and a caller goes from state to state as `WAITS` says.
-The code goes through `fire` and `go`, the tests walk all states that the tables can reach, and docs/states.md is
-written from both by a test.
+The marks change only by the events of `TABLE`, and a caller goes from state to state only as `WAITS` allows. The
+code goes through `fire` and `go`, the tests walk all states that the tables can reach, and a test keeps
+docs/states.md equal to both.
 
-Always true: a state of either machine is one that its table can reach.
+Always true: each machine is in a state that its table can reach.
 """
 
 from __future__ import annotations
@@ -49,21 +49,21 @@ TABLE: dict[str, Rule] = {
         Mark.GROWING | Mark.REAPING | Mark.DESTROY,
         Mark.GROWING,
         NONE,
-        "a slab is asked for; one at a time, and not while slabs go back",
+        "a slab is asked for; one at a time, and not while slabs are given back",
     ),
     "late": Rule(
         Mark.GROWING,
         Mark.DEADLOCKED | Mark.DESTROY,
         Mark.DEADLOCKED,
         NONE,
-        "a caller's wait timed out while growing; counted once an episode",
+        "a caller's patience ran out while growing; counted once an episode",
     ),
     "grown": Rule(
         Mark.GROWING,
         NONE,
         NONE,
         Mark.GROWING | Mark.DEADLOCKED,
-        "the grow ended, with a slab or without; normal operation resumes",
+        "the grow ended, with or without a slab; normal operation resumes",
     ),
     "reap": Rule(
         NONE,
@@ -84,7 +84,10 @@ TABLE: dict[str, Rule] = {
 
 
 def fire(state: Mark, event: str) -> Mark:
-    """The state after ``event``; raises `ImpossibleTransition` where the table has none."""
+    """Return the state after ``event``.
+
+    :raises ImpossibleTransition: if the table does not allow the event in this state
+    """
     rule = TABLE[event]
     if state & rule.needs != rule.needs or state & rule.forbids:
         raise ImpossibleTransition(
@@ -94,12 +97,12 @@ def fire(state: Mark, event: str) -> Mark:
 
 
 def words(state: Mark) -> str:
-    """The marks by name, or ``-``."""
+    """Return the names of the marks that are set, or ``-``."""
     return " ".join(mark.name or "" for mark in Mark if mark in state) or "-"
 
 
 def reachable() -> dict[Mark, dict[str, Mark]]:
-    """Every state that can come about from a fresh cache, with the events it allows and their ends."""
+    """Return every state reachable from a new cache, with the events it allows and where they lead."""
     found: dict[Mark, dict[str, Mark]] = {}
     todo = [NONE]
     while todo:
@@ -117,15 +120,15 @@ def reachable() -> dict[Mark, dict[str, Mark]]:
 
 
 class Marks:
-    """The marks of one cache, changed by events alone."""
+    """The marks of one cache, changed only by events."""
 
     __slots__ = ("bits", "observer")
 
     def __init__(self) -> None:
         self.bits: int = NONE.value
-        """The same as `state`: operators of enum.Flag cost microseconds, too much where each caller asks."""
+        """`state` as an int: operators of enum.Flag take microseconds, too long where every caller looks."""
         self.observer: Callable[[str, Mark, Mark], object] | None = None
-        """Told of each event, after it, with the state before and after."""
+        """Called after each event with its name and the states before and after."""
 
     @property
     def state(self) -> Mark:
@@ -143,33 +146,36 @@ class Marks:
         return words(self.state)
 
     def fire(self, event: str) -> None:
-        """Go to the state after ``event``; raises `ImpossibleTransition` and stays where there is none."""
+        """Go to the state after ``event``.
+
+        :raises ImpossibleTransition: if the table does not allow the event; the state stays
+        """
         before, self.state = self.state, fire(self.state, event)
         if self.observer is not None:
             self.observer(event, before, self.state)
 
 
 class Wait(enum.Enum):
-    """What a caller is about while it waits (_slowpath.py)."""
+    """The states of a waiting caller (_slowpath.py)."""
 
     LOOKING = "looking"
-    """It runs, and decides what to do."""
+    """It runs, and decides what to do next."""
     UNTIMED = "untimed"
-    """It sleeps, and its time does not run."""
+    """It sleeps without a timer."""
     TIMED = "timed"
-    """It sleeps until its patience is over."""
+    """It sleeps until its patience runs out."""
     JUDGING = "judging"
-    """Its time is up: it lets the event loop catch up, to see whether growth is late."""
+    """Its patience has run out: it lets the event loop catch up, to see whether growth is late."""
     MAKING = "making"
-    """An emergency object is being made for it."""
+    """Emergency objects are being made for it."""
     REFUSED = "refused"
-    """It sleeps until there is room for an emergency object."""
+    """It sleeps until there is room for emergency objects."""
     BACKING_OFF = "backing off"
-    """It sleeps, as the backend had no emergency object just now."""
+    """It sleeps, as the backend had no emergency object the last time."""
     SERVED = "served"
-    """It has what it needs."""
+    """It has all the objects it needs."""
     FAILED = "failed"
-    """Waiting longer makes no sense."""
+    """Waiting longer cannot help."""
 
     if not TYPE_CHECKING:
         __hash__ = object.__hash__  # as in `KM`
@@ -177,23 +183,23 @@ class Wait(enum.Enum):
 
 WAITS: dict[Wait, dict[Wait, str]] = {
     Wait.LOOKING: {
-        Wait.SERVED: "all that it needs was handed over",
+        Wait.SERVED: "all the objects it needs were handed over",
         Wait.FAILED: "the cache was closed, or a backend broke its contract",
-        Wait.UNTIMED: "only a free can help, or its slab is being made",
+        Wait.UNTIMED: "only a free can help, or its slab is being built",
         Wait.TIMED: "a slab is on its way, and not late",
-        Wait.JUDGING: "its patience is over",
+        Wait.JUDGING: "its patience has run out",
         Wait.MAKING: "growth is late, and there is room for emergency objects",
         Wait.REFUSED: "growth is late, and there is no room",
-        Wait.BACKING_OFF: "growth is late, and the backend had none",
+        Wait.BACKING_OFF: "growth is late, and the backend had no emergency object",
     },
-    Wait.UNTIMED: {Wait.LOOKING: "woken by a free, a new grow, the end of its own, or an error"},
-    Wait.TIMED: {Wait.LOOKING: "woken, or its patience is over"},
+    Wait.UNTIMED: {Wait.LOOKING: "woken by a free, a new grow, the end of its own grow, or an error"},
+    Wait.TIMED: {Wait.LOOKING: "woken, or its patience has run out"},
     Wait.JUDGING: {Wait.LOOKING: "growth is late, or was not after all"},
     Wait.REFUSED: {Wait.LOOKING: "woken by room, by a free, or by the end of the grow"},
     Wait.BACKING_OFF: {Wait.LOOKING: "woken, or the pause is over and it is the first in line"},
     Wait.MAKING: {
-        Wait.SERVED: "they are made",
-        Wait.LOOKING: "the backend had none, or something better came meanwhile",
+        Wait.SERVED: "the emergency objects are made",
+        Wait.LOOKING: "the backend had none, or objects were handed over meanwhile",
     },
     Wait.SERVED: {},
     Wait.FAILED: {},
@@ -201,7 +207,10 @@ WAITS: dict[Wait, dict[Wait, str]] = {
 
 
 def go(state: Wait, to: Wait) -> Wait:
-    """The next state of a caller that waits; raises `ImpossibleTransition` where the table has none."""
+    """Return ``to``, the next state of a waiting caller.
+
+    :raises ImpossibleTransition: if the table does not lead there from ``state``
+    """
     if to not in WAITS[state]:
         raise ImpossibleTransition(f"a caller that is {state.value} cannot be {to.value} next")
     return to
