@@ -89,14 +89,14 @@ def explode(region: Region, nbytes: int) -> Region:
 
 
 FAULTS = [
-    (short, r"^<Odd> returned \d+ bytes; allowed is at least the \d+ asked for$"),
-    (misaligned, r"^<Odd> returned memory at 0x[0-9a-f]+; allowed is a multiple of the alignment 64$"),
+    (short, r"^<Odd> returned \d+ bytes; it must be at least the \d+ asked for$"),
+    (misaligned, r"^<Odd> returned memory at 0x[0-9a-f]+; it must be a multiple of the alignment 64$"),
     (read_only, r"^<Odd> returned a view that is not writable, contiguous, flat bytes$"),
     (not_bytes, r"^<Odd> returned a view that is not writable, contiguous, flat bytes$"),
     (not_contiguous, r"^<Odd> returned a view that is not writable, contiguous, flat bytes$"),
-    (no_memoryview, r"^<Odd> returned memory of type bytearray; allowed is a memoryview$"),
-    (lambda *_: None, r"^<Odd> returned None; allowed is an aslab.backends.Region$"),
-    (explode, r"^<Odd>.acquire raised RuntimeError\('no such device'\); allowed is MemoryError"),
+    (no_memoryview, r"^<Odd> returned memory of type bytearray; it must be a memoryview$"),
+    (lambda *_: None, r"^<Odd> returned None; it must be an aslab.backends.Region$"),
+    (explode, r"^<Odd>.acquire raised RuntimeError\('no such device'\); it must raise MemoryError"),
 ]
 each_fault = pytest.mark.parametrize(
     ("fault", "message"), FAULTS, ids=[getattr(f, "__name__", "") for f, _ in FAULTS]

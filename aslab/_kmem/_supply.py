@@ -1,13 +1,15 @@
-"""Regions in and out: what a backend gives is checked, what it gets back is queued.
+"""Regions in and out: each region from a backend is checked, and each on its way back is queued.
 
-Always true: a region that was asked for is outstanding until its backend has it back, or never gave it; then
-``gone`` of that acquire or release is called, once. The bounds are kept by that alone. A region in the queue
-belongs to nobody else.
+Always true, between calls:
 
-A free of an emergency object is synchronous and comes from any thread; a backend's ``release`` is async and may
-be slow. So releases go through a queue and one task, and a cancelled caller of `reap` leaves nothing half done.
-Slabs and emergency objects have a queue each, so that single objects do not wait behind slabs. After the
-allocator is closed a thread releases, with a small event loop of its own.
+    1. a region asked for is outstanding until its backend has it back, or has failed to deliver it; then ``gone``
+       of that acquire or release is called exactly once, unless the allocator is closed. All bounds rest on this
+    2. a region in the queue is used by nothing else
+
+An emergency object is freed synchronously, in any thread, but a backend's ``release`` is async and may be slow. So
+releases go through a queue and one task, and a cancelled `reap` leaves nothing half done. Slabs and emergency
+objects have a queue each, so that single objects do not wait behind slabs. After the allocator is closed, a thread
+releases what is left, with a small event loop of its own.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from ._wakeup import Wakeup, WorkQueue
 log = logging.getLogger("aslab")
 
 Gone = Callable[[], object]
-"""Told that the backend has nothing outstanding of it any more: on the loop's thread, or on that which called
-`acquire_nowait`. Not after the allocator is closed."""
+"""Called when a region is no longer outstanding, on the loop's thread or on the one that called `acquire_nowait`;
+never after the allocator is closed."""
 
 
 class Supply:
@@ -48,7 +50,7 @@ class Supply:
         self._late = threading.Lock()  # held while a thread releases
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP, gone: Gone) -> Region:
-        """A checked region; ``gone`` is called if there is none in the end.
+        """Acquire a region and check it. If that fails, ``gone`` is called once nothing is outstanding. Suspends.
 
         :raises MemoryError: if the backend has none now
         :raises BackendError: if it breaks its contract
@@ -63,7 +65,11 @@ class Supply:
         return self._checked(region, nbytes, align, gone)
 
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP, gone: Gone) -> Region:
-        """As `acquire`; `anyio.WouldBlock` if it would. Any thread."""
+        """Like `acquire`, without waiting. Any thread.
+
+        :raises anyio.WouldBlock: if the backend would have to wait
+        :raises MemoryError, BackendError: like `acquire`
+        """
         try:
             region = self.backend.acquire_nowait(nbytes, align, gfp)
         except BaseException as exc:
@@ -74,9 +80,9 @@ class Supply:
         return self._checked(region, nbytes, align, gone)
 
     def release(self, region: Region, gone: Gone = lambda: None, before: Iterable[object] = ()) -> None:
-        """Give a region back, some time. Any thread, no lock.
+        """Queue a region to be given back. Returns at once. Any thread; takes no lock.
 
-        :param before: steps that come first, each as short as other tasks can wait for
+        :param before: steps to run first, each short enough for other tasks to wait for
         """
         self._queue.leave((region, gone, iter(before)))
         self._wakeup.wake()
@@ -84,13 +90,13 @@ class Supply:
             self._release_late()
 
     def attend(self) -> None:
-        """The event loop was woken: begin to release what was queued."""
+        """Wake the releasing task if regions are queued. Called after each wake-up of the event loop."""
         if self._queue:
             self._idle = anyio.Event() if self._idle.is_set() else self._idle
             self._queue.wake()
 
     async def run(self) -> None:
-        """Release what is queued, one after the other, until cancelled."""
+        """Release queued regions one at a time, until cancelled."""
         while True:
             item = region, gone, before = await self._queue.take()
             self._idle = anyio.Event() if self._idle.is_set() else self._idle
@@ -106,7 +112,7 @@ class Supply:
                 raise
             try:
                 await self.backend.release(region)
-            except BaseException as exc:  # of a client's code: this task goes on
+            except BaseException as exc:  # raised by client code: this task goes on
                 if must_end(exc, stopping=self.closed):
                     raise
                 log_failure(exc, "%r failed to release a region", self.backend)
@@ -117,25 +123,25 @@ class Supply:
                 self._idle.set()
 
     async def idle(self) -> None:
-        """Suspend until everything that was queued has been released."""
+        """Suspend until all queued regions have been released."""
         self.attend()
         await self._idle.wait()
 
     def close(self) -> int:
-        """From here on a thread releases. Returns the number of regions still to be released."""
+        """Leave all releases to a thread from now on. Returns the number of regions still to be released."""
         self.closed = True
         left = len(self._queue) + self._releasing
         self._release_late()
         return left
 
     def _release_late(self) -> None:
-        """Release what is queued in a thread with an event loop of its own, unless one does already."""
+        """Release queued regions in a thread with an event loop of its own, unless one is doing so already."""
         if sys.is_finalizing():
-            return  # no thread would start any more; the end of the process releases all memory
+            return  # no thread can start any more, and the end of the process releases all memory
         if self._queue and self._late.acquire(blocking=False):
             try:
                 threading.Thread(target=self._run_late, name="aslab late releases").start()
-            except RuntimeError:  # as above, told by newer Pythons
+            except RuntimeError:  # newer Pythons refuse to start a thread then
                 self._late.release()
 
     def _run_late(self) -> None:
@@ -143,7 +149,7 @@ class Supply:
             anyio.run(self._release_queued)
         finally:
             self._late.release()
-        self._release_late()  # for what was queued while this thread ended
+        self._release_late()  # for regions queued while this thread was ending
 
     async def _release_queued(self) -> None:
         while (late := self._queue.take_nowait()) is not None:
@@ -158,11 +164,11 @@ class Supply:
     def _checked(self, region: object, nbytes: int, align: int, gone: Gone) -> Region:
         if not isinstance(region, Region):
             gone()
-            raise BackendError(f"{self.backend!r} returned {region!r}; allowed is an aslab.backends.Region")
+            raise BackendError(f"{self.backend!r} returned {region!r}; it must be an aslab.backends.Region")
         try:
             fault = _fault(region, nbytes, align)
-        except Exception as exc:  # a released view, an address that is no number, ...
-            fault = f"a region that cannot be used: {exc}"
+        except Exception as exc:  # a released view, an address that is not a number, ...
+            fault = f"an unusable region: {exc}"
         if not fault:
             return region
         self.release(region, gone)
@@ -170,20 +176,20 @@ class Supply:
 
     def _unexpected(self, call: str, exc: Exception) -> BackendError:
         return BackendError(
-            f"{self.backend!r}.{call} raised {exc!r}; allowed is MemoryError when there is no memory"
+            f"{self.backend!r}.{call} raised {exc!r}; it must raise MemoryError when there is no memory"
         )
 
 
 def _fault(region: Region, nbytes: int, align: int) -> str:
     memory: object = region.memory
     if not isinstance(memory, memoryview):
-        return f"memory of type {type(memory).__name__}; allowed is a memoryview"
+        return f"memory of type {type(memory).__name__}; it must be a memoryview"
     if memory.readonly or not memory.c_contiguous or memory.format != "B" or memory.ndim != 1:
         return "a view that is not writable, contiguous, flat bytes"
     if memory.nbytes < nbytes:
-        return f"{memory.nbytes} bytes; allowed is at least the {nbytes} asked for"
+        return f"{memory.nbytes} bytes; it must be at least the {nbytes} asked for"
     if region.address % align:
-        return f"memory at {region.address:#x}; allowed is a multiple of the alignment {align}"
+        return f"memory at {region.address:#x}; it must be a multiple of the alignment {align}"
     if region.address != address_of(memory):
         return f"the address {region.address:#x} for memory at {address_of(memory):#x}"
     return ""
