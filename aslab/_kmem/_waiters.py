@@ -1,16 +1,17 @@
-"""Callers that wait: in which order, and what they are woken for.
+"""Waiting callers: their order, and what wakes them.
 
 Always true, between calls:
 
-    `first` is the waiter of the smallest rank that has joined and not left
-    a waiter with `slots` or an `error` has been woken, or has not suspended yet: nobody waits for what it has
-    the slots of a waiter belong to it alone: it uses them, or gives them back
-    the magazine is watched (WAITERS, FILLERS) while anybody is here, but for a moment after the first was told
+    1. `first` is the waiter with the smallest rank of those that have joined and not left
+    2. a waiter with `slots` or an `error` has been woken, or has not suspended yet: none waits for what it has
+    3. the slots of a waiter belong to it alone: it uses them or gives them back
+    4. the magazine is watched (WAITERS, FILLERS) while anyone waits, except from when the first in line is told of
+       a free until it runs
 
-MEMALLOC before PUSHPAGE before SLEEP, and within each the oldest first: a heap by (urgency, ticket). Leaving only
-blanks the entry, so joining and leaving cost O(log n), whatever the number of waiters.
+MEMALLOC comes before PUSHPAGE before SLEEP, and within each the oldest first: a heap by (urgency, ticket). Leaving
+only blanks the entry, so joining and leaving cost O(log n).
 
-Event loop's thread only; `WaitQueue.first` may be read from any.
+Event loop's thread only; `WaitQueue.first` may be read from any thread.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ T = TypeVar("T")
 
 
 class Refuser(Protocol):
-    """What has refused a waiter emergency objects, and is asked again when there is room (_admission.py)."""
+    """What refused a waiter emergency objects, and is asked again when there is room (_admission.py)."""
 
     def grant(self, waiter: Waiter[Any]) -> bool:
-        """Permit what it still needs, and wake it; False if there is no room."""
+        """Permit the emergency objects that ``waiter`` still needs, and wake it; False if there is no room."""
         ...
 
     def hopeless(self, waiter: Waiter[Any]) -> bool:
-        """Whether it can never be permitted what it needs, by now."""
+        """Whether ``waiter`` can never be permitted what it needs now."""
         ...
 
     def bound_here(self, waiter: Waiter[Any]) -> bool:
-        """Whether it is the bound of its cache that stands against it."""
+        """Whether the bound of its own cache, ``max_emergency``, is what refuses ``waiter``."""
         ...
 
 
 class Waiter(Generic[T]):
-    """One caller that waits."""
+    """One waiting caller."""
 
     __slots__ = (
         "_event",
@@ -75,48 +76,49 @@ class Waiter(Generic[T]):
     ) -> None:
         self.flags: KM = flags
         self.level: int = LEVEL[flags]
-        """Its urgency: the smaller is served first."""
+        """Its urgency: smaller is served first."""
         self.rank: tuple[int, int] = (self.level, ticket)
-        """Its place: the smaller comes first."""
+        """Its place in line: smaller comes first."""
         self.need: int = need
-        """Objects that it wants, all at once."""
+        """Objects that it needs, all at once."""
         self.since: float = since
         """When it came, by the event loop's clock."""
         self.beside: float | None = None
-        """When something came free while it was the first in line, and anybody could still take it."""
+        """When an object first came free while it was first in line and others could still take the object."""
         self.idle: bool = False
-        """It sleeps, and will look again once it is woken."""
+        """It sleeps, and looks again once woken."""
         self.told: bool = False
-        """It was woken because something came free, and for nothing else."""
+        """It was woken because an object came free, and for no other reason."""
         self.counters: Counters = counters or Counters()
-        """Those of its cache."""
+        """Its cache's counters."""
         self.slots: list[Slot[T]] | None = None
         """The objects handed over to it."""
         self.error: Exception | None = None
-        """Why waiting longer makes no sense."""
+        """Why waiting longer cannot help."""
         self.refused_by: Refuser | None = None
-        """What is asked again for emergency objects, while it waits to be permitted some."""
+        """What to ask again for emergency objects, while it waits for a permit."""
         self.seen: int | None = None
-        """How many free objects there were for it when it asked for what is missing."""
+        """How many free objects it could have had when it asked for the missing ones as emergency objects."""
         self.permitted: int = 0
-        """Emergency objects that may be made for it now: it was woken for that."""
+        """Emergency objects that may be made for it now, which it was woken for."""
         self.has_waited: bool = False
+        """It has suspended at least once."""
         self.sealed: bool = False
-        """It would have had the cache grow, had that not been sealed."""
+        """It is counted in `sealed`: the cache would have had to grow for it."""
         self.make_event: Callable[[], anyio.Event] = anyio.Event
         self._event: anyio.Event | None = None
 
     def suspend(self, until: float) -> Coroutine[Any, Any, None]:
-        """As `wait`, and counts it."""
+        """Like `wait`, and count the caller in `waits` the first time."""
         self.counters.waits += not self.has_waited
         return self.wait(until)
 
     async def wait(self, until: float) -> None:
-        """Suspend until woken, or until that time."""
+        """Suspend until woken, or until the loop's clock reaches ``until``."""
         self.has_waited = True
         event = self.arm()
         if self.slots is not None or self.error is not None:
-            return  # by a finaliser, which the garbage collector ran just now: nobody will set this event
+            return  # a finaliser served it just now, in `arm`: nobody will set this event
         if until < math.inf:
             with anyio.CancelScope(deadline=until):
                 await event.wait()
@@ -124,39 +126,39 @@ class Waiter(Generic[T]):
             await event.wait()
 
     def arm(self) -> anyio.Event:
-        """From here on it can be woken: the event that tells."""
+        """Make it possible to wake it from here on. Returns the event to wait for."""
         self.told = False
         self._event = event = self.make_event()
         return event
 
     def tell(self) -> None:
-        """Have it look whether something is free; nothing else has changed."""
+        """Wake it to look for free objects, when nothing else has changed."""
         if self._event is not None and not self._event.is_set():
             self.wake()
             self.told = True
 
     def wake(self) -> None:
-        """Have it look again."""
+        """Wake it to look again at everything."""
         self.told = False
         if self._event is not None:
             try:
                 self._event.set()
-            except RuntimeError:  # its event loop is closed, and the task with it
+            except RuntimeError:  # its event loop is closed, and its task is gone
                 self._event = None
 
     def give(self, slots: list[Slot[T]]) -> None:
-        """Hand over all that it needs. Whatever it was doing for them ends."""
+        """Hand over all the objects that it needs, and wake it."""
         self.slots = slots
         self.wake()
 
     def fail(self, error: Exception) -> None:
-        """Send it away."""
+        """Wake it with an error to raise."""
         self.error = error
         self.wake()
 
     @property
     def served(self) -> bool:
-        """Whether it need not wait any more."""
+        """Whether it has what it needs, or an error to raise."""
         return self.slots is not None or self.error is not None
 
 
@@ -168,7 +170,7 @@ class WaitQueue(Generic[T]):
         self._places: dict[Waiter[T], list[Waiter[T]]] = {}
         self._serial = itertools.count()
         self.first: Waiter[T] | None = None
-        """The next one: looked at far more often than it changes. May be read from any thread."""
+        """The next waiter, stored because it is read far more often than it changes. May be read in any thread."""
 
     def __len__(self) -> int:
         return len(self._places)
@@ -177,7 +179,7 @@ class WaitQueue(Generic[T]):
         return iter(tuple(self._places))
 
     def join(self, waiter: Waiter[T]) -> None:
-        """Take the place that urgency and age give. Joining twice changes nothing."""
+        """Add a waiter at the place that its rank gives. Joining twice changes nothing."""
         if waiter in self._places:
             return
         place = self._places[waiter] = [waiter]
@@ -186,7 +188,7 @@ class WaitQueue(Generic[T]):
             self.first = waiter
 
     def leave(self, waiter: Waiter[T]) -> bool:
-        """Give up the place; whether it had one."""
+        """Remove a waiter. Returns whether it was here."""
         place = self._places.pop(waiter, None)
         if place is not None:
             place.clear()
@@ -207,50 +209,50 @@ class WaitQueue(Generic[T]):
 
 
 class Waiters(WaitQueue[T]):
-    """All that wait in one pool: those in line for objects, and fillers, which want objects to be free."""
+    """All waiters of one pool: callers in line for objects, and fillers, which wait until some are free."""
 
     def __init__(self, magazine: Magazine[T]) -> None:
         super().__init__()
         self._magazine = magazine
         self.untimed: dict[Waiter[T], None] = {}
-        """Those in line whose time does not run, in order: at the limit, or while their slab is being made."""
+        """Callers that sleep without a timer, in order: at the limit, or while their slab is being built."""
         self.undecided: dict[Waiter[T], None] = {}
-        """Those in line whose time is up, while one of them sees whether growth is late."""
+        """Callers whose time is up, while one of them finds out whether growth is late."""
         self.fillers: dict[Waiter[T], Callable[[], bool]] = {}
-        """Those that take nothing, in order, and what each waits for; its ``need`` is to be free."""
+        """Waiters that take nothing, in order, and each one's condition; growth aims at its ``need``."""
 
     def begin_to_fill(self, filler: Waiter[T], done: Callable[[], bool]) -> None:
-        """Wake it once that is so."""
+        """Add a filler, to be woken once ``done`` returns True."""
         self.fillers[filler] = done
         self._magazine.set_watch(FILLERS, on=True)
 
     def end_to_fill(self, filler: Waiter[T]) -> None:
-        """It waits no longer."""
+        """Remove a filler."""
         del self.fillers[filler]
         self._magazine.set_watch(FILLERS, on=bool(self.fillers))
 
     def tell_fillers(self) -> None:
-        """Wake those of them whose objects are there."""
+        """Wake the fillers whose condition holds."""
         for filler, done in self.fillers.items():
             if done():
                 filler.wake()
 
     def wake_untimed(self, *, everybody: bool) -> None:
-        """A slab was asked for: let those wait for it, with a timeout, whose time did not run; or everybody."""
+        """Wake the callers that sleep without a timer, or everybody, to set timers for the slab just asked for."""
         untimed, self.untimed = self.untimed, {}
         for waiter in list(self) if everybody else untimed:
             waiter.wake()
 
     def send_away(self, error: Exception, counters: Counters | None = None) -> None:
-        """Tell everybody, or the callers of one cache, what is wrong."""
+        """Fail everybody, or with ``counters`` the callers of that cache, with ``error``."""
         for waiter in (*self, *self.fillers):
             if counters is None or waiter.counters is counters:
                 waiter.fail(error)
 
     def check(self) -> None:
-        """Assert what is always true between calls.
+        """Check what is always true between calls.
 
-        :raises AssertionError: naming what is not
+        :raises AssertionError: naming what does not hold
         """
         ranks = sorted(waiter.rank for waiter in self)
         assert (self.first.rank if self.first else None) == (ranks[0] if ranks else None), "the first in line"
