@@ -129,7 +129,7 @@ async def test_closing_with_a_grow_stuck_in_a_thread_returns_with_a_warning_and_
         go_on.wait()
         return bytearray(nbytes + align)
 
-    with pytest.warns(ResourceWarning, match="'c' that has been stuck"):
+    with pytest.warns(ResourceWarning, match="'c' had been stuck"):
         async with aslab.open_allocator(slabs=Callback(acquire, lambda _: released.set())) as kmem:
             cache = kmem.create_cache("c", SIZE)
             (await cache.alloc()).free()

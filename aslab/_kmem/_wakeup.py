@@ -1,16 +1,20 @@
-"""Waking what sleeps: the event loop from anywhere, and a task by the work that is put before it.
+"""Waking what sleeps: the event loop from any thread, and a task by putting work into its queue.
 
-Always true: what a wake-up is for is in place before it is given, and whoever is woken looks for itself. So a
-wake-up may be early, or one for several, and is never lost.
+Always true:
+
+    1. the work is in place before the wake-up that announces it
+    2. a woken task looks for itself what there is to do
+
+So a wake-up may come early, or stand for several, and none is lost.
 
 Who wakes whom:
 
-    the growers    `WorkQueue.put` of a pool that wants a slab; `WorkQueue.wake` when room was made under the limit
-    a waiter       `Waiter.wake`, `tell`, `give` and `fail`, called by its pool alone (_waiters.py)
-    the reaper     `WorkQueue.put` of the bytes that are wanted, by a pressure source or by the limit
+    the growers    `WorkQueue.put` of a pool that wants a slab; `WorkQueue.wake` when there is room under the limit
+    a waiter       `Waiter.wake`, `tell`, `give` and `fail`, called only from its pool (_waiters.py)
+    the reaper     `WorkQueue.put` of the bytes wanted, by a pressure source or by the limit
     the mover      `WorkQueue.put` of a pool with objects to move
-    a releaser     `Wakeup.wake`, after a region was queued: frees come from any thread
-    a pool         `Arena.attend_soon`, for what another thread or a finaliser did
+    a releaser     `Wakeup.wake` after a region was queued, as frees come from any thread
+    a pool         `Arena.attend_soon`, after another thread or a finaliser left work
 """
 
 from __future__ import annotations
@@ -29,22 +33,22 @@ import anyio.lowlevel
 W = TypeVar("W")
 
 AT_ONCE = 32
-"""Caches looked after before other tasks have their turn."""
+"""Pools looked after before other tasks have their turn."""
 HOUSEKEEPING: ContextVar[bool] = ContextVar("aslab_housekeeping", default=False)
-"""Set in tasks that only look after others: a simulation in which no other has a timer left is stuck."""
+"""Set in tasks whose timers only serve others: a simulation in which no other task has a timer left is stuck."""
 
 
 async def take_turns(number: int) -> None:
-    """In a loop over all caches, after each, counted from 0: let other tasks have their turn now and then."""
+    """Let other tasks run now and then: called after each pool in a loop, with its number, counted from 0."""
     if number % AT_ONCE == AT_ONCE - 1:
         await anyio.lowlevel.checkpoint()
 
 
 class Wakeup:
-    """Wakes the event loop from any thread, at any moment. One task waits; wake-ups before a wait are one.
+    """Wakes the event loop from any thread, at any moment. One task waits; several wake-ups before a wait are one.
 
-    A byte through a socket pair is the one way that is safe in threads, signal handlers and finalisers, on every
-    event loop, and that never waits: the loop's own thread may be inside any of its data structures when the
+    A byte through a socket pair is the one way that is safe in threads, signal handlers and finalisers, works on
+    every event loop, and never blocks: the loop's own thread may be inside any of its data structures when the
     garbage collector runs a finaliser there.
     """
 
@@ -55,31 +59,31 @@ class Wakeup:
         self._woken = False
 
     def wake(self) -> None:
-        """Make `wait` return. What is to be found then must be in place before."""
+        """Make `wait` return. The work must be in place before. Any thread, finalisers included."""
         if not self._woken:
             self._woken = True
-            with contextlib.suppress(OSError):  # closed: nothing is woken any more
+            with contextlib.suppress(OSError):  # closed: there is nothing to wake any more
                 self._sender.send(b"!")
 
     async def wait(self) -> None:
         """Suspend until woken."""
         await anyio.wait_readable(self._receiver)
         self._receiver.recv(64)
-        # Cleared after the byte is taken: a wake-up in between needs no byte, since its work is in place already
-        # and is about to be looked for.
+        # Cleared after the byte is taken: a wake-up in between needs no byte, since its work is already in place
+        # and the task is about to look for it.
         self._woken = False
 
     def __enter__(self) -> Wakeup:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Later wake-ups do nothing."""
+        """Close the sockets: later wake-ups do nothing."""
         self._receiver.close()
         self._sender.close()
 
 
 class WorkQueue(Generic[W]):
-    """Work for one task, or for several that are alike, in order. Event loop's thread, but for `leave`."""
+    """Work for one task, or for several that are alike, in order. Event loop's thread only, except `leave`."""
 
     def __init__(self) -> None:
         self._work: deque[W] = deque()
@@ -89,59 +93,59 @@ class WorkQueue(Generic[W]):
         return len(self._work)
 
     def put(self, work: W) -> None:
-        """Add a piece of work, and wake who does it."""
+        """Add a piece of work, and wake its task."""
         self._work.append(work)
         self._woken.set()
 
     def leave(self, work: W) -> None:
-        """Add a piece of work, and wake nobody: `wake` must follow on the event loop's thread. Any thread."""
+        """Add a piece of work and wake nobody: `wake` must follow on the event loop's thread. Any thread."""
         self._work.append(work)
 
     def return_first(self, work: W) -> None:
-        """Put a piece back that was taken and not done."""
+        """Put back, as the first, a piece that was taken and not done."""
         self._work.appendleft(work)
 
     def wake(self) -> None:
-        """Something else has changed that the work may have to do with."""
+        """Wake the task, as something that its work depends on has changed."""
         self._woken.set()
 
     async def more(self) -> None:
-        """Suspend until something is put or changes from now on. Looks at nothing: look before."""
+        """Suspend until the next `put` or `wake`. It ignores work already queued, so look at that first."""
         if self._woken.is_set():
             self._woken = anyio.Event()
         await self._woken.wait()
 
     def take_nowait(self) -> W | None:
-        """The first piece, or None."""
+        """Take the first piece, or None."""
         return self._work.popleft() if self._work else None
 
     async def take(self) -> W:
-        """The first piece. Suspends until there is one."""
+        """Take the first piece. Suspends until there is one."""
         while not self._work:
             await self.more()
         return self._work.popleft()
 
 
 class UrgentWork(WorkQueue[W]):
-    """Work that is taken by its level, the smaller first, and within one in order; each piece is here once."""
+    """Work taken by level, the smallest first, and in order within a level; each piece is queued once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._heap: list[tuple[int, int, W]] = []  # entries that are no place are void
+        self._heap: list[tuple[int, int, W]] = []  # an entry that differs from its piece's place is void
         self.places: dict[W, tuple[int, int]] = {}
-        """Each piece, its level and its number."""
+        """The level and number of each piece."""
         self._numbers = itertools.count()
 
     def __len__(self) -> int:
         return len(self.places)
 
     def put(self, work: W, level: int = 0) -> None:
-        """Add a piece of work, and wake who does it."""
+        """Add a piece of work at ``level``, and wake its task."""
         self._enqueue(work, level, next(self._numbers))
         self._woken.set()
 
     def note(self, work: W, level: int) -> None:
-        """A piece, if it is here, may be more urgent now, or less; it keeps its age."""
+        """Change the level of a piece, if it is queued; it keeps its number."""
         place = self.places.get(work)
         if place is not None and place[0] != level:
             self._enqueue(work, level, place[1])
@@ -151,7 +155,7 @@ class UrgentWork(WorkQueue[W]):
         heapq.heappush(self._heap, (*place, work))
 
     def look(self) -> W | None:
-        """The first piece that was not looked at yet, or None. `take_out` or `put_back` must follow."""
+        """Return the first piece not yet looked at, or None. `take_out` or `put_back` must follow."""
         while self._heap:
             level, number, work = heapq.heappop(self._heap)
             if self.places.get(work) == (level, number):
@@ -159,10 +163,10 @@ class UrgentWork(WorkQueue[W]):
         return None
 
     def take_out(self, work: W) -> None:
-        """It is done, or about to be."""
+        """Remove a piece that is done, or about to be."""
         del self.places[work]
 
     def put_back(self, works: list[W]) -> None:
-        """They stay, where they were."""
+        """Put pieces that were looked at back into their places."""
         for work in works:
             heapq.heappush(self._heap, (*self.places[work], work))

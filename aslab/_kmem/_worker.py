@@ -1,15 +1,18 @@
-"""The single serialized worker that makes slabs.
+"""The serialized worker that makes slabs.
 
-Pools put themselves into its queue; it takes one after the other, by how urgent their first callers are, so that
-one call at a time is made for slab memory: in the kernel they would only meet at the lock of the address space
-(SPL moved growth to one work queue in 2012, for this and for the deadlock).
+Pools put themselves into its queue; it takes one at a time, by the urgency of their first callers, so that only
+one call for slab memory is made at a time: in the kernel, several would only contend for the lock of the address
+space (SPL moved growth to one work queue in 2012, for this reason and for the deadlock).
 
-Always true: a pool is GROWING while it is in the queue or `under_way`, and room for the slab is set aside while it
-is under way; each grow ends with `Pool.grown`, `grow_failed` or `call_off`, once.
+Always true, between calls:
+
+    1. a pool is GROWING while it is in the queue or `under_way`
+    2. room for the slab is set aside while its grow is under way
+    3. each grow ends with `Pool.grown`, `grow_failed` or `call_off`, exactly once
 
 One stuck call would hold up every cache. So each runs in a task of its own, and after ``kick_after`` the worker
-leaves it behind and takes the next; the cache it was for keeps its marks until it ends. (SPL came to have four
-threads, and a hand that gives a stuck task another.)
+sets it aside and takes the next; the pool keeps its marks until the call ends. (SPL later went to four threads,
+and to a module parameter that starts another thread for a stuck queue.)
 
 Event loop's thread only.
 """
@@ -36,9 +39,9 @@ from ._wakeup import AT_ONCE
 log = logging.getLogger("aslab")
 
 SLICE = 0.002
-"""Seconds of a loop that is busy for which objects are constructed at a stretch."""
+"""Seconds for which objects are constructed without a pause while the loop is busy."""
 ARRIVAL = 5.0
-"""Seconds for which room that is on its way back is kept for the first caller that waits for it."""
+"""Seconds for which room on its way back is kept for the first pool that waits for it."""
 
 
 class Worker:
@@ -46,10 +49,11 @@ class Worker:
 
     def __init__(self, arena: Arena) -> None:
         self.under_way: dict[Pool[Any], float] = {}
-        """The grows under way, and since when."""
+        """The grows under way, and when each began."""
         self.kicked: int = 0
-        """Grows that were set aside."""
+        """Grows that have been set aside."""
         self.stopping: bool = False
+        """The allocator is ending its tasks: a cancellation is no client's error."""
         self._arena = arena
         self._budget = arena.budget
         self._queue = arena.grows
@@ -63,7 +67,7 @@ class Worker:
         await self._idle.wait()
 
     async def run(self, tasks: TaskGroup) -> None:
-        """Work until cancelled; each grow is a task of that group."""
+        """Grow pools until cancelled; each grow is a task of ``tasks``."""
         arena = self._arena
         while True:
             pool, looked_at_all = self._next()
@@ -86,15 +90,16 @@ class Worker:
             if not ended.is_set():
                 self.kicked += 1
                 log.warning(
-                    "growth of cache %r has been stuck for %g s; it is set aside, others go on",
+                    "growth of cache %r has been stuck for %g s; it is set aside, and other caches can grow",
                     pool.config.name,
                     self._kick_after,
                 )
 
     def _next(self) -> tuple[Pool[Any] | None, bool]:
-        """The first in the queue that may grow now, with its room set aside; and whether that is all for now.
+        """Return the first queued pool that may grow now, its room set aside, and whether all were looked at.
 
-        As a slab comes, very many may find no room any more: a few of them at a time are told.
+        Once a slab is made, very many pools may have no room any more: at most `AT_ONCE` of them are called off
+        at a time.
         """
         overtaking, left = False, AT_ONCE
         blocked: list[Pool[Any]] = []
@@ -112,14 +117,14 @@ class Worker:
                 self._queue.take_out(pool)
                 chosen = pool
             else:
-                # What is on its way back, or stuck grows, are in the way. It stays, GROWING: nobody must take
-                # that for the limit. Room that is on its way is for the first that waits for it.
+                # Only slabs on their way back, or grows under way, are in the way. The pool stays queued and
+                # GROWING, as it is not at the limit. Room on its way back is for the first that waits for it.
                 blocked.append(pool)
-                fresh = self._arena.clock() - pool.growth.began < ARRIVAL  # else what is on its way may be stuck
+                fresh = self._arena.clock() - pool.growth.began < ARRIVAL  # else those releases may be stuck
                 overtaking = overtaking or (fresh and budget.arriving(account))
         self._queue.put_back(blocked)
         for pool in off:
-            pool.ask()  # at the limit now: it has others asked for room
+            pool.ask()  # now at the limit: this asks other pools for room
         return chosen, left > 0
 
     async def _grow(self, pool: Pool[Any], ended: anyio.Event) -> None:
@@ -131,7 +136,7 @@ class Worker:
         except BaseException as exc:
             if must_end(exc, stopping=self.stopping):
                 raise
-            # A client's code, which must not end this task; a cancelled future that it awaits, for one.
+            # Client code must not end this task: it may, for example, await a future that was cancelled.
             log_failure(exc, "growth of cache %r was ended by %r", pool.config.name, exc)
             error = BackendError(f"{self._arena.slabs.backend!r}.acquire was ended by {exc!r}")
         finally:
@@ -166,14 +171,15 @@ class Worker:
         return slab
 
     def _gone(self, pool: Pool[Any]) -> None:
-        """The backend has nothing any more of a grow that failed: its room may be had again."""
+        """Free the room of a failed grow, once the backend has nothing outstanding for it."""
         self._budget.cancel(pool.account)
         self._queue.wake()
 
     async def _construct(self, slab: Slab[Any], pool: Pool[Any]) -> None:
-        """Build the objects, with a chance for other tasks between any two.
+        """Build the objects, with a chance for other tasks to run after each.
 
-        Where these take long, some objects at a time: a slab must not wait for all others once an object.
+        If those take long, build for `SLICE` seconds at a time, so that a slab need not wait for them once per
+        object.
         """
         ctor = pool.config.ctor
         if ctor is None:
