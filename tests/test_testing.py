@@ -121,22 +121,25 @@ class WithoutNowait(Instant):
 
 
 BROKEN: dict[str, tuple[type[Instant], str]] = {
-    "too short": (with_memory(lambda memory, nbytes: memory[: nbytes - 1]), "1 bytes were asked for, 0 came"),
+    "too short": (
+        with_memory(lambda memory, nbytes: memory[: nbytes - 1]),
+        "a region of 1 bytes has at least that many, not 0",
+    ),
     "misaligned": (changed(beside), "is a multiple of 8"),
     "read-only": (with_memory(lambda memory, _: memory.toreadonly()), "memory is writable"),
-    "wrong address": (changed(elsewhere), "address is where the memory is"),
+    "wrong address": (changed(elsewhere), "the address is that of the memory"),
     "not a memoryview": (with_memory(lambda memory, _: bytearray(memory)), "is a memoryview, not bytearray"),
     "not bytes": (with_memory(lambda memory, _: memory[:16].cast("I")), "flat, of format B"),
     "not contiguous": (with_memory(lambda memory, _: memory[::2]), "contiguous"),
     "not a region": (
         changed(lambda region, *_: bytearray(region.memory)),
-        "acquire answers a Region, not bytearray",
+        "acquire returns a Region, not bytearray",
     ),
     "overlapping": (Overlapping, "regions do not overlap"),
     "forgetful": (Forgetful, "keeps what is written to it"),
-    "useless after cancellation": (BrokenByCancellation, "has refused 4096 bytes 1000 times"),
-    "always refusing": (Refusing, "has refused 1 bytes 1000 times"),
-    "bad without waiting": (BadWithoutWaiting, "4096 bytes were asked for, 1 came"),
+    "useless after cancellation": (BrokenByCancellation, "refused 4096 bytes 1000 times"),
+    "always refusing": (Refusing, "refused 1 bytes 1000 times"),
+    "bad without waiting": (BadWithoutWaiting, "a region of 4096 bytes has at least that many, not 1"),
     "without acquire_nowait": (WithoutNowait, "a backend has acquire_nowait"),
 }
 
@@ -275,7 +278,7 @@ def forgotten(reason: int, way: str = "watch") -> Tamper:
         (stranger, "free slots of no slab: counted 1, kept 0"),
         (complete_with_a_free_slot, "complete slabs with a free slot: counted 1, kept 0"),
         (partial_without_a_free_slot, "partial slabs without one: counted 1, kept 0"),
-        (impossible_marks, "marks DEADLOCKED cannot come about"),
+        (impossible_marks, "marks DEADLOCKED cannot be reached"),
         (full_magazine, "magazine over its capacity"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Does a backend keep the contract? For aslab's own backends and wrappers, and for yours."""
+"""Checks that a backend keeps its contract: aslab's own backends and wrappers, and yours."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ TRIES = 1000
 
 
 async def check_backend(factory: Callable[[], Backend]) -> None:
-    """Check that the backends which ``factory`` makes keep the contract of `aslab.backends.Backend`.
+    """Check that the backends made by ``factory`` keep the contract of `aslab.backends.Backend`.
 
-    Sizes and alignments; that address and memory are the same place; that regions are writable and
-    never overlap, made one after the other or at once; `acquire_nowait`; cancellation of `acquire`;
-    release in any order, and use afterwards. A backend may refuse with MemoryError, but not always.
+    It checks sizes and alignments; that address and memory are the same place; that regions are writable and
+    never overlap, acquired one by one or concurrently; `acquire_nowait`; cancellation of `acquire`; and release
+    in any order, with use afterwards. A backend may refuse with MemoryError, but not always.
 
-    Takes some MiB of memory. Run it on each event loop that the backend is for.
+    Suspends. Takes a few MiB of memory. Run it on each event loop that the backend supports.
 
-    :raises AssertionError: with what is wrong
+    :param factory: called without arguments for each of the checks; returns a new backend
+    :raises AssertionError: naming the rule that is broken
     """
     await _check_sizes(factory())
     await _check_many(factory())
@@ -74,7 +75,7 @@ async def _check_nowait(backend: Backend) -> None:
 
 
 async def _check_cancellation(backend: Backend) -> None:
-    for turn in range(40):  # several times each: on trio, which of two tasks is first is a matter of chance
+    for turn in range(40):  # several times each: trio runs ready tasks in random order
         checkpoints = turn % 4
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as tasks:
@@ -102,11 +103,11 @@ async def _acquire(backend: Backend, nbytes: int, align: int, gfp: GFP) -> Regio
             return await backend.acquire(nbytes, align, gfp)
         except MemoryError:
             continue
-    raise AssertionError(f"{backend!r} has refused {nbytes} bytes {TRIES} times")
+    raise AssertionError(f"{backend!r} refused {nbytes} bytes {TRIES} times")
 
 
 def _check_region(region: object, nbytes: int, align: int) -> None:
-    _require(isinstance(region, Region), f"acquire answers a Region, not {region!r}")
+    _require(isinstance(region, Region), f"acquire returns a Region, not {region!r}")
     assert isinstance(region, Region)  # for the type checker
     memory = region.memory
     _require(isinstance(memory, memoryview), f"a region's memory is a memoryview, not {type(memory).__name__}")
@@ -115,11 +116,11 @@ def _check_region(region: object, nbytes: int, align: int) -> None:
         memory.c_contiguous and memory.format == "B" and memory.ndim == 1,
         "a region's memory is contiguous, flat, of format B",
     )
-    _require(memory.nbytes >= nbytes, f"{nbytes} bytes were asked for, {memory.nbytes} came")
+    _require(memory.nbytes >= nbytes, f"a region of {nbytes} bytes has at least that many, not {memory.nbytes}")
     _require(region.address % align == 0, f"the address {region.address:#x} is a multiple of {align}")
     memory[0], memory[nbytes - 1] = 171, 205
     seen = ctypes.string_at(region.address, nbytes)
-    _require(seen[nbytes - 1] == 205 and (nbytes == 1 or seen[0] == 171), "address is where the memory is")
+    _require(seen[nbytes - 1] == 205 and (nbytes == 1 or seen[0] == 171), "the address is that of the memory")
 
 
 def _check_apart(regions: list[Region]) -> None:

@@ -1,4 +1,4 @@
-"""The invariants of a cache, in one place: each structure recounts itself the slow way, and all of them add up."""
+"""The invariants of a cache in one place: each structure recounts itself the slow way, and all must add up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from .._kmem._state import reachable
 
 
 def check_consistency(cache: Cache[Any]) -> None:
-    """Recount everything in a cache. Event loop's thread, between two suspensions, no other thread busy.
+    """Recount everything in a cache, and compare with its counters. Never suspends.
+
+    Event loop's thread only, while no other thread uses the cache.
 
     :raises AssertionError: naming what does not add up
     """
@@ -39,7 +41,7 @@ def check_consistency(cache: Cache[Any]) -> None:
     if stats.obj_held < 0:
         raise AssertionError(f"cache {cache.name!r}: {stats.obj_held} objects held")
     if pool.marks.state not in reachable():
-        raise AssertionError(f"cache {cache.name!r}: marks {pool.marks} cannot come about")
+        raise AssertionError(f"cache {cache.name!r}: marks {pool.marks} cannot be reached")
     if len(magazine) > max(0, magazine.capacity) and depot.lock.acquire(blocking=False):
         depot.lock.release()
         raise AssertionError(f"cache {cache.name!r}: magazine over its capacity")
