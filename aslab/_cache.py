@@ -219,7 +219,7 @@ class Cache(Generic[T]):
         raise self._too_late(timeout)
 
     def _too_late(self, timeout: float | None) -> TimeoutError:
-        return TimeoutError(f"{situation(self._pool, self._member)}: nothing came within {timeout:g} s")
+        return TimeoutError(f"{situation(self._pool, self._member)}: no object came within {timeout:g} s")
 
     def _alloc_now(self, flags: KM) -> Buffer[T]:
         self._check(flags, _NOSLEEP, _PUSHPAGE, _MEMALLOC)
@@ -333,7 +333,7 @@ class Cache(Generic[T]):
         await defragment(self._pool)
         return await reap(self._pool, drain=False)
 
-    # -- filling, reaping, closing, looking
+    # -- filling, reaping, closing, statistics
 
     async def prefill(self, n: int) -> None:
         """Grow until ``n`` objects are free. Suspends until they are; if cancelled, slabs already made stay.

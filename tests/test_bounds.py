@@ -430,7 +430,7 @@ class TestWhatIsSaid:
             cache = kmem.create_cache("frames", SIZE, max_objects=8)
             held = await cache.alloc_many(8)
             said = r"cache 'frames' \(8 held, {} waiting, max_objects 8, 32 KiB of slabs under a limit of 32 KiB\)"
-            with pytest.raises(TimeoutError, match=said.format(0) + ": nothing came within 2 s"):
+            with pytest.raises(TimeoutError, match=said.format(0) + ": no object came within 2 s"):
                 await cache.alloc(timeout=2)
             with pytest.raises(anyio.WouldBlock, match=said.format(0) + ": no object is free, and its limit"):
                 cache.alloc_nowait()

@@ -131,7 +131,7 @@ class TestAllocBlocking:
         async with allocator() as kmem:
             cache = kmem.create_cache("c", SIZE, max_objects=1)
             held = await cache.alloc()
-            with pytest.raises(TimeoutError, match=r"cache 'c' \(1 held, .*nothing came within 0.01 s"):
+            with pytest.raises(TimeoutError, match=r"cache 'c' \(1 held, .*no object came within 0.01 s"):
                 await to_thread.run_sync(lambda: cache.alloc_blocking(timeout=0.01))
             with anyio.fail_after(10):
                 while cache.stats().waiters:

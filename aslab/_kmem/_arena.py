@@ -4,8 +4,7 @@ Always true:
 
     1. nothing here refers to a task: a pool puts work into a queue, and the task that does it stands above both
        (_tasks.py)
-    2. only the event loop's thread touches this state, but for what says otherwise: `call_soon`, `attend`,
-       `attend_soon`, and `Supply.release`
+    2. only the event loop's thread changes this state, unless a member says otherwise
     3. what another thread leaves for the loop is in place before it wakes the loop
 
     pools ──► grows    slabs that are wanted              ──► Worker
@@ -67,7 +66,7 @@ class Arena:
         self.stopped: bool = False
         """All tasks have ended."""
         self.errands: dict[Any, None] = {}
-        """Allocations that other threads wait for (_errands.py)."""
+        """Allocations that other threads wait for (_errands.py). Any thread."""
         self.tasks: TaskGroup | None = None
         """Where `start` starts tasks; None before the allocator runs."""
         self.thread: int = threading.get_ident()

@@ -108,7 +108,7 @@ class Handover(Generic[T]):
         """Objects given to waiters that have not resumed yet."""
         self.note()
 
-    # -- what there is
+    # -- free objects
 
     def at_hand(self, level: int) -> int:
         """Return the number of free objects that a caller of ``level`` may take. Any thread."""

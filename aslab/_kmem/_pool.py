@@ -96,7 +96,7 @@ class Pool(Generic[T]):
         """Whether the last of its caches is closed."""
         return bool(self.marks.bits & _DESTROY)
 
-    # -- those that wait
+    # -- waiters
 
     def attend(self) -> None:
         """Do all that may be due, after objects came back or another thread left work."""

@@ -41,7 +41,7 @@ class Reserve(list[Slot[T]]):
         super().__init__()
         self._learns = kept is None
         self._asked = 0  # the most that a MEMALLOC caller has asked for at once
-        self._most_needed = 1  # the same of PUSHPAGE callers
+        self._most_needed = 1  # the same for PUSHPAGE callers
         self._given = objects
         self.objects: int = objects + (kept or 0)
         """How many there should be; 0 once the pool is closed."""
