@@ -17,9 +17,9 @@ from rich.progress import Progress
 
 from aslab import ConfigError
 from aslab._sizes import format_size, parse_size
+from aslab.cli._demo._files import File, Found, check_paths, find_files
+from aslab.cli._demo._progress import progress_bar
 from aslab.cli._errors import BadInput
-from aslab.cli._files import File, Found, check_paths, find_files
-from aslab.cli._progress import progress_bar
 
 ROOT = Path(__file__).parent.parent
 BUFFER = 16 * 2**10
@@ -301,7 +301,7 @@ def test_the_table_of_spl_is_shown_on_demand(tree: Path) -> None:
 
 def test_without_a_path_it_reads_the_standard_library_alone() -> None:
     code = (
-        "import aslab.cli._demo as demo\n"
+        "import aslab.cli._demo._command as demo\n"
         "def stop(where, skip): print(where, skip); raise SystemExit\n"
         "demo.find_files = stop\n"
         "from aslab.cli import main; main(['demo', '--loop', 'asyncio'])"
@@ -331,7 +331,7 @@ def test_an_error_while_reading_is_told_and_the_others_are_hashed(tmp_path: Path
     (tmp_path / "good").write_bytes(b"good")
     (tmp_path / "bad").write_bytes(b"bad")
     code = (
-        "import errno, os, aslab.cli._service as service\n"
+        "import errno, os, aslab.cli._demo._service as service\n"
         "def fail(file, *others):\n"
         "    if file.name == 'bad': raise OSError(errno.EIO, os.strerror(errno.EIO))\n"
         "    return real(file, *others)\n"
@@ -401,7 +401,7 @@ def test_the_version_is_told() -> None:
 def test_ctrl_c_ends_quietly(tmp_path: Path, loop: str) -> None:
     # The service itself sends the signal, when it is at work for sure.
     code = (
-        "import os, signal, aslab.cli._service as service\n"
+        "import os, signal, aslab.cli._demo._service as service\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a job in the background has not
         "def stop(path): os.kill(os.getpid(), signal.SIGINT); return real(path)\n"
         "real, service._open = service._open, stop\n"

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import pytest
 
-from aslab.cli._staging import _show
-from aslab.lab._staging import Chapter
-from aslab.lab._staging_machines import MACHINES
-from aslab.lab._staging_rows import Row
+from aslab.cli._lab._staging import _show
+from aslab.lab._staging._chapters import Row
+from aslab.lab._staging._machines import MACHINES
+from aslab.lab._staging._run import Chapter
 
 from .test_cli import Finished, Here, aslab, told
 

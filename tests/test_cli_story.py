@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from aslab.cli._story import _machines, _show
-from aslab.lab._chapters import Row
-from aslab.lab._computer import COMPUTER, KEYS
-from aslab.lab._grid import load_grid
-from aslab.lab._machines import CONTROLS, MACHINES
-from aslab.lab._story import Chapter
+from aslab.cli._lab._story import _machines, _show
+from aslab.lab._story._chapters import Row
+from aslab.lab._story._computer import COMPUTER, KEYS
+from aslab.lab._story._grid import load_grid
+from aslab.lab._story._machines import CONTROLS, MACHINES
+from aslab.lab._story._run import Chapter
 
 from .test_cli import ROOT, Finished, Here, aslab, python, told
 

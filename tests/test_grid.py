@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from aslab import ConfigError
-from aslab.lab import _experiments
-from aslab.lab._computer import COMPUTER, KEYS, Computer, check_value, computer_with, settings
-from aslab.lab._experiments import RESULTS, Notebook, Told, play_grid, rows_of
-from aslab.lab._grid import MOST, Grid, load_grid
-from aslab.lab._machines import MACHINES
+from aslab.lab._story import _experiments
+from aslab.lab._story._computer import COMPUTER, KEYS, Computer, check_value, computer_with, settings
+from aslab.lab._story._experiments import RESULTS, Notebook, Told, play_grid, rows_of
+from aslab.lab._story._grid import MOST, Grid, load_grid
+from aslab.lab._story._machines import MACHINES
 
 ROOT = Path(__file__).parent.parent
 GRIDS = ROOT / "examples" / "grids"

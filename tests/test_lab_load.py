@@ -15,9 +15,9 @@ from pydantic import BaseModel
 
 from aslab import ConfigError
 from aslab.faults import Exponential, Uniform
-from aslab.lab import _scenario
-from aslab.lab._builtin import find
-from aslab.lab._load import LARGEST_FILE, parse
+from aslab.lab._scenario import _schema as _scenario
+from aslab.lab._scenario._builtin import find
+from aslab.lab._scenario._load import LARGEST_FILE, parse
 from aslab.lab.scenarios import METRICS, Scenario, builtin, check, load
 
 ROOT = Path(__file__).parent.parent

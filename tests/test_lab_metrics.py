@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aslab.lab._log import Event
-from aslab.lab._metrics import METRICS, Metric, Watch, Watches, format_seconds, in_words
+from aslab.lab._scenario._metrics import METRICS, Metric, Watch, Watches, format_seconds, in_words
+from aslab.lab._simulation._log import Event
 
 
 def event(time: float = 1.0, who: str = "writer-0", what: str = "got", detail: str = "io") -> Event:

@@ -16,8 +16,8 @@ import pytest
 
 from aslab import ConfigError
 from aslab.emulation import Vmalloc
-from aslab.lab import _play
-from aslab.lab._run import LOOPS
+from aslab.lab._scenario import _play
+from aslab.lab._simulation._run import LOOPS
 from aslab.lab.scenarios import METRICS, Played, Recording, Scenario, Span, check, play
 
 ROOT = Path(__file__).parent.parent

@@ -25,8 +25,9 @@ import aslab
 from aslab import CacheFlags, ConfigError
 from aslab.emulation import Kmalloc, PhysicalMemory, Vmalloc
 from aslab.faults import Deadlock
-from aslab.lab import Lab, Stuck, StuckTask, _order, _trio, current, housekeeping, run
-from aslab.lab._run import LOOPS
+from aslab.lab import Lab, Stuck, StuckTask, current, housekeeping, run
+from aslab.lab._simulation import _order, _trio
+from aslab.lab._simulation._run import LOOPS
 from aslab.lab.pytest_plugin import LabRunner, lab
 
 from .support import SIZE, Instant

@@ -18,7 +18,15 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from aslab import KM, KMEM_CBRC, Allocator, Buffer, BufferFreedError, Cache, ConfigError
+from aslab import (
+    KM,
+    KMEM_CBRC,
+    Allocator,
+    Buffer,
+    BufferFreedError,
+    Cache,
+    ConfigError,
+)
 from aslab import _move as move
 from aslab.faults import Deadlock
 from aslab.testing import check_consistency

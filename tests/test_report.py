@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aslab.lab import _timeline
-from aslab.lab._bounds import histogram, thinned, waiting_longest
-from aslab.lab._figures import COLOURS, PALETTE, lasting, nice, plain
-from aslab.lab._recording import Kind, Moment, Recording, Span
-from aslab.lab._report import MOST_LISTED, MOST_STUCK, write_report
-from aslab.lab._result import Result, Verdict
-from aslab.lab._rows import by_row
-from aslab.lab._timeline import ROW, timeline
+from aslab.lab._report import _timeline
+from aslab.lab._report._bounds import histogram, thinned, waiting_longest
+from aslab.lab._report._figures import COLOURS, PALETTE, lasting, nice, plain
+from aslab.lab._report._page import MOST_LISTED, MOST_STUCK, write_report
+from aslab.lab._report._rows import by_row
+from aslab.lab._report._timeline import ROW, timeline
+from aslab.lab._scenario._recording import Kind, Moment, Recording, Span
+from aslab.lab._scenario._result import Result, Verdict
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

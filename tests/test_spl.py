@@ -11,8 +11,8 @@ import pytest
 
 from aslab import GFP
 from aslab.backends import Region
-from aslab.emulation._spl import Growth, SplCache, SplObject, SplQueue, magazine_for
-from aslab.emulation._waits import WaitGraph
+from aslab.lab._simulation._waits import WaitGraph
+from aslab.lab._story._spl import Growth, SplCache, SplObject, SplQueue, magazine_for
 
 from .helpers import Loop
 from .support import Gate, Instant, settle

@@ -21,12 +21,13 @@ import pytest
 
 import aslab
 from aslab import KM, Cache, CacheStats
-from aslab.emulation._spl import Growth, SplCache
-from aslab.lab import _computer, _story
-from aslab.lab._chapters import Row
-from aslab.lab._computer import Computer
-from aslab.lab._machines import CONTROLS, MACHINES, TICK, Aslab, Machine
-from aslab.lab._story import Chapter
+from aslab.lab._story import _computer
+from aslab.lab._story import _run as _story
+from aslab.lab._story._chapters import Row
+from aslab.lab._story._computer import Computer
+from aslab.lab._story._machines import CONTROLS, MACHINES, TICK, Aslab, Machine
+from aslab.lab._story._run import Chapter
+from aslab.lab._story._spl import Growth, SplCache
 from aslab.lab.scenarios import builtin, load, play
 
 SEEDS = int(os.environ.get("ASLAB_SEEDS", "1"))
@@ -108,8 +109,7 @@ class TestOriginal:
                 assert (chapter.spans[-1].row, chapter.spans[-1].kind) == ("original", "stuck")
 
     def test_nobody_injects_what_it_is_stuck_in(self) -> None:
-        names = ("lab/_story.py", "emulation/_swap.py", "emulation/_zfs.py", "emulation/_spl.py")
-        assert not any("Deadlock(" in (ROOT / "aslab" / name).read_text() for name in names)
+        assert not any("Deadlock(" in path.read_text() for path in (ROOT / "aslab/lab/_story").glob("*.py"))
 
 
 class TestOthers:
@@ -193,8 +193,8 @@ class TestSeeds:
 
     def test_same_seed_gives_the_same_chapter_in_another_process(self) -> None:
         program = (
-            "from aslab.lab._computer import Computer\nfrom aslab.lab._machines import MACHINES\n"
-            "from aslab.lab._story import tell\n"
+            "from aslab.lab._story._computer import Computer\nfrom aslab.lab._story._machines import MACHINES\n"
+            "from aslab.lab._story._run import tell\n"
             f"for machine in MACHINES[::2]: print(tell(machine, Computer(until={BRIEF}), 3))"
         )
         outputs = [
@@ -507,7 +507,9 @@ class TestMachines:
             MACHINES[0].memalloc = True  # type: ignore[misc]
 
     def test_no_module_of_the_model_knows_a_machine_by_its_name(self) -> None:
-        for path in [*(ROOT / "aslab" / "emulation").glob("*.py"), ROOT / "aslab" / "lab" / "_story.py"]:
+        models = ("_run", "_spl", "_zfs", "_disk", "_swap", "_index", "_compaction")
+        story = [ROOT / "aslab/lab/_story" / f"{name}.py" for name in models]
+        for path in [*(ROOT / "aslab" / "emulation").glob("*.py"), *story]:
             for name in BY_NAME.keys() - {"aslab"}:
                 assert not re.search(rf'==\s*"{name}"|"{name}"\s*==|case "{name}"', path.read_text()), path.name
             assert '== "aslab"' not in path.read_text()

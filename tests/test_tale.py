@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aslab.lab._chapters import Row
-from aslab.lab._figures import other_colour
-from aslab.lab._machines import MACHINES
-from aslab.lab._recording import Span
-from aslab.lab._ring import ring
-from aslab.lab._story import Chapter
-from aslab.lab._tale import MOST_SPANS, Curve, Tale, Told, write_tale
-from aslab.lab._told import as_tale
+from aslab.lab._report._figures import other_colour
+from aslab.lab._report._ring import ring
+from aslab.lab._report._tale import MOST_SPANS, Curve, Tale, Told, write_tale
+from aslab.lab._scenario._recording import Span
+from aslab.lab._story._chapters import Row
+from aslab.lab._story._machines import MACHINES
+from aslab.lab._story._run import Chapter
+from aslab.lab._story._tale import as_tale
 
 from .test_report import EVIL, FITS, TOO_WIDE, browser, rects, visit
 
@@ -231,9 +231,8 @@ def test_a_page_of_the_story_is_small_and_the_same_each_time(tmp_path: Path) -> 
 
 def test_pages_need_no_library() -> None:
     absent = ("rich", "typer", "pydantic", "numpy")
-    script = (
-        f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import aslab.lab._report, aslab.lab._tale"
-    )
+    modules = "aslab.lab._report._page, aslab.lab._report._tale"
+    script = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import {modules}"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 

@@ -16,7 +16,14 @@ import aslab
 from aslab import GFP, ConfigError
 from aslab.backends import Region
 from aslab.backends._libc import PAGE_SIZE
-from aslab.emulation import AddressSpace, Kmalloc, PageAllocationFailure, PageCache, PhysicalMemory, Vmalloc
+from aslab.emulation import (
+    AddressSpace,
+    Kmalloc,
+    PageAllocationFailure,
+    PageCache,
+    PhysicalMemory,
+    Vmalloc,
+)
 from aslab.faults import Uniform
 from aslab.testing import check_backend
 

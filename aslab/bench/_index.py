@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..emulation._index import INDEXES, removal_cost
+from ..lab._story._index import INDEXES, removal_cost
 from . import app, show
 
 SIZES = (10, 1_000, 10_000)

@@ -16,14 +16,14 @@
 `run` and the fixture need nothing but anyio and the loop; scenarios need the extra ``lab``.
 """
 
-from ._log import Event as Event
-from ._log import EventLog as EventLog
-from ._run import Lab as Lab
-from ._run import Outcome as Outcome
-from ._run import Stuck as Stuck
-from ._run import current as current
-from ._run import housekeeping as housekeeping
-from ._run import run as run
-from ._stuck import StuckTask as StuckTask
+from ._simulation._log import Event as Event
+from ._simulation._log import EventLog as EventLog
+from ._simulation._run import Lab as Lab
+from ._simulation._run import Outcome as Outcome
+from ._simulation._run import Stuck as Stuck
+from ._simulation._run import current as current
+from ._simulation._run import housekeeping as housekeeping
+from ._simulation._run import run as run
+from ._simulation._stuck import StuckTask as StuckTask
 
 __all__ = ["Event", "EventLog", "Lab", "Outcome", "Stuck", "StuckTask", "current", "housekeeping", "run"]

@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 from anyio import to_thread
 
-from .._sizes import parse_size
-from ._errors import BadInput, complain, printable
+from ..._sizes import parse_size
+from .._errors import BadInput, complain, printable
+from .._loops import Loop, check_installed, run_on
 from ._files import Found, Unreadable, check_paths, find_files
-from ._loops import Loop, check_installed, run_on
 from ._output import write_json, write_sums
 from ._report import Report
 from ._runs import TOUR, Result, Run, perform, unreadable, wrong_with

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from ._errors import BadInput, printable
+from .._errors import BadInput, printable
 
 
 @dataclass(frozen=True, slots=True)

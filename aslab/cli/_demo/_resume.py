@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import anyio
 
-from .. import Cache
-from ..backends import Backend
-from ..faults import Deadlock, Failslab
+from ... import Cache
+from ...backends import Backend
+from ...faults import Deadlock, Failslab
 
 GRACE = 60.0
 """Seconds that growth may take to recover, after the fault itself is over."""

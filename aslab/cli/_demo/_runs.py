@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..backends import Backend, Mmap
-from ..faults import parse_fault
-from ._errors import printable
+from ...backends import Backend, Mmap
+from ...faults import parse_fault
+from .._errors import printable
+from .._loops import Loop, run_on
 from ._files import Found
-from ._loops import Loop, run_on
 from ._progress import progress_bar
 from ._resume import patience
 from ._service import Outcome, Settings, checksum

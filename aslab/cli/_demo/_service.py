@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import anyio
 from anyio import to_thread
 
-from .. import Cache, CacheStats, open_allocator
-from ..backends import Backend
+from ... import Cache, CacheStats, open_allocator
+from ...backends import Backend
 from ._files import File, Unreadable, why
 from ._resume import slab_serves
 

@@ -8,17 +8,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._errors import BadInput, complain, printable
-from ._files import why
-from ._lab import need, print_json
-from ._loops import plain_interrupts
-from ._prose import console, say, tabulate
-from ._story_progress import progress_bar
+from .._demo._files import why
+from .._errors import BadInput, complain, printable
+from .._loops import plain_interrupts
+from .._prose import console, say, tabulate
+from ._progress import progress_bar
+from ._scenarios import need, print_json
 
 if TYPE_CHECKING:
-    from ..lab._experiments import Notebook, Told
-    from ..lab._grid import Grid
-    from ..lab._machines import Machine
+    from ...lab._story._experiments import Notebook, Told
+    from ...lab._story._grid import Grid
+    from ...lab._story._machines import Machine
 
 
 def run_grid(
@@ -37,8 +37,8 @@ def run_grid(
     :raises BadInput: for a file that cannot be read or written, or has nothing to run
     :raises ConfigError: for what is not allowed in one
     """
-    need("_grid", "pydantic")
-    from ..lab._experiments import play_grid
+    need("_story._grid", "pydantic")
+    from ...lab._story._experiments import play_grid
 
     grid = _load(file, more)
     if not grid.configs:
@@ -58,7 +58,7 @@ def run_grid(
 
 
 def _load(file: Path, more: Mapping[str, object]) -> Grid:
-    from ..lab._grid import load_grid
+    from ...lab._story._grid import load_grid
 
     try:
         return load_grid(file, more)
@@ -68,7 +68,7 @@ def _load(file: Path, more: Mapping[str, object]) -> Grid:
 
 @contextmanager
 def _notebook(path: Path | None) -> Iterator[Notebook]:
-    from ..lab._experiments import Notebook
+    from ...lab._story._experiments import Notebook
 
     with ExitStack() as stack:
         try:
@@ -79,7 +79,7 @@ def _notebook(path: Path | None) -> Iterator[Notebook]:
 
 
 def _show(results: list[Told], grid: Grid, seeds: int) -> None:
-    from ..lab._experiments import rows_of
+    from ...lab._story._experiments import rows_of
 
     out = console()
     tabulate(out, rows_of(results), left=("machine",))

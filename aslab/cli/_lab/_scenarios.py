@@ -17,12 +17,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from ._errors import BadInput, complain, printable
-from ._loops import Loop, check_installed, plain_interrupts
-from ._prose import console, say
+from .._errors import BadInput, complain, printable
+from .._loops import Loop, check_installed, plain_interrupts
+from .._prose import console, say
 
 if TYPE_CHECKING:
-    from ..lab.scenarios import Played, Scenario
+    from ...lab.scenarios import Played, Scenario
 
 EXTRA = "needs the extra 'lab': pip install '.[lab]' where aslab is cloned"
 
@@ -114,8 +114,8 @@ def need(module: str, library: str) -> Any:
 
 
 def _load(file: str, *, real_time: bool) -> Scenario:
-    from ..lab._builtin import find
-    from ..lab.scenarios import load
+    from ...lab._scenario._builtin import find
+    from ...lab.scenarios import load
 
     try:
         return load(find(file), real_time=real_time)
@@ -154,14 +154,14 @@ def _write(played: Played, report: Path | None, trace: Path | None, log: Path | 
 
 
 def _write_report(path: Path, played: Played) -> None:
-    from ..lab._report import write_report
+    from ...lab._report._page import write_report
 
     assert played.recording is not None
     write_report(path, played.result, played.recording)
 
 
 def _write_trace(path: Path, played: Played) -> None:
-    from ..lab._trace import write_trace
+    from ...lab._report._trace import write_trace
 
     assert played.recording is not None
     write_trace(path, played.result, played.recording)
@@ -189,7 +189,7 @@ def _progress(title: str) -> Iterator[Callable[[float], object]]:
 
 def _show(played: Played, wall: float) -> None:
     """For people: what it is about, what was expected and came, and the figures."""
-    from ..lab._metrics import in_words
+    from ...lab._scenario._metrics import in_words
 
     result = played.result
     out = console()

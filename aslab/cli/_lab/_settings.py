@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand
 
-from .. import ConfigError
-from ._errors import BadInput, printable
+from ... import ConfigError
+from .._errors import BadInput, printable
 
 if TYPE_CHECKING:
-    from ..lab._computer import Computer
+    from ...lab._story._computer import Computer
 
 LONGEST = 200  # characters of a value
 
@@ -23,7 +23,7 @@ def parse_settings(given: Sequence[str]) -> dict[str, object]:
     :raises BadInput: for what is no such thing
     :raises ConfigError: for a key or value that is not allowed
     """
-    from ..lab._computer import computer_with
+    from ...lab._story._computer import computer_with
 
     found: dict[str, object] = {}
     for one in given:
@@ -47,7 +47,7 @@ def computer_for(given: Sequence[str], fragmented: float) -> Computer:
     :raises BadInput: for what is no option
     :raises ConfigError: for a key or value that is not allowed
     """
-    from ..lab._computer import computer_with
+    from ...lab._story._computer import computer_with
 
     found = settings_for(given, fragmented)
     computer = computer_with(found)
@@ -85,7 +85,7 @@ class StoryCommand(TyperCommand):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the keys, their defaults and what they mean."""
-        from ..lab._computer import COMPUTER, KEYS
+        from ...lab._story._computer import COMPUTER, KEYS
 
         with formatter.section("Keys of --set, and of the tables of --grid"):
             formatter.write_dl(

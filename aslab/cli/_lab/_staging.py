@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._errors import BadInput, printable
-from ._lab import LabLoop, check_writable, print_json, writing
-from ._loops import Loop, check_installed, plain_interrupts
-from ._prose import console, say, tabulate
-from ._story_progress import progress_bar
+from .._errors import BadInput, printable
+from .._loops import Loop, check_installed, plain_interrupts
+from .._prose import console, say, tabulate
+from ._progress import progress_bar
+from ._scenarios import LabLoop, check_writable, print_json, writing
 
 if TYPE_CHECKING:
-    from ..lab._staging_rows import Row
+    from ...lab._staging._chapters import Row
 
 
 def staging(
@@ -28,7 +28,7 @@ def staging(
     :return: 0 if each machine ended as foretold, 1 if not
     :raises BadInput: for a machine that there is not, and a page that cannot be written
     """
-    from ..lab._staging_machines import MACHINES
+    from ...lab._staging._machines import MACHINES
 
     known = {one.name: one for one in MACHINES}
     for name in machine or ():
@@ -37,13 +37,13 @@ def staging(
     chosen = [one for one in MACHINES if not machine or one.name in machine]
     check_installed(Loop(loop.value))
     check_writable(report)
-    from ..lab._staging_rows import play_staging
+    from ...lab._staging._chapters import play_staging
 
     with progress_bar(len(chosen) * len(seeds)) as advance, plain_interrupts():
         rows = play_staging(chosen, seeds, loop=loop.value, jobs=jobs, progress=advance)
     if report is not None:
-        from ..lab._staging_told import as_tale
-        from ..lab._tale import write_tale
+        from ...lab._report._tale import write_tale
+        from ...lab._staging._tale import as_tale
 
         with writing(report):
             write_tale(report, as_tale(rows, seeds[0], loop.value))

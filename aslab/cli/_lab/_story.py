@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._errors import BadInput, printable
+from .._errors import BadInput, printable
+from .._loops import Loop, check_installed, plain_interrupts
+from .._prose import console, say, tabulate
 from ._grid import run_grid
-from ._lab import LabLoop, app, check_writable, need, print_json, writing
-from ._loops import Loop, check_installed, plain_interrupts
-from ._prose import console, say, tabulate
+from ._progress import progress_bar
+from ._scenarios import LabLoop, app, check_writable, need, print_json, writing
 from ._settings import StoryCommand, computer_for, settings_for
-from ._story_progress import progress_bar
 
 if TYPE_CHECKING:
-    from ..lab._chapters import Row
-    from ..lab._machines import Machine
+    from ...lab._story._chapters import Row
+    from ...lab._story._machines import Machine
 
 SEEDS_MOST = 100_000
 
@@ -87,13 +87,13 @@ def story(
         raise BadInput("--resume: allowed with --grid")
     computer = computer_for(settings or (), fragmented)
     check_writable(report)
-    play_story = need("_chapters", "pydantic").play_story
+    play_story = need("_story._chapters", "pydantic").play_story
 
     with progress_bar(len(chosen) * len(which)) as advance, plain_interrupts():
         rows = play_story(chosen, which, computer=computer, loop=loop.value, jobs=jobs, progress=advance)
     if report is not None:
-        from ..lab._tale import write_tale
-        from ..lab._told import as_tale
+        from ...lab._report._tale import write_tale
+        from ...lab._story._tale import as_tale
 
         with writing(report):
             write_tale(report, as_tale(rows, which[0], loop.value))
@@ -106,7 +106,7 @@ def story(
 
 def _machines(names: list[str], *, controls: bool) -> list[Machine]:
     """Those named, or all; the controls only if named or asked for."""
-    from ..lab._machines import CONTROLS, MACHINES
+    from ...lab._story._machines import CONTROLS, MACHINES
 
     known = [*MACHINES, *CONTROLS]
     for name in names:

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from ._recording import Span
+from .._scenario._recording import Span
 
 T = TypeVar("T")
 Points = list[tuple[float, float]]

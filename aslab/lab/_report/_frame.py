@@ -22,7 +22,7 @@ def write_page(path: str | os.PathLike[str], title: str, body: str) -> None:
     :raises OSError: if the file cannot be written
     """
     style, script, template = (
-        (_HERE / name).read_text(encoding="utf-8") for name in ("_page.css", "_page.js", "_page.html")
+        (_HERE / name).read_text(encoding="utf-8") for name in ("_frame.css", "_frame.js", "_frame.html")
     )
     page = Template(template).substitute(title=text(title), style=style, script=script, body=body)
     Path(path).write_text(page, encoding="utf-8", errors="replace", newline="\n")

@@ -6,13 +6,13 @@ import math
 import os
 from collections.abc import Sequence
 
+from .._scenario._metrics import METRICS
+from .._scenario._recording import Recording
+from .._scenario._result import Result
 from ._bounds import histogram
 from ._charts import Area, Bar, axis, caption
 from ._figures import COLOURS, counted, lasting, nice, notes, text
-from ._metrics import METRICS
-from ._page import section, write_page
-from ._recording import Recording
-from ._result import Result
+from ._frame import section, write_page
 from ._timeline import timeline
 
 MOST_STUCK = 200

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
-from ._recording import Span
+from .._scenario._recording import Span
 
 Lanes = list[tuple[Span, int]]
 """The spans of a row in order of time, each with its lane: 0, 1, ..."""

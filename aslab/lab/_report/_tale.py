@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .._scenario._recording import Span
 from ._bounds import thinned
 from ._charts import Area, caption, changes, chart, shade, times
 from ._figures import COLOURS, counted, lasting, nice, notes, other_colour, plain, text
-from ._page import section, write_page
-from ._recording import Span
+from ._frame import section, write_page
 from ._ring import TIP, ring
 
 MOST_POINTS = 1_000

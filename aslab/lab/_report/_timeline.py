@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from .._scenario._recording import Recording, Span
 from ._bounds import longest, thinned, waiting_longest
 from ._charts import Area, Bar, changes, chart, legend, row_label, shade, times
 from ._figures import COLOURS, counted, lasting, nice, notes, other_colour, plain
-from ._recording import Recording, Span
 from ._rows import by_row, in_lanes
 
 MOST_TASKS = 60

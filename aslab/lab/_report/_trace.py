@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ._recording import Recording, Span
-from ._result import Result
+from .._scenario._recording import Recording, Span
+from .._scenario._result import Result
 from ._rows import by_row, in_lanes
 
 Json = dict[str, Any]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .._errors import ConfigError
+from ..._errors import ConfigError
 
 _PLACES = (
-    Path(__file__).parent / "scenarios_of_examples",
-    Path(__file__).parent.parent.parent / "examples" / "scenarios",
+    Path(__file__).parents[1] / "scenarios_of_examples",
+    Path(__file__).parents[3] / "examples" / "scenarios",
 )
 
 

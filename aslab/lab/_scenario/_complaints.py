@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from .._errors import ConfigError
-from ._scenario import Scenario
+from ..._errors import ConfigError
+from ._schema import Scenario
 
 _WORDS = {
     "missing": "it is missing",

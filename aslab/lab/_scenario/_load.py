@@ -11,13 +11,21 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from .._config import CacheConfig, cache_config
-from .._errors import ConfigError
-from .._flags import CacheFlags
+from ..._config import CacheConfig, cache_config
+from ..._errors import ConfigError
+from ..._flags import CacheFlags
 from ._complaints import complaint, printable, short
 from ._machine import Machine, keys_under
 from ._metrics import METRICS
-from ._scenario import AllocatorSection, CacheSection, Expectation, HeapBackend, MmapBackend, Scenario, TaskSection
+from ._schema import (
+    AllocatorSection,
+    CacheSection,
+    Expectation,
+    HeapBackend,
+    MmapBackend,
+    Scenario,
+    TaskSection,
+)
 from ._values import TIMES, always_zero, parse_time
 
 T = TypeVar("T")

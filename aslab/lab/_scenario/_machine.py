@@ -13,12 +13,12 @@ from typing import Any
 
 import anyio
 
-from .._errors import ConfigError
-from .._flags import GFP
-from ..backends import Backend, Heap, Mmap, Region
-from ..emulation import AddressSpace, Kmalloc, PageCache, PhysicalMemory, Pins, Vmalloc
-from ..faults import Deadlock, Failslab, Latency
-from ._scenario import (
+from ..._errors import ConfigError
+from ..._flags import GFP
+from ...backends import Backend, Heap, Mmap, Region
+from ...emulation import AddressSpace, Kmalloc, PageCache, PhysicalMemory, Pins, Vmalloc
+from ...faults import Deadlock, Failslab, Latency
+from ._schema import (
     AnyBackend,
     DeadlockFault,
     FailslabFault,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ._log import Event
+from .._simulation._log import Event
 from ._result import Verdict
 
 How = Literal["highest", "lowest", "sum", "last"]

@@ -14,20 +14,20 @@ from typing import Any
 
 import anyio
 
-from .. import Allocator, Cache, open_allocator
-from .._state import Mark
-from ..emulation import Shrinker
-from ..pressure import Signal, Source
-from ..testing import check_consistency
+from ... import Allocator, Cache, open_allocator
+from ..._state import Mark
+from ...emulation import Shrinker
+from ...pressure import Signal, Source
+from ...testing import check_consistency
+from .._simulation._log import Event, EventLog
+from .._simulation._run import Lab, current, housekeeping
+from .._simulation._run import run as run_simulated
 from ._load import bounds, bounds_in_real_time, cache_options
-from ._log import Event, EventLog
 from ._machine import Machine, Told
 from ._metrics import Watch, Watches
 from ._recording import Kind, Moment, Recording, Span
 from ._result import Result
-from ._run import Lab, current, housekeeping
-from ._run import run as run_simulated
-from ._scenario import Happening, Scenario
+from ._schema import Happening, Scenario
 from ._workload import Worker, shuffled
 
 PATIENCE_AT_THE_END = 5.0

@@ -192,7 +192,7 @@ class Happening(Section):
 
 
 class Expectation(Section):
-    """A figure, and its bounds; `aslab.lab._metrics.METRICS` has the figures."""
+    """A figure, and its bounds; `aslab.lab._scenario._metrics.METRICS` has the figures."""
 
     what: str
     at_most: Any = None

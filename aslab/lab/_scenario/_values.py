@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainValidator
 
-from .._errors import ConfigError
-from .._sizes import parse_size
-from ..faults import Delay, Exponential, Uniform
-from ..faults._spec import parse_seconds
+from ..._errors import ConfigError
+from ..._sizes import parse_size
+from ...faults import Delay, Exponential, Uniform
+from ...faults._spec import parse_seconds
 
 LONGEST = 7 * 24 * 3600.0  # seconds; more is surely a slip
 LARGEST = 2**30  # bytes, for one object or slab; an allocator's limit may be larger

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 
-from .. import KM, Buffer, Cache
-from ..faults import Delay
-from ..faults._delay import drawing
+from ... import KM, Buffer, Cache
+from ...faults import Delay
+from ...faults._delay import drawing
 from ._machine import seed_for
-from ._scenario import TaskSection
+from ._schema import TaskSection
 
 if TYPE_CHECKING:
     from ._play import Run

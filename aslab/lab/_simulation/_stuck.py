@@ -9,26 +9,57 @@ from __future__ import annotations
 import gc
 import os
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
-_ASLAB = str(Path(__file__).parent.parent) + os.sep
+from ..._cache import Cache
+from ..._engine import Engine
+from ..._growth import Growth
+from ..._move import Moves
+from ..._relief import Relief
+from ..._supply import Supply
+from ..._worker import Worker
+from ...faults import Deadlock
+
+_ASLAB = str(Path(__file__).parents[2]) + os.sep
 _LIBRARIES = tuple({sysconfig.get_paths()[name] + os.sep for name in ("stdlib", "purelib", "platlib")})
+
+
+def _code(owner: type, name: str, *needed: str) -> CodeType:
+    """The code of a method of aslab, which has these local variables. Fails on import where it was renamed."""
+    code: CodeType = vars(owner)[name].__code__
+    missing = set(needed) - {*code.co_varnames, *code.co_cellvars}
+    if missing:
+        raise TypeError(f"{code.co_qualname} has no local variable {', '.join(sorted(missing))}")
+    return code
+
+
 _AT_REST = {
-    "Engine.run",
-    "Engine._run_bell",
-    "Engine._run_ageing",
-    "Engine._run_source",
-    "Moves.run",
-    "Relief.run",
-    "Supply.run",
-    "Worker.run",
+    _code(Engine, "run"),
+    _code(Engine, "_run_bell"),
+    _code(Engine, "_run_ageing"),
+    _code(Engine, "_run_source"),
+    _code(Moves, "run"),
+    _code(Relief, "run"),
+    _code(Supply, "run"),
+    _code(Worker, "run"),
 }
-"""Tasks of an allocator that wait for work whenever all is well."""
-_MAIN = "aslab.lab._run._root"
+"""What the tasks of an allocator run that wait for work whenever all is well."""
+_WORDS: dict[CodeType, Callable[[dict[str, Any]], str]] = {
+    _code(Cache, "_get", "self", "n"): lambda names: f"{_objects(names['n'])} of cache {names['self'].name!r}",
+    _code(Growth, "fill", "self", "objects"): lambda names: (
+        f"{names['objects']} free objects of cache {names['self'].config.name!r}"
+    ),
+    _code(Growth, "ready", "self"): lambda names: f"the reserve of cache {names['self'].config.name!r}",
+    _code(Worker, "_make_slab", "growth"): lambda names: f"a slab for cache {names['growth'].config.name!r}",
+    _code(Deadlock, "_get_stuck"): lambda names: "an injected deadlock",
+}
+"""What a frame with that code waits for, in words, from its local variables."""
+_MAIN = f"{__package__}._run._root"
+"""The name that both loops give to the task of a whole run."""
 _OPAQUE = {"async_generator_asend", "async_generator_athrow", "anext_awaitable", "coroutine_wrapper"}
 """What Python puts before an awaited generator or coroutine, and does not let see through."""
 
@@ -62,7 +93,7 @@ def describe(tasks: Iterable[tuple[str, Any]], *, everyone: bool = False) -> tup
             if everyone:
                 found.append(StuckTask(name, f"a bare {type(coroutine).__name__}", "no line of its own"))
             continue
-        at_rest = any(frame.f_code.co_qualname in _AT_REST and _is_aslab(frame) for frame in frames)
+        at_rest = any(frame.f_code in _AT_REST for frame in frames)
         if not own or (at_rest and not everyone):
             continue
         known = [words for frame in frames if (words := _known(frame))]
@@ -99,18 +130,9 @@ def _is_aslab(frame: FrameType) -> bool:
 
 def _known(frame: FrameType) -> str:
     """What a frame of aslab waits for, if it is one that knows."""
-    if not _is_aslab(frame):
-        return ""
-    names, code = frame.f_locals, frame.f_code.co_qualname
-    if code == "Cache._get":
-        what = "an object" if names["n"] == 1 else f"{names['n']} objects at once"
-        return f"{what} of cache {names['self'].name!r}"
-    if code == "Growth.fill":
-        return f"{names['objects']} free objects of cache {names['self'].config.name!r}"
-    if code == "Growth.ready":
-        return f"the reserve of cache {names['self'].config.name!r}"
-    if code == "Worker._make_slab":
-        return f"a slab for cache {names['growth'].config.name!r}"
-    if code == "Deadlock._get_stuck":
-        return "an injected deadlock"
-    return ""
+    words = _WORDS.get(frame.f_code)
+    return words(frame.f_locals) if words else ""
+
+
+def _objects(n: int) -> str:
+    return "an object" if n == 1 else f"{n} objects at once"

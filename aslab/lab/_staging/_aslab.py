@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from .. import Buffer, Cache, open_allocator
-from ._staging_desk import Desk, OneByOne, Staged
-from ._staging_driver import Driver, Pageable, PinnedPieces
-from ._staging_machines import FINISHING, Machine, Server
+from ... import Buffer, Cache, open_allocator
+from ._desk import Desk, OneByOne, Staged
+from ._driver import Driver, Pageable, PinnedPieces
+from ._machines import FINISHING, Machine, Server
 
 
 class OfAslab(OneByOne):

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ._metrics import format_seconds
-from ._parallel import for_each
-from ._staging import OPENS, Chapter, tell
-from ._staging_machines import SERVER, Machine
+from .._scenario._metrics import format_seconds
+from .._simulation._parallel import for_each
+from ._machines import SERVER, Machine
+from ._run import OPENS, Chapter, tell
 
 
 @dataclass(frozen=True, slots=True)

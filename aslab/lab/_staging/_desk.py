@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .. import Buffer
-from ..emulation._waits import WaitGraph
-from ._run import current
+from ... import Buffer
+from .._simulation._run import current
+from .._simulation._waits import WaitGraph
 
 POOL = "staging pool"
 """What a request waits on, and whoever has a buffer is waited on for."""

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import anyio
 
-from .._flags import GFP
-from ..backends import Region
-from ._run import current
-from ._staging_machines import Server
+from ..._flags import GFP
+from ...backends import Region
+from .._simulation._run import current
+from ._machines import Server
 
 
 class Driver:

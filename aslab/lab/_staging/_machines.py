@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .._flags import KM
+from ..._flags import KM
 
 FINISHING = KM.MEMALLOC
 """What aslab is told of a request that gives memory back once it is served."""

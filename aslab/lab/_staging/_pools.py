@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from ._staging_aslab import open_cache
-from ._staging_desk import Desk, OneByOne, Pool, Staged
-from ._staging_driver import Driver
-from ._staging_machines import Machine, Server
+from ._aslab import open_cache
+from ._desk import Desk, OneByOne, Pool, Staged
+from ._driver import Driver
+from ._machines import Machine, Server
 
 PAUSE = 0.1
 """Seconds that a busy retry sleeps: what LMCache waits before it tries again."""

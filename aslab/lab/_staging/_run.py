@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from ..emulation._waits import WaitGraph
-from ._machine import seed_for
-from ._recording import Span
-from ._run import current, housekeeping
-from ._run import run as run_simulated
-from ._staging_aslab import OfAslab
-from ._staging_desk import Desk, Pool, Staged
-from ._staging_driver import Driver
-from ._staging_machines import SERVER, Machine, Server
-from ._staging_pools import open_pool
+from .._scenario._machine import seed_for
+from .._scenario._recording import Span
+from .._simulation._run import current, housekeeping
+from .._simulation._run import run as run_simulated
+from .._simulation._waits import WaitGraph
+from ._aslab import OfAslab
+from ._desk import Desk, Pool, Staged
+from ._driver import Driver
+from ._machines import SERVER, Machine, Server
+from ._pools import open_pool
 
 PLACES = "GPU places"
 OPENS = 0.2

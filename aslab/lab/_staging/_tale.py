@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ._staging_machines import SERVER
-from ._staging_rows import Row
-from ._tale import Curve, Outcome, Tale, Told
+from .._report._tale import Curve, Outcome, Tale, Told
+from ._chapters import Row
+from ._machines import SERVER
 
 FORETOLD = {"finished": "finishes", "stuck": "gets stuck"}
 CURVES = (Curve("served", "requests", 84), Curve("pinned", "buffers", 34))

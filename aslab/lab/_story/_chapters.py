@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ..emulation._index import removal_cost
+from .._scenario._metrics import format_seconds
+from .._simulation._parallel import for_each
 from ._computer import COMPUTER, Computer
+from ._index import removal_cost
 from ._machines import Machine
-from ._metrics import format_seconds
-from ._parallel import for_each
-from ._story import Chapter, tell
+from ._run import Chapter, tell
 
 OUTSTANDING = (10, 1_000, 10_000)
 """Emergency objects among which one is freed, for its cost. They come in batches of thousands."""

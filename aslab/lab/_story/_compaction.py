@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import anyio
 
-from .._config import whole_number
-from ..faults import Delay
-from ..faults._delay import drawing
-from ._memory import Block, PhysicalMemory
-from ._waits import WaitGraph
+from ..._config import whole_number
+from ...emulation._memory import Block, PhysicalMemory
+from ...faults import Delay
+from ...faults._delay import drawing
+from .._simulation._waits import WaitGraph
 
 MOST_DEFERRED = 64
 """Linux' COMPACT_MAX_DEFER_SHIFT: after many runs in vain, so many requests go by before the next run."""

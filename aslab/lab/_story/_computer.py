@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .._errors import ConfigError
-from ..backends._libc import PAGE_SIZE
-from ..emulation._vmalloc import PAGES_PER_TABLE
-from ..emulation._zfs import ZfsOptions
+from ..._errors import ConfigError
+from ...backends._libc import PAGE_SIZE
+from ...emulation._vmalloc import PAGES_PER_TABLE
+from ._zfs import ZfsOptions
 
 CLUSTER = 32
 """Pages whose filling `Computer.fill` is about, whatever the size of a block."""

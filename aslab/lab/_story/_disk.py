@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import anyio
 
-from .._engine import HOUSEKEEPING
-from .._flags import GFP
-from ._memory import PhysicalMemory
+from ..._engine import HOUSEKEEPING
+from ..._flags import GFP
+from ...emulation._memory import PhysicalMemory
 
 
 class Disk:

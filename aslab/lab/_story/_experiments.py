@@ -12,15 +12,15 @@ from typing import IO, Any, Self
 
 from pydantic import ValidationError
 
-from .._errors import ConfigError
-from ._complaints import printable, short
+from ..._errors import ConfigError
+from .._scenario._complaints import printable, short
+from .._scenario._metrics import format_seconds
+from .._scenario._schema import Section
+from .._simulation._parallel import for_each
 from ._computer import Computer, settings
 from ._grid import Config, Grid
 from ._machines import Machine
-from ._metrics import format_seconds
-from ._parallel import for_each
-from ._scenario import Section
-from ._story import tell
+from ._run import tell
 
 Told = dict[str, Any]
 """What came of one experiment, as JSON has it."""

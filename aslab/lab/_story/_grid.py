@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field, PlainValidator, ValidationError, create_model
 
-from .._errors import ConfigError
-from ._complaints import complaint, short
+from ..._errors import ConfigError
+from .._scenario._complaints import complaint, short
+from .._scenario._load import read
+from .._scenario._schema import Section
 from ._computer import KEYS, Computer, check_value, computer_with
-from ._load import read
-from ._scenario import Section
 
 MOST = 100_000
 """Combinations of one grid."""

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from .._flags import KM
-from ..emulation._spl import Growth
+from ..._flags import KM
+from ._spl import Growth
 
 TICK = 0.01
 """Seconds: a timer tick of Linux at HZ=100, the patience of 2012."""

@@ -15,22 +15,22 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from .. import GFP, KM, Buffer, Cache, open_allocator
-from ..backends import Backend, Region
-from ..emulation import AddressSpace, Kmalloc, PhysicalMemory, Vmalloc
-from ..emulation._compaction import Compaction
-from ..emulation._disk import Disk
-from ..emulation._memory import PF_MEMALLOC
-from ..emulation._spl import Growth, SplCache, SplObject, SplQueue
-from ..emulation._swap import Anonymous, hog
-from ..emulation._waits import WaitGraph
-from ..emulation._zfs import Buffers, Zfs
+from ... import GFP, KM, Buffer, Cache, open_allocator
+from ...backends import Backend, Region
+from ...emulation import AddressSpace, Kmalloc, PhysicalMemory, Vmalloc
+from ...emulation._memory import PF_MEMALLOC
+from .._scenario._machine import seed_for
+from .._scenario._recording import Span
+from .._simulation._run import current, housekeeping
+from .._simulation._run import run as run_simulated
+from .._simulation._waits import WaitGraph
+from ._compaction import Compaction
 from ._computer import CLUSTER, Computer
-from ._machine import seed_for
+from ._disk import Disk
 from ._machines import Aslab, Machine
-from ._recording import Span
-from ._run import current, housekeeping
-from ._run import run as run_simulated
+from ._spl import Growth, SplCache, SplObject, SplQueue
+from ._swap import Anonymous, hog
+from ._zfs import Buffers, Zfs
 
 LOOK_EVERY = 1.0
 """Simulated seconds between looks whether anybody can still go on."""

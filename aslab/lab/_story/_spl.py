@@ -21,10 +21,10 @@ from typing import Literal
 
 import anyio
 
-from .._flags import GFP
-from ..backends import Backend, Region
+from ..._flags import GFP
+from ...backends import Backend, Region
+from .._simulation._waits import WaitGraph
 from ._index import INDEXES, Index
-from ._waits import WaitGraph
 
 
 def magazine_for(size: int) -> int:

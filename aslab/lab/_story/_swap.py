@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable
 import anyio
 import anyio.lowlevel
 
-from .._flags import GFP
-from ._memory import Block, PhysicalMemory
-from ._page_cache import SWAP_CLUSTER_MAX
-from ._waits import WaitGraph
+from ..._flags import GFP
+from ...emulation._memory import Block, PhysicalMemory
+from ...emulation._page_cache import SWAP_CLUSTER_MAX
+from .._simulation._waits import WaitGraph
 
 SMALL = 8
 """Pages in a row that Linux goes on trying to get (PAGE_ALLOC_COSTLY_ORDER)."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+from .._report._figures import lasting
+from .._report._tale import Curve, Outcome, Tale, Told
+from .._scenario._metrics import format_seconds
 from ._chapters import Row
-from ._figures import lasting
-from ._metrics import format_seconds
-from ._story import Chapter
-from ._tale import Curve, Outcome, Tale, Told
+from ._run import Chapter
 
 CURVES = (Curve("swapped pages", "pages", 84), Curve("emergency", "objects", 34))
 PARTS = {

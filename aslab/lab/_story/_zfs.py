@@ -22,8 +22,8 @@ from typing import Any, Protocol
 import anyio
 from anyio.abc import TaskGroup
 
+from .._simulation._waits import WaitGraph
 from ._disk import Disk
-from ._waits import WaitGraph
 
 
 @dataclass(frozen=True, slots=True)
