@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aslab.cli._errors import BadInput
-from aslab.cli._lab._scenarios import need
+from aslab.cli._lab._common import need
 from aslab.lab.scenarios import builtin
 
 from .test_cli import Here, aslab, told

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from aslab.cli._lab._staging import _show
+from aslab.cli._lab._rows import show
 from aslab.lab._staging._chapters import Row
 from aslab.lab._staging._machines import MACHINES
 from aslab.lab._staging._run import Chapter
@@ -95,7 +95,7 @@ def test_table_of_all_machines_with_large_figures_is_not_cut(capsys: pytest.Capt
         pinned_max=9999 * 2**20,
         emergency_max=8,
     )
-    _show([Row(machine, (large,) * 100) for machine in MACHINES])
+    show([Row(machine, (large,) * 100) for machine in MACHINES])
     text = capsys.readouterr().out
     assert "…" not in text
     assert text.count("100 of 100") == text.count("99999") == text.count(" 9999 ") == len(MACHINES)
@@ -110,7 +110,7 @@ def test_as_told_is_stuck_with_half_of_the_seeds_or_finished_with_all(
     name: str, finished: int, as_told: bool
 ) -> None:
     chapters = tuple(Chapter(name, seed, finished=seed < finished, time=1.0) for seed in range(10))
-    assert Row(BY_NAME[name], chapters).as_told is as_told
+    assert Row(BY_NAME[name], chapters).as_expected is as_told
 
 
 def test_machine_that_ends_otherwise_than_foretold_exits_1() -> None:

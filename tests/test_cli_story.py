@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from aslab.cli._lab._story import _machines, _show
+from aslab.cli._lab._rows import show
+from aslab.cli._lab._story import _machines
 from aslab.lab._story._chapters import Row
 from aslab.lab._story._computer import COMPUTER, KEYS
 from aslab.lab._story._grid import load_grid
@@ -135,7 +136,7 @@ def test_table_of_all_machines_with_large_figures_is_not_cut(capsys: pytest.Capt
         va_lock_time=12.345678,
     )
     cost = dict.fromkeys((10, 1_000, 10_000), 0.123456)
-    _show([Row(machine, (large,), cost) for machine in MACHINES])
+    show([Row(machine, (large,), cost) for machine in MACHINES])
     text = capsys.readouterr().out
     names = [machine.name for machine in MACHINES]
     for table in text.split("\n\n")[:2]:
@@ -163,14 +164,14 @@ def test_machine_that_ends_otherwise_than_the_change_says_exits_1() -> None:
 )
 def test_original_is_as_told_if_9_of_10_seeds_are_stuck(finished: int, as_told: bool) -> None:
     chapters = tuple(Chapter("original", seed, finished=seed < finished) for seed in range(10))
-    assert Row(MACHINES[0], chapters).as_told is as_told
+    assert Row(MACHINES[0], chapters).as_expected is as_told
 
 
 def test_others_are_as_told_only_if_every_seed_finishes() -> None:
     chapters = [Chapter("aslab", seed, finished=True) for seed in range(200)]
-    assert Row(MACHINES[-1], tuple(chapters)).as_told
+    assert Row(MACHINES[-1], tuple(chapters)).as_expected
     chapters[77].finished = False
-    assert not Row(MACHINES[-1], tuple(chapters)).as_told
+    assert not Row(MACHINES[-1], tuple(chapters)).as_expected
 
 
 def test_controls_run_only_where_they_are_asked_for(both: Both) -> None:
@@ -186,7 +187,7 @@ def test_name_that_is_too_long_for_the_table_is_broken_at_an_underscore(
     chapter = Chapter(
         "", 0, finished=True, time=7.31, longest_txg_sync=0.3, longest_wait=59.9853, deadlocks=99_999
     )
-    _show([Row(machine, (chapter,)) for machine in (*MACHINES, *CONTROLS)])
+    show([Row(machine, (chapter,)) for machine in (*MACHINES, *CONTROLS)])
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text

@@ -34,7 +34,7 @@ AT_WORK = {
         "aslab.lab._simulation._parallel",
         "_next",
     ),
-    "bench lab": ("aslab.bench._lab", "Progress"),
+    "bench lab": ("aslab.bench._lab", "bar"),
     "bench pair --rounds 9999": ("aslab.bench._pair", "_queue"),
     "bench index --rounds 99999": ("aslab.bench._index", "removal_cost"),
 }

@@ -11,8 +11,9 @@ import typer
 
 import aslab
 from aslab.faults import Deadlock
+from aslab.testing._inside import pool_of
 
-from . import app, show
+from ._app import app, show
 
 SIZE = 2**20
 
@@ -58,8 +59,8 @@ async def _pairs(tasks: int, seconds: float, *, kept: bool) -> float:
     async with aslab.open_allocator(slabs=slabs, kick_after=None) as kmem:
         cache = kmem.create_cache("c", SIZE)
         (await cache.alloc()).free()  # the first is late
-        cache._pool.growth.unwell = kept  # what a free looks at
-        cache._pool.emergency.clear()
+        pool_of(cache).growth.unwell = kept  # what a free looks at
+        pool_of(cache).emergency.clear()
         begin = time.perf_counter()
 
         async def work() -> None:

@@ -12,7 +12,7 @@ import typer
 import aslab
 from aslab.faults import Deadlock
 
-from . import app, show
+from ._app import app, show
 
 FEW = (10, 1_000)
 FREED = 10

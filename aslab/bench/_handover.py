@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import math
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
@@ -20,13 +19,13 @@ from typing import Annotated, Any, NamedTuple
 
 import anyio
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 import aslab
+from aslab.testing._inside import pool_of
 
 from ..cli._loops import Loop, check_installed, run_on
-from . import app, show
+from ..cli._progress import bar
+from ._app import app, show
 
 SIZE = 4096
 OURS = ("aslab", "aslab, hands over at once")
@@ -91,10 +90,10 @@ def handover(
     for each in loops:
         check_installed(each)
     rows: list[dict[str, Any]] = []
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("aslab bench handover", total=len(loops) * len(PATTERNS) * rounds)
+    with bar() as shown:
+        task = shown.add_task("aslab bench handover", total=len(loops) * len(PATTERNS) * rounds)
         for each in loops:
-            tell = partial(bar.update, task, description=each.value, advance=1)
+            tell = partial(shown.update, task, description=each.value, advance=1)
             best = run_on(each, partial(measure, each, rounds, operations, tasks, buffers, tell))
             rows += _rows(each, best)
     note = (
@@ -137,7 +136,7 @@ async def _aslab(kmem: aslab.Allocator, name: str, buffers: int) -> Pool:
     cache = kmem.create_cache(name, SIZE, objects_per_slab=buffers, max_objects=buffers)
     await cache.prefill(buffers)
     if name != OURS[0]:
-        cache._pool.room.passing.beside = 0.0  # of this experiment alone
+        pool_of(cache).room.passing.beside = 0.0  # of this experiment alone
     return Pool(cache.alloc, aslab.Buffer.free)
 
 

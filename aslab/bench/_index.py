@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..lab._story._index import INDEXES, removal_cost
-from . import app, show
+from ._app import app, show
 
 SIZES = (10, 1_000, 10_000)
 

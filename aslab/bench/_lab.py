@@ -7,10 +7,9 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
-from . import app, show
+from ..cli._progress import bar
+from ._app import app, show
 
 SIZES = (10_000, 100_000, 1_000_000)
 EVENTS_A_SECOND = 1500  # of the scenario below: 50 tasks, 10 rounds each a second, 3 events a round
@@ -28,15 +27,15 @@ def lab(
     rows = []
     sizes = [size for size in SIZES if size < most] + [most]
     _foretell(sum(size * (rounds if size < sizes[-1] else 1) for size in sizes))
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("aslab bench lab", total=None)
+    with bar() as shown:
+        task = shown.add_task("aslab bench lab", total=None)
         for size in sizes:
             for loop in LOOPS:
-                bar.update(task, description=f"{loop}, {size:,} events")
+                shown.update(task, description=f"{loop}, {size:,} events")
                 turns = range(rounds if size < sizes[-1] else 1)
                 rows.append(min((_measure(loop, size) for _ in turns), key=lambda row: row["us an event"]))
         for loop in LOOPS:
-            bar.update(task, description=f"{loop}, the deadlock scenario")
+            shown.update(task, description=f"{loop}, the deadlock scenario")
             best = min((_deadlock(loop) for _ in range(rounds)), key=lambda row: row["us an event"])
             rows.append(best)
     note = (

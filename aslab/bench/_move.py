@@ -11,7 +11,7 @@ import typer
 
 import aslab
 
-from . import app, show
+from ._app import app, show
 from ._stall import longest_gap
 
 MIB = 2**20

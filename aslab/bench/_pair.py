@@ -15,7 +15,7 @@ import typer
 import aslab
 from aslab.backends import Heap
 
-from . import app, show
+from ._app import app, show
 
 Measurement = Callable[[int], Awaitable[float]]
 

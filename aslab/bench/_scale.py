@@ -7,7 +7,6 @@ it walks all objects that there are, whoever made them; but for large slabs, whe
 from __future__ import annotations
 
 import gc
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,14 +17,13 @@ import anyio
 import anyio.lowlevel
 import typer
 from anyio.abc import TaskGroup
-from rich.console import Console
-from rich.progress import Progress
 
 import aslab
 from aslab.backends import Mmap
 from aslab.faults import Latency
 
-from . import app, show
+from ..cli._progress import bar
+from ._app import app, show
 from ._stall import longest_gap
 
 CACHES = (100, 300, 1_000)
@@ -57,12 +55,12 @@ def scale(
         ("the least expire", _least_expire),
     ]
     rows: list[Row] = []
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("aslab bench scale", total=rounds * len(measures))
+    with bar() as shown:
+        task = shown.add_task("aslab bench scale", total=rounds * len(measures))
         for name, measure in measures:
             tries = []
             for _ in range(rounds):
-                bar.update(task, description=name, advance=1)
+                shown.update(task, description=name, advance=1)
                 with _no_collections():
                     tries.append(anyio.run(measure))
             rows += [min(alike, key=lambda row: row["ms"]) for alike in zip(*tries, strict=True)]

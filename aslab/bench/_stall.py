@@ -12,7 +12,7 @@ import typer
 import aslab
 from aslab.backends import Mmap, Region
 
-from . import app, show
+from ._app import app, show
 
 MIB = 2**20
 

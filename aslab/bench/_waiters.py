@@ -18,7 +18,7 @@ import typer
 
 import aslab
 
-from . import app, show
+from ._app import app, show
 
 FEW = (100, 1_000)
 Wait = Callable[[int], Awaitable[object]]

@@ -1,12 +1,14 @@
 """The command ``aslab``.
 
-    _app       what commands there are
-    _demo      ``aslab demo``: its options, and what they mean
-    _service   the checksum service that it runs, a good example of how to use aslab
-    _lab       ``aslab lab``: scenarios
-    _story  _settings  _grid           ``aslab lab story``: its options, ``--set``, ``--grid``
-    _files  _loops  _resume                finding files; event loops; is all well again?
-    _report  _output  _progress  _errors   for people; for programs; while it runs; when it does not
+    _app       the commands, and how each of them ends
+    _demo      ``aslab demo``
+    _lab       ``aslab lab``
+    _errors    one line for everything that can go wrong
+    _loops     event loops
+    _prose     text and tables
+    _progress  progress bars
+
+``aslab bench`` is a package of its own.
 
 Nothing here is imported before `main` is called, because typer and rich come with an extra.
 """

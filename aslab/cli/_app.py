@@ -14,8 +14,7 @@ from aslab.bench import app as bench_app
 from .. import ConfigError
 from ._demo._command import demo
 from ._errors import INTERRUPTED, BadInput, complain
-from ._lab import _story as _story  # registers its command
-from ._lab._scenarios import app as lab_app
+from ._lab import app as lab_app
 
 # The base of all complaints about options; typer does not export it, and where it lives depends on the version.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])

@@ -22,3 +22,8 @@ def complain(message: str) -> None:
 def printable(path: str) -> str:
     """A path as one line of text: quoted, and escaped where it must be."""
     return f"'{path}'" if path.isprintable() else ascii(path)
+
+
+def why(error: OSError) -> str:
+    """The reason alone, without number and path."""
+    return error.strerror or str(error)

@@ -1,17 +1,12 @@
 """The lab: what does a service do when memory stalls? Simulated time, from a seed, repeatable to the byte.
 
-    _run  _idle  _stuck  _log           run an async function so; who waits on what; the event log
-    _asyncio  _trio                     simulated time, and order, on each loop
-    pytest_plugin                       the fixture ``lab``
-    _scenario  _values  _load           scenario files: what they may say, and what is wrong with one
-    _machine  _workload  _play          their memory and backends, their tasks, a run of them
-    _metrics  _result                   what is expected of them, and what came
-    _recording  _trace                  seeing it: what is kept of a run; a file for Perfetto
-    _report  _timeline  _rows  _bounds  the page of a scenario
-    _tale  _ring  _told                 the page of a story; who waits on whom; the story of 2012 for it
-    _page  _charts  _figures            what all pages have: their frame, charts over time, colours and words
-    _story  _machines  _computer        the story of 2012: one run, its machines, and what all of them have
-    _chapters  _grid  _experiments      over many seeds; on many computers
+    _simulation    run an async function in simulated time
+    pytest_plugin  the fixture ``lab``
+    _scenario      scenario files: what they may say, and a run of one
+    scenarios      the same, for programs and tests
+    _report        pages and traces of a run
+    _story         the story of 2012
+    _staging       the story of the staging buffers
 
 `run` and the fixture need nothing but anyio and the loop; scenarios need the extra ``lab``.
 """

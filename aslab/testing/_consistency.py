@@ -6,6 +6,7 @@ from typing import Any
 
 from .._cache import Cache
 from .._state import reachable
+from ._inside import pool_of
 
 
 def check_consistency(cache: Cache[Any]) -> None:
@@ -13,7 +14,7 @@ def check_consistency(cache: Cache[Any]) -> None:
 
     :raises AssertionError: naming what does not add up
     """
-    pool, stats = cache._pool, cache.stats()
+    pool, stats = pool_of(cache), cache.stats()
     depot = pool.depot
     slabs = depot.slabs
     every = [*slabs.partial, *slabs.complete, *([slabs.condemned] if slabs.condemned else [])]

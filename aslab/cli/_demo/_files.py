@@ -7,7 +7,7 @@ import stat
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from .._errors import BadInput, printable
+from .._errors import BadInput, printable, why
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,6 @@ class Found:
     def nbytes(self) -> int:
         """Bytes of all files together."""
         return sum(file.size for file in self.files)
-
-
-def why(error: OSError) -> str:
-    """The reason alone, without number and path."""
-    return error.strerror or str(error)
 
 
 def check_paths(paths: Iterable[str]) -> None:

@@ -1,38 +1,34 @@
-"""A progress bar on stderr, where stderr is a terminal."""
+"""The progress bar of the demo: bytes and files."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn
 
+from .._progress import bar
 from ._files import Found
-from ._service import OnProgress
+from ._service import Progress
 
 
 @contextmanager
-def progress_bar(title: str, found: Found) -> Iterator[OnProgress]:
-    """Show bytes and files; gone at the end of the block. Files that grow meanwhile make it longer."""
-    bar = Progress(
+def progress_bar(title: str, found: Found) -> Iterator[Progress]:
+    """Show a bar; call what comes out of it with the bytes and files just read. Files that grow make it longer."""
+    done = read = 0
+    columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TextColumn("{task.fields[files]:,}/{task.fields[of]:,} files"),
-        console=Console(stderr=True, highlight=False),
-        transient=True,
-        disable=not sys.stderr.isatty(),
     )
-    done = read = 0
-    with bar:
-        task = bar.add_task(title, total=found.nbytes, files=0, of=len(found.files))
+    with bar(*columns) as shown:
+        task = shown.add_task(title, total=found.nbytes, files=0, of=len(found.files))
 
         def advance(nbytes: int, files: int) -> None:
             nonlocal done, read
             done += files
             read += nbytes
-            bar.update(task, completed=read, total=max(read, found.nbytes), files=done)
+            shown.update(task, completed=read, total=max(read, found.nbytes), files=done)
 
         yield advance

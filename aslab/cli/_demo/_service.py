@@ -18,7 +18,8 @@ from anyio import to_thread
 
 from ... import Cache, CacheStats, open_allocator
 from ...backends import Backend
-from ._files import File, Unreadable, why
+from .._errors import why
+from ._files import File, Unreadable
 from ._resume import slab_serves
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ SLAB_MOST = 8
 """Buffers in one slab; fewer where the limit has no room for as many."""
 SLAB_SIZE_MOST = 32 * 2**20
 
-OnProgress = Callable[[int, int], object]
+Progress = Callable[[int, int], object]
 """Told of bytes read, and of files done, since it was last told."""
 
 
@@ -82,7 +83,7 @@ class Outcome:
 
 
 async def checksum(
-    files: Sequence[File], settings: Settings, slabs: Backend, patience: float, on_progress: OnProgress
+    files: Sequence[File], settings: Settings, slabs: Backend, patience: float, progress: Progress
 ) -> Outcome:
     """Hash all files, with memory from ``slabs``, and look whether all is well at the end.
 
@@ -97,7 +98,7 @@ async def checksum(
             objects_per_slab=settings.per_slab,
             max_slab_size=max(SLAB_SIZE_MOST, settings.stride),
         )
-        service = _Service(cache, on_progress)
+        service = _Service(cache, progress)
         began = anyio.current_time()
         await service.run(files, settings.tasks)
         seconds = anyio.current_time() - began
@@ -125,14 +126,14 @@ def _longest(times: list[float], number: int) -> list[float]:
 
 
 class _Service:
-    def __init__(self, cache: Cache[memoryview], on_progress: OnProgress) -> None:
+    def __init__(self, cache: Cache[memoryview], progress: Progress) -> None:
         self.sums: dict[str, str] = {}
         self.unreadable: list[Unreadable] = []
         self.nbytes = 0
         self.times: list[float] = []
         self.emergency_used = 0
         self._cache = cache
-        self._on_progress = on_progress
+        self._progress = progress
 
     async def run(self, files: Sequence[File], tasks: int) -> None:
         todo = iter(files)
@@ -146,7 +147,7 @@ class _Service:
                 self.sums[file.path] = await self._hash(file.path)
             except OSError as exc:
                 self.unreadable.append(Unreadable(file.path, why(exc)))
-            self._on_progress(0, 1)
+            self._progress(0, 1)
 
     async def _hash(self, path: str) -> str:
         digest = hashlib.sha256()
@@ -162,7 +163,7 @@ class _Service:
             self.emergency_used += buf.emergency
             nbytes = await to_thread.run_sync(_read_and_hash, file, buf.view, digest)
         self.nbytes += nbytes
-        self._on_progress(nbytes, 0)
+        self._progress(nbytes, 0)
         return nbytes
 
 

@@ -8,12 +8,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .._demo._files import why
-from .._errors import BadInput, complain, printable
+from .._errors import BadInput, complain, printable, why
 from .._loops import plain_interrupts
 from .._prose import console, say, tabulate
+from ._common import need, print_json
 from ._progress import progress_bar
-from ._scenarios import need, print_json
 
 if TYPE_CHECKING:
     from ...lab._story._experiments import Notebook, Told

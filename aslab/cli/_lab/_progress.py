@@ -1,27 +1,19 @@
-"""The progress bar of the story: which machine, which seed, how many of all."""
+"""The progress bar of a story: which machine, which seed, how many runs of how many."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+from .._progress import bar
 
 
 @contextmanager
 def progress_bar(total: int) -> Iterator[Callable[[str, int], object]]:
-    """A bar on stderr, where that is a terminal; gone at the end."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True, highlight=False, markup=False),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    with bar:
-        task = bar.add_task("the story", total=total)
-        yield lambda name, seed: bar.update(task, advance=1, description=f"{name}, seed {seed}")
+    """Show a bar; call what comes out of it with the machine and seed of each run that ends."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with bar(*columns) as shown:
+        task = shown.add_task("the story", total=total)
+        yield lambda name, seed: shown.update(task, advance=1, description=f"{name}, seed {seed}")

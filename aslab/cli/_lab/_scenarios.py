@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import enum
-import importlib
-import json
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 
-from .._errors import BadInput, complain, printable
+from .._errors import BadInput, complain, printable, why
 from .._loops import Loop, check_installed, plain_interrupts
+from .._progress import bar
 from .._prose import console, say
+from ._common import LabLoop, app, check_writable, need, print_json, writing
 
 if TYPE_CHECKING:
     from ...lab.scenarios import Played, Scenario
-
-EXTRA = "needs the extra 'lab': pip install '.[lab]' where aslab is cloned"
-
-
-class LabLoop(enum.StrEnum):
-    """The event loops that have simulated time."""
-
-    ASYNCIO = "asyncio"
-    TRIO = "trio"
-
-
-app: typer.Typer = typer.Typer(
-    help="Play scenarios of memory that is slow, stuck or refused.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
 
 
 @app.command(name="list")
@@ -103,16 +82,6 @@ def run_scenario(
     return 0 if played.result.passed else 1
 
 
-def need(module: str, library: str) -> Any:
-    """A module of the lab that needs a library of the extra."""
-    try:
-        return importlib.import_module(f"aslab.lab.{module}")
-    except ModuleNotFoundError as exc:
-        if (exc.name or "").partition(".")[0] != library:
-            raise
-        raise BadInput(f"the lab {EXTRA}") from None
-
-
 def _load(file: str, *, real_time: bool) -> Scenario:
     from ...lab._scenario._builtin import find
     from ...lab.scenarios import load
@@ -120,30 +89,11 @@ def _load(file: str, *, real_time: bool) -> Scenario:
     try:
         return load(find(file), real_time=real_time)
     except OSError as exc:
-        raise BadInput(f"cannot read {printable(file)}: {exc.strerror or exc}") from None
+        raise BadInput(f"cannot read {printable(file)}: {why(exc)}") from None
     except ValueError as exc:
         if "\0" in file:
             raise BadInput(f"cannot read {printable(file)}: it has a null character") from None
         raise exc
-
-
-def check_writable(path: Path | None) -> None:
-    """Before a long run, not after it."""
-    if path is None:
-        return
-    if path.is_dir() or not path.parent.is_dir():
-        raise BadInput(f"cannot write {printable(str(path))}: it is a folder, or its folder does not exist")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise BadInput(f"cannot write {printable(str(path))}: no permission")
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """What the system refuses is one line that names the file."""
-    try:
-        yield
-    except OSError as exc:
-        raise BadInput(f"cannot write {printable(str(path))}: {exc.strerror or exc}") from None
 
 
 def _write(played: Played, report: Path | None, trace: Path | None, log: Path | None) -> None:
@@ -173,18 +123,10 @@ def _write_log(path: Path, played: Played) -> None:
 
 @contextmanager
 def _progress(title: str) -> Iterator[Callable[[float], object]]:
-    """A bar on stderr, where that is a terminal; gone at the end."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        console=Console(stderr=True, highlight=False, markup=False),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    with bar:
-        task = bar.add_task(title, total=1.0)
-        yield lambda share: bar.update(task, completed=share)
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
+    with bar(*columns) as shown:
+        task = shown.add_task(title, total=1.0)
+        yield lambda share: shown.update(task, completed=share)
 
 
 def _show(played: Played, wall: float) -> None:
@@ -219,9 +161,3 @@ def _show_figures(out: Console, figures: dict[str, str]) -> None:
     width = max((len(name) for name in figures), default=0)
     for name, text in figures.items():
         say(out, text, head=f"  {name:<{width}}  ", head_style="cyan")
-
-
-def print_json(told: object) -> None:
-    """Print one JSON value."""
-    json.dump(told, sys.stdout, indent=2)
-    sys.stdout.write("\n")

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from .._errors import BadInput, printable
 from .._loops import Loop, check_installed, plain_interrupts
-from .._prose import console, say, tabulate
+from ._common import LabLoop, check_machines, check_writable
 from ._progress import progress_bar
-from ._scenarios import LabLoop, check_writable, print_json, writing
-
-if TYPE_CHECKING:
-    from ...lab._staging._chapters import Row
+from ._rows import put_out
 
 
 def staging(
@@ -30,10 +25,7 @@ def staging(
     """
     from ...lab._staging._machines import MACHINES
 
-    known = {one.name: one for one in MACHINES}
-    for name in machine or ():
-        if name not in known:
-            raise BadInput(f"--machine {printable(name)}: allowed with --of staging are {', '.join(known)}")
+    check_machines(machine or (), [one.name for one in MACHINES], " with --of staging")
     chosen = [one for one in MACHINES if not machine or one.name in machine]
     check_installed(Loop(loop.value))
     check_writable(report)
@@ -41,24 +33,6 @@ def staging(
 
     with progress_bar(len(chosen) * len(seeds)) as advance, plain_interrupts():
         rows = play_staging(chosen, seeds, loop=loop.value, jobs=jobs, progress=advance)
-    if report is not None:
-        from ...lab._report._tale import write_tale
-        from ...lab._staging._tale import as_tale
+    from ...lab._staging._tale import as_tale
 
-        with writing(report):
-            write_tale(report, as_tale(rows, seeds[0], loop.value))
-    if as_json:
-        print_json([row.as_json() for row in rows])
-    else:
-        _show(rows)
-    return 0 if all(row.as_told for row in rows) else 1
-
-
-def _show(rows: list[Row]) -> None:
-    out = console()
-    tabulate(out, [row.in_words() for row in rows], left=("machine",))
-    say(out)
-    for row in rows:
-        say(out, row.machine.about, head=f"{row.machine.name}: ")
-        if stuck := row.stuck_in_words():
-            say(out, stuck, "yellow", head="    stuck: ", head_style="yellow")
+    return put_out(rows, lambda: as_tale(rows, seeds[0], loop.value), report, as_json=as_json)

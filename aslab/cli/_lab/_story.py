@@ -10,14 +10,13 @@ import typer
 
 from .._errors import BadInput, printable
 from .._loops import Loop, check_installed, plain_interrupts
-from .._prose import console, say, tabulate
+from ._common import LabLoop, app, check_machines, check_writable, need
 from ._grid import run_grid
 from ._progress import progress_bar
-from ._scenarios import LabLoop, app, check_writable, need, print_json, writing
+from ._rows import put_out
 from ._settings import StoryCommand, computer_for, settings_for
 
 if TYPE_CHECKING:
-    from ...lab._story._chapters import Row
     from ...lab._story._machines import Machine
 
 SEEDS_MOST = 100_000
@@ -91,17 +90,9 @@ def story(
 
     with progress_bar(len(chosen) * len(which)) as advance, plain_interrupts():
         rows = play_story(chosen, which, computer=computer, loop=loop.value, jobs=jobs, progress=advance)
-    if report is not None:
-        from ...lab._report._tale import write_tale
-        from ...lab._story._tale import as_tale
+    from ...lab._story._tale import as_tale
 
-        with writing(report):
-            write_tale(report, as_tale(rows, which[0], loop.value))
-    if as_json:
-        print_json([row.as_json() for row in rows])
-    else:
-        _show(rows)
-    return 0 if all(row.as_told for row in rows) else 1
+    return put_out(rows, lambda: as_tale(rows, which[0], loop.value), report, as_json=as_json)
 
 
 def _machines(names: list[str], *, controls: bool) -> list[Machine]:
@@ -109,13 +100,9 @@ def _machines(names: list[str], *, controls: bool) -> list[Machine]:
     from ...lab._story._machines import CONTROLS, MACHINES
 
     known = [*MACHINES, *CONTROLS]
-    for name in names:
-        if name not in {one.name for one in known}:
-            raise BadInput(f"--machine {printable(name)}: allowed are {', '.join(one.name for one in known)}")
-    wanted = {*names, *(one.name for one in CONTROLS if controls)} or {one.name for one in MACHINES}
-    if controls and not names:
-        return known
-    return [one for one in known if one.name in wanted]
+    check_machines(names, [one.name for one in known])
+    wanted = names or [one.name for one in MACHINES]
+    return [one for one in known if one.name in wanted or (controls and one in CONTROLS)]
 
 
 def parse_seeds(text: str) -> range:
@@ -131,14 +118,3 @@ def parse_seeds(text: str) -> range:
     if not seeds or seeds[0] < 0 or len(seeds) > SEEDS_MOST:
         raise BadInput(f"--seeds {printable(text)}: allowed are a number, such as 20, or a range, such as 20:40")
     return seeds
-
-
-def _show(rows: list[Row]) -> None:
-    out = console()
-    for table in ([row.ended() for row in rows], [row.needed() for row in rows]):
-        tabulate(out, table, left=("machine", "failed"))
-        say(out)
-    for row in rows:
-        say(out, row.machine.about, head=f"{row.machine.name}: ")
-        if row.cycle:
-            say(out, " → ".join((*row.cycle, row.cycle[0])), "yellow", head="    stuck: ", head_style="yellow")

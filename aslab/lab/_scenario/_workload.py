@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import anyio
 
@@ -11,10 +11,8 @@ from ... import KM, Buffer, Cache
 from ...faults import Delay
 from ...faults._delay import drawing
 from ._machine import seed_for
+from ._notes import Notes
 from ._schema import TaskSection
-
-if TYPE_CHECKING:
-    from ._play import Run
 
 
 class Held(NamedTuple):
@@ -29,12 +27,13 @@ class Held(NamedTuple):
 class Worker:
     """One task of a group."""
 
-    def __init__(self, run: Run, group: str, number: int, section: TaskSection, cache: Cache[Any]) -> None:
+    def __init__(self, notes: Notes, group: str, number: int, section: TaskSection, cache: Cache[Any]) -> None:
         self.name = f"{group}-{number}"
         self.group = group
         self.rounds = 0
         """Rounds done: objects got, held and freed."""
-        self._run = run
+        self._notes = notes
+        self._lab = notes.lab
         self._section = section
         self._cache = cache
         self._flags = KM[section.flags]
@@ -54,14 +53,14 @@ class Worker:
     async def work(self) -> None:
         """Until its rounds are done, or for ever. Whatever it holds is freed, also if cancelled."""
         delay = self._start()
-        self._last = self._run.time() + delay
+        self._last = self._lab.time() + delay
         self._asked_to_start = True
         await anyio.sleep(delay)
         while self._section.times is None or self.unfinished:
             held: list[Held] = []
             try:
                 if await self._get_all(held):
-                    self._run.spend(self._spend())
+                    self._lab.spend(self._spend())
                     await anyio.sleep(self._hold())
                     self.rounds += 1
             finally:
@@ -74,10 +73,10 @@ class Worker:
         if not self._asked_to_start:  # prefill is not done: it has waited since the beginning
             self._last = self._start()
         if self.unfinished or self._section.times is None:
-            event = self._run.event(self.name, "ends")
+            event = self._notes.event(self.name, "ends")
             gap = max(0.0, event.time - self._last)
-            self._run.feed("longest_gap", gap, event, self.group, self._cache.name)
-            self._run.feed("unfinished", self.unfinished, event, self.group, self._cache.name)
+            self._notes.feed("longest_gap", gap, event, self.group, self._cache.name)
+            self._notes.feed("unfinished", self.unfinished, event, self.group, self._cache.name)
 
     async def _get_all(self, held: list[Held]) -> bool:
         """All that a round needs; whether it got them."""
@@ -90,8 +89,8 @@ class Worker:
         return True
 
     async def _get(self, n: int) -> list[Buffer[Any]]:
-        run, cache = self._run, self._cache
-        begin = run.event(self.name, "asks", self._asked).time
+        notes, cache = self._notes, self._cache
+        begin = notes.event(self.name, "asks", self._asked).time
         try:
             if self._flags is KM.NOSLEEP:
                 bufs = [cache.alloc_nowait()]
@@ -100,48 +99,48 @@ class Worker:
             else:
                 bufs = await cache.alloc_many(n, self._flags, timeout=self._section.timeout)
         except anyio.WouldBlock:
-            run.feed("refused", 1, run.event(self.name, "refused", cache.name), self.group, cache.name)
+            notes.feed("refused", 1, notes.event(self.name, "refused", cache.name), self.group, cache.name)
             return []
         except TimeoutError:
-            event = run.event(self.name, "timed out", cache.name)
-            run.feed("timed_out", 1, event, self.group, cache.name)
+            event = notes.event(self.name, "timed out", cache.name)
+            notes.feed("timed_out", 1, event, self.group, cache.name)
             self._waited(begin, event.time, event)
             return []
         except anyio.get_cancelled_exc_class():
-            event = run.event(self.name, "gave up", cache.name)
+            event = notes.event(self.name, "gave up", cache.name)
             self._waited(begin, event.time, event)
             raise
-        now = run.time()
+        now = self._lab.time()
         for buf in bufs:
             kind = "emergency" if buf.emergency else "slab"
-            event = run.event(self.name, "got", f"{cache.name} {kind} after {now - begin:.9f}")
-            run.feed("allocations", 1, event, self.group, cache.name)
+            event = notes.event(self.name, "got", f"{cache.name} {kind} after {now - begin:.9f}")
+            notes.feed("allocations", 1, event, self.group, cache.name)
             if buf.emergency:
-                run.emergency(+1, event, self.group, cache.name)
+                notes.emergency(+1, event, self.group, cache.name)
         self._waited(begin, now, event)
         self._progress(event.time, event)
         return bufs
 
     def _free(self, held: Held) -> None:
-        run, emergency = self._run, held.emergency
+        notes, emergency = self._notes, held.emergency
         held.buf.free()
-        event = run.event(self.name, "freed", f"{self._cache.name} {'emergency' if emergency else 'slab'}")
+        event = notes.event(self.name, "freed", f"{self._cache.name} {'emergency' if emergency else 'slab'}")
         if emergency:
-            run.emergency(-1, event, self.group, self._cache.name)
+            notes.emergency(-1, event, self.group, self._cache.name)
         self._progress(event.time, event)
-        run.span(self.name, "emergency" if emergency else "holding", held.since, event.time, self._cache.name)
+        notes.span(self.name, "emergency" if emergency else "holding", held.since, event.time, self._cache.name)
 
     def _waited(self, begin: float, end: float, event: Any) -> None:
-        self._run.feed("longest_wait", end - begin, event, self.group, self._cache.name)
+        self._notes.feed("longest_wait", end - begin, event, self.group, self._cache.name)
         if end > begin:
-            self._run.waited(self.name, begin, end, self._cache.name)
+            self._notes.waited(self.name, begin, end, self._cache.name)
 
     def _progress(self, now: float, event: Any) -> None:
-        self._run.feed("longest_gap", now - self._last, event, self.group, self._cache.name)
+        self._notes.feed("longest_gap", now - self._last, event, self.group, self._cache.name)
         self._last = now
 
     def _draw(self, what: str, delay: Delay) -> Any:
-        return drawing(what, delay, seed_for(self._run.seed, f"{self.name}/{what}"))
+        return drawing(what, delay, seed_for(self._lab.seed, f"{self.name}/{what}"))
 
 
 def shuffled(workers: list[Worker], seed: int) -> list[Worker]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
@@ -99,6 +100,11 @@ def housekeeping() -> None:
     called stuck in the end. Does not suspend.
     """
     HOUSEKEEPING.set(True)
+
+
+def wait_for_timers(lab: Lab) -> None:
+    """Have the run go on to its end, however long only housekeeping has timers. Does not suspend."""
+    lab._idle.patience = math.inf
 
 
 @dataclass(frozen=True, slots=True)

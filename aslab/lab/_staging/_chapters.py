@@ -3,47 +3,22 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
+from .._report._seeds import Seeds, run_all
 from .._scenario._metrics import format_seconds
-from .._simulation._parallel import for_each
 from ._machines import SERVER, Machine
 from ._run import OPENS, Chapter, tell
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One machine over all seeds."""
+class Row(Seeds[Machine, Chapter]):
+    """One machine with all seeds."""
 
-    machine: Machine
-    chapters: tuple[Chapter, ...]
-
-    @property
-    def finished(self) -> list[Chapter]:
-        """The seeds with which every request was served."""
-        return [chapter for chapter in self.chapters if chapter.finished]
-
-    @property
-    def stuck(self) -> int:
-        """Seeds with which it did not finish."""
-        return len(self.chapters) - len(self.finished)
-
-    @property
-    def cycle(self) -> tuple[str, ...]:
-        """Who waits on whom where it is stuck, as most often."""
-        found = Counter(chapter.cycle for chapter in self.chapters if chapter.cycle)
-        return found.most_common(1)[0][0] if found else ()
-
-    @property
-    def as_told(self) -> bool:
-        """Whether it ended as foretold: stuck with half of the seeds at least, or finished with all."""
-        if self.machine.ends == "finished":
-            return not self.stuck
-        return 2 * self.stuck >= len(self.chapters)
+    MOSTLY: ClassVar[float] = 0.5
 
     def as_json(self) -> dict[str, Any]:
         """What ``aslab lab story --of staging --json`` prints of it. Times are of the seeds that finished."""
@@ -65,6 +40,10 @@ class Row:
             "deadlocks": sum(chapter.deadlocks for chapter in chapters),
         }
 
+    def tables(self) -> tuple[dict[str, str], ...]:
+        """For people: all in one."""
+        return (self.in_words(),)
+
     def in_words(self) -> dict[str, str]:
         """For people, a column each."""
         told = self.as_json()
@@ -82,11 +61,11 @@ class Row:
         }
 
     def stuck_in_words(self) -> str:
-        """Who waits on whom, and how far it came; nothing where it was never stuck."""
+        """Who waits on whom, and how far it came; empty where it never got stuck."""
         if not self.cycle:
             return ""
         served = statistics.median_low(chapter.served for chapter in self.chapters if not chapter.finished)
-        return f"{round_trip(self.cycle)}, after {served} of {SERVER.requests} requests (the median)"
+        return f"{Seeds.stuck_in_words(self)}, after {served} of {SERVER.requests} requests (the median)"
 
 
 def _median(values: Sequence[float]) -> float | None:
@@ -110,18 +89,6 @@ def play_staging(
     :param jobs: so many processes at once
     """
     machines = tuple(machines)
-    chapters: dict[tuple[str, int], Chapter] = {}
-
-    def note(chapter: Chapter) -> None:
-        chapters[chapter.machine, chapter.seed] = chapter
-        if progress is not None:
-            progress(chapter.machine, chapter.seed)
-
     runs = [(machine, seed) for machine in machines for seed in seeds]
-    for_each(partial(tell, loop=loop), runs, jobs, note)
-    return [Row(machine, tuple(chapters[machine.name, seed] for seed in seeds)) for machine in machines]
-
-
-def round_trip(cycle: Sequence[str]) -> str:
-    """A cycle as text, back to where it began."""
-    return " → ".join((*cycle, *cycle[:1]))
+    chapters = run_all(partial(tell, loop=loop), runs, jobs=jobs, progress=progress)
+    return [Row(machine, chapters[machine.name]) for machine in machines]

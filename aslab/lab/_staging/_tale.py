@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .._report._seeds import facts
 from .._report._tale import Curve, Outcome, Tale, Told
 from ._chapters import Row
 from ._machines import SERVER
@@ -28,7 +29,6 @@ TERMS = {
 
 def as_tale(rows: list[Row], seed: int, loop: str) -> Tale:
     """All seeds in the tables; one of them, on every machine, in the charts."""
-    count = len(rows[0].chapters)
     return Tale(
         title="The story of the staging buffers",
         question="Which pool gets stuck?",
@@ -46,50 +46,30 @@ def as_tale(rows: list[Row], seed: int, loop: str) -> Tale:
         parts=PARTS,
         terms=TERMS,
         more="Over all seeds. tries/s: looks for a buffer in the busiest second. pinned, pageable: the most ever.",
-        facts={
-            "ended as foretold": f"{sum(row.as_told for row in rows)} of {len(rows)}",
-            "runs": f"{count} a machine" if count > 1 else "one a machine",
-            "loop": loop,
-            "time": "simulated",
-        },
+        facts=facts(rows, "ended as foretold", loop),
     )
 
 
 def _told(row: Row, seed: int) -> Told:
-    chapter = next(one for one in row.chapters if one.seed == seed)
     words = row.in_words()
-    outcome, verdict = _verdict(row)
-    return Told(
-        name=row.machine.name,
-        about=row.machine.about,
-        outcome=outcome,
-        verdict=verdict,
-        cells={
-            "finished": words["finished"],
-            "longest wait, median": words["wait"],
-            "worst": words["worst"],
-            "of stores": words["stores"],
-        },
-        more={
-            "requests/s": words["req/s"],
-            "tries/s": words["tries/s"],
-            "MiB pinned": words["pinned MiB"],
-            "MiB pageable": words["paged MiB"],
-        },
-        time=chapter.time,
-        finished=chapter.finished,
-        spans=chapter.spans,
-        counters=chapter.counters,
-        cycle=row.cycle,
-        surprise="" if row.as_told else f"foretold was that it {FORETOLD[row.machine.ends]}",
-    )
+    cells = {
+        "finished": words["finished"],
+        "longest wait, median": words["wait"],
+        "worst": words["worst"],
+        "of stores": words["stores"],
+    }
+    more = {
+        "requests/s": words["req/s"],
+        "tries/s": words["tries/s"],
+        "MiB pinned": words["pinned MiB"],
+        "MiB pageable": words["paged MiB"],
+    }
+    return row.told(seed, _verdict(row), cells, more, f"foretold was that it {FORETOLD[row.machine.ends]}")
 
 
 def _verdict(row: Row) -> tuple[Outcome, str]:
-    """In words: whether it gets stuck, and if not, at what price."""
+    """At what price it finishes."""
     told = row.as_json()
-    if row.stuck:
-        return "bad", "gets stuck" if not row.finished else f"gets stuck in {row.stuck} runs"
     if told["pinned_max"] > SERVER.limit * SERVER.buffer:
         return "poor", "finishes, but pins without end"
     return "good", "finishes, with emergency objects" if told["emergency_max"] else "finishes"

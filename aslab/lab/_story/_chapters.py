@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
+from .._report._seeds import Seeds, run_all
 from .._scenario._metrics import format_seconds
-from .._simulation._parallel import for_each
 from ._computer import COMPUTER, Computer
 from ._index import removal_cost
 from ._machines import Machine
@@ -21,30 +21,19 @@ OUTSTANDING = (10, 1_000, 10_000)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One machine over all seeds."""
+class Row(Seeds[Machine, Chapter]):
+    """One machine with all seeds."""
 
-    machine: Machine
-    chapters: tuple[Chapter, ...]
+    MOSTLY: ClassVar[float] = 0.9
+
     free_cost: dict[int, float] = field(default_factory=dict)
     """Seconds, of real time, to find and free one emergency object of so many."""
     computer: Computer = COMPUTER
 
     @property
-    def stuck(self) -> int:
-        """Seeds with which it did not finish."""
-        return sum(not chapter.finished for chapter in self.chapters)
-
-    @property
-    def cycle(self) -> tuple[str, ...]:
-        """Who waits on whom where it is stuck, as most often."""
-        found = Counter(chapter.cycle for chapter in self.chapters if chapter.cycle)
-        return found.most_common(1)[0][0] if found else ()
-
-    @property
     def time_to_finish(self) -> float | None:
         """Median of the seeds that finished, in seconds."""
-        times = [chapter.time for chapter in self.chapters if chapter.finished]
+        times = [chapter.time for chapter in self.finished]
         return statistics.median(times) if times else None
 
     @property
@@ -55,20 +44,13 @@ class Row:
             total.update(dict(enumerate(chapter.failed_by_order)))
         return {str(order): count for order, count in sorted(total.items()) if count}
 
-    @property
-    def as_told(self) -> bool:
-        """Whether it ended as the change says: nearly always where it gets stuck, always where it finishes."""
-        if self.machine.ends == "finished":
-            return not self.stuck
-        return self.stuck >= 0.9 * len(self.chapters)
-
     def as_json(self) -> dict[str, Any]:
         """What ``aslab lab story --json`` prints of it."""
         chapters = self.chapters
         return {
             "machine": self.machine.name,
             "seeds": len(chapters),
-            "finished": len(chapters) - self.stuck,
+            "finished": len(self.finished),
             "stuck": self.stuck,
             "cycle": list(self.cycle),
             "time_to_finish": self.time_to_finish,
@@ -86,6 +68,10 @@ class Row:
             "index": self.machine.index,
             "emergency_free_us": {str(size): cost * 1e6 for size, cost in self.free_cost.items()},
         }
+
+    def tables(self) -> tuple[dict[str, str], ...]:
+        """For people: how it went, and what it took."""
+        return self.ended(), self.needed()
 
     def ended(self) -> dict[str, str]:
         """How it went, for people, a column each."""
@@ -132,19 +118,9 @@ def play_story(
     """
     machines = tuple(machines)
     runs = [(machine, computer, seed) for machine in machines for seed in seeds]
-    chapters: dict[tuple[str, int], Chapter] = {}
-
-    def note(chapter: Chapter) -> None:
-        chapters[chapter.machine, chapter.seed] = chapter
-        if progress is not None:
-            progress(chapter.machine, chapter.seed)
-
-    for_each(partial(tell, loop=loop), runs, jobs, note)
+    chapters = run_all(partial(tell, loop=loop), runs, jobs=jobs, progress=progress)
     costs = _free_costs({machine.index for machine in machines} - {""})
-    return [
-        Row(machine, tuple(chapters[machine.name, seed] for seed in seeds), costs.get(machine.index, {}), computer)
-        for machine in machines
-    ]
+    return [Row(machine, chapters[machine.name], costs.get(machine.index, {}), computer) for machine in machines]
 
 
 def _free_costs(kinds: set[str]) -> dict[str, dict[int, float]]:

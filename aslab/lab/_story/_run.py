@@ -19,6 +19,7 @@ from ... import GFP, KM, Buffer, Cache, open_allocator
 from ...backends import Backend, Region
 from ...emulation import AddressSpace, Kmalloc, PhysicalMemory, Vmalloc
 from ...emulation._memory import PF_MEMALLOC
+from ...testing._inside import pool_of
 from .._scenario._machine import seed_for
 from .._scenario._recording import Span
 from .._simulation._run import current, housekeeping
@@ -201,9 +202,7 @@ class _Telling:
             ]
             if aslab.beside is not None:
                 for cache in caches:
-                    cache._pool.room.passing.beside = (
-                        aslab.beside
-                    )  # of the experiment alone: no user may choose it
+                    pool_of(cache).room.passing.beside = aslab.beside  # for this experiment: no user may choose it
             await caches[0].prefill(computer.arc_buffers)
             await kmem.ready()
             buffers = [_AslabBuffers(cache, aslab, self._waits) for cache in caches]
@@ -236,11 +235,9 @@ class _Telling:
                     name,
                     computer.block,
                     growth,
-                    GFP.NOIO | GFP.HIGH,
                     slabs=_Traced(vmalloc, waits, None),
                     emergency=single,
                     queue=queue,
-                    waits=waits,
                     magazine=computer.magazine or None,
                     objects=computer.slab_objects,
                     retry=computer.retry,

@@ -66,7 +66,7 @@ class SplQueue:
     """The work queue that makes slabs, one after the other, for all caches."""
 
     def __init__(self, waits: WaitGraph) -> None:
-        self._waits = waits
+        self.waits = waits
         self._jobs: deque[Callable[[], Awaitable[None]]] = deque()
         self._more = anyio.Event()
 
@@ -77,7 +77,7 @@ class SplQueue:
 
     async def run(self) -> None:
         """Work until cancelled."""
-        self._waits.be("growth worker")
+        self.waits.be("growth worker")
         while True:
             await self._more.wait()
             self._more = anyio.Event()
@@ -98,12 +98,11 @@ class SplCache:
         name: str,
         size: int,
         growth: Growth,
-        gfp: GFP,
         *,
         slabs: Backend,
         emergency: Backend,
         queue: SplQueue,
-        waits: WaitGraph,
+        gfp: GFP = GFP.NOIO | GFP.HIGH,
         magazine: int | None = None,
         objects: int = 8,
         retry: float = 0.01,
@@ -125,7 +124,7 @@ class SplCache:
         self._slabs = slabs
         self._single = emergency
         self._queue = queue
-        self._waits = waits
+        self._waits = queue.waits
         self._objects = objects
         self._retry = retry
         self._reserve = reserve

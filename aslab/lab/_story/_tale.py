@@ -6,10 +6,10 @@ import math
 from itertools import pairwise
 
 from .._report._figures import lasting
+from .._report._seeds import facts
 from .._report._tale import Curve, Outcome, Tale, Told
 from .._scenario._metrics import format_seconds
 from ._chapters import Row
-from ._run import Chapter
 
 CURVES = (Curve("swapped pages", "pages", 84), Curve("emergency", "objects", 34))
 PARTS = {
@@ -41,12 +41,11 @@ TERMS = {
 
 def as_tale(rows: list[Row], seed: int, loop: str) -> Tale:
     """All seeds in the tables; one of them, on every machine, in the charts."""
-    count = len(rows[0].chapters)
     last = max(
         (
             end
             for row in rows
-            for (_, value), (end, _) in pairwise(_of(row, seed).counters.get("emergency", []))
+            for (_, value), (end, _) in pairwise(row.with_seed(seed).counters.get("emergency", []))
             if value
         ),
         default=0.0,
@@ -71,54 +70,26 @@ def as_tale(rows: list[Row], seed: int, loop: str) -> Tale:
         "reserve used: the share of it that this is. va lock: median time on the lock of vmalloc's addresses. "
         "free 1 of 10,000: to find and free one emergency object among so many, in real time.",
         looks={f"the first {lasting(near)}": (0.0, near)} if near else {},
-        facts={
-            "ended as the change of 2012 says": f"{sum(row.as_told for row in rows)} of {len(rows)}",
-            "runs": f"{count} a machine" if count > 1 else "one a machine",
-            "loop": loop,
-            "time": "simulated",
-        },
+        facts=facts(rows, "ended as the change of 2012 says", loop),
     )
-
-
-def _of(row: Row, seed: int) -> Chapter:
-    return next(one for one in row.chapters if one.seed == seed)
 
 
 def _told(row: Row, seed: int) -> Told:
-    chapter = _of(row, seed)
     figures = row.as_json()
-    outcome, verdict = _verdict(row)
     finish = row.time_to_finish
-    surprise = ""
-    if not row.as_told:
-        surprise = (
-            f"the change of 2012 says {'it finishes' if row.machine.ends == 'finished' else 'it gets stuck'}"
-        )
-    return Told(
-        name=row.machine.name,
-        about=row.machine.about,
-        outcome=outcome,
-        verdict=verdict,
-        cells={
-            "finished": f"{figures['finished']} of {figures['seeds']}",
-            "time": "-" if finish is None else f"{finish:.2f} s",
-            "longest wait": format_seconds(round(figures["longest_wait"], 4)),
-            "emergency now/most": f"{figures['emergency_left']}/{figures['emergency_max']}",
-        },
-        more={name: value for name, value in row.needed().items() if name != "machine"},
-        time=chapter.time,
-        finished=chapter.finished,
-        spans=chapter.spans,
-        counters=chapter.counters,
-        cycle=row.cycle,
-        surprise=surprise,
-    )
+    cells = {
+        "finished": f"{figures['finished']} of {figures['seeds']}",
+        "time": "-" if finish is None else f"{finish:.2f} s",
+        "longest wait": format_seconds(round(figures["longest_wait"], 4)),
+        "emergency now/most": f"{figures['emergency_left']}/{figures['emergency_max']}",
+    }
+    more = {name: value for name, value in row.needed().items() if name != "machine"}
+    expected = f"the change of 2012 says {'it finishes' if row.machine.ends == 'finished' else 'it gets stuck'}"
+    return row.told(seed, _verdict(row), cells, more, expected)
 
 
 def _verdict(row: Row) -> tuple[Outcome, str]:
-    """In words: whether it gets stuck, and if not, at what price."""
-    if row.stuck:
-        return "bad", "gets stuck" if row.stuck == len(row.chapters) else f"gets stuck in {row.stuck} runs"
+    """At what price it finishes."""
     if min(chapter.lowest_free_pages for chapter in row.chapters) <= 0:
         return "poor", "finishes, but takes the last page"
     if max(chapter.emergency_max for chapter in row.chapters):

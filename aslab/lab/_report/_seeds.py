@@ -1,0 +1,150 @@
+"""A story run with many seeds: what all runs of one machine say together, and what its page shows of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+from .._scenario._recording import Span
+from .._simulation._parallel import for_each
+from ._tale import Outcome, Told
+
+
+class Machine(Protocol):
+    """What a story's machine is, whatever it differs from the others in."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def about(self) -> str: ...
+    @property
+    def ends(self) -> Literal["stuck", "finished"]:
+        """How it is expected to end."""
+        ...
+
+
+class Chapter(Protocol):
+    """One run of a machine."""
+
+    machine: str
+    seed: int
+    finished: bool
+    time: float
+    cycle: tuple[str, ...]
+    spans: list[Span]
+    counters: dict[str, list[tuple[float, float]]]
+
+
+M = TypeVar("M", bound=Machine)
+C = TypeVar("C", bound=Chapter)
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds(Generic[M, C]):
+    """One machine with all seeds."""
+
+    MOSTLY: ClassVar[float]
+    """The share of seeds with which a machine has to get stuck that is expected to."""
+
+    machine: M
+    chapters: tuple[C, ...]
+
+    @property
+    def finished(self) -> list[C]:
+        """The runs that finished."""
+        return [chapter for chapter in self.chapters if chapter.finished]
+
+    @property
+    def stuck(self) -> int:
+        """How many did not."""
+        return len(self.chapters) - len(self.finished)
+
+    @property
+    def cycle(self) -> tuple[str, ...]:
+        """Who waits on whom where it is stuck: the most common cycle."""
+        found = Counter(chapter.cycle for chapter in self.chapters if chapter.cycle)
+        return found.most_common(1)[0][0] if found else ()
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether it finished with every seed, or got stuck with most, as is expected of it."""
+        if self.machine.ends == "finished":
+            return not self.stuck
+        return self.stuck >= self.MOSTLY * len(self.chapters)
+
+    def stuck_in_words(self) -> str:
+        """Who waits on whom; empty where it never got stuck."""
+        return " → ".join((*self.cycle, *self.cycle[:1]))
+
+    def with_seed(self, seed: int) -> C:
+        """The run with that seed."""
+        return next(chapter for chapter in self.chapters if chapter.seed == seed)
+
+    def told(
+        self, seed: int, verdict: tuple[Outcome, str], cells: dict[str, str], more: dict[str, str], expected: str
+    ) -> Told:
+        """For a page: the run with that seed in the charts, all of them in the tables.
+
+        :param verdict: on a machine that finished with every seed
+        :param expected: what was expected, in words, in case something else came
+        """
+        chapter = self.with_seed(seed)
+        if self.stuck:
+            verdict = "bad", f"gets stuck in {self.stuck} runs" if self.finished else "gets stuck"
+        return Told(
+            name=self.machine.name,
+            about=self.machine.about,
+            outcome=verdict[0],
+            verdict=verdict[1],
+            cells=cells,
+            more=more,
+            time=chapter.time,
+            finished=chapter.finished,
+            spans=chapter.spans,
+            counters=chapter.counters,
+            cycle=self.cycle,
+            surprise="" if self.as_expected else expected,
+        )
+
+
+def facts(rows: Sequence[Seeds[Any, Any]], expected: str, loop: str) -> dict[str, str]:
+    """What the head of a page says of all runs.
+
+    :param expected: who expected it
+    """
+    count = len(rows[0].chapters)
+    return {
+        expected: f"{sum(row.as_expected for row in rows)} of {len(rows)}",
+        "runs": f"{count} per machine" if count > 1 else "one per machine",
+        "loop": loop,
+        "time": "simulated",
+    }
+
+
+def run_all(
+    once: Callable[..., C],
+    runs: Collection[tuple[Any, ...]],
+    *,
+    jobs: int,
+    progress: Callable[[str, int], object] | None,
+) -> dict[str, tuple[C, ...]]:
+    """Call ``once`` for each run, and sort what comes by machine, in order. Blocks.
+
+    :param runs: its arguments; the first is the machine, the last the seed
+    :param jobs: how many processes at once
+    :param progress: called with the machine and the seed of each run that has ended
+    """
+    chapters: dict[tuple[str, int], C] = {}
+
+    def note(chapter: C) -> None:
+        chapters[chapter.machine, chapter.seed] = chapter
+        if progress is not None:
+            progress(chapter.machine, chapter.seed)
+
+    for_each(once, runs, jobs, note)
+    found: dict[str, tuple[C, ...]] = {}
+    for machine, *_, seed in runs:
+        found[machine.name] = (*found.get(machine.name, ()), chapters[machine.name, seed])
+    return found

@@ -1,0 +1,32 @@
+"""The one way into the core from outside: for tests, benchmarks and the lab, which look where no user may."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .._allocator import Allocator
+from .._cache import Cache
+from .._pool import Pool
+from .._state import Mark
+
+
+def pool_of(cache: Cache[Any]) -> Pool[Any]:
+    """The parts of a cache, which caches that were merged share."""
+    return cache._pool
+
+
+def observe_marks(cache: Cache[Any], observer: Callable[[str, Mark, Mark], object]) -> None:
+    """Have each change of a cache's marks told: what happened, the marks before, and after."""
+    pool_of(cache).marks.observer = observer
+
+
+async def growth_ended(kmem: Allocator) -> None:
+    """Wait until no slab is being made."""
+    await kmem._engine.worker.idle()
+
+
+async def given_back(kmem: Allocator) -> None:
+    """Wait until every region that was to go back to its backend has gone."""
+    await kmem._engine.supply.idle()
+    await kmem._engine.emergency_supply.idle()
