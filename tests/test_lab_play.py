@@ -16,7 +16,7 @@ import pytest
 
 from aslab import ConfigError
 from aslab.emulation import Vmalloc
-from aslab.lab._scenario import _play
+from aslab.lab._scenario import _notes, _play
 from aslab.lab._simulation._run import LOOPS
 from aslab.lab.scenarios import METRICS, Played, Recording, Scenario, Span, check, play
 
@@ -331,7 +331,7 @@ def test_happenings_are_moments(recorded: Played) -> None:
 
 
 def test_progress_goes_up_to_the_end(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_play, "PROGRESS_EVERY", 64)
+    monkeypatch.setattr(_notes, "PROGRESS_EVERY", 64)
     shares: list[float] = []
     play(scenario(), loop=loop, progress=shares.append)
     assert len(shares) > 3
