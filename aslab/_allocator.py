@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import anyio
 
 from ._cache import Cache
-from ._config import AllocatorConfig, cache_config, whole_number
-from ._engine import Engine
+from ._checks import format_size, whole_number
+from ._config import AllocatorConfig, cache_config
 from ._errors import CacheClosedError, ConfigError, SealedError
 from ._flags import CacheFlags
-from ._sizes import format_size
 from ._stats import HEADER, AllocatorStats, row
+from ._tasks import Engine
 from .backends import Heap, Mmap
 from .backends._protocol import Backend
 

@@ -3,8 +3,7 @@
 The order of the file is the way of an allocation: the hot path; what can be had without waiting; several at
 once; then moving, filling, looking and closing. What lies behind it is in _pool.py.
 
-Threads: ``alloc_nowait``, frees and the garbage collector's returns come from any thread; what suspends, and
-what is said so, from the event loop's alone.
+Any thread may call ``alloc_nowait`` and free. What suspends, or says so, is for the event loop's thread.
 """
 
 from __future__ import annotations
@@ -19,22 +18,22 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import anyio
 import anyio.lowlevel
 
-from ._blocking import Errand
-from ._buffer import Buffer, ManagedBuffer
+from ._checks import seconds, whole_number
 from ._clients import log_failure
-from ._config import CacheConfig, seconds, whole_number
+from ._config import CacheConfig
 from ._errors import CacheClosedError, ConfigError, WrongCacheError
+from ._fastpath import Buffer, ManagedBuffer, Slot, lease_view
 from ._flags import FINISHES, KM, LEVEL
+from ._home import CacheHome
+from ._kmem._errands import Errand
 from ._lease import Lease, ManyLease
-from ._slab import Slot
 from ._snapshot import cache_stats, situation
 from ._stats import CacheStats, Tally
-from ._views import lease_view
 from .backends._libc import zero
 
 if TYPE_CHECKING:
-    from ._move import Move
-    from ._pool import Pool
+    from ._kmem._move import Move
+    from ._kmem._pool import Pool
 
 T = TypeVar("T")
 
@@ -53,16 +52,16 @@ class Cache(Generic[T]):
         self._engine = pool.engine
         self._magazine = pool.magazine
         self._tally = Tally()
+        self._home: CacheHome[T] = CacheHome(self, pool, config, self._tally)
         self._closing: anyio.Event | None = None
         self._hits = 0
         self._misses = 0
         self._managed = config.init_on_free or config.movable or config.merge
         # What an allocation must always do besides popping from the magazine; whether it must do anything
-        # besides now; and whether somebody wants to know of each free. The hot path looks at these alone.
+        # besides now. The hot path looks at these alone.
         self._always_slow = self._engine.config.checkpoints or config.init_on_alloc or self._managed
         self._always_slow = self._always_slow or config.watermark > 0
         self._slow = self._always_slow
-        self._waiting = False
         pool.join(self)
 
     @property
@@ -112,7 +111,7 @@ class Cache(Generic[T]):
             return await self._alloc_slowly(flags, timeout)
         self._hits += 1
         buf: Buffer[T] = Buffer()
-        buf._cache = self
+        buf._home = self._home
         buf._view = None
         buf._slot = slot
         return buf
@@ -135,7 +134,7 @@ class Cache(Generic[T]):
             return self._alloc_now(flags)
         self._hits += 1
         buf: Buffer[T] = Buffer()
-        buf._cache = self
+        buf._home = self._home
         buf._view = None
         buf._slot = slot
         return buf
@@ -168,7 +167,7 @@ class Cache(Generic[T]):
 
     def lease(self, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> Lease[T]:
         """``async with cache.lease() as buf:`` is `alloc` and `Buffer.free` around a block."""
-        return Lease(self, flags, timeout)
+        return Lease(partial(self.alloc, flags, timeout=timeout))
 
     def free(self, buf: Buffer[T]) -> None:
         """As `Buffer.free`, and checks that the buffer is of this cache. Any thread.
@@ -262,7 +261,7 @@ class Cache(Generic[T]):
             buf: Buffer[T] = Buffer()
         else:
             buf = self._managed_handle(slot)
-        buf._cache = self
+        buf._home = self._home
         # With a view its free looks, and the slot goes on lingering; a managed one looks anyway.
         buf._view = lease_view(slot.exporter) if slot.kept and not self._managed else None
         buf._slot = slot
@@ -283,10 +282,6 @@ class Cache(Generic[T]):
             tally.emergency_max = max(tally.emergency_max, tally.emergency)
             self._engine.attend(self._pool, self._pool.note_waiting)
         return buf
-
-    def _note_return(self, emergency: bool) -> None:
-        self._tally.returned += 1
-        self._tally.emergency -= emergency
 
     # -- several at once
 
@@ -313,7 +308,7 @@ class Cache(Generic[T]):
 
     def lease_many(self, n: int, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> ManyLease[T]:
         """``async with cache.lease_many(n) as bufs:`` is `alloc_many` and a free of each around a block."""
-        return ManyLease(self, n, flags, timeout)
+        return ManyLease(partial(self.alloc_many, n, flags, timeout=timeout))
 
     # -- moving
 

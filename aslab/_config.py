@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
+from ._checks import boolean, optional_function, seconds, whole_number
 from ._clients import log_failure
 from ._errors import ConfigError
+from ._fastpath import LARGEST, SMALLEST, default_size
 from ._flags import CacheFlags
-from ._magazine import LARGEST, SMALLEST, default_size
-from ._slab import Shape
 from .backends._libc import PAGE_SIZE
 from .backends._protocol import Backend
-
-if TYPE_CHECKING:
-    from .pressure import Source
+from .pressure import Source
 
 T = TypeVar("T")
 
@@ -31,35 +28,22 @@ SHORTEST = 0.01
 """Seconds that what goes by in the background takes at least: below, looking would be all that is done."""
 
 
-def whole_number(field: str, given: object, least: int, most: int | None = None) -> None:
-    """Refuse what is not an int in ``least..most``."""
-    bound = f"at least {least}" if most is None else f"{least}..{most}"
-    if isinstance(given, bool) or not isinstance(given, int):
-        raise ConfigError(field, given, f"allowed is a whole number, {bound}")
-    if given < least or (most is not None and given > most):
-        raise ConfigError(field, given, f"allowed is {bound}")
+class Shape(NamedTuple):
+    """How big things are, in bytes."""
 
+    size: int
+    align: int
+    objects: int
 
-def seconds(field: str, given: object, *, zero: bool = False, least: float = 0.0) -> None:
-    """Refuse what is not a finite time, or too short; zero only where it makes sense."""
-    number = isinstance(given, (int, float)) and not isinstance(given, bool)
-    short = number and (given < least or (given == 0 and not zero))  # type: ignore[operator]
-    if not number or not math.isfinite(given) or short:  # type: ignore[arg-type]
-        raise ConfigError(
-            field, given, f"allowed are seconds {f'from {least:g} on' if zero or least else 'above 0'}"
-        )
+    @property
+    def stride(self) -> int:
+        """From one object to the next."""
+        return -(-self.size // self.align) * self.align
 
-
-def optional_function(field: str, given: object) -> None:
-    """Refuse what cannot be called and is not None."""
-    if given is not None and not callable(given):
-        raise ConfigError(field, given, "allowed is a function, or None")
-
-
-def boolean(field: str, given: object) -> None:
-    """Refuse what is not True or False."""
-    if not isinstance(given, bool):
-        raise ConfigError(field, given, "allowed are True and False")
+    @property
+    def slab_size(self) -> int:
+        """One slab, in whole pages."""
+        return -(-self.stride * self.objects // PAGE_SIZE) * PAGE_SIZE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

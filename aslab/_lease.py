@@ -1,32 +1,31 @@
-"""Leases: an allocation, or several, for the time of a block."""
+"""Leases: an allocation, or several, for the time of a block.
+
+A lease is given a function that allocates, and knows no cache. Always true: what it holds was allocated by the
+entry it is in, and is freed by the exit of that; a lease may be entered again after that.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from ._buffer import Buffer
-from ._flags import KM
-
-if TYPE_CHECKING:
-    from ._cache import Cache
+from ._fastpath import Buffer
 
 T = TypeVar("T")
 
 
 class Lease(Generic[T]):
-    """What `Cache.lease` answers: allocates on entry, frees on exit."""
+    """What `Cache.lease` returns: allocates on entry, frees on exit."""
 
-    __slots__ = ("_buffer", "_cache", "_flags", "_timeout")
+    __slots__ = ("_alloc", "_buffer")
 
-    def __init__(self, cache: Cache[T], flags: KM, timeout: float | None) -> None:
-        self._cache = cache
-        self._flags = flags
-        self._timeout = timeout
+    def __init__(self, alloc: Callable[[], Coroutine[Any, Any, Buffer[T]]]) -> None:
+        self._alloc = alloc
         self._buffer: Buffer[T] | None = None
 
     async def __aenter__(self) -> Buffer[T]:
-        self._buffer = await self._cache.alloc(self._flags, timeout=self._timeout)
+        self._buffer = await self._alloc()
         return self._buffer
 
     async def __aexit__(
@@ -38,19 +37,16 @@ class Lease(Generic[T]):
 
 
 class ManyLease(Generic[T]):
-    """What `Cache.lease_many` answers: allocates all on entry, frees each on exit."""
+    """What `Cache.lease_many` returns: allocates all on entry, frees each on exit."""
 
-    __slots__ = ("_buffers", "_cache", "_flags", "_n", "_timeout")
+    __slots__ = ("_alloc", "_buffers")
 
-    def __init__(self, cache: Cache[T], n: int, flags: KM, timeout: float | None) -> None:
-        self._cache = cache
-        self._n = n
-        self._flags = flags
-        self._timeout = timeout
+    def __init__(self, alloc: Callable[[], Coroutine[Any, Any, list[Buffer[T]]]]) -> None:
+        self._alloc = alloc
         self._buffers: list[Buffer[T]] = []
 
     async def __aenter__(self) -> list[Buffer[T]]:
-        self._buffers = await self._cache.alloc_many(self._n, self._flags, timeout=self._timeout)
+        self._buffers = await self._alloc()
         return list(self._buffers)
 
     async def __aexit__(

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._checks import format_size
 from ._flags import ORDINARY
-from ._sizes import format_size
-from ._state import Mark
+from ._kmem._state import Mark
 from ._stats import CacheStats
 
 if TYPE_CHECKING:
     from ._cache import Cache
-    from ._pool import Pool
+    from ._kmem._pool import Pool
 
 KVMEM = 1 << 7
 """SPL's flag bit for a cache whose slabs are virtually contiguous; all of aslab's are."""

@@ -22,6 +22,15 @@ class Tally:
     emergency_max: int = 0
     reclaimed: int = 0
 
+    def count_return(self, emergency: bool) -> None:
+        """A managed buffer has ended."""
+        self.returned += 1
+        self.emergency -= emergency
+
+    def count_move(self) -> None:
+        """An emergency object was moved into a slab."""
+        self.emergency -= 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheStats:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from aslab._depot import Depot
-from aslab._magazine import Magazine
-from aslab._slab import Shape, Slab, Slot
+from aslab._config import Shape
+from aslab._fastpath import Magazine
+from aslab._kmem._depot import Depot
+from aslab._kmem._slab import Slab, Slot
 from aslab.backends import Region
 
 Loop = tuple[str, dict[str, Any]]

@@ -11,8 +11,7 @@ import anyio.lowlevel
 
 import aslab
 from aslab import GFP
-from aslab._slab import Slot
-from aslab._views import HAUNTED
+from aslab._fastpath import HAUNTED, Slot
 from aslab.backends import Backend, Region
 from aslab.faults import Deadlock
 from aslab.testing import check_consistency

@@ -63,7 +63,7 @@ async def test_interrupt_while_closing_leaves_no_task_behind(monkeypatch: pytest
     async def interrupted(_: object) -> list[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("aslab._engine.Engine.close", interrupted)
+    monkeypatch.setattr("aslab._tasks.Engine.close", interrupted)
     with anyio.fail_after(30):
         try:
             async with aslab.open_allocator():

@@ -10,8 +10,8 @@ import anyio.lowlevel
 import pytest
 
 from aslab import GFP, KM, Cache
-from aslab._attempts import PAUSE_FIRST, PAUSE_MOST
-from aslab._line import Waiter
+from aslab._kmem._attempts import PAUSE_FIRST, PAUSE_MOST
+from aslab._kmem._waiters import Waiter
 from aslab.backends import Region
 
 from .support import SIZE, Gate, Instant, allocator, settle, start

@@ -8,7 +8,7 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from aslab._bell import Bell
+from aslab._kmem._wakeup import Bell
 
 from .support import settle
 

@@ -19,8 +19,8 @@ from anyio import to_thread
 
 import aslab
 from aslab import KM, CacheClosedError
-from aslab._depot import Depot
-from aslab._line import Line
+from aslab._kmem._depot import Depot
+from aslab._kmem._waiters import Line
 from aslab.backends import Heap, Mmap, _threads
 from aslab.testing import check_consistency
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aslab._budget import Account, Budget, Claim
+from aslab._kmem._budget import Account, Budget, Claim
 
 
 def account(budget: Budget, slab_size: int, guaranteed: int = 0, claim: Claim | None = None) -> Account:

@@ -18,7 +18,7 @@ import pytest
 
 import aslab
 from aslab import Buffer, BufferFreedError, Cache, WrongCacheError
-from aslab._views import lease_view
+from aslab._fastpath import lease_view
 from aslab.testing import check_consistency
 
 from .support import SIZE, Gate, allocator, settle, start
@@ -353,7 +353,7 @@ async def test_view_made_while_another_thread_frees_reaches_nobody(monkeypatch: 
             buf.free()
             return made[0]
 
-        monkeypatch.setattr("aslab._buffer.lease_view", view_and_free_in_between)
+        monkeypatch.setattr("aslab._fastpath._buffer.lease_view", view_and_free_in_between)
         with pytest.raises(BufferFreedError):
             buf.view
         with pytest.raises(ValueError, match="released"):
@@ -527,7 +527,7 @@ async def test_slice_that_a_finaliser_brings_back_is_nobody_elses_memory() -> No
 
 async def test_init_on_free_holds_for_emergency_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     zeroed: list[int] = []
-    monkeypatch.setattr("aslab._pool.zero", lambda address, size: zeroed.append(address))
+    monkeypatch.setattr("aslab._kmem._pool.zero", lambda address, size: zeroed.append(address))
     async with allocator(slabs=Gate(), grow_timeout=0, kick_after=None) as kmem:
         cache = kmem.create_cache("c", SIZE, init_on_free=True)
         buf = await cache.alloc()

@@ -16,7 +16,7 @@ import pytest
 from rich.progress import Progress
 
 from aslab import ConfigError
-from aslab._sizes import format_size, parse_size
+from aslab._checks import format_size, parse_size
 from aslab.cli._demo._files import File, Found, check_paths, find_files
 from aslab.cli._demo._progress import progress_bar
 from aslab.cli._errors import BadInput

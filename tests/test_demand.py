@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aslab._demand import Demand
+from aslab._kmem._working_set import Demand
 
 
 def test_what_was_needed_since_a_time_is_the_highest_peak_of_intervals_that_ended_after_it() -> None:

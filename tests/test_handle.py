@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from aslab import Buffer, BufferFreedError, ConfigError
-from aslab._views import lease_view
+from aslab._fastpath import lease_view
 from aslab.testing import check_consistency
 
 from .support import SIZE, Gate, allocator
@@ -57,7 +57,9 @@ class Stalled:
         if before:
             monkeypatch.setattr(Buffer, "_allocated", lambda buf: self._stop(found(buf)))
         else:
-            monkeypatch.setattr("aslab._buffer.lease_view", lambda source: self._stop(lease_view(source)))
+            monkeypatch.setattr(
+                "aslab._fastpath._buffer.lease_view", lambda source: self._stop(lease_view(source))
+            )
         self._thread.start()
         assert self._inside.wait(10)
 
@@ -133,7 +135,7 @@ async def test_of_view_free_view_in_three_threads_none_gets_memory_of_the_next_o
         cache = kmem.create_cache("c", SIZE)
         given = await cache.alloc()
         buf = Watched()
-        buf._cache, buf._view, buf._slot = cache, None, given._slot
+        buf._home, buf._view, buf._slot = given._home, None, given._slot
         del given._slot
         slot = buf._slot
         bufs.append(buf)
@@ -143,7 +145,7 @@ async def test_of_view_free_view_in_three_threads_none_gets_memory_of_the_next_o
             del bufs[0]._slot  # the claim of a free, which then finds no view, and comes no further yet
             return view
 
-        monkeypatch.setattr("aslab._buffer.lease_view", free_in_between)
+        monkeypatch.setattr("aslab._fastpath._buffer.lease_view", free_in_between)
         with pytest.raises(BufferFreedError):
             buf.view
         monkeypatch.undo()
@@ -172,7 +174,7 @@ async def test_view_that_its_caller_released_is_replaced_without_a_moment_in_whi
             seen.append(buf._view)
             return lease_view(source)
 
-        monkeypatch.setattr("aslab._buffer.lease_view", look_around)
+        monkeypatch.setattr("aslab._fastpath._buffer.lease_view", look_around)
         buf.view[0] = 1
         assert seen
         assert None not in seen

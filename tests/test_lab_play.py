@@ -549,7 +549,7 @@ def test_nobody_is_stuck_where_the_deadlock_ends_later(loop: str) -> None:
 def test_only_tasks_of_the_workload_and_grows_are_told_as_stuck(loop: str) -> None:
     stuck = play(scenario(STUCK, NO_EMERGENCY, AFTER_THE_KICK), loop=loop).result.stuck
     names = {line.split(" waits on ")[0] for line in stuck}
-    assert names == {*(f"writer-{number}" for number in range(4)), "aslab._worker.Worker._grow"}
+    assert names == {*(f"writer-{number}" for number in range(4)), "aslab._kmem._worker.Worker._grow"}
 
 
 def test_rounds_that_were_not_done_are_told_and_what_is_done_is_not(loop: str) -> None:

@@ -273,7 +273,7 @@ def test_callers_of_a_cache_without_emergency_objects_are_told_and_housekeeping_
     with pytest.raises(Stuck) as raised:
         lab(main)
     found = waits(raised.value.tasks)
-    grow = found.pop("aslab._worker.Worker._grow")
+    grow = found.pop("aslab._kmem._worker.Worker._grow")
     assert grow == "an injected deadlock"
     assert found.pop("reader") == "an object of cache 'frames'"
     assert list(found) == ["main"]
@@ -290,7 +290,7 @@ def test_prefill_is_told_by_how_many_objects_and_of_which_cache(lab: LabRunner) 
         lab(main)
     found = waits(raised.value.tasks)
     assert found.pop("main") == "24 free objects of cache 'frames'"
-    assert set(found) == {"aslab._worker.Worker._grow"}
+    assert set(found) == {"aslab._kmem._worker.Worker._grow"}
 
 
 def test_nobody_is_stuck_while_a_task_has_a_timer_left(lab: LabRunner) -> None:

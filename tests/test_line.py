@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aslab import KM
-from aslab._line import Line, Waiter
+from aslab._kmem._waiters import Line, Waiter
 
 from .helpers import Loop
 from .support import settle

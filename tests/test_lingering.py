@@ -17,7 +17,7 @@ import pytest
 
 import aslab
 from aslab import KM, Buffer, BufferFreedError
-from aslab._views import HAUNTED
+from aslab._fastpath import HAUNTED
 from aslab.testing import check_consistency
 
 from .support import SIZE, Gate, Instant, allocator, settle, start

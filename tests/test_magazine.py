@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aslab._magazine import Magazine, default_size
+from aslab._fastpath import Magazine, default_size
 
 from .helpers import new_slab
 

@@ -18,16 +18,8 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from aslab import (
-    KM,
-    KMEM_CBRC,
-    Allocator,
-    Buffer,
-    BufferFreedError,
-    Cache,
-    ConfigError,
-)
-from aslab import _move as move
+from aslab import KM, KMEM_CBRC, Allocator, Buffer, BufferFreedError, Cache, ConfigError
+from aslab._kmem import _move as move
 from aslab.faults import Deadlock
 from aslab.testing import check_consistency
 
@@ -519,7 +511,7 @@ def _copy_slowly(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object
         really(to, source, size)
         return meanwhile()
 
-    monkeypatch.setattr("aslab._move.ctypes", type("ctypes", (), {"memmove": staticmethod(memmove)}))
+    monkeypatch.setattr("aslab._kmem._move.ctypes", type("ctypes", (), {"memmove": staticmethod(memmove)}))
     return threads
 
 
@@ -638,7 +630,7 @@ def test_cancelled_by_the_loop_itself_a_copy_is_finished_before_its_places_are_u
                 go_on.wait(10)
                 really(to, source, size)
 
-            monkeypatch.setattr("aslab._move.ctypes", type("ctypes", (), {"memmove": staticmethod(memmove)}))
+            monkeypatch.setattr("aslab._kmem._move.ctypes", type("ctypes", (), {"memmove": staticmethod(memmove)}))
             task = asyncio.ensure_future(cache.defragment())
             while not copying.is_set():
                 await asyncio.sleep(0.001)

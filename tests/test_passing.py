@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aslab import KM, Buffer, Cache, ConfigError, lab
-from aslab._passing import BESIDE
+from aslab._kmem._passing import BESIDE
 from aslab.testing import check_consistency
 
 from .support import SIZE, Gate, allocator, settle, start

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from aslab import CacheClosedError
-from aslab._state import Mark
+from aslab._kmem._state import Mark
 from aslab.faults import Latency
 from aslab.testing import check_consistency
 

@@ -18,16 +18,16 @@ import anyio.lowlevel
 import pytest
 
 import aslab
-from aslab import _views
-from aslab._bell import Bell
 from aslab._cache import Cache
-from aslab._depot import Depot
-from aslab._growth import Growth
-from aslab._parking import AT_ONCE as PARKED_AT_ONCE
-from aslab._pool import Pool
-from aslab._reclaim import Reclaim
-from aslab._slab import Slot
-from aslab._supply import Supply
+from aslab._fastpath import _views
+from aslab._kmem._depot import Depot
+from aslab._kmem._growth import Growth
+from aslab._kmem._parking import AT_ONCE as PARKED_AT_ONCE
+from aslab._kmem._pool import Pool
+from aslab._kmem._reclaim import Reclaim
+from aslab._kmem._slab import Slot
+from aslab._kmem._supply import Supply
+from aslab._kmem._wakeup import Bell
 
 from .helpers import Loop
 from .support import SIZE, Gate, Instant, allocator, settle
@@ -309,7 +309,7 @@ async def test_a_buffer_that_is_forgotten_while_exported_does_not_look_for_who_e
         asked.append(view)
         return "somebody"
 
-    monkeypatch.setattr("aslab._buffer.company", company)
+    monkeypatch.setattr("aslab._fastpath._buffer.company", company)
     async with allocator(expire=3.0) as kmem:
         cache = kmem.create_cache("c", 64)
         exports = await parked(cache, 10)

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aslab._slab import Shape, Slab, SlabLists, Slot
-from aslab._views import address_of, lease_view
+from aslab._config import Shape
+from aslab._fastpath import Slot
+from aslab._fastpath._views import lease_view
+from aslab._kmem._slab import Slab, SlabLists, construct
 from aslab.backends import Region
+from aslab.backends._libc import address_of
 
 from .helpers import SHAPE, new_slab
 
@@ -141,7 +144,7 @@ def test_remove_empty_leaves_slabs_that_became_empty_later(until: int | None, re
     lists = lists_of(*slabs)
     for age, slot in zip((3, 2, 1), take(lists, 12)[::4], strict=True):
         slab = slot.slab
-        assert slab is not None
+        assert isinstance(slab, Slab)
         for member in slab.slots:
             lists.put(member, age)
     assert len(lists.remove_empty(until=until)) == removed
@@ -195,7 +198,7 @@ def test_dismantle_destroys_what_was_built_and_nothing_else() -> None:
     slab = new_slab()
     region = slab.region
     for number, slot in enumerate(slab.slots[:2]):
-        slot.construct(lambda _, number=number: number, slab.region)  # type: ignore[misc]
+        construct(slot, lambda _, number=number: number, slab.region)  # type: ignore[misc]
         slab.built += 1
     slots = list(slab.slots)
     destroyed: list[object] = []
@@ -209,7 +212,7 @@ def test_dismantle_destroys_what_was_built_and_nothing_else() -> None:
 def test_ctor_gets_writable_memory_of_exactly_the_slot() -> None:
     slab = new_slab()
     slot = slab.slots[1]
-    slot.construct(lambda memory: memory, slab.region)
+    construct(slot, lambda memory: memory, slab.region)
     assert not slot.in_use(), "what the slot keeps is no lease"
     memory = slot.obj
     assert isinstance(memory, memoryview)

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from aslab import Cache
-from aslab._pool import SPARE
+from aslab._kmem._pool import SPARE
 from aslab.testing import check_consistency
 
 from .support import SIZE, Gate, Instant, allocator, settle

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aslab import ImpossibleTransition
-from aslab._state import NONE, TABLE, Mark, Marks, as_markdown, fire, reachable, words
+from aslab._kmem._state import NONE, TABLE, Mark, Marks, as_markdown, fire, reachable, words
 
 G, D, R, X = Mark.GROWING, Mark.DEADLOCKED, Mark.REAPING, Mark.DESTROY
 EVENTS = ["grow", "late", "grown", "reap", "reaped", "close"]

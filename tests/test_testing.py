@@ -10,7 +10,7 @@ import pytest
 
 import aslab
 from aslab import GFP
-from aslab._state import Mark
+from aslab._kmem._state import Mark
 from aslab.backends import Region
 from aslab.testing import check_backend, check_consistency
 

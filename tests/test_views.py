@@ -11,7 +11,8 @@ from types import FrameType
 import numpy as np
 import pytest
 
-from aslab._views import Exported, Exporter, address_of, exporter, has_company, lease_view
+from aslab._fastpath._views import Exported, Exporter, exporter, has_company, lease_view
+from aslab.backends._libc import address_of
 
 HOLDERS: dict[str, Callable[[memoryview], object]] = {
     "slice": lambda view: view[2:4],

@@ -13,7 +13,7 @@ import pytest
 
 import aslab
 from aslab import GFP, KM, CacheClosedError, CacheFlags
-from aslab._waiting import WaitingRoom
+from aslab._kmem._slowpath import WaitingRoom
 from aslab.backends import Region
 from aslab.faults import Deadlock, Failslab, Latency
 from aslab.testing import check_consistency

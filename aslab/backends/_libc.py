@@ -13,6 +13,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
+def address_of(view: memoryview) -> int:
+    """The address of the first byte of a writable, contiguous view."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(view)) if view.nbytes else 0
+
+
 def madvise(address: int, nbytes: int, advice: int) -> None:
     """Give advice on whole pages.
 

@@ -13,8 +13,7 @@ import mmap
 from functools import partial
 
 from .._flags import GFP
-from .._views import address_of
-from ._libc import PAGE_SIZE, madvise, prefault
+from ._libc import PAGE_SIZE, address_of, madvise, prefault
 from ._protocol import Region
 from ._threads import run_blocking
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from .._flags import GFP
-from .._views import address_of
+from ._libc import address_of
 
 
 @dataclass(slots=True, eq=False)

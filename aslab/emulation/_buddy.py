@@ -6,7 +6,7 @@ here: pages have numbers, and only a block and its own buddy become one again.
 
 from __future__ import annotations
 
-from .._config import whole_number
+from .._checks import whole_number
 from .._errors import ConfigError
 
 MAX_ORDER = 10

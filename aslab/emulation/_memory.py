@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import anyio
 
-from .._config import whole_number
+from .._checks import whole_number
 from .._errors import ConfigError
 from .._flags import GFP
 from ..backends._libc import PAGE_SIZE

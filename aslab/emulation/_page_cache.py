@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import anyio
 
-from .._config import whole_number
+from .._checks import whole_number
 from .._flags import GFP
 from ..faults import Delay
 from ..faults._delay import drawing

@@ -8,7 +8,7 @@ from __future__ import annotations
 import anyio
 import anyio.lowlevel
 
-from .._config import boolean
+from .._checks import boolean
 from .._flags import GFP
 from ..backends import Region
 from ..faults import Delay

@@ -8,7 +8,7 @@ import random
 
 import anyio
 
-from .._config import seconds, whole_number
+from .._checks import seconds, whole_number
 from .._errors import ConfigError
 from .._flags import GFP
 from ..backends import Backend, Region

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .._config import seconds
+from .._checks import seconds
 from .._errors import ConfigError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 
-from .._config import whole_number
+from .._checks import whole_number
 from .._flags import GFP
 from ..backends import Backend, Region
 

@@ -24,7 +24,7 @@ from functools import partial
 import anyio
 import anyio.lowlevel
 
-from .._config import boolean, seconds
+from .._checks import boolean, seconds
 from .._errors import ConfigError
 from ..backends._threads import run_blocking
 

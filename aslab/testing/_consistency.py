@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._cache import Cache
-from .._state import reachable
+from .._kmem._state import reachable
 from ._inside import pool_of
 
 

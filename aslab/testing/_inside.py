@@ -7,8 +7,8 @@ from typing import Any
 
 from .._allocator import Allocator
 from .._cache import Cache
-from .._pool import Pool
-from .._state import Mark
+from .._kmem._pool import Pool
+from .._kmem._state import Mark
 
 
 def pool_of(cache: Cache[Any]) -> Pool[Any]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from anyio import to_thread
 
-from ..._sizes import parse_size
+from ..._checks import parse_size
 from .._errors import BadInput, complain, printable
 from .._loops import Loop, check_installed, run_on
 from ._files import Found, Unreadable, check_paths, find_files

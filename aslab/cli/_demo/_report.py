@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
-from ..._sizes import format_size
+from ..._checks import format_size
 from .._prose import console, say
 from ._files import Found
 from ._runs import Result, unreadable, wrong_with

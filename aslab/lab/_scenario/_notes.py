@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 
 from ... import Cache
-from ..._state import Mark
+from ..._kmem._state import Mark
 from ...emulation import PhysicalMemory
 from .._simulation._log import Event
 from .._simulation._run import Lab

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainValidator
 
+from ..._checks import parse_size
 from ..._errors import ConfigError
-from ..._sizes import parse_size
 from ...faults import Delay, Exponential, Uniform
 from ...faults._spec import parse_seconds
 

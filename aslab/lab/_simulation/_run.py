@@ -20,10 +20,10 @@ from typing import Any, Generic, Literal, TypeVar, TypeVarTuple
 
 import anyio
 
-from ..._config import seconds as check_seconds
-from ..._config import whole_number
-from ..._engine import HOUSEKEEPING
+from ..._checks import seconds as check_seconds
+from ..._checks import whole_number
 from ..._errors import ConfigError, SlabError
+from ..._tasks import HOUSEKEEPING
 from ._idle import Idle, StuckInCleanUp
 from ._log import EventLog
 from ._stuck import StuckTask

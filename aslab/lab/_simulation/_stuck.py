@@ -16,12 +16,12 @@ from types import CodeType, FrameType
 from typing import Any
 
 from ..._cache import Cache
-from ..._engine import Engine
-from ..._growth import Growth
-from ..._move import Moves
-from ..._relief import Relief
-from ..._supply import Supply
-from ..._worker import Worker
+from ..._kmem._growth import Growth
+from ..._kmem._move import Moves
+from ..._kmem._supply import Supply
+from ..._kmem._worker import Worker
+from ..._reaper import Relief
+from ..._tasks import Engine
 from ...faults import Deadlock
 
 _ASLAB = str(Path(__file__).parents[2]) + os.sep

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import anyio
 
-from ..._config import whole_number
+from ..._checks import whole_number
 from ...emulation._memory import Block, PhysicalMemory
 from ...faults import Delay
 from ...faults._delay import drawing

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import anyio
 
-from ..._engine import HOUSEKEEPING
 from ..._flags import GFP
+from ..._tasks import HOUSEKEEPING
 from ...emulation._memory import PhysicalMemory
 
 

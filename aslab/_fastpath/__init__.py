@@ -1,0 +1,26 @@
+"""The fast path: an allocation that hits, and its free.
+
+    Cache.alloc     magazine.pop() ──► Slot ──► a fresh Buffer
+    Buffer.free     end the view ──► magazine.append(slot) ──► tell `Home` if anybody watches
+
+This file is the only seam: nothing else in aslab imports the files behind it by name, so that a compiled module
+may take their place. What is here knows nothing of slabs, waiters, pools or event loops, and imports nothing of
+aslab but its errors. What a `Buffer` needs from its cache is the protocol `Home`.
+
+Any thread.
+"""
+
+from ._buffer import Buffer as Buffer
+from ._buffer import Pin as Pin
+from ._home import Home as Home
+from ._magazine import LARGEST as LARGEST
+from ._magazine import SMALLEST as SMALLEST
+from ._magazine import Magazine as Magazine
+from ._magazine import Slot as Slot
+from ._magazine import default_size as default_size
+from ._managed import ManagedBuffer as ManagedBuffer
+from ._views import HAUNTED as HAUNTED
+from ._views import Exported as Exported
+from ._views import KeptView as KeptView
+from ._views import exporter as exporter
+from ._views import lease_view as lease_view

@@ -1,0 +1,64 @@
+"""Home: what a buffer asks of the cache it came from. The one way up from the fast path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar
+
+from ._magazine import Magazine, Slot
+from ._views import KeptView
+
+T = TypeVar("T")
+
+
+class Home(Protocol[T]):
+    """Where a buffer goes back to. Any thread may call any of it; `collected` and `park` at any moment."""
+
+    name: str
+    """The cache's name, for messages."""
+    size: int
+    """Bytes of one object."""
+    ctor: Callable[[memoryview], T] | None
+    """What builds the object of a slot."""
+    magazine: Magazine[T]
+    """Where a free puts the slot."""
+    guard: AbstractContextManager[Any]
+    """Held while the handle of a managed buffer changes hands. Reentrant: a finaliser may come in between."""
+
+    @property
+    def cache(self) -> Any:
+        """The cache itself; only `Buffer.cache` asks for it."""
+        ...
+
+    def settle(self) -> None:
+        """A free has put a slot into the magazine, which is watched, or over its capacity now."""
+        ...
+
+    def take_back(self, slot: Slot[T]) -> None:
+        """A free of a slot that needs more than the magazine."""
+        ...
+
+    def collected(self, slot: Slot[T]) -> None:
+        """The garbage collector found a buffer that was never freed. Takes no lock."""
+        ...
+
+    def park(self, slot: Slot[T], emergency: bool) -> None:
+        """A handle is gone while its memory is still exported: keep the slot until it is not. Takes no lock."""
+        ...
+
+    def view_gone(self, kept: KeptView) -> None:
+        """The object of a view that had ended is gone, too."""
+        ...
+
+    def look_at_lingering(self) -> None:
+        """A handle that exported its own memory is gone: slots that linger may be free now."""
+        ...
+
+    def count_return(self, emergency: bool) -> None:
+        """Count a managed buffer whose handle has ended."""
+        ...
+
+    def count_move(self) -> None:
+        """Count an emergency object that was moved into a slab."""
+        ...

@@ -1,0 +1,201 @@
+"""Who else can still reach this memory?
+
+A `memoryview` cannot be asked directly: a slice of it, or a second memoryview of it, does not count
+as an export of the first, and outlives its release. But each view made from a ctypes array has a
+managed buffer of its own, which its slices and copies share and which holds on to the array until the
+last of them is released:
+
+    region.memory ── ctypes array of the slot ─┬─ managed buffer of one view ── the view, slices, arrays
+                                               └─ managed buffer of another ── ...
+
+So once the lease's own view is released, the reference count of the array tells whether anybody is
+left: that is `in_use`, and the truth. `has_company` answers beforehand, without touching the view, so
+that a refused free can leave everything as it was.
+
+Some libraries (torch) take a view's address, end their export at once, and keep the view object alone: it may be
+released under them, and they use the address all the same. A view that is released still holds on to its managed
+buffer. So the reference count of that tells whether any view object is left, released or not: `KeptView`.
+
+(A `pickle.PickleBuffer` in place of the array would cost less, but it exports a memoryview, and CPython
+3.11 and 3.12 crash when the garbage collector clears a memoryview that is exported.)
+
+Cost on CPython 3.11: 0.2 µs to make a view, 0.1 µs to check it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import weakref
+from collections.abc import Callable
+from functools import partial
+from gc import get_referents
+from sys import getrefcount
+from typing import Any
+
+FEW = 20_000
+"""Objects that are looked through for a text: some milliseconds."""
+Exporter = ctypes.Array[ctypes.c_ubyte]
+
+
+def exporter(memory: memoryview, offset: int, size: int) -> Exporter:
+    """Something over a part of ``memory`` that makes independent views."""
+    return (ctypes.c_ubyte * size).from_buffer(memory, offset)
+
+
+def lease_view(source: Exporter) -> memoryview:
+    """A writable view of bytes, with a managed buffer of its own."""
+    whole = memoryview(source)
+    view = whole.cast("B")
+    whole.release()  # not left to its end: whoever lists all objects just now keeps it alive
+    return view
+
+
+def _unreleased(managed: object) -> int:
+    """``exports`` of a _PyManagedBufferObject: it follows the object header and an int of flags."""
+    place = id(managed) + object.__basicsize__ + ctypes.sizeof(ctypes.c_ssize_t)
+    return ctypes.c_ssize_t.from_address(place).value
+
+
+def _can_count() -> bool:
+    view = memoryview(bytearray(1))
+    (managed,) = get_referents(view)
+    counts = [_unreleased(managed)]
+    parts = [view[:], memoryview(view)]
+    counts.append(_unreleased(managed))
+    for part in parts:
+        part.release()
+    counts.append(_unreleased(managed))
+    return counts == [1, 3, 1]
+
+
+def _references(view: memoryview) -> int:
+    return getrefcount(get_referents(view)[0])
+
+
+_ALONE = _references(memoryview(bytearray(1)))
+_CAN_COUNT = _can_count()
+
+
+def has_company(view: memoryview) -> bool:
+    """Whether another unreleased memoryview shares the managed buffer of an unreleased one.
+
+    The garbage collector names the managed buffer as the only referent of a view. If nothing else refers
+    to it there is no company. Else it may be views that were released and lie around in a variable, as
+    after ``with view[:n] as part:``, so the buffer's own count is read, from where CPython keeps it; at
+    import it is checked that this is the place.
+    """
+    if getrefcount(get_referents(view)[0]) <= _ALONE:  # as in `_references`
+        return False
+    return _CAN_COUNT and _unreleased(get_referents(view)[0]) > 1
+
+
+def company(view: memoryview) -> str:
+    """In words, the other unreleased memoryviews that share the managed buffer of a view: how many, and how large.
+
+    Sizes only of those that the garbage collector has not yet seen twice, and not where those are very many, since
+    it is off: to look at all objects takes too long.
+    """
+    (managed,) = get_referents(view)
+    youngest, since, _ = gc.get_count()
+    few = youngest + since * gc.get_threshold()[0] <= FEW
+    sizes = [
+        f"{one.nbytes} bytes"
+        for generation in ((0, 1) if few else ())
+        for one in _views_of(generation)  # never in a list that it would find, and be a cycle with
+        if one is not view and managed in get_referents(one) and not is_released(one)
+    ]
+    others = _unreleased(managed) - 1 if _CAN_COUNT else max(1, len(sizes))
+    known = f": {', '.join(sorted(sizes))}" if sizes else ""
+    plural = "s" * (others != 1)
+    return f"{others} other memoryview{plural} of it (an array's, perhaps) alive{known}"
+
+
+def _views_of(generation: int) -> list[Any]:
+    """In one go: as long as a list of all objects lives, other threads find every buffer in use."""
+    return list(filter(partial(type.__instancecheck__, memoryview), gc.get_objects(generation)))
+
+
+def is_released(view: memoryview) -> bool:
+    """Whether nothing can be reached through it any more."""
+    try:
+        view.nbytes  # noqa: B018
+    except ValueError:
+        return True
+    return False
+
+
+def is_kept(view: memoryview, names: int = 1) -> bool:
+    """Whether anybody has the object of a view, or of one made from it, besides so many names of its owner's."""
+    return getrefcount(view) > _ONCE + names or getrefcount(get_referents(view)[0]) > _ALONE
+
+
+def _once(view: memoryview, names: int = 1) -> int:  # as in `is_kept`
+    return getrefcount(view) - names
+
+
+def _measure() -> int:
+    view = memoryview(bytearray(1))
+    return _once(view)
+
+
+_ONCE = _measure()
+
+
+class KeptView(weakref.ref[memoryview]):
+    """What is left of a view that has ended, while its object, or that of a slice, lives. Any thread."""
+
+    __slots__ = ("managed", "place")
+
+    managed: object
+    """The managed buffer: whatever object the memory was reached through refers to it."""
+    place: Exported
+
+
+HAUNTED: set[Exported] = set()
+"""Places that kept views lead to. Nothing else might hold on to the memory behind them: a view that was released
+does not."""
+
+
+class Exported:
+    """Something that holds an exporter in an attribute, as a slot does."""
+
+    __slots__ = ("exporter", "kept")
+
+    def __init__(self, memory: memoryview, offset: int, size: int) -> None:
+        self.exporter: Exporter = exporter(memory, offset, size)
+        self.kept: tuple[KeptView, ...] = ()
+        """Of views that have ended, those whose object was kept, when it was looked for last."""
+
+    def in_use(self, own: int = 0) -> bool:
+        """Whether any view of this memory is unreleased, besides so many of its owner's."""
+        return getrefcount(self.exporter) > _UNUSED + own
+
+    def remember(self, view: memoryview, call: Callable[[Any], object]) -> None:
+        """A view ends whose object is kept; ``call`` is told when that goes, with a `KeptView`."""
+        kept = KeptView(view, call)
+        kept.managed = get_referents(view)[0]
+        kept.place = self
+        if self.kept:
+            self.haunted()  # those that are gone need not be remembered
+        self.kept = (*self.kept, kept)
+        HAUNTED.add(self)
+
+    def haunted(self) -> bool:
+        """Whether somebody may know its address from a view that has ended. For who owns the place alone."""
+        kept = self.kept
+        left = tuple([one for one in kept if getrefcount(one.managed) > _UNKEPT])
+        if self.kept is kept:  # no other thread has pinned it meanwhile; nothing may come between these two lines
+            self.kept = left
+        if self.kept:
+            return True
+        HAUNTED.discard(self)
+        return False
+
+
+_sample = Exported(memoryview(bytearray(1)), 0, 1)
+_UNUSED = getrefcount(_sample.exporter)
+_sample.remember(memoryview(bytearray(1)), id)
+_UNKEPT = getrefcount(_sample.kept[0].managed)  # as in `haunted`
+HAUNTED.clear()
+del _sample
