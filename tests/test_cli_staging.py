@@ -121,7 +121,7 @@ def test_machine_that_ends_otherwise_than_foretold_exits_1() -> None:
 
 def test_unknown_machine_is_one_line_that_says_which_there_are(here: Here) -> None:
     message = told(here(*STAGING, "--machine", "original"), 2)
-    assert "--machine 'original': allowed with --of staging are " in message
+    assert "--machine 'original' with --of staging: must be one of " in message
     assert all(machine.name in message for machine in MACHINES)
 
 

@@ -199,7 +199,7 @@ def test_name_that_is_too_long_for_the_table_is_broken_at_an_underscore(
 
 def test_unknown_machine_is_one_line_that_says_which_there_are(here: Here) -> None:
     message = told(here("lab", "story", "--machine", "nope"), 2)
-    assert "--machine 'nope': allowed are " in message
+    assert "--machine 'nope': must be one of " in message
     assert all(machine.name in message for machine in (*MACHINES, *CONTROLS))
 
 

@@ -69,7 +69,7 @@ def test_a_lowest_value_passes_its_lower_bound_at_an_event() -> None:
 
 def test_a_figure_that_must_be_reached_is_judged_at_the_end() -> None:
     watch = fed("allocations", [1, 1], at_least=3)
-    assert watch.verdict().broken_by == "at the end: it never came to that"
+    assert watch.verdict().broken_by == "at the end: it was never reached"
     watch = fed("allocations", [1, 1, 1], at_least=3)
     assert watch.verdict().passed
 

@@ -593,7 +593,7 @@ def test_the_result_as_json_has_its_keys_and_goes_through_json(loop: str) -> Non
     } <= set(told)
     assert (told["scenario"], told["seed"], told["loop"], told["passed"]) == ("base", 9, loop, False)
     assert told["deadlocks"] == 1
-    assert told["broken"][0].startswith("expected deadlocks at most 0; came 1; broken at 0.1")
+    assert told["broken"][0].startswith("expected deadlocks at most 0; got 1; broken at 0.1")
     assert len(told["log_sha256"]) == 64
     assert set(told["figures"]) == set(METRICS)
 

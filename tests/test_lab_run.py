@@ -242,7 +242,10 @@ def test_a_bare_event_is_told_with_its_line_and_since_when(lab: LabRunner) -> No
     assert task.where.startswith("test_lab_run.py:")
     assert task.where.endswith("main")
     assert raised.value.since == 42
-    assert str(raised.value) == f"every task is stuck since 42 s:\n  main waits on Event.wait at {task.where}"
+    assert (
+        str(raised.value)
+        == f"every task has been stuck since 42 s into the run:\n  main waits on Event.wait at {task.where}"
+    )
 
 
 def test_exactly_the_tasks_that_wait_are_told_in_the_order_of_their_making(lab: LabRunner) -> None:

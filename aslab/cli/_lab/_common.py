@@ -52,7 +52,7 @@ def check_machines(names: Collection[str], known: Collection[str], where: str = 
     """
     for name in names:
         if name not in known:
-            raise BadInput(f"--machine {printable(name)}: must be one of {', '.join(known)}{where}")
+            raise BadInput(f"--machine {printable(name)}{where}: must be one of {', '.join(known)}")
 
 
 def check_writable(path: Path | None) -> None:

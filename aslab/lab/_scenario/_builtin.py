@@ -1,4 +1,4 @@
-"""The scenarios that come with aslab: files of ``examples/scenarios``, in the package once it is installed."""
+"""The scenarios that come with aslab: ``examples/scenarios``, which an installed package contains."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def builtin() -> dict[str, Path]:
 
 
 def find(name: str) -> Path:
-    """The file of that path, or else the built-in scenario of that name.
+    """The file at that path, or else the built-in scenario of that name.
 
     :raises ConfigError: if there is neither
     """
@@ -31,5 +31,5 @@ def find(name: str) -> Path:
         return path
     scenarios = builtin()
     if name not in scenarios:
-        raise ConfigError("scenario", name, f"allowed are a file, or one of {', '.join(scenarios)}")
+        raise ConfigError("scenario", name, f"must be a file, or one of {', '.join(scenarios)}")
     return scenarios[name]

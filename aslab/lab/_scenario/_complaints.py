@@ -1,4 +1,4 @@
-"""What is wrong with a scenario file, in one line and in our words: key, value, and what is allowed."""
+"""What is wrong with a scenario file, in one line of our own words: the key, the value, what it must be."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from ._schema import Scenario
 
 _WORDS = {
     "missing": "it is missing",
-    "model_type": "allowed is a table",
-    "dict_type": "allowed is a table",
-    "model_attributes_type": "allowed is a table",
-    "list_type": "allowed is a list",
-    "int_type": "allowed are whole numbers",
-    "bool_type": "allowed are true and false",
-    "string_type": "allowed is text in quotes",
-    "string_too_short": "allowed are 1 to 1000 characters",
-    "string_too_long": "allowed are 1 to 1000 characters",
+    "model_type": "must be a table",
+    "dict_type": "must be a table",
+    "model_attributes_type": "must be a table",
+    "list_type": "must be a list",
+    "int_type": "must be a whole number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text in quotes",
+    "string_too_short": "must have 1 to 1000 characters",
+    "string_too_long": "must have 1 to 1000 characters",
     "string_pattern_mismatch": (
-        "allowed are names of up to 61 letters, digits, blanks and _ . -, the first a letter or a digit"
+        "must be a name of up to 61 letters, digits, spaces and _ . -, starting with a letter or digit"
     ),
 }
-"""For the kinds of errors of pydantic's whose own words are about Python."""
+"""For kinds of pydantic errors whose own message speaks of Python types."""
 
 
 def complaint(exc: ValidationError, model: type[BaseModel] = Scenario) -> ConfigError:
-    """The first thing that is wrong; an unknown key before all, since it may be what something else lacks."""
+    """The first error; an unknown key takes precedence, since it may be a misspelled required one."""
     errors = exc.errors(include_url=False)
     error = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     loc, kind, message, given = error["loc"], error["type"], error["msg"], short(error["input"])
@@ -38,36 +38,36 @@ def complaint(exc: ValidationError, model: type[BaseModel] = Scenario) -> Config
     if kind == "missing":
         given = None
     elif kind == "extra_forbidden":
-        return ConfigError(key, given, f"unknown key, allowed are {', '.join(_known_keys(loc, model))}")
+        return ConfigError(key, given, f"unknown key; known keys are {', '.join(_known_keys(loc, model))}")
     elif kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = error["input"].get("kind") if isinstance(error["input"], dict) else None
-        return ConfigError(f"{key}.kind", short(tag), f"allowed are {', '.join(_kinds())}")
+        return ConfigError(f"{key}.kind", short(tag), f"must be one of {', '.join(_kinds())}")
     elif kind in ("too_short", "too_long"):
         two = key.endswith(".window")
-        return ConfigError(key, given, "allowed are two times, begin and end" if two else "allowed are 1 to 100")
-    allowed = message.removeprefix("Value error, ").replace("Input should be", "allowed is")
+        return ConfigError(key, given, "must be two times, begin and end" if two else "must have 1 to 100 entries")
+    allowed = message.removeprefix("Value error, ").replace("Input should be", "must be")
     allowed = _WORDS.get(kind, allowed)
     return ConfigError(
-        key, given, allowed if kind in _WORDS or allowed.startswith("allowed") else f"allowed: {allowed}"
+        key, given, allowed if kind in _WORDS or allowed.startswith(("must", "allowed")) else f"must be: {allowed}"
     )
 
 
 def short(given: object) -> object:
-    """What was given, short enough for one line."""
+    """The given value, short enough for one line."""
     try:
         text = repr(given)
-    except (ValueError, RecursionError):  # an int of more digits than Python writes, tables without end
+    except (ValueError, RecursionError):  # an int with more digits than Python prints, or endless nesting
         return "something huge"
     return given if len(text) <= 60 else text[:57] + "..."
 
 
 def printable(text: str) -> str:
-    """The text, escaped where it must be so that it stays on its line and leaves the terminal alone."""
+    """The text, escaped if it would break the line or disturb the terminal."""
     return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _is_tag(loc: tuple[int | str, ...], number: int) -> bool:
-    """Pydantic puts the kind of a backend into the path to its keys."""
+    """Whether a part of the path is the kind of a backend, which pydantic inserts."""
     return loc[0] == "backends" and number == 2 and loc[number] != "[key]"
 
 
@@ -85,7 +85,7 @@ def _kinds() -> list[str]:
 
 
 def _known_keys(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
-    """The keys of the table in which ``loc`` is unknown."""
+    """The valid keys of the table that ``loc`` is in."""
     if len(loc) == 1:
         return list(model.model_fields)
     if loc[0] == "backends":

@@ -1,4 +1,4 @@
-"""Reading a scenario file, and saying in one line what is wrong with it."""
+"""Reads a scenario file, or says in one line what is wrong with it."""
 
 from __future__ import annotations
 
@@ -36,56 +36,56 @@ MOST = 10**15
 def load(path: Path, *, real_time: bool = False) -> Scenario:
     """Read and check a scenario file. Blocks while it reads.
 
-    :param real_time: whether it is to run on the wall clock: only there real memory is allowed
-    :raises ConfigError: naming file, key, value and what is allowed
+    :param real_time: whether it will run on the wall clock; only then is real memory allowed
+    :raises ConfigError: with the file, the key, the value and what it must be
     :raises OSError: if it cannot be read
     """
     return read(path, partial(check, real_time=real_time))
 
 
 def read(path: Path, check: Callable[[dict[str, Any]], T]) -> T:
-    """Read a TOML file, and have it checked. Blocks while it reads.
+    """Read and check a TOML file. Blocks while it reads.
 
-    :raises ConfigError: as ``check`` does, or if it is no TOML; names the file, too
+    :raises ConfigError: from ``check``, or if it is not TOML; the message includes the file name
     :raises OSError: if it cannot be read
     """
     with path.open("rb") as file:
         data = file.read(LARGEST_FILE + 1)
     try:
         if len(data) > LARGEST_FILE:
-            raise ConfigError("size", len(data), f"allowed are files of up to {LARGEST_FILE} bytes")
+            raise ConfigError("size", len(data), f"must be a file of at most {LARGEST_FILE} bytes")
         return check(parse(data))
     except ConfigError as exc:
         raise ConfigError(f"{printable(str(path))}: {exc.field}", short(exc.given), exc.allowed) from None
 
 
 def parse(data: bytes) -> dict[str, Any]:
-    """TOML to a dictionary.
+    """Parse TOML into a dictionary.
 
-    :raises ConfigError: if it is none
+    :raises ConfigError: if it is not TOML
     """
     try:
         return tomllib.loads(data.decode())
     except UnicodeDecodeError as exc:
-        raise ConfigError("text", data[exc.start : exc.start + 8], "allowed is TOML, in UTF-8") from None
+        raise ConfigError("text", data[exc.start : exc.start + 8], "must be TOML in UTF-8") from None
     except RecursionError:
-        raise ConfigError("text", data[:8], "allowed is TOML that is not nested without end") from None
-    except ValueError as exc:  # TOMLDecodeError, or a number of more digits than Python reads
+        raise ConfigError("text", data[:8], "must be TOML that is not nested so deeply") from None
+    except ValueError as exc:  # TOMLDecodeError, or a number with more digits than Python reads
         why = str(exc)[:200] if isinstance(exc, tomllib.TOMLDecodeError) else "a number has too many digits"
-        raise ConfigError("text", _line_of(data, str(exc)), f"allowed is TOML: {why}") from None
+        raise ConfigError("text", _line_of(data, str(exc)), f"must be TOML: {why}") from None
 
 
 def _line_of(data: bytes, message: str) -> str:
-    """The line that a message of tomllib is about."""
+    """The line that a message from tomllib refers to."""
     found = re.search(r"at line (\d+)", message)
     lines = data.decode().splitlines() or [""]
     return lines[min(int(found[1]), len(lines)) - 1] if found else lines[0]
 
 
 def check(data: dict[str, Any], *, real_time: bool = False) -> Scenario:
-    """A scenario from a dictionary, checked as a whole.
+    """Build a scenario from a dictionary, and check it as a whole.
 
-    :raises ConfigError: naming key, value and what is allowed
+    :raises ConfigError: with the key, the value and what it must be
     """
     try:
         scenario = Scenario.model_validate(data)
@@ -103,20 +103,20 @@ def check(data: dict[str, Any], *, real_time: bool = False) -> Scenario:
         with keys_under(f"expect.{number}"):
             bounds(expectation)
     if real_time and scenario.simulated_only:
-        allowed = "allowed in real time is false; this scenario is for simulated time, where it is exact"
+        allowed = "must be false in real time: what this scenario expects is exact only in simulated time"
         raise ConfigError("simulated_only", True, allowed)
     if not real_time:
         for name, backend in scenario.backends.items():
             if isinstance(backend, (MmapBackend, HeapBackend)):
-                allowed = "allowed in simulated time are emulated backends; real memory needs --real-time"
+                allowed = "must be an emulated backend in simulated time; real memory needs --real-time"
                 raise ConfigError(f"backends.{name}.kind", backend.kind, allowed)
     return scenario
 
 
 def cache_options(section: CacheSection, name: str, allocator: AllocatorSection) -> dict[str, Any]:
-    """The arguments of `Allocator.create_cache`, checked as it does.
+    """The arguments of `Allocator.create_cache`, checked as it checks them.
 
-    :raises ConfigError: for what it would refuse
+    :raises ConfigError: if it would refuse them
     """
     flags = CacheFlags(0)
     for word in section.flags:
@@ -136,23 +136,23 @@ def cache_options(section: CacheSection, name: str, allocator: AllocatorSection)
     whole_slabs = -(-section.prefill // config.shape.objects)
     most, room = section.max_objects, allocator.limit
     if most is not None and whole_slabs * config.shape.objects > most:
-        raise ConfigError("prefill", section.prefill, f"allowed are whole slabs within max_objects, {most}")
+        raise ConfigError("prefill", section.prefill, f"must fit, in whole slabs, within max_objects, {most}")
     if room is not None and whole_slabs * config.shape.slab_size > room:
-        raise ConfigError("prefill", section.prefill, f"allowed are whole slabs within the limit, {room} bytes")
+        raise ConfigError("prefill", section.prefill, f"must fit, in whole slabs, within the limit, {room} bytes")
     return options
 
 
 def bounds(expectation: Expectation) -> tuple[float | None, float | None]:
-    """``at_most`` and ``at_least`` in seconds or as counts.
+    """``at_most`` and ``at_least``, in seconds or as counts.
 
-    :raises ConfigError: for a figure that is not known, or bounds that are not of its kind
+    :raises ConfigError: if the figure is unknown, or a bound does not suit it
     """
     if expectation.what not in METRICS:
-        raise ConfigError("what", expectation.what, f"allowed are {', '.join(METRICS)}")
+        raise ConfigError("what", expectation.what, f"must be one of {', '.join(METRICS)}")
     metric = METRICS[expectation.what]
     for by in ("tasks", "cache"):
         if getattr(expectation, by) is not None and by not in metric.by:
-            raise ConfigError(by, getattr(expectation, by), f"allowed not for {expectation.what}")
+            raise ConfigError(by, getattr(expectation, by), f"cannot be given for {expectation.what}")
     found: list[float | None] = []
     for key in ("at_most", "at_least"):
         given = getattr(expectation, key)
@@ -166,17 +166,17 @@ def bounds(expectation: Expectation) -> tuple[float | None, float | None]:
         elif type(given) is int and 0 <= given <= MOST:
             found.append(float(given))
         else:
-            raise ConfigError(key, given, f"allowed are whole numbers from 0 on, up to {MOST}")
+            raise ConfigError(key, given, f"must be a whole number, 0..{MOST}")
     most, least = found
     if most is None and least is None:
-        raise ConfigError("at_most", None, "allowed is at_most, at_least, or both")
+        raise ConfigError("at_most", None, "give at_most, at_least, or both")
     if most is not None and least is not None and least > most:
-        raise ConfigError("at_least", expectation.at_least, f"allowed is up to at_most, {expectation.at_most!r}")
+        raise ConfigError("at_least", expectation.at_least, f"must not exceed at_most, {expectation.at_most!r}")
     return most, least
 
 
 def bounds_in_real_time(expectation: Expectation, slack: float) -> tuple[float | None, float | None]:
-    """The same, but seconds may be missed by the slack: a real machine has other things to do, too."""
+    """The same, with times relaxed by the slack: a real machine is also busy with other things."""
     most, least = bounds(expectation)
     if METRICS[expectation.what].time:
         most = None if most is None else most + slack
@@ -192,10 +192,10 @@ def _check_names(scenario: Scenario, machine: Machine) -> None:
         _one_of(f"tasks.{name}.cache", section.cache, caches)
         if section.timeout is not None and section.flags == "NOSLEEP":
             raise ConfigError(
-                f"tasks.{name}.timeout", section.timeout, "allowed not with NOSLEEP, which never waits"
+                f"tasks.{name}.timeout", section.timeout, "cannot be given with NOSLEEP, which never waits"
             )
         if section.together and section.flags == "NOSLEEP":
-            raise ConfigError(f"tasks.{name}.together", True, "allowed not with NOSLEEP, which never waits")
+            raise ConfigError(f"tasks.{name}.together", True, "cannot be given with NOSLEEP, which never waits")
         _let_time_pass(name, section)
     for number, expectation in enumerate(scenario.expect):
         _one_of(f"expect.{number}.tasks", expectation.tasks, tasks)
@@ -205,12 +205,12 @@ def _check_names(scenario: Scenario, machine: Machine) -> None:
         key = f"at.{number}"
         if happening.time > scenario.duration:
             raise ConfigError(
-                f"{key}.time", happening.time, f"allowed is up to the duration, {scenario.duration:g} s"
+                f"{key}.time", happening.time, f"must be within the duration, {scenario.duration:g} s"
             )
         wanted = {"let_go": "backend", "pin": "share"}.get(happening.do)
         for field in ("backend", "share"):
             if (getattr(happening, field) is not None) != (field == wanted):
-                need = "needed" if field == wanted else "allowed not"
+                need = "is required" if field == wanted else "cannot be given"
                 raise ConfigError(
                     f"{key}.{field}", getattr(happening, field), f"{need} with do = {happening.do!r}"
                 )
@@ -219,30 +219,28 @@ def _check_names(scenario: Scenario, machine: Machine) -> None:
 
 
 def _can_fail(key: str, expectation: Expectation, tasks: dict[str, TaskSection]) -> None:
-    """Refuse what is true of every run."""
+    """Refuse an expectation that every run meets."""
     what = expectation.what
     if expectation.at_most is None and expectation.at_least in (0, "0s"):
-        raise ConfigError(f"{key}.at_least", expectation.at_least, "allowed is above 0: anything is at least 0")
+        raise ConfigError(f"{key}.at_least", expectation.at_least, "must be above 0: every figure is at least 0")
     needed = {"timed_out": "timeout", "unfinished": "times"}.get(what)
     for name, section in tasks.items():
         meant = expectation.tasks in (None, name) and expectation.cache in (None, section.cache)
         if meant and (needed is None or getattr(section, needed) is not None):
             return
     if needed is not None:
-        raise ConfigError(f"{key}.what", what, f"allowed for tasks with {needed}: others are never counted")
+        raise ConfigError(f"{key}.what", what, f"needs tasks with {needed}: no others are counted")
 
 
 def _let_time_pass(name: str, section: TaskSection) -> None:
-    """Refuse tasks that come again without end at one moment: simulated time would stand still."""
+    """Refuse tasks that repeat endlessly at one moment: simulated time would stand still."""
     if section.times is None and always_zero(section.arrival):
         if section.flags == "NOSLEEP":
-            raise ConfigError(f"tasks.{name}.arrival", 0, "allowed for NOSLEEP is above 0, or a number of times")
+            raise ConfigError(f"tasks.{name}.arrival", 0, "must be above 0 with NOSLEEP, unless times is given")
         if always_zero(section.hold):
-            raise ConfigError(
-                f"tasks.{name}.arrival", 0, "allowed is above 0, or a hold above 0, or a number of times"
-            )
+            raise ConfigError(f"tasks.{name}.arrival", 0, "must be above 0, unless hold is or times is given")
 
 
 def _one_of(key: str, name: str | None, names: Any) -> None:
     if name is not None and name not in names:
-        raise ConfigError(key, name, f"allowed are {', '.join(names) or 'none: there is no such thing'}")
+        raise ConfigError(key, name, f"must be one of {', '.join(names)}" if names else "there is none to name")

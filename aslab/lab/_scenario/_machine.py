@@ -1,7 +1,7 @@
-"""The machine of a scenario: its memory, its backends with their faults, and who tells of them.
+"""The machine of a scenario: its memory, and its backends with their faults.
 
-Each random part draws from a seed of its own, made from the run's and its name: what one part draws
-changes nothing for the others.
+Each random part has its own seed, derived from the run's seed and the part's name, so that what one part
+draws does not affect the others.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from ._schema import (
 
 
 def seed_for(seed: int, name: str) -> int:
-    """A seed for one part of a run; the same in every process."""
+    """The seed of one part of a run, the same in every process."""
     return random.Random(f"{seed}/{name}").getrandbits(32)
 
 
 class Machine:
     """Memory and backends, built anew for each run.
 
-    :raises ConfigError: naming the key of the file, for what the parts themselves refuse
+    :raises ConfigError: if one of the parts refuses its options; it names the key in the file
     """
 
     def __init__(self, scenario: Scenario, seed: int) -> None:
@@ -52,22 +52,22 @@ class Machine:
         self._pins: list[Pins] = []
         self.pin(section.pinned)
         self.space = AddressSpace()
-        """What all vmallocs of the machine share."""
+        """The one that all vmalloc backends of the machine share."""
         self._sections = scenario.backends
         self._seed = seed
         self.backends: dict[str, Backend] = {}
-        """By their names in the file."""
+        """By name, as in the file."""
         for name in scenario.backends:
             self._get(name, ())
 
     def _get(self, name: str, outer: tuple[str, ...]) -> Backend:
-        """The backend of that name, with what it wraps; ``outer`` are those that wrap it."""
+        """Build the backend of that name and what it wraps; ``outer`` are those that wrap it."""
         key = f"backends.{outer[-1]}.of" if outer else ""
         if name in outer:
-            circle = ", which is of ".join(repr(one) for one in (*outer[outer.index(name) :], name))
-            raise ConfigError(key, name, f"allowed is a backend that does not wrap this one: {circle}")
+            circle = ", which wraps ".join(repr(one) for one in (*outer[outer.index(name) :], name))
+            raise ConfigError(key, name, f"must not lead back to itself: {circle}")
         if name not in self._sections:
-            raise ConfigError(key, name, f"allowed are the backends of the file: {', '.join(self._sections)}")
+            raise ConfigError(key, name, f"must be one of the backends in the file: {', '.join(self._sections)}")
         if name not in self.backends:
             section = self._sections[name]
             wrapped = self._get(section.of, (*outer, name)) if isinstance(section, Fault) else None
@@ -99,21 +99,21 @@ class Machine:
 
     @property
     def pages_missing(self) -> int:
-        """Pages that are neither free nor pinned nor in the page cache."""
+        """Pages that are not free, pinned or in the page cache."""
         memory, cache = self.memory, self._cache
         return memory.pages - memory.free_pages - memory.pinned - cache.clean - cache.dirty
 
     def pin(self, share: float) -> None:
-        """Pin that share of all pages, evenly."""
+        """Pin that share of all pages, spread evenly."""
         self._pins.append(self.memory.fragment(share))
 
     def unpin(self) -> None:
-        """Give all pinned pages back."""
+        """Release all pinned pages."""
         while self._pins:
             self._pins.pop().release()
 
     def let_go(self, name: str | None = None) -> None:
-        """End a deadlock, or all of them."""
+        """End the deadlock of that backend, or all deadlocks."""
         for one, backend in self.backends.items():
             if isinstance(backend, Deadlock) and name in (None, one):
                 backend.let_go()
@@ -121,7 +121,7 @@ class Machine:
 
 @contextlib.contextmanager
 def keys_under(path: str) -> Iterator[None]:
-    """Have a ConfigError name its key from the top of the file."""
+    """Prefix the field of a ConfigError with its place in the file."""
     try:
         yield
     except ConfigError as exc:
@@ -132,7 +132,9 @@ def _page_cache(memory: PhysicalMemory, section: Memory, seed: int) -> PageCache
     most = max(0, memory.pages - memory.min)
     for field, held in (("clean", section.clean), ("dirty", section.clean + section.dirty)):
         if held > most:
-            allowed = f"allowed are {most} clean and dirty pages in all: the rest is below the mark min"
+            allowed = (
+                f"must be at most {most} pages, clean and dirty together: the rest is below the watermark min"
+            )
             raise ConfigError(f"memory.{field}", getattr(section, field), allowed)
     return PageCache(
         memory,
@@ -145,20 +147,20 @@ def _page_cache(memory: PhysicalMemory, section: Memory, seed: int) -> PageCache
 
 
 class Told:
-    """Wraps a backend: every request and every answer is told, by the name it has here.
+    """Wraps a backend and reports every request and every result.
 
-    ``tell`` gets the name, a word, a detail, and when an answer was asked for, on the event loop's clock.
+    ``tell`` is called with the name, a word, a detail, and the time of the request on the event loop's clock.
     """
 
     def __init__(self, backend: Backend, name: str, tell: Callable[[str, str, str, float], object]) -> None:
         self.backend = backend
         self.outstanding: int = 0
-        """Regions that were given and have not come back."""
+        """Regions handed out and not yet returned."""
         self._name = name
         self._tell = tell
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
-        """Ask the wrapped backend, and tell."""
+        """Ask the wrapped backend, and report."""
         began = anyio.current_time()
         self._tell(self._name, "asked", f"{nbytes} bytes", began)
         try:
@@ -172,7 +174,7 @@ class Told:
         return self._given(region, nbytes, began)
 
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
-        """Ask the wrapped backend, and tell. Event loop's thread only, as the tasks of a scenario are."""
+        """Ask the wrapped backend, and report. Event loop's thread only, where a scenario's tasks run."""
         now = anyio.current_time()
         try:
             region = self.backend.acquire_nowait(nbytes, align, gfp)
@@ -182,7 +184,7 @@ class Told:
         return self._given(region, nbytes, now)
 
     async def release(self, region: Region) -> None:
-        """Give back to the wrapped backend, and tell."""
+        """Release to the wrapped backend, and report."""
         await self.backend.release(region)
         self.outstanding -= 1
         self._tell(self._name, "released", "", anyio.current_time())

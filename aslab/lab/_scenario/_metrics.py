@@ -1,7 +1,7 @@
-"""The figures that a scenario may have expectations of, and how each is watched as the run goes on.
+"""The figures that a scenario can set bounds for, and how each is watched during a run.
 
-A bound that is passed is noticed at the event that passes it, which is then named: the first one is where
-to look. A figure that must be reached can only be judged at the end.
+The first event that breaks an upper bound is recorded: that is where to look. Whether a figure has reached
+its lower bound is only known at the end.
 """
 
 from __future__ import annotations
@@ -17,54 +17,54 @@ How = Literal["highest", "lowest", "sum", "last"]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One figure."""
+    """One kind of figure."""
 
     how: How
-    """What becomes of the values that are fed: the highest or lowest of them, their sum, or the last."""
+    """How values are combined: the highest, the lowest, their sum, or the last."""
     about: str
     time: bool = False
-    """Whether it is in seconds; else it is a count."""
+    """Whether it is in seconds rather than a count."""
     by: tuple[str, ...] = ()
-    """What it may be narrowed down to: ``tasks``, ``cache``."""
+    """What it can be restricted to: ``tasks``, ``cache``."""
     level: bool = False
-    """Whether the values of the caches do not make up the whole, which is fed apart, for no cache."""
+    """Whether the overall value is fed separately, with no cache, because those of the caches do not add up."""
 
     def format(self, value: float) -> str:
-        """A value in words: ``150 ms``, or a count."""
+        """The value as text: ``150 ms``, or a count."""
         return format_seconds(value) if self.time else f"{value:.10g}"
 
 
 _BOTH, _CACHE = ("tasks", "cache"), ("cache",)
 METRICS: dict[str, Metric] = {
-    "longest_wait": Metric("highest", "how long a caller waited, those that gave up included", True, _BOTH),
-    "longest_gap": Metric("highest", "how long a task neither got nor freed an object", True, _BOTH),
+    "longest_wait": Metric("highest", "longest time a caller waited, including callers that gave up", True, _BOTH),
+    "longest_gap": Metric("highest", "longest time a task neither got nor freed an object", True, _BOTH),
     "allocations": Metric("sum", "objects that callers got", by=_BOTH),
-    "refused": Metric("sum", "NOSLEEP callers that got none", by=_BOTH),
-    "timed_out": Metric("sum", "callers that lost their own patience", by=_BOTH),
-    "unfinished": Metric("sum", "tasks with a number of rounds that had not done them at the end", by=_BOTH),
+    "refused": Metric("sum", "NOSLEEP requests that got no object", by=_BOTH),
+    "timed_out": Metric("sum", "callers whose own timeout expired", by=_BOTH),
+    "unfinished": Metric("sum", "tasks that had not finished their rounds at the end", by=_BOTH),
     "emergency_made": Metric("sum", "emergency objects that callers got", by=_BOTH),
     "emergency_max": Metric("highest", "emergency objects outstanding at once", by=_CACHE, level=True),
-    "emergency_left": Metric("sum", "emergency objects outstanding at the end of the work", by=_CACHE),
-    "deadlocks": Metric("sum", "times that a cache was marked DEADLOCKED", by=_CACHE),
-    "deadlocked_left": Metric("sum", "caches still so marked at the end of the work", by=_CACHE),
-    "slabs_made": Metric("sum", "slabs that growth brought", by=_CACHE),
-    "slabs_left": Metric("sum", "slabs at the end of the work", by=_CACHE),
-    "slab_regrets": Metric("sum", "times that a cache grew soon after it gave slabs back", by=_CACHE),
+    "emergency_left": Metric("sum", "emergency objects outstanding at the end of the workload", by=_CACHE),
+    "deadlocks": Metric("sum", "times a cache was marked DEADLOCKED", by=_CACHE),
+    "deadlocked_left": Metric("sum", "caches still marked DEADLOCKED at the end of the workload", by=_CACHE),
+    "slabs_made": Metric("sum", "slabs made by growth", by=_CACHE),
+    "slabs_left": Metric("sum", "slabs at the end of the workload", by=_CACHE),
+    "slab_regrets": Metric("sum", "times a cache grew soon after it returned slabs", by=_CACHE),
     "objects_moved": Metric("sum", "objects that were moved", by=_CACHE),
-    "grow_failures": Metric("sum", "grows that ended without a slab", by=_CACHE),
-    "emergency_failures": Metric("sum", "requests for an emergency object that its backend failed"),
+    "grow_failures": Metric("sum", "grows that produced no slab", by=_CACHE),
+    "emergency_failures": Metric("sum", "failed requests for an emergency object"),
     "kicked": Metric("last", "stuck grows that were set aside"),
-    "lowest_free": Metric("lowest", "free pages of the machine"),
-    "lock_wait": Metric("highest", "how long a call waited for a lock of an address space", True),
-    "lock_wait_total": Metric("last", "all such waiting together", True),
-    "stuck": Metric("last", "tasks that nothing would ever have woken, at the end of the work"),
-    "memory_lost": Metric("last", "regions and pages that were not given back in the end"),
-    "wrong_books": Metric("sum", "caches whose lists and counters did not add up in the end", by=_CACHE),
+    "lowest_free": Metric("lowest", "lowest number of free pages"),
+    "lock_wait": Metric("highest", "longest time a call waited for an address space lock", True),
+    "lock_wait_total": Metric("last", "total time calls waited for address space locks", True),
+    "stuck": Metric("last", "tasks at the end of the workload that nothing would ever wake"),
+    "memory_lost": Metric("last", "regions and pages not returned in the end"),
+    "wrong_books": Metric("sum", "caches whose lists and counters disagreed in the end", by=_CACHE),
 }
 
 
 class Watch:
-    """One expectation, and how it fares."""
+    """One expectation, and whether it is met."""
 
     def __init__(
         self,
@@ -85,13 +85,13 @@ class Watch:
         self._broken_by: str | None = None
 
     def wants(self, tasks: str, cache: str) -> bool:
-        """Whether it is about these tasks and this cache."""
+        """Whether it applies to these tasks and this cache."""
         if self._metric.level:
             return (self.cache or "") == cache
         return (self.tasks is None or self.tasks == tasks) and (self.cache is None or self.cache == cache)
 
     def feed(self, value: float, event: Event) -> None:
-        """One more value, and the event that it came with."""
+        """Add a value, and the event that brought it."""
         how, old = self._metric.how, self._value
         if how == "sum":
             new = value if old is None else old + value
@@ -108,16 +108,16 @@ class Watch:
 
     @property
     def value(self) -> float:
-        """What has come of it so far."""
+        """The figure so far."""
         return self._value or 0.0
 
     def verdict(self) -> Verdict:
-        """At the end."""
+        """The verdict at the end."""
         value = self.value
         too_little = self._at_least is not None and value < self._at_least
         too_much = self._at_most is not None and value > self._at_most
         if self._broken_by is None and (too_little or too_much):
-            self._broken_by = "at the end: it never came to that"
+            self._broken_by = "at the end: it was never reached"
         words = [self.what]
         if self._at_least is not None:
             words.append(f"at least {self._metric.format(self._at_least)}")
@@ -136,12 +136,12 @@ def format_seconds(value: float) -> str:
 
 
 def in_words(figures: dict[str, float]) -> dict[str, str]:
-    """Those figures that are not 0, for people."""
+    """The nonzero figures as text."""
     return {name: METRICS[name].format(value) for name, value in figures.items() if value}
 
 
 class Watches:
-    """All expectations of a run, and one watch without bounds for each figure."""
+    """All expectations of a run, and an unbounded watch for each figure."""
 
     def __init__(self, expectations: list[Watch]) -> None:
         self._expectations = expectations
@@ -151,15 +151,15 @@ class Watches:
             self._by_metric[watch.what].append(watch)
 
     def feed(self, what: str, value: float, event: Event, tasks: str = "", cache: str = "") -> None:
-        """A value for whoever watches that figure, of these tasks and this cache."""
+        """Pass a value on to each watch of that figure that applies to these tasks and this cache."""
         for watch in self._by_metric[what]:
             if watch.wants(tasks, cache):
                 watch.feed(value, event)
 
     def verdicts(self) -> tuple[Verdict, ...]:
-        """At the end, in the order of the file."""
+        """The verdicts at the end, in the order of the file."""
         return tuple(watch.verdict() for watch in self._expectations)
 
     def figures(self) -> dict[str, float]:
-        """What came of each figure, of all tasks and caches."""
+        """Each figure over all tasks and caches."""
         return {what: watch.value for what, watch in self._figures.items()}

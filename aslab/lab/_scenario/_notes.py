@@ -1,6 +1,6 @@
-"""What the parts of a run tell while it goes on: the event log, the figures, and what is to be drawn.
+"""What is recorded during a run: the event log, the figures, and what will be drawn.
 
-Below those who tell: tasks, backends and caches write here, and know nothing of the run that they are part of.
+Tasks, backends and caches report here, and know nothing of the run they belong to.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _DRAWN: dict[Mark, Kind] = {
 
 
 class Notes:
-    """Everything that one run leaves, as it comes.
+    """The records of one run.
 
-    :param memory: of the machine, for its free pages
-    :param recording: where what is to be drawn goes, if anybody wants to see
-    :param progress: called now and then with the share that is done
+    :param memory: the machine's, for its free pages
+    :param recording: collects what will be drawn, if anything is
+    :param progress: called from time to time with the fraction done
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Notes:
         self.lab = lab
         self.recording = recording
         self.caches: dict[str, Cache[Any]] = {}
-        """Those of the run, once they are made."""
+        """The caches of the run, once they exist."""
         self._duration = scenario.duration
         self._memory = memory
         self._progress = progress
@@ -65,7 +65,7 @@ class Notes:
         self._events = 0
 
     def event(self, who: str, what: str, detail: str = "") -> Event:
-        """Write to the log."""
+        """Write an event to the log."""
         event = self.lab.log.write(who, what, detail)
         self._events += 1
         if self._progress is not None and self._events % PROGRESS_EVERY == 0:
@@ -73,7 +73,7 @@ class Notes:
         return event
 
     def feed(self, what: str, value: float, event: Event, tasks: str = "", cache: str = "") -> None:
-        """A value of a figure."""
+        """Add a value to a figure."""
         self.watches.feed(what, value, event, tasks, cache)
 
     def emergency(self, change: int, event: Event, tasks: str, cache: str) -> None:
@@ -97,7 +97,7 @@ class Notes:
             self._count(end)
 
     def backend(self, name: str, what: str, detail: str, began: float) -> None:
-        """A backend was asked, or has answered."""
+        """A backend received a request, or finished one."""
         event = self.event(name, what, detail)
         self.feed("lowest_free", self._memory.lowest_free, event)
         if name == "emergency" and what in ("failed", "refused"):
@@ -122,7 +122,7 @@ class Notes:
                 self._marked_since[name, mark] = event.time
             elif mark in before and mark not in after and self.recording is not None:
                 kind: Kind = _DRAWN[mark]
-                since = self._marked_since.get((name, mark), 0.0)  # a reserve is grown as the cache is made
+                since = self._marked_since.get((name, mark), 0.0)  # the reserve grows while the cache is created
                 self.recording.caches.append(Span(name, kind, since, event.time))
 
     def moment(self, event: Event) -> None:
@@ -130,7 +130,7 @@ class Notes:
             self.recording.moments.append(Moment(event.who, event.time, f"{event.what} {event.detail}".strip()))
 
     def _count(self, now: float) -> None:
-        """Note the counters, for the curves."""
+        """Record the counters, for the curves."""
         assert self.recording is not None
         stats = [cache.stats() for cache in self.caches.values()]
         emergency = sum(one.obj_emergency for one in stats)

@@ -1,7 +1,7 @@
-"""Playing a scenario: from a file's contents and a seed to a result.
+"""Plays a scenario: from the contents of a file and a seed to a result.
 
-build the machine → open the allocator → the tasks work, until the duration or their rounds are over
-→ measure → let go of every deadlock, give everything back → is anything missing?
+build the machine → open the allocator → run the tasks until the duration or their rounds are over
+→ measure → end every deadlock, return all memory → check that nothing is missing
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from ._schema import Happening, Scenario
 from ._workload import Worker, shuffled
 
 PATIENCE_AT_THE_END = 5.0
-"""Real seconds, in real time, for what is still under way when everything is given back."""
+"""Real seconds, in real time, that anything still under way may take while memory is returned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """What a run leaves."""
+    """The outcome of a run, its log, and its recording if there is one."""
 
     result: Result
     log: EventLog
@@ -51,13 +51,13 @@ def play(
     record: bool = False,
     progress: Callable[[float], object] | None = None,
 ) -> Played:
-    """Play a scenario. Blocks until the end; not inside an event loop.
+    """Play a scenario. Blocks until it ends; must not be called inside an event loop.
 
-    :param seed: instead of the scenario's own
+    :param seed: replaces the scenario's own
     :param loop: ``asyncio`` or ``trio``
-    :param real_time: on the wall clock, where the log is different each time
-    :param record: keep what a trace or a report needs
-    :param progress: called now and then with the share that is done, 0 to 1
+    :param real_time: run on the wall clock; the log then differs from run to run
+    :param record: record what a trace or a report needs
+    :param progress: called from time to time with the fraction done, 0 to 1
     """
     seed = scenario.seed if seed is None else seed
 
@@ -72,12 +72,12 @@ def play(
     if real_time:
         return anyio.run(main, backend=loop)
     outcome = run_simulated(main, seed=seed, loop=loop)
-    assert outcome.value is not None  # it has no `until`
+    assert outcome.value is not None  # without `until` it always finishes
     return outcome.value
 
 
 class Run:
-    """One run under way: its machine, its allocator, and the tasks that work there."""
+    """One run: its machine, its allocator, and its tasks."""
 
     def __init__(self, scenario: Scenario, machine: Machine, notes: Notes, *, real_time: bool) -> None:
         self._scenario = scenario
@@ -85,7 +85,7 @@ class Run:
         self._notes = notes
         self._real_time = real_time
         self._lab = notes.lab
-        wait_for_timers(self._lab)  # the end of the work is one
+        wait_for_timers(self._lab)  # the end of the workload is one
         section = scenario.allocator
         self._slabs = Told(machine.backends[section.slabs], "slabs", notes.backend)
         self._single = Told(machine.backends[section.emergency], "emergency", notes.backend)
@@ -99,7 +99,7 @@ class Run:
         self._stuck: tuple[str, ...] = ()
 
     async def play(self) -> None:
-        """All of it."""
+        """Run the whole scenario."""
         section = self._scenario.allocator
         async with open_allocator(
             slabs=self._slabs,
@@ -146,7 +146,7 @@ class Run:
         scope.cancel()
 
     async def _until(self, time: float) -> None:
-        await anyio.sleep(max(0.0, time - self._lab.time()))  # in real time it may be over
+        await anyio.sleep(max(0.0, time - self._lab.time()))  # in real time it may have passed
 
     async def _happen(self, happening: Happening, kmem: Allocator) -> None:
         await self._until(happening.time)
@@ -176,7 +176,7 @@ class Run:
                 kmem.seal()
 
     def _measure(self) -> None:
-        """The work is over: what is the state that it leaves?"""
+        """The workload is over: record the state it leaves."""
         if self._ended is not None:
             return
         event = self._notes.event("the scenario", "ends")
@@ -198,7 +198,7 @@ class Run:
         self._notes.feed("stuck", len(self._stuck), event)
 
     async def _give_back(self, kmem: Allocator) -> None:
-        """End every deadlock, let what is under way end, and give all memory back."""
+        """End every deadlock, let pending work finish, and return all memory."""
         self._notes.feed("kicked", kmem.stats().kicked, self._notes.event("the scenario", "gives back"))
         self._machine.let_go()
         with anyio.move_on_after(PATIENCE_AT_THE_END if self._real_time else math.inf):
@@ -217,7 +217,7 @@ class Run:
         self._notes.feed("memory_lost", regions + self._machine.pages_missing, event)
 
     def result(self, loop: str) -> Result:
-        """After `play`."""
+        """The result, after `play`."""
         figures = self._notes.watches.figures()
         return Result(
             scenario=self._scenario.name,

@@ -1,6 +1,6 @@
-"""What a run leaves for the eye: spans, counters and waits, which the trace and the report draw.
+"""What is recorded for drawing: spans, counters and waits, for the trace and the report.
 
-Only filled where somebody asked to see; the event log alone is what tells two runs apart.
+Only filled on request; runs are compared by the event log alone.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ Kind = Literal[
 
 
 class Span(NamedTuple):
-    """Something that lasted."""
+    """Something that took time."""
 
     row: str
-    """Who: a task, a backend under the worker, or a cache."""
+    """Whose it is: a task, a backend that the worker uses, or a cache."""
     kind: Kind
     """A task waits, holds, or holds an emergency object; a grow is under way or failed; a transaction group is
     written; a cache has a mark."""
@@ -25,11 +25,11 @@ class Span(NamedTuple):
     """Seconds since the run began."""
     end: float
     detail: str = ""
-    """One more word for the reader, such as the cache of an object, or why a grow failed."""
+    """A detail for the reader, such as the cache of an object, or why a grow failed."""
 
 
 class Moment(NamedTuple):
-    """Something that happened at once, such as a fault that was ended."""
+    """Something that happened at one moment, such as the end of a fault."""
 
     row: str
     time: float
@@ -41,13 +41,13 @@ class Recording:
     """Everything that is drawn. Times are seconds since the run began."""
 
     tasks: list[Span] = field(default_factory=list)
-    """Rows of the tasks of the workload."""
+    """Spans of the tasks."""
     worker: list[Span] = field(default_factory=list)
-    """The grows, one row for each cache that grows."""
+    """The grows, one row per cache."""
     caches: list[Span] = field(default_factory=list)
     """The marks of the caches."""
     moments: list[Moment] = field(default_factory=list)
     counters: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     """By name, (time, value) in order of time: ``held``, ``emergency``, ``free in slabs``, ``free pages``."""
     waits: list[float] = field(default_factory=list)
-    """How long each caller that had to wait waited, in seconds."""
+    """How long each waiting caller waited, in seconds."""

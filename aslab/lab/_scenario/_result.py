@@ -1,4 +1,4 @@
-"""What came of a run of a scenario."""
+"""The result of a run of a scenario."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One expectation, and what came."""
+    """One expectation, and whether it was met."""
 
     expected: str
     """In words, such as ``longest_wait at most 150 ms``."""
     came: str
-    """The figure that came, in words."""
+    """The actual figure, as text."""
     broken_by: str | None = None
-    """The first event that broke it, with its time; None where it holds."""
+    """The first event that broke it, with its time; None if it was met."""
 
     @property
     def passed(self) -> bool:
-        """Whether it holds."""
+        """Whether it was met."""
         return self.broken_by is None
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The outcome of one run of a scenario with one seed on one loop."""
+    """The result of one run of a scenario, with one seed on one loop."""
 
     scenario: str
     """The name of the scenario."""
@@ -38,33 +38,32 @@ class Result:
     verdicts: tuple[Verdict, ...]
     """In the order of the file."""
     log_sha256: str
-    """Of the event log; the same for every run of the same file, seed and loop in simulated time. Empty where
-    no log was kept."""
+    """The digest of the event log: the same for every run of the same file, seed and loop in simulated time."""
     events: int
-    """Lines of the event log."""
+    """Number of events in the log."""
     duration: float
     """Seconds that the run took on its own clock."""
     emergency_max: int
     """Most emergency objects outstanding at once, over all caches."""
     deadlocks: int
-    """Times that a cache was marked DEADLOCKED."""
+    """Times a cache was marked DEADLOCKED."""
     longest_wait: float
-    """Seconds, over all callers; those still waiting at the end count with what they had waited."""
+    """Seconds, over all callers; callers still waiting at the end count with their wait so far."""
     stuck: tuple[str, ...]
-    """Where every task was stuck: a line for each of them. Empty otherwise."""
+    """One line per task, if all of them were stuck; empty otherwise."""
     figures: dict[str, float]
     """More counts and times for the table, by name."""
 
     @property
     def passed(self) -> bool:
-        """Whether every expectation holds and nobody was stuck for good unexpectedly."""
+        """Whether every expectation was met."""
         return all(verdict.passed for verdict in self.verdicts)
 
     @property
     def broken(self) -> list[str]:
-        """The expectations that do not hold: what was expected, what came, and the first event that broke it."""
+        """The expectations that were not met: the actual figure of each, and the first event to break it."""
         return [
-            f"expected {verdict.expected}; came {verdict.came}; broken {verdict.broken_by}"
+            f"expected {verdict.expected}; got {verdict.came}; broken {verdict.broken_by}"
             for verdict in self.verdicts
             if verdict.broken_by is not None
         ]

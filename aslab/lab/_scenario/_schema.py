@@ -1,12 +1,12 @@
-"""What a scenario file may say. Its keys are the fields here; docs/lab.md tells them in order.
+"""What a scenario file may contain. Its keys are the fields here; docs/lab.md describes them.
 
 [memory]          physical pages, and how they are fragmented or filled
 [backends.NAME]   where memory comes from; faults wrap another by its name
 [allocator]       the arguments of `aslab.open_allocator`
 [caches.NAME]     the arguments of `Allocator.create_cache`
-[tasks.NAME]      who allocates, holds and frees
+[tasks.NAME]      tasks that allocate, hold and free
 [[at]]            what happens at a given time
-[[expect]]        what must come of it
+[[expect]]        what must be true of the run
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Count = Annotated[int, Field(ge=0, le=10_000_000)]
 AtLeastOne = Annotated[int, Field(ge=1, le=10_000_000)]
 Percent = Annotated[int, Field(ge=0, le=100)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,60}$")]
-"""What tables, traces and pages can show as it is."""
+"""Text that tables, traces and pages can show unchanged."""
 
 
 class Section(BaseModel):
-    """A table of the file: no key that is not known, no value of another type."""
+    """A table of the file: unknown keys and wrong types are refused."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True
@@ -40,13 +40,13 @@ class Memory(Section):
     low: Count | None = None
     high: Count | None = None
     pinned: Share = 0.0
-    """Pinned from the start, evenly spread, so that free memory lies in small pieces."""
+    """Pinned from the start, spread evenly, so that free memory is fragmented."""
     clean: Count = 0
     dirty: Count = 0
-    """Pages that hold clean and dirty data, and can be had by reclaim."""
+    """Pages of clean and dirty data, which can be reclaimed."""
     scan: Distribution = 0.0
     writeback: Distribution = 0.0
-    """What it costs to drop a clean page, and to write a dirty one."""
+    """What it costs to drop a clean page, and to write back a dirty one."""
 
 
 class VmallocBackend(Section):
@@ -119,19 +119,19 @@ AnyBackend = Annotated[
 
 
 class AllocatorSection(Section):
-    """Arguments of `aslab.open_allocator`; the backends by name."""
+    """Arguments of `aslab.open_allocator`, with backends by name."""
 
     slabs: Name
     emergency: Name
     grow_timeout: Time | Literal["learned"] = 0.1
     limit: Limit | None = None
     emergency_limit: Limit | None = None
-    """Not given, it is what `aslab.open_allocator` makes of the limit."""
+    """By default, what `aslab.open_allocator` derives from the limit."""
     expire: TimeOrNever = 15.0
     growth_workers: Annotated[int, Field(ge=1, le=64)] = 1
     kick_after: TimeOrNever = 5.0
     shrinker: bool = False
-    """Whether caches give memory back when the machine has too few free pages (`aslab.emulation.Shrinker`)."""
+    """Whether caches return memory when the machine runs low on free pages (`aslab.emulation.Shrinker`)."""
 
 
 class CacheSection(Section):
@@ -152,47 +152,47 @@ class CacheSection(Section):
     merge: bool = False
     flags: list[Literal["NOEMERGENCY"]] = []
     prefill: Count = 0
-    """Objects that must be free before the tasks start; the time that takes counts, too."""
+    """Objects that must be free before the tasks start; the time for that counts as part of the run."""
 
 
 class TaskSection(Section):
-    """A group of tasks alike: each allocates, holds, frees, and comes again."""
+    """A group of identical tasks: each allocates, holds, frees, and repeats."""
 
     cache: Name
     count: Annotated[int, Field(ge=1, le=100_000)] = 1
     flags: Literal["SLEEP", "NOSLEEP", "PUSHPAGE", "MEMALLOC"] = "SLEEP"
     start: Distribution = 0.0
-    """When each of them begins."""
+    """When each of them starts."""
     arrival: Distribution = 0.0
-    """From a free, or from a failure, to the next allocation."""
+    """The pause between a free, or a failure, and the next allocation."""
     hold: Distribution = 0.0
     spend: Distribution = 0.0
-    """Processor time with the objects, before they are held: no other task and no timer has its turn meanwhile."""
+    """Processor time used before the objects are held; no other task or timer runs meanwhile."""
     objects: Annotated[int, Field(ge=1, le=10_000)] = 1
-    """Allocated one after the other, and held together."""
+    """How many are allocated, one after the other, and held together."""
     together: bool = False
-    """Allocated all at once instead, by `Cache.alloc_many`."""
+    """Whether they are allocated at once instead, by `Cache.alloc_many`."""
     times: AtLeastOne | None = None
-    """Rounds; without end if not given."""
+    """The number of rounds; endless by default."""
     timeout: PositiveTime | None = None
-    """The callers' own patience."""
+    """The timeout of each allocation."""
 
 
 class Happening(Section):
-    """Something that is done to the machine at a time."""
+    """Something that happens to the machine at a given time."""
 
     time: Time
     do: Literal["let_go", "pin", "unpin", "reap", "press", "defragment", "seal"]
     every: PositiveTime | None = None
-    """And again, each time so much later."""
+    """The interval at which it is repeated."""
     backend: Name | None = None
-    """The deadlock that ``let_go`` ends."""
+    """Whose deadlock ``let_go`` ends."""
     share: Share | None = None
-    """Of all pages, that ``pin`` pins."""
+    """The share of all pages that ``pin`` pins."""
 
 
 class Expectation(Section):
-    """A figure, and its bounds; `aslab.lab._scenario._metrics.METRICS` has the figures."""
+    """A figure and its bounds. The figures are in `aslab.lab.scenarios.METRICS`."""
 
     what: str
     at_most: Any = None
@@ -202,18 +202,18 @@ class Expectation(Section):
 
 
 class Scenario(Section):
-    """One file."""
+    """A whole file."""
 
     name: Name
     about: Annotated[str, Field(min_length=1, max_length=1000)]
     """What it shows, in a sentence or two."""
     duration: PositiveTime
     seed: Annotated[int, Field(ge=0, le=2**63)] = 0
-    """Where the command line gives none."""
+    """The default; the command line may give another."""
     slack: Time = 0.1
-    """By how much times may miss their bounds in real time."""
+    """How far times may exceed their bounds in real time."""
     simulated_only: bool = False
-    """Whether what it expects is too exact for real time, which is then refused."""
+    """Whether its expectations are too exact for real time, which is then refused."""
     memory: Memory = Memory()
     backends: Annotated[dict[Name, AnyBackend], Field(min_length=1, max_length=100)]
     allocator: AllocatorSection

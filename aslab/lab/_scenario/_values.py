@@ -1,4 +1,4 @@
-"""The values of a scenario file that TOML has no type for: times, sizes, shares and distributions."""
+"""Values in scenario files that TOML has no type for: times, sizes, shares and distributions."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from ..._errors import ConfigError
 from ...faults import Delay, Exponential, Uniform
 from ...faults._spec import parse_seconds
 
-LONGEST = 7 * 24 * 3600.0  # seconds; more is surely a slip
+LONGEST = 7 * 24 * 3600.0  # seconds; more is surely a mistake
 LARGEST = 2**30  # bytes, for one object or slab; an allocator's limit may be larger
 
-SHORTEST = 1e-9  # seconds; less is lost in the rounding of a clock
+SHORTEST = 1e-9  # seconds; less is lost in the rounding of the clock
 
-TIMES = "allowed are times with a unit, such as '40us', '250ms', '3s', '2m', from 1 ns to a week"
-DISTRIBUTIONS = (
-    "allowed are a time such as '250ms', {low = '1ms', high = '5ms'}, {mean = '10ms'}, or a list of times"
-)
+TIMES = "must be a time with a unit, such as '40us', '250ms', '3s', '2m', from 1 ns to a week"
+DISTRIBUTIONS = "must be a time such as '250ms', {low = '1ms', high = '5ms'}, {mean = '10ms'}, or a list of times"
 
 
 def parse_time(given: object) -> float:
-    """Seconds from a time with a unit; a ValueError that says what is allowed."""
+    """Convert a time with a unit to seconds.
+
+    :raises ValueError: with what it must be
+    """
     if isinstance(given, str):
         try:
             number = parse_seconds(given)
@@ -83,7 +84,7 @@ def _share(given: object) -> float:
         share = float(given[:-1]) / 100
         if share <= 1:
             return share
-    raise ValueError("allowed are shares from '0%' to '100%'")
+    raise ValueError("must be a share, from '0%' to '100%'")
 
 
 def _limit(given: Any) -> int:
@@ -91,7 +92,7 @@ def _limit(given: Any) -> int:
 
 
 def always_zero(delay: Delay) -> bool:
-    """Whether nothing but 0 is ever drawn."""
+    """Whether it only ever draws 0."""
     if isinstance(delay, Uniform):
         return not delay.high
     if isinstance(delay, Exponential):
@@ -106,10 +107,10 @@ PositiveTime = Annotated[float, BeforeValidator(_positive_time)]
 TimeOrNever = Annotated[float | None, BeforeValidator(_time_or_never)]
 """Seconds, above 0; None for never."""
 Distribution = Annotated[Delay, PlainValidator(_distribution)]
-"""Seconds, drawn anew each time."""
+"""Seconds, drawn each time."""
 Size = Annotated[int, BeforeValidator(_size)]
 """Bytes."""
 Limit = Annotated[int, BeforeValidator(_limit)]
-"""Bytes, of which nobody makes one piece."""
+"""Bytes; never allocated in one piece."""
 Share = Annotated[float, BeforeValidator(_share)]
 """0 to 1."""

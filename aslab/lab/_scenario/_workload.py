@@ -1,4 +1,4 @@
-"""The tasks of a scenario: each allocates, holds, frees, and tells what it did."""
+"""The tasks of a scenario: each allocates, holds, frees, and reports what it did."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ._schema import TaskSection
 
 
 class Held(NamedTuple):
-    """What a task has."""
+    """One object held by a task."""
 
     buf: Buffer[Any]
     since: float
     emergency: bool
-    """As it was when it came; it may have been moved into a slab since."""
+    """Whether it was an emergency object when allocated; it may have moved into a slab since."""
 
 
 class Worker:
@@ -31,7 +31,7 @@ class Worker:
         self.name = f"{group}-{number}"
         self.group = group
         self.rounds = 0
-        """Rounds done: objects got, held and freed."""
+        """Completed rounds of allocating, holding and freeing."""
         self._notes = notes
         self._lab = notes.lab
         self._section = section
@@ -39,7 +39,7 @@ class Worker:
         self._flags = KM[section.flags]
         self._asked = f"{cache.name} {section.flags}"
         self._asked_to_start = False
-        self._last = 0.0  # when it last got or freed something, or was to start
+        self._last = 0.0  # when it last got or freed an object, or was due to start
         self._start = self._draw("start", section.start)
         self._arrival = self._draw("arrival", section.arrival)
         self._hold = self._draw("hold", section.hold)
@@ -47,11 +47,11 @@ class Worker:
 
     @property
     def unfinished(self) -> bool:
-        """Whether it has rounds left to do."""
+        """Whether it has rounds left."""
         return self._section.times is not None and self.rounds < self._section.times
 
     async def work(self) -> None:
-        """Until its rounds are done, or for ever. Whatever it holds is freed, also if cancelled."""
+        """Work until all rounds are done, or forever. Frees whatever it holds, even if cancelled."""
         delay = self._start()
         self._last = self._lab.time() + delay
         self._asked_to_start = True
@@ -69,8 +69,8 @@ class Worker:
             await anyio.sleep(self._arrival())
 
     def end(self) -> None:
-        """The work is over: how long is it since it did anything?"""
-        if not self._asked_to_start:  # prefill is not done: it has waited since the beginning
+        """The workload is over: report how long the task has done nothing."""
+        if not self._asked_to_start:  # prefill is not done: the task has waited since the start
             self._last = self._start()
         if self.unfinished or self._section.times is None:
             event = self._notes.event(self.name, "ends")
@@ -79,7 +79,7 @@ class Worker:
             self._notes.feed("unfinished", self.unfinished, event, self.group, self._cache.name)
 
     async def _get_all(self, held: list[Held]) -> bool:
-        """All that a round needs; whether it got them."""
+        """Allocate what a round needs. Returns whether it got everything."""
         at_once, times = (self._section.objects, 1) if self._section.together else (1, self._section.objects)
         for _ in range(times):
             bufs = await self._get(at_once)
@@ -144,7 +144,7 @@ class Worker:
 
 
 def shuffled(workers: list[Worker], seed: int) -> list[Worker]:
-    """In an order that comes from the seed: which of them is first must not be a matter of the file alone."""
+    """Shuffle the workers by the seed, so that the order in the file does not decide who comes first."""
     order = list(workers)
     random.Random(seed_for(seed, "order")).shuffle(order)
     return order

@@ -1,8 +1,8 @@
 """asyncio in simulated time.
 
-The selector never sleeps: asked to wait for a time, it moves the clock by that much. What it registers
-is real, so sockets and threads still wake the loop. While calls are in threads, or child processes are
-waited for, the clock stands still: see `_outside`.
+The selector never sleeps: asked to wait, it moves the clock forward instead. The files it watches are
+real, so sockets and threads still wake the loop. While a call runs in a thread, or a task waits for a
+child process, the clock stands still: see `_outside`.
 
 Order must not depend on where objects lie in memory: `_order` sees to that.
 """
@@ -27,7 +27,7 @@ from ._stuck import frames_of
 
 
 class _Selector(selectors.BaseSelector):
-    """The real one, asked without waiting."""
+    """The real selector, polled without waiting."""
 
     def __init__(self, idle: Idle) -> None:
         self._real = selectors.DefaultSelector()
@@ -72,7 +72,7 @@ class _Selector(selectors.BaseSelector):
         return []
 
     def _keep_pace(self, following: float) -> list[tuple[selectors.SelectorKey, int]]:
-        """Let the clock go as the real one does."""
+        """Run the clock at the pace of real time."""
         most = until_next(following, self.now, STEP)
         if (following == math.inf or self._only_housekeeping()) and self._idle.housekeeping(
             self.now, self.now + most
@@ -84,7 +84,7 @@ class _Selector(selectors.BaseSelector):
         return ready
 
     def _last_look(self) -> list[tuple[selectors.SelectorKey, int]]:
-        """No timer is left. Sockets and threads at work get a while; then the run is stuck."""
+        """No timer is left. Sockets and busy threads get a grace period; then the run is stuck."""
         sockets = len(self._real.get_map()) > 1  # one is the loop's own
         hopes = not self._hoped and (sockets or self._idle.outside.threads.at_work())
         ready = self._real.select(GRACE if hopes else 0)
@@ -94,9 +94,9 @@ class _Selector(selectors.BaseSelector):
         return ready
 
     def _only_housekeeping(self) -> bool:
-        """Whether all timers are of tasks that only look after others."""
+        """Whether every timer belongs to a housekeeping task."""
         timers = self.timers()
-        if not _is_housekeeping(timers[0]):  # the usual case, and the quick answer
+        if not _is_housekeeping(timers[0]):  # the common case, and the cheap check
             self._idle.since = None
             return False
         if all(timer.cancelled() or timer.when() == math.inf or _is_housekeeping(timer) for timer in timers):
@@ -117,7 +117,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self._idle = idle or Idle()
         self._selector_of_time = _Selector(self._idle)
         super().__init__(self._selector_of_time)
-        # asked each time: asyncio makes a new list when many of the timers are cancelled
+        # looked up each time: asyncio replaces the list when many timers are cancelled
         self._selector_of_time.timers = lambda: self._scheduled  # type: ignore[attr-defined]
         self._idle.tasks = self._tasks
         self._idle.spend = self._spend
@@ -137,7 +137,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     # -- order
 
     def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
-        """As asyncio does, but of a kind that sets keep by the order of their making."""
+        """As asyncio does, but with a hash that keeps tasks in sets in creation order."""
         if self.get_task_factory() is not None:
             return super().create_task(coro, **options)
         self._check_closed()  # type: ignore[attr-defined]
@@ -147,10 +147,10 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return task
 
     def create_future(self) -> asyncio.Future[Any]:
-        """As asyncio does, but of a kind that sets keep by the order in which they came to know them."""
+        """As asyncio does, but with a hash that keeps futures in sets in the order of insertion."""
         return OrderedFuture(loop=self)
 
-    # -- what is outside
+    # -- the outside world
 
     def run_in_executor(  # type: ignore[override]
         self, executor: Any, func: Any, *args: Any
@@ -224,12 +224,12 @@ def _looks_after_others(task: asyncio.Task[Any]) -> bool:
 
 
 def _wanted(process: Any) -> object:
-    """What somebody waits for that a child process must do; None if nobody does."""
+    """What a task waits for a child process to do; None if no task waits for it."""
     if process._exit_waiters:
         return process
     protocol = process.get_protocol()
     if not isinstance(protocol, asyncio.subprocess.SubprocessStreamProtocol):
-        # who has a protocol of their own is told of everything
+        # a custom protocol is told of everything
         return process if process.get_returncode() is None else None
     for reader in (protocol.stdout, protocol.stderr):
         if reader is not None and reader._waiter is not None:  # type: ignore[attr-defined]

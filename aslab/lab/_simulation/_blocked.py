@@ -1,9 +1,9 @@
 """anyio's `wait_all_tasks_blocked` on asyncio, without the sleep.
 
-anyio's own looks again every tenth of a second. That is no time for it to take, with a clock that jumps;
-and where the clock stands still, for a call in a thread, the second look would come when the call is over.
-So here it looks again at each turn of the loop, as on trio, where it takes no time either. What that
-tenth of a second gives besides is that a thread begins with what it was handed: here that is waited for.
+anyio polls every tenth of a second. With a clock that jumps, that changes the simulated time; and while the
+clock stands still for a call in a thread, the second poll would only come after the call. So this one polls on
+each iteration of the loop, as trio does, which takes no time. The tenth of a second also gives a thread time
+to pick up its call; here that is waited for explicitly.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _waiting: WeakSet[asyncio.Task[Any]] = WeakSet()
 
 
 async def wait_all_tasks_blocked(_: type) -> None:
-    """Wait until every other task waits for something, but for those that wait here. Suspends."""
+    """Wait until every other task is blocked, except those that wait here too. Suspends."""
     loop = asyncio.get_running_loop()
     await anyio.lowlevel.checkpoint()
     this: Any = asyncio.current_task()
     _waiting.add(this)
     try:
-        while any(map(_is_ready, asyncio.all_tasks())) or _is_to_begin(loop):  # noqa: ASYNC110 - no task tells
+        while any(map(_is_ready, asyncio.all_tasks())) or _is_to_begin(loop):  # noqa: ASYNC110 - nothing signals it
             await asyncio.sleep(0)
     finally:
         _waiting.discard(this)
@@ -38,7 +38,7 @@ def _is_ready(task: asyncio.Task[Any]) -> bool:
 
 
 def _is_to_begin(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether a thread was handed a call, and has not taken it."""
+    """Whether a thread has been given a call that it has not started."""
     return threading.active_count() > 1 and any(
         isinstance(thread, WorkerThread) and thread.loop is loop and bool(thread.queue.queue)
         for thread in threading.enumerate()

@@ -1,8 +1,8 @@
-"""When nothing can run: is it the end?
+"""When nothing can run: is this the end?
 
-A simulation jumps to the next timer. Where there is none left, every task is stuck, for good. An
-allocator always has a timer, though, with which it looks after its caches; so where only such timers
-are left, and go on being the only ones for long, the tasks are stuck too.
+A simulation jumps to the next timer. If none is left, every task is stuck for good. An allocator
+always has a timer, though: it looks after its caches at intervals. So if only such housekeeping timers
+are left for a long time, the tasks are stuck too.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from ._outside import Outside
 from ._stuck import StuckTask, describe
 
 PATIENCE = 600.0
-"""Simulated seconds of nothing but housekeeping that make a run stuck."""
+"""Simulated seconds of nothing but housekeeping after which a run counts as stuck."""
 COLLECT_EVERY = 5000
-"""Jumps of the clock between collections of garbage."""
+"""Clock jumps between garbage collections."""
 
 
 class StuckInCleanUp(RuntimeError):
-    """A run that was given up is stuck again."""
+    """A run that was given up got stuck again while it cleaned up."""
 
 
 def _spin(seconds: float) -> None:
@@ -32,22 +32,22 @@ def _spin(seconds: float) -> None:
 
 
 class Idle:
-    """Counts how long nothing but housekeeping has happened. One for each run.
+    """Tracks how long nothing but housekeeping has happened. One per run.
 
-    ``end`` is called when the run is stuck, and must make some task run.
+    ``end`` is called when the run is stuck; it must make a task runnable.
     """
 
     def __init__(self, end: Callable[[], object] | None = None) -> None:
         self.end: Callable[[], object] | None = end
         self.tasks: Callable[[], list[tuple[str, Any, bool]]] = list
-        """Name and coroutine of all tasks, and whether they only look after others; in order of making."""
+        """Name and coroutine of each task, and whether it is housekeeping, in creation order."""
         self.spend: Callable[[float], object] = _spin
-        """Moves the clock by that many seconds, while nothing else runs."""
+        """Moves the clock forward by that many seconds while nothing else runs."""
         self.outside: Outside = Outside()
         self.since: float | None = None
-        """Since when nothing but housekeeping has happened; None where that is not so."""
+        """The time since which only housekeeping has happened; None if anything else has."""
         self.found: tuple[StuckTask, ...] = ()
-        """The tasks that were stuck, once the run has been given up."""
+        """The tasks that were stuck when the run was given up."""
         self.found_since: float = 0.0
         self.patience: float = PATIENCE
         self.collect: Callable[[], object] = lambda: None
@@ -55,17 +55,17 @@ class Idle:
         self._jumps = 0
 
     def jumps(self) -> None:
-        """The clock is about to jump. Now and then that is the moment to collect garbage."""
+        """The clock is about to jump: from time to time, collect garbage first."""
         self._jumps += 1
         if self._jumps % COLLECT_EVERY == 0:
             self.collect()
 
     def look(self) -> tuple[StuckTask, ...]:
-        """The tasks that are stuck now; empty where a timer of theirs is left."""
+        """The tasks that are stuck now; none while any of them has a timer."""
         return self._stuck_tasks() if self.since is not None else ()
 
     def housekeeping(self, now: float, following: float) -> bool:
-        """Nothing but housekeeping is left, due at ``following``. True if the run was given up."""
+        """Only housekeeping is left, next due at ``following``. Returns True if the run was given up."""
         if self.since is None:
             self.since = now
         if following - self.since < self.patience:
@@ -74,9 +74,9 @@ class Idle:
         return True
 
     def stuck(self, now: float) -> None:
-        """Give the run up.
+        """Give up the run.
 
-        :raises StuckInCleanUp: if it was given up before
+        :raises StuckInCleanUp: if it was given up already
         """
         if self.since is None:
             self.since = now
@@ -95,9 +95,9 @@ class Idle:
         )
 
     def _whatever(self) -> tuple[str, ...]:
-        """What is left to wait for, where no task of the program is: nobody should have to guess."""
+        """What is still waited for when no task of the program is left, so that nobody has to guess."""
         tasks = describe(((name, coroutine) for name, coroutine, _ in self.tasks()), everyone=True)
-        return tuple(map(str, tasks)) or self.outside.told() or ("no task is left, the loop waits for a callback",)
+        return tuple(map(str, tasks)) or self.outside.told() or ("no task is left; the loop waits for a callback",)
 
 
 def until_next(following: float, now: float, most: float) -> float:

@@ -1,8 +1,8 @@
-"""The event log: what tells two runs apart.
+"""The event log: how two runs are compared.
 
-One line an event: seconds since the start, who, what, and the rest, separated by tabs. Nothing goes in
-that differs between two processes: no address, no wall clock, no hash. So the same seed gives the same
-bytes, and a digest stands for the whole.
+One line per event: seconds since the start, who, what and any detail, separated by tabs. Nothing that
+differs between processes is written: no address, no wall-clock time, no hash. So the same seed gives the
+same bytes, and a digest stands for the whole log.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class Event(NamedTuple):
     what: str
     """One word."""
     detail: str = ""
-    """Whatever else there is to say, on one line."""
+    """Any further detail, on one line."""
 
     def __str__(self) -> str:
         return f"{self.time:.9f}\t{self.who}\t{self.what}\t{self.detail}"
 
 
 class EventLog:
-    """Lines in the order in which they were written. Event loop's thread only."""
+    """Events in the order they were written. Event loop's thread only."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -42,14 +42,14 @@ class EventLog:
         return "".join(f"{line}\n" for line in self._lines)
 
     def write(self, who: str, what: str, detail: str = "") -> Event:
-        """Add an event, with the time of now. Does not suspend."""
+        """Add an event with the current time. Does not suspend."""
         event = Event(self._clock(), who, what, detail)
         self._lines.append(str(event))
         return event
 
     @property
     def sha256(self) -> str:
-        """Of the whole text, hexadecimal."""
+        """The digest of the whole text, in hexadecimal."""
         digest = hashlib.sha256()
         for line in self._lines:
             digest.update(line.encode())

@@ -1,12 +1,12 @@
-"""Order that does not depend on where objects lie in memory, for asyncio.
+"""An order that does not depend on memory addresses, for asyncio.
 
-asyncio's ready queue is first in, first out, but in many places it and anyio keep sets: of tasks, of
-futures, of cancel scopes, of what `asyncio.as_completed` was given. Their order is that of hashes, and
-those are addresses. Here they hash by a number: that of their making for tasks and scopes, for futures
-that of the moment when something first asks for their hash.
+asyncio's ready queue is first in, first out, but in many places asyncio and anyio keep sets: of tasks,
+futures, cancel scopes, or the arguments of `asyncio.as_completed`. A set is ordered by hashes, and these
+are addresses. Here tasks and scopes hash by the order of their creation, and futures by the order in which
+something first asks for their hash.
 
-(Nobody offers a way to have scopes, or futures made by name, of another kind. So the modules' names for
-them are changed while a simulation runs. So is the one thing in which anyio would look at tasks by time.)
+(There is no hook for replacing the classes of scopes and futures. So the names in these modules are patched
+while a simulation runs, and so is the one function of anyio that polls by time.)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _Future = asyncio.Future
 
 
 def number_in(future: Any, default: int | None = None) -> int:
-    """The number of a task or future in its loop; given now if it has none, unless there is a default."""
+    """The number of a task or future in its loop, assigned now if it has none and there is no default."""
     number: int | None = getattr(future, "_number", default)
     if number is None:
         loop = future.get_loop()
@@ -39,10 +39,10 @@ def number_in(future: Any, default: int | None = None) -> int:
 
 
 class OrderedTask(asyncio.Task[Any]):
-    """A task that sets keep by the order of their making: asyncio asks for its hash at once."""
+    """A task that sets keep in creation order: asyncio asks for its hash at once."""
 
     def __init__(self, coroutine: Any, *, context: contextvars.Context | None = None, **options: Any) -> None:
-        self.context = contextvars.copy_context() if context is None else context  # an empty one is false
+        self.context = contextvars.copy_context() if context is None else context  # an empty context is falsy
         super().__init__(coroutine, context=self.context, **options)
         if trace := getattr(self, "_source_traceback", None):
             del trace[-1]
@@ -51,7 +51,7 @@ class OrderedTask(asyncio.Task[Any]):
 
 
 class _FutureType(type):
-    """`OrderedFuture` stands for all futures where it has taken the name of their class."""
+    """Makes `OrderedFuture` stand for every future while it replaces `asyncio.Future`."""
 
     def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, _Future) if cls is OrderedFuture else super().__instancecheck__(instance)
@@ -61,20 +61,20 @@ class _FutureType(type):
 
 
 class OrderedFuture(_Future[Any], metaclass=_FutureType):
-    """A future that sets keep by the order in which they came to know them."""
+    """A future that sets keep in the order in which its hash was first asked for."""
 
     __hash__ = number_in
 
 
 def _each_once(items: Iterable[Any] = ()) -> Any:
-    """What `asyncio.tasks` takes for `set`: the items in their order, where it goes through them."""
+    """Replaces `set` in `asyncio.tasks`: the items, each once, in their own order."""
     found = dict.fromkeys(items)
     return list(found) if found else set()
 
 
 @contextlib.contextmanager
 def ordered() -> Iterator[None]:
-    """While this lasts, tasks, futures and cancel scopes are kept in an order that is the same each time."""
+    """Within this block, tasks, futures and cancel scopes are kept in an order that is the same each time."""
     numbers = itertools.count()
 
     class OrderedScope(anyio_asyncio.CancelScope):

@@ -1,8 +1,8 @@
-"""What the real world has in hand: calls in threads, child processes. The clock waits for them.
+"""What runs in the real world: calls in threads, and child processes. The clock waits for them.
 
-It stands still while one of them is under way that somebody waits for. One that takes longer than
-`GRACE` may itself wait for a task that sleeps, or never end: from then on the clock goes on, no faster
-than the real one. So it sees the time that it takes, and neither hangs the run nor lets hours pass.
+The clock stands still while a task waits for one of them. One that takes longer than `GRACE` may itself
+wait for a task that sleeps, or never end: from then on the clock runs at the pace of real time. So the run
+sees the time the call takes, and neither hangs nor lets hours pass.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from collections.abc import Callable
 from ._threads import Threads
 
 GRACE = 5.0
-"""Real seconds for which the clock stands still for a call or a process."""
+"""Real seconds that the clock stands still for one call or process."""
 STEP = 0.5
-"""Real seconds at most between looks at what is waited for longer."""
+"""The longest real time between two checks on a call that takes longer."""
 
 
 class Outside:
-    """What is waited for, and since when. One for each run.
+    """What is waited for, and since when. One per run.
 
-    ``look`` answers what somebody waits for now: an object for each, the same each time, and words.
+    ``look`` returns what tasks wait for now: for each an object, the same one each time, and a description.
     """
 
     def __init__(self) -> None:
         self.look: Callable[[], list[tuple[object, str]]] = list
         self.threads: Threads = Threads()
-        self._since: dict[int, tuple[float, object]] = {}  # by id: to hash them might be to number them
+        self._since: dict[int, tuple[float, object]] = {}  # by id: asking for a hash might assign a number
 
     def waits(self) -> float | None:
-        """Real seconds for which the clock must stand still; 0 if it goes at the pace of the real one.
+        """Real seconds that the clock must stand still; 0 if it must run at the pace of real time.
 
-        None where nothing is waited for: then it may jump.
+        None if nothing is waited for: then the clock may jump.
         """
         found = self.look()
         if not found:
@@ -43,5 +43,5 @@ class Outside:
         return max(0.0, max(since for since, _ in self._since.values()) + GRACE - now)
 
     def told(self) -> tuple[str, ...]:
-        """In words."""
+        """The descriptions."""
         return tuple(words for _, words in self.look())

@@ -17,10 +17,10 @@ T = TypeVar("T")
 def for_each(
     once: Callable[..., T], runs: Collection[tuple[Any, ...]], jobs: int, note: Callable[[T], object]
 ) -> None:
-    """Call ``once`` with each of the tuples. Blocks until all are done.
+    """Call ``once`` with each of the tuples. Blocks until all calls have returned.
 
-    :param jobs: so many processes at once; with 1, it is this one
-    :param note: called here with what came of each, as they come; what it raises ends all of it
+    :param jobs: how many processes at once; 1 means this process
+    :param note: called in this process with each result as it arrives; an exception from it ends everything
     """
     if jobs == 1:
         for run in runs:
@@ -36,15 +36,15 @@ def for_each(
 
 
 def _next(done: SimpleQueue[Future[T]]) -> T:
-    """The next to end. Takes no lock of a job that is under way: Ctrl-C would leave it taken."""
+    """The next result. Takes no lock of a running job, which Ctrl-C would leave locked."""
     return done.get().result()
 
 
 @contextmanager
 def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """So many processes, gone at the end of the block; in the middle of their work, where that is an exception."""
+    """A pool of processes that ends with the block; if that raises, its processes are terminated."""
     others = multiprocessing.active_children()
-    # Failures of pages are part of the story, and counted; its caller decides what to log, so not here.
+    # Page allocation failures are part of the story, and counted; whether to log them is up to the caller.
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=logging.disable)
     try:
         yield pool
@@ -60,9 +60,9 @@ def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 @contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Ctrl-C comes at the end of the block; to processes that are started in it, never.
+    """Ctrl-C is delivered at the end of the block, and never to processes started in it.
 
-    A terminal sends it to them as well, in the middle of their imports or of a run. Who ends them is their parent.
+    A terminal signals them too, in the middle of an import or a run; but it is their parent that ends them.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

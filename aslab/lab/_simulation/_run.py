@@ -1,9 +1,9 @@
 """Run an async function in simulated time, from a seed.
 
-An hour passes in milliseconds: whenever no task can run, the clock jumps to the next timer. The same
-seed gives the same run, on the same loop, in every process: the loop's own choices, the generators of
-``random`` and `Lab.random` come from it. What is not simulated is the world outside: sockets, threads
-and subprocesses take real time, and their order is theirs. The clock stands still for the latter two.
+An hour passes in milliseconds: whenever no task can run, the clock jumps to the next timer. The same seed
+gives the same run on the same loop, in every process: it seeds the loop's own choices, the module ``random``
+and `Lab.random`. The outside world is not simulated: sockets, threads and subprocesses take real time, in an
+order of their own. The clock stands still for threads and subprocesses.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ LOOPS: tuple[LoopName, ...] = ("asyncio", "trio")
 
 
 class Stuck(SlabError):
-    """Every task waits, and no timer is left that could end it. The fault of who waits on whom."""
+    """Every task waits, and no timer is left to wake any of them: a deadlock."""
 
     def __init__(self, tasks: tuple[StuckTask, ...], since: float, log: EventLog) -> None:
         self.tasks = tasks
         """Who waits on what."""
         self.since = since
-        """Simulated seconds, from the start of the run."""
+        """When that began, in simulated seconds from the start of the run."""
         self.log = log
-        """What happened until then."""
+        """The event log up to then."""
         lines = "".join(f"\n  {task}" for task in tasks)
-        super().__init__(f"every task is stuck since {since:g} s:{lines}")
+        super().__init__(f"every task has been stuck since {since:g} s into the run:{lines}")
 
 
 class Lab:
-    """The run that a task is part of: see `current`."""
+    """The run that a task belongs to: see `current`."""
 
     def __init__(self, seed: int, idle: Idle | None = None) -> None:
         self.seed = seed
         self.random: random.Random = random.Random(f"{seed}/lab")
-        """For whatever is random in the run."""
+        """For anything random in the run."""
         self.log: EventLog = EventLog(self.time)
         self._start = anyio.current_time()
         self._idle = idle or Idle()
@@ -64,18 +64,18 @@ class Lab:
         return anyio.current_time() - self._start
 
     def spend(self, seconds: float) -> None:
-        """Use that much processor time: the clock goes on, and no other task or timer has its turn meanwhile.
+        """Use that much processor time: the clock moves on, and no other task or timer runs meanwhile.
 
-        As a task does that computes, and so makes the loop late for all others. Does not suspend. In real
-        time, where a scenario is played so, it is the processor's real time.
+        This is what a task does that computes, and so delays all others. Does not suspend. When a scenario is
+        played in real time, it keeps the real processor busy.
 
-        :raises ConfigError: for what is no time
+        :raises ConfigError: if it is not a number of seconds
         """
         check_seconds("seconds", seconds, zero=True)
         self._idle.spend(seconds)
 
     def stuck(self) -> tuple[StuckTask, ...]:
-        """Who waits on what, where no task has a timer left (see `housekeeping`); else nothing."""
+        """Who waits on what, if no task but housekeeping has a timer left (see `housekeeping`); else empty."""
         return self._idle.look()
 
 
@@ -83,7 +83,7 @@ _current: ContextVar[Lab] = ContextVar("aslab_lab")
 
 
 def current() -> Lab:
-    """The run that this task is part of.
+    """The run that this task belongs to.
 
     :raises RuntimeError: outside of `run`
     """
@@ -94,16 +94,16 @@ def current() -> Lab:
 
 
 def housekeeping() -> None:
-    """Say that this task only looks after others: where just such tasks have timers left, the run is stuck.
+    """Mark this task as housekeeping: when only such tasks have timers left, the run is stuck.
 
-    For monitors, not for what others wait for: a run in which only housekeeping makes others go on is
-    called stuck in the end. Does not suspend.
+    Meant for monitors, not for anything that other tasks wait for: a run in which only housekeeping makes
+    progress is eventually reported as stuck. Does not suspend.
     """
     HOUSEKEEPING.set(True)
 
 
 def wait_for_timers(lab: Lab) -> None:
-    """Have the run go on to its end, however long only housekeeping has timers. Does not suspend."""
+    """Never report this run as stuck while any timer is left, even if only housekeeping has one."""
     lab._idle.patience = math.inf
 
 
@@ -112,9 +112,9 @@ class Outcome(Generic[T]):
     """How a run went."""
 
     value: T | None
-    """What the function returned; None where it did not come to that."""
+    """What the function returned; None if it did not return."""
     finished: bool
-    """Whether it returned, rather than being ended by ``until``."""
+    """Whether it returned before ``until``."""
     duration: float
     """Simulated seconds."""
     log: EventLog
@@ -130,20 +130,20 @@ def run(
 ) -> Outcome[T]:
     """Run ``main(*args)`` to its end in simulated time.
 
-    Inside, `current` is the run: its log, its random numbers, its time. What ``main`` raises comes out.
-    Blocks until the end; not inside an event loop. One run at a time in a process: the order of tasks
-    and the module ``random`` are seeded for the time of it.
+    Inside, `current` gives access to the run: its log, its random numbers, its time. Exceptions from ``main``
+    propagate. Blocks until the end; must not be called inside an event loop. One run at a time per process:
+    the order of tasks and the module ``random`` are seeded for its duration.
 
     :param seed: the same seed, the same run
     :param loop: ``asyncio`` or ``trio``
-    :param until: simulated seconds after which the run is ended, whatever it does
-    :raises Stuck: if every task waits for good; who waits on what is told
-    :raises RuntimeError: if that is so again while it is cleaned up
-    :raises ConfigError: for a bad argument
+    :param until: simulated seconds after which the run is cancelled
+    :raises Stuck: if every task waits for good; it lists who waits on what
+    :raises RuntimeError: if the run gets stuck again while it cleans up
+    :raises ConfigError: if an argument is wrong
     """
     whole_number("seed", seed, 0)
     if loop not in LOOPS:
-        raise ConfigError("loop", loop, f"allowed are {', '.join(LOOPS)}")
+        raise ConfigError("loop", loop, f"must be one of {', '.join(LOOPS)}")
     if until is not None:
         check_seconds("until", until, zero=True)
     idle = Idle()
@@ -151,7 +151,7 @@ def run(
         try:
             outcome: Outcome[T] = run_here(_root, main, args, seed, until, idle)
             return outcome
-        except BaseException as exc:  # trio wraps what comes out of its clock
+        except BaseException as exc:  # trio wraps exceptions from its clock
             if isinstance(exc.__cause__, StuckInCleanUp):
                 raise exc.__cause__ from None
             raise
@@ -208,7 +208,7 @@ def _simulated(loop: str, seed: int, idle: Idle) -> Iterator[Callable[..., Any]]
 
         from ._trio import ordered_tasks, simulated_clock
 
-        with ordered_tasks(seed):  # not by anyio.run, which before 4.14 forgot the clock
+        with ordered_tasks(seed):  # not anyio.run, which dropped the clock before 4.14
             yield partial(trio.run, clock=simulated_clock(idle))
     else:
         from ._asyncio import SimulatedLoop
@@ -220,11 +220,11 @@ def _simulated(loop: str, seed: int, idle: Idle) -> Iterator[Callable[..., Any]]
 
 @contextlib.contextmanager
 def _collecting(idle: Idle) -> Iterator[None]:
-    """Collect garbage at points that are the same in every run: finalisers bring buffers back."""
+    """Collect garbage at the same points in every run: finalisers return buffers."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
-    gc.freeze()  # what was there before is none of the run's business
+    gc.freeze()  # leave alone what existed before the run
     idle.collect = gc.collect
     try:
         yield

@@ -1,7 +1,7 @@
-"""Who waits on what: told from the stack of each suspended task.
+"""Who waits on what, read from the stack of each suspended task.
 
-A coroutine knows the one that it awaits, on every loop, down to the one that really waits. Frames of
-aslab tell by their own objects what is waited for; the innermost frame outside of libraries tells where.
+On every loop a coroutine knows the one that it awaits, down to the one that is really suspended. The local
+variables of aslab's own frames say what is waited for; the innermost frame of the program says where.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LIBRARIES = tuple({sysconfig.get_paths()[name] + os.sep for name in ("stdlib", 
 
 
 def _code(owner: type, name: str, *needed: str) -> CodeType:
-    """The code of a method of aslab, which has these local variables. Fails on import where it was renamed."""
+    """The code of one of aslab's methods, which needs these local variables. A rename fails on import."""
     code: CodeType = vars(owner)[name].__code__
     missing = set(needed) - {*code.co_varnames, *code.co_cellvars}
     if missing:
@@ -47,7 +47,7 @@ _AT_REST = {
     _code(Supply, "run"),
     _code(Worker, "run"),
 }
-"""What the tasks of an allocator run that wait for work whenever all is well."""
+"""Code of an allocator's own tasks, which wait for work whenever all is well."""
 _WORDS: dict[CodeType, Callable[[dict[str, Any]], str]] = {
     _code(Cache, "_get", "self", "n"): lambda names: f"{_objects(names['n'])} of cache {names['self'].name!r}",
     _code(Growth, "fill", "self", "objects"): lambda names: (
@@ -57,31 +57,31 @@ _WORDS: dict[CodeType, Callable[[dict[str, Any]], str]] = {
     _code(Worker, "_make_slab", "growth"): lambda names: f"a slab for cache {names['growth'].config.name!r}",
     _code(Deadlock, "_get_stuck"): lambda names: "an injected deadlock",
 }
-"""What a frame with that code waits for, in words, from its local variables."""
+"""What a frame with that code waits for, in words, given its local variables."""
 _MAIN = f"{__package__}._run._root"
-"""The name that both loops give to the task of a whole run."""
+"""The name that both loops give to the main task of a run."""
 _OPAQUE = {"async_generator_asend", "async_generator_athrow", "anext_awaitable", "coroutine_wrapper"}
-"""What Python puts before an awaited generator or coroutine, and does not let see through."""
+"""Python's own wrappers around an awaited generator or coroutine, which do not show what they wrap."""
 
 
 @dataclass(frozen=True, slots=True)
 class StuckTask:
-    """A task that waits, and nothing will ever end it."""
+    """A task that waits for something that will never happen."""
 
     name: str
     waits_on: str
     """What it waits for, in words."""
     where: str
-    """The innermost line of its own code, as ``file.py:12 in function``."""
+    """The innermost line of the program's own code, as ``file.py:12 in function``."""
 
     def __str__(self) -> str:
         return f"{self.name} waits on {self.waits_on} at {self.where}"
 
 
 def describe(tasks: Iterable[tuple[str, Any]], *, everyone: bool = False) -> tuple[StuckTask, ...]:
-    """From names and coroutines, those that are stuck, in the same order.
+    """Find the stuck tasks among these names and coroutines, in the same order.
 
-    Tasks at rest, and those of libraries alone, are left out, but not where ``everyone`` is asked for.
+    Tasks at rest, and those that run only library code, are left out unless ``everyone`` is set.
     """
     found = []
     for name, coroutine in tasks:
@@ -106,7 +106,7 @@ def describe(tasks: Iterable[tuple[str, Any]], *, everyone: bool = False) -> tup
 
 
 def frames_of(awaitable: Any) -> Iterator[FrameType]:
-    """From the outermost to the innermost."""
+    """The frames of a suspended awaitable, from the outermost to the innermost."""
     while awaitable is not None:
         for prefix, following in (("cr", "await"), ("gi", "yieldfrom"), ("ag", "await")):
             frame = getattr(awaitable, f"{prefix}_frame", None)
@@ -117,7 +117,7 @@ def frames_of(awaitable: Any) -> Iterator[FrameType]:
         else:
             if type(awaitable).__name__ not in _OPAQUE:
                 return
-            awaitable = next(iter(gc.get_referents(awaitable)), None)  # the collector does see it
+            awaitable = next(iter(gc.get_referents(awaitable)), None)  # the garbage collector does see it
 
 
 def _is_library(frame: FrameType) -> bool:
@@ -129,7 +129,7 @@ def _is_aslab(frame: FrameType) -> bool:
 
 
 def _known(frame: FrameType) -> str:
-    """What a frame of aslab waits for, if it is one that knows."""
+    """What a frame waits for, in words; empty if it is none of those above."""
     words = _WORDS.get(frame.f_code)
     return words(frame.f_locals) if words else ""
 

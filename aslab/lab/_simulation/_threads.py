@@ -1,8 +1,8 @@
-"""Which other threads may still have something for the loop.
+"""Which other threads may still call the loop.
 
-A thread that a cancelled task has left behind, one of an executor of the program's own, another loop's:
-nobody can tell for what it works, but while it does, a loop without timers has something to hope for. A
-thread of a pool that waits for work has nothing in hand.
+It may be a thread that a cancelled task left behind, one of the program's own executor, or one of another
+loop: nobody knows what it works on, but while it works, a loop without timers may still be woken. A pool
+thread that waits for work is idle.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _EXECUTORS: Any = concurrent.futures.thread
 
 
 class Threads:
-    """Those other than the loop's own. One for each run, made at its beginning."""
+    """The threads other than the loop's own. One per run, created at its start."""
 
     def __init__(self) -> None:
         self._before = WeakSet(thread for thread in _at_work() if not _of_a_pool(thread))
 
     def at_work(self) -> bool:
-        """Whether one is that may call the loop. Does not suspend.
+        """Whether any thread is at work that may call the loop. Does not suspend.
 
-        The main thread always may, as with a blocking portal. Threads that were there before the run began
-        have nothing to do with it, but those of pools, which work for one after the other. What has come is
-        to be looked for after this, not before: the last of them may have called, and ended.
+        The main thread always may, as with a blocking portal. Threads that existed before the run have
+        nothing to do with it, except those of pools, which are reused. Check for pending calls after this,
+        not before: the last thread may have called the loop and ended.
         """
         return threading.current_thread() is not threading.main_thread() or not _at_work() <= set(self._before)
 
@@ -50,13 +50,13 @@ def _of_a_pool(thread: threading.Thread) -> bool:
 
 
 def _of_trio(thread: threading.Thread) -> Any:
-    """The object by which trio knows it, if it is of trio's pool."""
+    """The object by which trio knows the thread, if it belongs to trio's pool."""
     owner = getattr(getattr(thread, "_target", None), "__self__", None)
     return owner if type(owner).__module__ == "trio._core._thread_cache" else None
 
 
 def _waits_for_work(thread: threading.Thread, frame: FrameType) -> bool:
-    """Whether a thread is of a pool, and has nothing in hand; ``frame`` is its innermost."""
+    """Whether a thread belongs to a pool and is idle; ``frame`` is its innermost frame."""
     if isinstance(thread, WorkerThread):
         return thread in thread.idle_workers
     if frame.f_code is _EXECUTORS._worker.__code__:

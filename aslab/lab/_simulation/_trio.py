@@ -1,8 +1,8 @@
 """trio in simulated time, and in an order that comes from the seed.
 
-trio runs the tasks that are ready in random order, on purpose. It has a switch and a generator of its
-own for tests that must be repeatable (pytest-trio and Hypothesis use them): here they are seeded for the
-time of a run, and put back.
+trio deliberately runs ready tasks in random order. It has a switch and a generator of its own for
+repeatable tests (pytest-trio and Hypothesis use them): here both are set for the duration of a run, and
+restored.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from ._stuck import frames_of
 
 _THREADS = trio._threads.__file__
 _PROCESSES = (trio._subprocess.__file__, trio._unix_pipes.__file__)  # a pipe leads to one
-_POLL = 0.001  # real seconds between looks for what comes from outside, where trio has nothing to wait with
+_POLL = 0.001  # real seconds between polls of the outside world, where trio offers no way to wait for it
 
 
 def simulated_clock(idle: Idle) -> trio.testing.MockClock:
-    """A clock that starts at 0, jumps to the next deadline when nothing can run, and tells when there is none."""
+    """A clock that starts at 0, jumps to the next deadline when nothing can run, and notices if there is none."""
     clock = trio.testing.MockClock(autojump_threshold=0)
     hoped = False
 
@@ -83,7 +83,7 @@ def simulated_clock(idle: Idle) -> trio.testing.MockClock:
 
 
 def _wait(runner: Any, seconds: float) -> bool:
-    """Wait for something from outside, which trio itself will take. Whether something came, if known."""
+    """Wait for something from outside, which trio itself will handle. Returns whether anything came, if known."""
     events = getattr(runner.io_manager, "_epoll", None) or getattr(runner.io_manager, "_kqueue", None)
     if events is None:
         time.sleep(min(_POLL, seconds))
@@ -96,7 +96,7 @@ def _sockets(runner: Any) -> bool:
 
 
 def _at_sockets(runner: Any) -> list[Any]:
-    """The tasks that wait for a socket or a pipe: one of aslab itself always does, so no others are looked at."""
+    """The tasks that wait for a socket or a pipe. A task that waits for a child process is one of them."""
     found = []
     for waiting in getattr(runner.io_manager, "_registered", {}).values():
         found += [getattr(waiting, "read_task", waiting), getattr(waiting, "write_task", None)]  # epoll; kqueue
@@ -104,13 +104,13 @@ def _at_sockets(runner: Any) -> list[Any]:
 
 
 def _calls() -> int:
-    """How many calls in threads are waited for, or more; counted by their tasks, so that none is on its way."""
-    count = getattr(trio.testing, "active_thread_count", None)  # older trio does not count
+    """At least as many as there are calls in threads; counted by tasks, so that none is missed in transit."""
+    count = getattr(trio.testing, "active_thread_count", None)  # older versions of trio do not count
     return int(count()) if count is not None else threading.active_count() - 1
 
 
 def _children() -> bool:
-    """Whether this process has any child, as it may where nobody can tell."""
+    """Whether this process has children; True where that cannot be known."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -121,9 +121,9 @@ def _children() -> bool:
 
 
 def _outside() -> list[tuple[object, str]]:
-    """Calls in threads and child processes that a task waits for, told from where it is suspended."""
+    """Calls in threads and child processes that tasks wait for, found from where the tasks are suspended."""
     runner = trio_run.GLOBAL_RUN_CONTEXT.runner
-    everybody = _calls() or _children()  # to look at every task takes long where there are many
+    everybody = _calls() or _children()  # inspecting every task is slow when there are many
     found: list[tuple[object, str]] = []
     for task in runner.tasks if everybody else _at_sockets(runner):
         for frame, following in itertools.pairwise(frames_of(task.coro)):
@@ -162,7 +162,7 @@ def _tasks() -> list[tuple[str, Any, bool]]:
 
 @contextlib.contextmanager
 def ordered_tasks(seed: int) -> Iterator[None]:
-    """While this lasts, trio's choices come from the seed."""
+    """Within this block, trio's choices come from the seed."""
     state, switch = trio_run._r.getstate(), trio_run._ALLOW_DETERMINISTIC_SCHEDULING
     trio_run._r.seed(seed)
     trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]

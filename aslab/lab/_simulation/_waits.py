@@ -1,7 +1,7 @@
-"""Who waits on whom, as it is now: from it comes the cycle of a deadlock.
+"""Who waits on whom right now, and the cycle of a deadlock.
 
-Tasks and what they wait on are nodes, by kind: all ``z_wr_iss`` tasks are one. A task that enters a wait
-inside of another, as an allocation enters reclaim, leaves the whole chain: task, cache, vmalloc, reclaim.
+Nodes are kinds of tasks and of what they wait on: all ``z_wr_iss`` tasks are one node. A task that starts
+a wait inside another, as an allocation enters reclaim, records the whole chain: task, cache, vmalloc, reclaim.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ _node: ContextVar[str] = ContextVar("aslab_wait_node", default="somebody")
 
 
 class WaitGraph:
-    """The waits under way. Event loop's thread only."""
+    """The current waits. Event loop's thread only."""
 
     def __init__(self) -> None:
         self._edges: dict[str, Counter[str]] = {}
 
     @staticmethod
     def be(node: str) -> None:
-        """Say what this task is."""
+        """Name the kind of this task."""
         _node.set(node)
 
     @contextlib.contextmanager
     def on(self, *nodes: str) -> Iterator[None]:
-        """While this lasts, the task waits on the first, which waits on the next, and so on."""
+        """Within this block, the task waits on the first node, which waits on the next, and so on."""
         chain = (_node.get(), *nodes)
         token = _node.set(chain[-1])
-        edges = [(waiter, what) for waiter, what in pairwise(chain) if waiter != what]  # entered twice
+        edges = [(waiter, what) for waiter, what in pairwise(chain) if waiter != what]  # nested twice
         for waiter, what in edges:
             self._edges.setdefault(waiter, Counter())[what] += 1
         try:
@@ -43,7 +43,7 @@ class WaitGraph:
 
     @contextlib.contextmanager
     def held(self, what: str) -> Iterator[None]:
-        """While this lasts, whoever waits on that thing waits on this task."""
+        """Within this block, whoever waits on ``what`` waits on this task."""
         waiting = self._edges.setdefault(what, Counter())
         task = _node.get()
         waiting[task] += 1
@@ -58,9 +58,9 @@ class WaitGraph:
         return {node: found[node] for node in sorted(found) if found[node]}
 
     def cycle(self) -> tuple[str, ...]:
-        """The longest chain that ends where it began, its first node not repeated; empty if there is none.
+        """The longest cycle, without its first node at the end again; empty if there is none.
 
-        The longest tells the most: every node of it is a place where the chain could have been cut.
+        The longest says the most: the deadlock could have been avoided at any of its nodes.
         """
         edges = self.edges()
         best: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ class WaitGraph:
             for following in edges.get(path[-1], ()):
                 if following == path[0] and len(path) > len(best):
                     best = tuple(path)
-                elif following not in path and following > path[0]:  # each cycle once, from its first by name
+                elif following not in path and following > path[0]:  # each cycle once, from its first name
                     walk([*path, following])
 
         for start in edges:
