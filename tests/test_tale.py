@@ -97,7 +97,7 @@ def test_the_answer_comes_first_then_table_charts_and_cycle(tmp_path: Path) -> N
     ("names", "answer"),
     [
         (("aslab", "emergency"), "None does: every run finishes."),
-        (("original",), "original. No other machine is here."),
+        (("original",), "original. There is no other machine."),
         (("original", "aslab"), "Only original. The other one finishes."),
     ],
 )

@@ -1,8 +1,8 @@
-"""The lab: what does a service do when memory stalls? Simulated time, from a seed, repeatable to the byte.
+"""The lab: what does a service do when memory stalls? In simulated time, repeatable to the byte from a seed.
 
     _simulation    run an async function in simulated time
     pytest_plugin  the fixture ``lab``
-    _scenario      scenario files: what they may say, and a run of one
+    _scenario      scenario files: what they may contain, and how one is run
     scenarios      the same, for programs and tests
     _report        pages and traces of a run
     _story         the story of 2012

@@ -1,4 +1,4 @@
-"""Scenario files, for programs and tests: load one, play it, look at what came.
+"""Scenario files, for programs and tests: load one, play it, check the result.
 
     played = play(load(Path("my.toml")), seed=3, loop="trio")
     assert played.result.passed, played.result.broken

@@ -1,4 +1,4 @@
-"""What is drawn of a run that is too big to draw: a page has to stay quick whatever the run was."""
+"""How much of a large run is drawn: a page must stay fast, however long the run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Points = list[tuple[float, float]]
 
 BINS_PER_DECADE = 5
 SHORTEST = -6
-"""Power of ten, in seconds: what is less is counted with the shortest."""
+"""A power of ten, in seconds: shorter waits are counted with the shortest bin."""
 
 
 def waiting_longest(rows: dict[str, list[Span]], most: int) -> dict[str, list[Span]]:
-    """At most so many rows: those that waited longest in all, in the order in which they came."""
+    """At most ``most`` rows: those with the longest total wait, in their original order."""
 
     def waited(row: str) -> float:
         return math.fsum(span.end - span.start for span in rows[row] if span.kind == "waiting")
@@ -30,7 +30,7 @@ def waiting_longest(rows: dict[str, list[Span]], most: int) -> dict[str, list[Sp
 
 
 def longest(things: list[T], most: int, length: Callable[[T], float]) -> list[T]:
-    """At most so many, the longest, in the order in which they came."""
+    """At most ``most`` things: the longest, in their original order."""
     if len(things) <= most:
         return things
     numbers = sorted(range(len(things)), key=lambda number: length(things[number]), reverse=True)
@@ -38,9 +38,9 @@ def longest(things: list[T], most: int, length: Callable[[T], float]) -> list[T]
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int) -> Points:
-    """At most so many points, in order: of each stretch of time the least, the greatest and the last.
+    """At most ``most`` points, in order: the lowest, the highest and the last of each interval.
 
-    The last, because a counter keeps it until the next stretch that has points.
+    The last, because a counter keeps that value until the next interval with points.
     """
     points = [point for point in points if math.isfinite(point[1])]
     if len(points) <= most:
@@ -58,7 +58,7 @@ def thinned(points: Sequence[tuple[float, float]], most: int) -> Points:
 
 
 def histogram(waits: Iterable[float]) -> tuple[list[float], list[int]]:
-    """Edges in seconds, each 10^0.2 times the one before, and how many waits are between them."""
+    """Bin edges in seconds, each 10^0.2 times the previous one, and the number of waits in each bin."""
     waits = sorted(waits)
     if not waits:
         return [], []
@@ -69,9 +69,7 @@ def histogram(waits: Iterable[float]) -> tuple[list[float], list[int]]:
     counts = [0] * (len(edges) - 1)
     for wait in waits:
         counts[max(0, bisect_right(edges, wait) - 1)] += 1
-    while (
-        len(counts) > 1 and not counts[-1]
-    ):  # logarithms are not exact to the last bit, so one edge more was taken
+    while len(counts) > 1 and not counts[-1]:  # logarithms are inexact, so there is one extra edge
         counts.pop()
         edges.pop()
     return edges, counts

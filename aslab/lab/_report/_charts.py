@@ -1,8 +1,8 @@
-"""Charts over time as inline SVG: they need no library, no network and no JavaScript.
+"""Charts over time as inline SVG, with no library, network or JavaScript needed.
 
-Each area is an SVG of its own, whose units are seconds across and pixels down. The browser stretches it to
-the width of the screen; all words stand beside it, in HTML, so that they are not stretched. To zoom is to
-set another ``viewBox``, which the script of the page does, for all areas of a chart alike.
+Each area is a separate SVG whose units are seconds across and pixels down. The browser stretches it to the
+width of the screen; all text is HTML beside it, so that it is not stretched. To zoom, the script of the page
+changes the ``viewBox`` of all areas of a chart.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from ._figures import counted, lasting, nice, plain, text
 
 Points = Sequence[tuple[float, float]]
 EDGE = 2
-"""Pixels above and below a curve, so that half of its line is not cut off."""
+"""Pixels above and below a curve, so that its line is not clipped."""
 MARKS = 8
-"""Round times on an axis, about; a narrow screen has half of them."""
+"""About how many round times an axis has; a narrow screen shows half of them."""
 
 
 class Bar(NamedTuple):
-    """Something that lasted."""
+    """A stretch of time, drawn as a bar."""
 
     start: float
     end: float
@@ -30,26 +30,26 @@ class Bar(NamedTuple):
     """Pixels from the top of the area."""
     height: float
     told: str = ""
-    """What the reader gets who points at it: HTML without tags."""
+    """The tooltip: HTML without tags."""
 
 
 @dataclass(slots=True)
 class Area:
-    """One plot, as high as it says."""
+    """One plot of a given height."""
 
     height: int
     about: str
-    """For who cannot see it."""
+    """The text alternative, for screen readers."""
     shapes: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
-    """What stands to the left of it."""
+    """The labels to its left."""
     says: str = ""
-    """In the middle of it, in large letters."""
+    """Large text in its middle."""
     across: list[float] = field(default_factory=list)
-    """Pixels from the top where there is a thin line from side to side."""
+    """Where horizontal grid lines are, in pixels from the top."""
 
     def bars(self, bars: Iterable[Bar], colour: str, look: str = "bar") -> None:
-        """Rectangles of one colour."""
+        """Draw rectangles of one colour."""
         drawn = "".join(
             f'<rect x="{bar.start:.7g}" y="{bar.top:.4g}" width="{max(0.0, bar.end - bar.start):.7g}" '
             f'height="{bar.height:.4g}"><title>{bar.told}</title></rect>'
@@ -58,19 +58,19 @@ class Area:
         self.shapes.append(f'<g class="{look}" style="--c:{colour}">{drawn}</g>')
 
     def dots(self, dots: Iterable[tuple[float, float, str]], look: str = "dot") -> None:
-        """Something that happened at once: time, pixels from the top, words. They are lines without length."""
+        """Draw moments: time, pixels from the top, tooltip. Each is a line of zero length."""
         drawn = "".join(f'<path d="M{x:.7g} {y:.4g}h0"><title>{told}</title></path>' for x, y, told in dots)
         self.shapes.append(f'<g class="{look}">{drawn}</g>')
 
     def scale(self, top: float, values: Iterable[float]) -> None:
-        """These numbers to the left; 0 is at the bottom, ``top`` at the top."""
+        """Label the values on the left; 0 is at the bottom, ``top`` at the top."""
         for value in values:
             down = self.height - EDGE - (self.height - 2 * EDGE) * value / top
             self.across.append(down)
             self.labels.append(f'<span style="top:{down:.4g}px">{counted(value)}</span>')
 
     def steps(self, name: str, points: Points, top: float, colour: str, look: str = "line") -> None:
-        """A curve that keeps each value until the next. Its path has the very values, for the script to tell."""
+        """Draw a step curve. Its path holds the exact values, which the script shows."""
         first, *rest = points
         path = f"M{first[0]:.7g} {first[1]:.7g}" + "".join(f"H{x:.7g}V{y:.7g}" for x, y in rest)
         fill = f"M{first[0]:.7g} 0V{path.partition(' ')[2]}V0Z" if "filled" in look else ""
@@ -80,7 +80,7 @@ class Area:
         self.shapes.append(f'<g class="{look}" style="--c:{colour}" {scale}>{area}{line}</g>')
 
     def html(self, end: float, upright_at: Iterable[float] | None = None) -> str:
-        """The area with what stands beside it, from 0 to ``end`` seconds; upright lines are at round times."""
+        """The area with its labels, from 0 to ``end`` seconds; vertical lines mark round times."""
         says = f"<b class=says>{text(self.says)}</b>" if self.says else ""
         across = "".join(f"M0 {down:.4g}H{end:.7g}" for down in self.across)
         upright = "".join(f"M{time:.7g} 0V{self.height}" for time in upright_at or nice(end, MARKS))
@@ -93,12 +93,12 @@ class Area:
 
 
 def times(end: float) -> str:
-    """The axis of time, for below an area or above it."""
+    """The time axis, for below or above an area."""
     return axis((time / end, f"{time:g} s") for time in nice(end, MARKS))
 
 
 def axis(marks: Iterable[tuple[float, str]], look: str = "times") -> str:
-    """Words below an area, each at a share of its width; those at its ends stay within it."""
+    """Text below an area, each at a fraction of its width; those at the ends stay inside."""
     words = ""
     for share, told in marks:
         place = "first" if share < 0.03 else "last" if share > 0.97 else "within"
@@ -107,19 +107,19 @@ def axis(marks: Iterable[tuple[float, str]], look: str = "times") -> str:
 
 
 def row_label(name: str, down: float, wide: int, narrow: int) -> str:
-    """The name of a row, shorter on a narrow screen."""
+    """The label of a row, shortened on a narrow screen."""
     long, short = plain(name, wide), plain(name, narrow)
     words = long if long == short else f"<b class=wide>{long}</b><b class=narrow>{short}</b>"
     return f'<span class=row style="top:{down:.4g}px">{words}</span>'
 
 
 def caption(words: str) -> str:
-    """What the area below counts, as HTML."""
+    """The caption of the area below it."""
     return f"<p class=caption>{words}</p>"
 
 
 def legend(colours: dict[str, str], units: dict[str, str] | None = None) -> str:
-    """Colours and what they mean; where there are units, with a place for the value under the pointer."""
+    """A legend of colours; with units, it has a place for the value under the pointer."""
     reads = {
         name: f" <output data-of='{text(name)}' data-unit='{text(unit)}'></output>"
         for name, unit in (units or {}).items()
@@ -132,9 +132,9 @@ def legend(colours: dict[str, str], units: dict[str, str] | None = None) -> str:
 
 
 def chart(end: float, parts: Iterable[str], looks: dict[str, tuple[float, float]] | None = None) -> str:
-    """Areas and axes one above the other that zoom together.
+    """Areas and axes stacked vertically, which zoom together.
 
-    :param looks: stretches of time to choose from, by name
+    :param looks: intervals to choose from, by name
     """
     chosen = "".join(
         f'<button type=button data-from="{begin:.7g}" data-to="{finish:.7g}">{text(name)}</button>'
@@ -145,12 +145,12 @@ def chart(end: float, parts: Iterable[str], looks: dict[str, tuple[float, float]
 
 
 def shade(area: Area, spans: Iterable[tuple[float, float, str]], colour: str, look: str) -> None:
-    """Stretches of time over all the height, behind what is drawn later."""
+    """Shade intervals over the whole height, behind what is drawn later."""
     area.bars([Bar(begin, end, 0, area.height, told) for begin, end, told in spans], colour, f"shade {look}")
 
 
 def changes(points: Points) -> Points:
-    """Without the points that change nothing; the last stays."""
+    """Drop points that change nothing, except the last."""
     kept = [points[0]] if points else []
     kept += [point for before, point in itertools.pairwise(points) if point[1] != before[1]]
     return kept

@@ -1,4 +1,4 @@
-"""What the charts of a page have in common: their colours, and how times and names are put into words."""
+"""What all charts share: colours, and times, numbers and names as text."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ COLOURS = {
     "free in slabs": "#00936b",
     "free pages": "#8a6fe0",
 }
-"""By what they mean, wherever it is drawn. Each has a contrast of 3 on the light page as on the dark one."""
+"""By meaning, on every page. Each has a contrast of 3 on both the light and the dark page."""
 PALETTE = ("#d9480f", "#a5733a", "#3b82c4", "#b8860b", "#8a6fe0", "#00936b", "#1a94a8", "#cc3b7c")
-"""For what has no meaning of its own, such as the machines of a story: one after the other."""
+"""For things without a colour of their own, such as the machines of a story, in turn."""
 
 
 def other_colour(number: int) -> str:
-    """Of the palette; the first again after the last."""
+    """A colour of the palette, which repeats."""
     return PALETTE[number % len(PALETTE)]
 
 
 def nice(top: float, count: int, *, whole: bool = False) -> list[float]:
-    """About so many round numbers from 0 up to ``top``, that is 1, 2 or 5 times a power of ten apart."""
+    """About ``count`` round numbers from 0 to ``top``, 1, 2 or 5 times a power of ten apart."""
     if top <= 0:
         return [0.0]
     power = 10.0 ** math.floor(math.log10(top / count))
@@ -42,18 +42,18 @@ def nice(top: float, count: int, *, whole: bool = False) -> list[float]:
 
 
 def notes(told: Iterable[str]) -> str:
-    """Sentences in small print, if there are any."""
+    """Sentences in small print; empty if there are none."""
     words = " ".join(text(one) for one in told)
     return f"<p class=note>{words}</p>" if words else ""
 
 
 def text(given: str) -> str:
-    """As HTML that shows just this."""
+    """Escape text for HTML."""
     return html.escape(given)
 
 
 def plain(given: str, most: int) -> str:
-    """At most so many letters, the middle left out, as HTML that shows just this."""
+    """Escape text for HTML, shortened in the middle to at most ``most`` characters."""
     given = "".join(letter if letter.isprintable() else " " for letter in given)
     if len(given) > most:
         given = f"{given[: most // 2]}…{given[len(given) - (most - most // 2 - 1) :]}"

@@ -1,8 +1,8 @@
 "use strict";
-// Zoom, and the values under the pointer. All that is drawn is there before: this only looks closer.
+// Zoom, and the values under the pointer. Everything is already drawn: this only looks closer.
 const tip = document.body.appendChild(Object.assign(document.createElement("div"), { className: "tip", hidden: true }));
 
-// Told at once, and on a touch screen too, instead of after a second by the browser.
+// Tooltips without the browser's delay, which also work on a touch screen.
 for (const title of document.querySelectorAll(".plot title")) {
   title.parentNode.told = title.textContent;
   title.remove();
@@ -18,7 +18,7 @@ function show(event) {
   tip.style.top = (event.clientY + height + 24 > innerHeight ? event.clientY - height - 10 : event.clientY + 16) + "px";
 }
 
-// As `nice` of _figures.py, but from anywhere to anywhere.
+// As `nice` in _figures.py, but between any two numbers.
 function ticks(from, to) {
   const rough = (to - from) / 8;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -151,7 +151,7 @@ class Chart {
     plot.addEventListener("pointercancel", rest);  // the finger scrolls the page instead
     plot.addEventListener("dblclick", () => this.look(0, this.end));
     plot.addEventListener("pointerleave", (event) => {
-      if (event.pointerType === "touch") return;  // what was told stays, until the next touch
+      if (event.pointerType === "touch") return;  // the tooltip stays until the next touch
       tip.hidden = true;
       this.mark("cursor");
       for (const curve of this.curves) curve.tell();
@@ -160,7 +160,7 @@ class Chart {
 }
 
 for (const chart of document.querySelectorAll(".chart:not(.fixed)")) new Chart(chart);
-document.addEventListener("pointerdown", show);  // elsewhere: nothing is told there, so it goes
+document.addEventListener("pointerdown", show);  // a touch elsewhere hides the tooltip
 for (const plot of document.querySelectorAll(".fixed .plot")) {
   plot.addEventListener("pointermove", show);
   plot.addEventListener("pointerleave", () => { tip.hidden = true; });

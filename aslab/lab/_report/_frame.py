@@ -1,7 +1,7 @@
-"""The frame of every page: style and script inside, nothing fetched from anywhere.
+"""The template of every page, with style and script included; a page fetches nothing.
 
-A page can be kept, sent and read offline. Without JavaScript it lacks zoom and the values under the pointer,
-and nothing else.
+A page can be kept, sent and read offline. Without JavaScript it only lacks zoom and the values under the
+pointer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def write_page(path: str | os.PathLike[str], title: str, body: str) -> None:
 
 
 def section(title: str, content: str, name: str = "") -> str:
-    """A part of the page with its heading, both HTML.
+    """A section of the page; title and content are HTML.
 
     :param name: its id, for links
     """

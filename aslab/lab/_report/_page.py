@@ -1,4 +1,4 @@
-"""A scenario's run as one page for people: what was expected, what came, and when."""
+"""A run of a scenario as one page: what was expected, what happened, and when."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ._frame import section, write_page
 from ._timeline import timeline
 
 MOST_STUCK = 200
-"""Tasks in the list of those that are stuck."""
+"""Most tasks listed as stuck."""
 MOST_LISTED = 100
-"""Moments in the table."""
+"""Most moments in the table."""
 
 
 def write_report(path: str | os.PathLike[str], result: Result, recording: Recording) -> None:
-    """Write a run as one HTML page, which fetches nothing.
+    """Write a run as one HTML page that fetches nothing.
 
-    What is drawn is bounded, so that the page stays small and quick after long runs; it says what was left out.
+    The amount drawn is bounded, so that the page stays small and fast after long runs; it says what is left out.
     The same run gives the same bytes. Does not suspend; blocks while it writes.
 
     :raises OSError: if the file cannot be written
@@ -34,7 +34,7 @@ def write_report(path: str | os.PathLike[str], result: Result, recording: Record
     if recording.waits:
         parts.append(section("How long callers waited", _waits(recording.waits), "waits"))
     else:
-        parts.append(section("How long callers waited", "<p>Nobody had to wait.</p>"))
+        parts.append(section("How long callers waited", "<p>No caller had to wait.</p>"))
     parts += [_figures(result), _moments(recording)]
     outcome = "passed" if result.passed else "failed"
     write_page(path, f"{result.scenario}: {outcome}", "\n".join(filter(None, parts)))
@@ -44,7 +44,7 @@ def _header(result: Result) -> str:
     broken = len(result.broken)
     words = f"Failed: {broken} of {len(result.verdicts)} expectations broken" if broken else "Passed"
     if result.passed:
-        words += ": every expectation holds" if result.verdicts else ": nothing was expected"
+        words += ": every expectation was met" if result.verdicts else ": nothing was expected"
     facts = {
         "Seed": str(result.seed),
         "Loop": result.loop,
@@ -70,14 +70,14 @@ def _header(result: Result) -> str:
 def _verdicts(result: Result) -> str:
     rows = []
     for verdict in result.verdicts:
-        outcome = "<span class='mark good'><b aria-hidden=true>✓</b> holds</span>"
+        outcome = "<span class='mark good'><b aria-hidden=true>✓</b> met</span>"
         if verdict.broken_by is not None:
             broken = "<span class='mark bad'><b aria-hidden=true>✕</b> broken</span>"
             outcome = f"{broken}<br>{text(verdict.broken_by)}"
         rows.append(f"<tr><td>{text(verdict.expected)}<td>{text(verdict.came)}<td>{outcome}")
     if not rows:
         return ""
-    head = "<thead><tr><th scope=col>Expected<th scope=col>Came<th scope=col>Outcome</thead>"
+    head = "<thead><tr><th scope=col>Expected<th scope=col>Actual<th scope=col>Outcome</thead>"
     return section("What was expected", f"<table>{head}<tbody>{''.join(rows)}</table>")
 
 
@@ -87,12 +87,12 @@ def _stuck(result: Result) -> str:
     listed = "".join(f"<li>{text(line)}" for line in result.stuck[:MOST_STUCK])
     more = len(result.stuck) - MOST_STUCK
     rest = f"<p class=note>And {more:,} more.</p>" if more > 0 else ""
-    told = "<p>Every task waits, and nothing is left that could end it.</p>"
+    told = "<p>Every task waits, and nothing is left to wake any of them.</p>"
     return section("Where the run was stuck", f"{told}<ol class=stuck>{listed}</ol>{rest}")
 
 
 def _waits(seconds: Sequence[float]) -> str:
-    """How many callers waited how long, in bins that grow."""
+    """A histogram of waits, in growing bins."""
     ordered = sorted(seconds)
     count = len(ordered)
     half, most = (ordered[math.ceil(count * share) - 1] for share in (0.5, 0.99))
@@ -104,7 +104,7 @@ def _waits(seconds: Sequence[float]) -> str:
     powers = [math.log10(edge) for edge in edges]
     first, last = math.floor(powers[0] + 1e-9), math.ceil(powers[-1] - 1e-9)
     width = (last - first) or 1
-    area = Area(180, "How many callers waited how long; in words above")
+    area = Area(180, "Number of callers by how long they waited; the text above summarizes it")
     top = max(counts) * 1.05
     area.scale(top, nice(top, 4, whole=True))
     bars = []
@@ -122,7 +122,7 @@ def _waits(seconds: Sequence[float]) -> str:
 
 
 def _figures(result: Result) -> str:
-    """Those that are not 0, with what they are about; the names of the others."""
+    """The nonzero figures, with explanations; only the names of the others."""
     rows = []
     for name, value in result.figures.items():
         metric = METRICS.get(name)
@@ -145,4 +145,4 @@ def _moments(recording: Recording) -> str:
     ]
     head = "<thead><tr><th scope=col>When<th scope=col>Where<th scope=col>What</thead>"
     left = [f"The first {len(listed)} of {len(recording.moments):,}."] * (len(listed) < len(recording.moments))
-    return section("What happened at once", f"{notes(left)}<table>{head}<tbody>{''.join(rows)}</table>")
+    return section("Moments", f"{notes(left)}<table>{head}<tbody>{''.join(rows)}</table>")

@@ -1,4 +1,4 @@
-"""Who waits on whom, drawn as a ring: down on the left, up on the right, and back to where it began."""
+"""Who waits on whom, drawn as a ring: down on the left, up on the right, and back to the start."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Sequence
 from ._figures import plain, text
 
 WIDTH, BOX, TALL, STEP = 340, 152, 34, 74
-"""Pixels: of the drawing, of a box, its height, and from one box to the next."""
+"""In pixels: width of the drawing, width and height of a box, distance between boxes."""
 LETTERS = 20
-"""That fit into a box."""
+"""Characters that fit into a box."""
 
 TIP = (
     "<svg class=defs aria-hidden=true><defs><marker id=tip viewBox='0 0 10 10' refX=9 refY=5 "
     "markerWidth=8 markerHeight=8 orient=auto><path d='M0 0L10 5L0 10Z'/></marker></defs></svg>"
 )
-"""The head of every arrow: once for a page."""
+"""The arrowhead, needed once per page."""
 
 Place = tuple[float, float]
 
 
 def ring(cycle: Sequence[str]) -> str:
-    """An SVG of the cycle, which has at least one part. Narrow enough for a phone."""
+    """Draw a cycle of at least one node as SVG, narrow enough for a phone."""
     places = _places(len(cycle))
     height = max(down for _, down in places) + TALL / 2 + 14
     told = f"{' waits on '.join((*cycle, cycle[0]))}."
@@ -41,7 +41,7 @@ def ring(cycle: Sequence[str]) -> str:
 
 
 def _places(count: int) -> list[Place]:
-    """Middles of the boxes. Both sides are equally high; where they have not as many boxes, one has more room."""
+    """The centres of the boxes. Both sides have the same height, so with an odd count one side is sparser."""
     down = math.ceil(count / 2)
     up = count - down
     left, right, top = BOX / 2 + 2, WIDTH - BOX / 2 - 2, TALL / 2 + 14
@@ -54,7 +54,7 @@ def _places(count: int) -> list[Place]:
 
 
 def _arrow(begin: Place, end: Place, count: int) -> str:
-    """From the edge of one box to the edge of the other."""
+    """An arrow from the edge of one box to the edge of another."""
     (x, y), (to_x, to_y) = begin, end
     if count == 1:  # it waits on itself
         right = x + BOX / 2

@@ -1,7 +1,7 @@
-"""Spans as rows and lanes: what the trace and the report draw from alike.
+"""Spans arranged in rows and lanes, for both the trace and the report.
 
-A task may hold several objects at once. No drawing of a row can show spans that overlap, so each row has
-as many lanes as overlap at most.
+A task may hold several objects at once. Overlapping spans cannot be drawn in one line, so each row has as
+many lanes as spans overlap.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ Lanes = list[tuple[Span, int]]
 
 
 def by_row(spans: Iterable[Span]) -> dict[str, list[Span]]:
-    """The spans of each row in order of time; rows in the order in which their first span starts.
+    """The spans of each row in order of time; rows in the order of their first start.
 
-    Spans are recorded as they end, so their own order would put last who waited longest.
+    Spans are recorded when they end, so the recorded order would put the longest waits last.
     """
     rows: dict[str, list[Span]] = {}
     for span in sorted(spans, key=lambda span: (span.start, span.end)):
@@ -27,7 +27,7 @@ def by_row(spans: Iterable[Span]) -> dict[str, list[Span]]:
 
 
 def in_lanes(spans: Iterable[Span]) -> Lanes:
-    """Give each span, which come in order of time, the lowest lane that is free by then."""
+    """Give each span, in order of time, the lowest lane that is free."""
     placed: Lanes = []
     free: list[int] = []
     taken: list[tuple[float, int]] = []

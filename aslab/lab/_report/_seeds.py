@@ -1,4 +1,4 @@
-"""A story run with many seeds: what all runs of one machine say together, and what its page shows of them."""
+"""A story run with many seeds: the summary of each machine, and what its page shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._tale import Outcome, Told
 
 
 class Machine(Protocol):
-    """What a story's machine is, whatever it differs from the others in."""
+    """What every machine of a story has."""
 
     @property
     def name(self) -> str: ...
@@ -46,7 +46,7 @@ class Seeds(Generic[M, C]):
     """One machine with all seeds."""
 
     MOSTLY: ClassVar[float]
-    """The share of seeds with which a machine has to get stuck that is expected to."""
+    """The share of runs that must get stuck for a machine that is expected to get stuck."""
 
     machine: M
     chapters: tuple[C, ...]
@@ -58,24 +58,24 @@ class Seeds(Generic[M, C]):
 
     @property
     def stuck(self) -> int:
-        """How many did not."""
+        """The number of runs that did not finish."""
         return len(self.chapters) - len(self.finished)
 
     @property
     def cycle(self) -> tuple[str, ...]:
-        """Who waits on whom where it is stuck: the most common cycle."""
+        """Who waits on whom when it is stuck: the most common cycle."""
         found = Counter(chapter.cycle for chapter in self.chapters if chapter.cycle)
         return found.most_common(1)[0][0] if found else ()
 
     @property
     def as_expected(self) -> bool:
-        """Whether it finished with every seed, or got stuck with most, as is expected of it."""
+        """Whether it ended as expected: finished with every seed, or got stuck with most."""
         if self.machine.ends == "finished":
             return not self.stuck
         return self.stuck >= self.MOSTLY * len(self.chapters)
 
     def stuck_in_words(self) -> str:
-        """Who waits on whom; empty where it never got stuck."""
+        """Who waits on whom, as text; empty if it never got stuck."""
         return " → ".join((*self.cycle, *self.cycle[:1]))
 
     def with_seed(self, seed: int) -> C:
@@ -85,10 +85,10 @@ class Seeds(Generic[M, C]):
     def told(
         self, seed: int, verdict: tuple[Outcome, str], cells: dict[str, str], more: dict[str, str], expected: str
     ) -> Told:
-        """For a page: the run with that seed in the charts, all of them in the tables.
+        """What a page shows: the run with that seed in the charts, all runs in the tables.
 
-        :param verdict: on a machine that finished with every seed
-        :param expected: what was expected, in words, in case something else came
+        :param verdict: used if the machine finished with every seed
+        :param expected: what was expected, shown if it ended differently
         """
         chapter = self.with_seed(seed)
         if self.stuck:
@@ -110,9 +110,9 @@ class Seeds(Generic[M, C]):
 
 
 def facts(rows: Sequence[Seeds[Any, Any]], expected: str, loop: str) -> dict[str, str]:
-    """What the head of a page says of all runs.
+    """The facts at the top of a page.
 
-    :param expected: who expected it
+    :param expected: the label of the share that ended as expected
     """
     count = len(rows[0].chapters)
     return {
@@ -130,11 +130,11 @@ def run_all(
     jobs: int,
     progress: Callable[[str, int], object] | None,
 ) -> dict[str, tuple[C, ...]]:
-    """Call ``once`` for each run, and sort what comes by machine, in order. Blocks.
+    """Call ``once`` for each run, and group the results by machine, in order. Blocks.
 
-    :param runs: its arguments; the first is the machine, the last the seed
+    :param runs: the arguments of each call; the first is the machine, the last the seed
     :param jobs: how many processes at once
-    :param progress: called with the machine and the seed of each run that has ended
+    :param progress: called with the machine and the seed of each finished run
     """
     chapters: dict[tuple[str, int], C] = {}
 

@@ -1,6 +1,6 @@
-"""A story as one page: which machine gets stuck, what each did over time, who waits on whom, and the words for it.
+"""A story as one page: which machine gets stuck, what each did over time, who waits on whom, and a glossary.
 
-It knows no machine and no term of its own. Who tells a story makes a `Tale` of it.
+It knows no machines and no terms: each story provides them as a `Tale`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from ._ring import TIP, ring
 
 MOST_POINTS = 1_000
 LOW = 60
-"""Pixels: an area that is lower has only two numbers beside it."""
+"""In pixels: a lower area has only two numbers beside it."""
 MOST_SPANS = 500
-"""Of each machine."""
+"""Per machine."""
 Outcome = Literal["good", "poor", "bad"]
 SIGNS: dict[Outcome, str] = {"good": "✓", "poor": "!", "bad": "✕"}
-"""So that colour is not all that tells them apart."""
+"""So that outcomes differ by more than colour."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A counter that every machine's chart has, on the same scale for all."""
+    """A counter in every machine's chart, on the same scale for all."""
 
     name: str
     """Its key in `Told.counters`."""
@@ -40,55 +40,55 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What came of one machine."""
+    """What the page shows of one machine."""
 
     name: str
     about: str
     outcome: Outcome
     verdict: str
-    """What became of it, in a few words."""
+    """The outcome in a few words."""
     cells: dict[str, str]
-    """Its row of the table, by heading."""
+    """Its cells in the first table, by heading."""
     more: dict[str, str]
-    """Its row of the second table, further down."""
+    """Its cells in the second table, further down."""
     time: float
-    """Seconds, of the run that is drawn, until it had finished, or was given up."""
+    """Seconds until the run that is drawn finished, or was given up."""
     finished: bool
-    """Whether that run did."""
+    """Whether that run finished."""
     spans: Sequence[Span] = ()
     counters: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     cycle: tuple[str, ...] = ()
     surprise: str = ""
-    """How its end differs from what was said of it."""
+    """What was expected of it instead; empty if it ended as expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tale:
-    """All that the page says."""
+    """Everything the page says."""
 
     title: str
     question: str
     about: str
     seed: int
-    """Of the runs that are drawn."""
+    """The seed of the runs that are drawn."""
     machines: Sequence[Told]
     curves: Sequence[Curve]
     how_to_read: Sequence[str]
-    """Sentences; what is the same for all stories is there already."""
+    """Sentences specific to this story."""
     parts: dict[str, str] = field(default_factory=dict)
-    """What the parts of a cycle do, by name, or by the first word of it."""
+    """What each node of a cycle does, by its name or the first word of it."""
     terms: dict[str, str] = field(default_factory=dict)
     more: str = ""
-    """What the second table is about."""
+    """The explanation of the second table."""
     looks: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Stretches of time worth a closer look, by name."""
+    """Intervals worth a closer look, by name."""
     facts: dict[str, str] = field(default_factory=dict)
 
 
 def write_tale(path: str | os.PathLike[str], tale: Tale) -> None:
     """Write the page, which fetches nothing; well under 1 MB for ten machines.
 
-    What is drawn is bounded. The same tale gives the same bytes. Does not suspend; blocks while it writes.
+    The amount drawn is bounded. The same tale gives the same bytes. Does not suspend; blocks while it writes.
 
     :raises OSError: if the file cannot be written
     """
@@ -102,7 +102,7 @@ def _header(tale: Tale) -> str:
     if not stuck:
         answer = "None does: every run finishes."
     else:
-        rest = {0: "No other machine is here.", 1: "The other one finishes."}.get(
+        rest = {0: "There is no other machine.", 1: "The other one finishes."}.get(
             others, f"The other {others} finish."
         )
         answer = f"{'Only ' * (len(stuck) == 1 < len(tale.machines))}{_listed(stuck)}. {rest}"
@@ -125,7 +125,7 @@ def _listed(names: list[str]) -> str:
 
 
 def mark(outcome: Outcome, words: str) -> str:
-    """An outcome in words, in its colour, with its sign."""
+    """An outcome as text, with its colour and sign."""
     return f'<span class="mark {outcome}"><b aria-hidden=true>{SIGNS[outcome]}</b> {text(words)}</span>'
 
 
@@ -159,7 +159,7 @@ def _second_table(tale: Tale) -> str:
 
 
 def _charts(tale: Tale) -> str:
-    """A chart a machine, one above the other, all over the same time and on the same scales."""
+    """A chart per machine, stacked, with the same time axis and scales."""
     end = max(one.time for one in tale.machines) * 1.02 or 1.0
     tops = {
         curve.name: max(
@@ -171,10 +171,10 @@ def _charts(tale: Tale) -> str:
     parts = [_one_chart(tale, number, tops, end, left_out) for number in range(len(tale.machines))]
     common = [
         "All charts have the same time and the same scales.",
-        "The dotted line is where a machine had finished.",
+        "The dotted line is where a machine finished.",
     ]
     if not all(one.finished for one in tale.machines):
-        common.append("Shaded: the machine is stuck. Nothing can happen any more, so the shade has no end.")
+        common.append("Shaded: the machine is stuck. Nothing can happen any more, so the shading has no end.")
     how = "".join(f"<li>{text(one)}" for one in (*tale.how_to_read, *common))
     told = f"<details open><summary>How to read this</summary><ul>{how}</ul></details>{notes(left_out)}"
     looks = {name: (begin, min(finish, end)) for name, (begin, finish) in tale.looks.items()}
@@ -215,7 +215,7 @@ def _one_chart(tale: Tale, number: int, tops: dict[str, float], end: float, left
 
 
 def _shades(area: Area, one: Told, spans: Iterable[Span], end: float) -> None:
-    """Behind the curve; what lasts as the machine is given up has no end, so it goes on to that of the axis."""
+    """Shade behind the curve; a span still open when the machine is given up extends to the end of the axis."""
     by_kind: dict[str, list[tuple[float, float, str]]] = {}
     for span in spans:
         finish = end if not one.finished and span.end >= one.time else min(span.end, end)
@@ -225,12 +225,12 @@ def _shades(area: Area, one: Told, spans: Iterable[Span], end: float) -> None:
         if kind == "stuck":
             shade(area, those, COLOURS["stuck"], "stuck")
         else:
-            for half in (0, 1):  # neighbours touch, so each other one is a little darker
+            for half in (0, 1):  # neighbours touch, so every other one is a little darker
                 shade(area, those[half::2], COLOURS.get(kind, COLOURS["failed"]), f"band{half}")
 
 
 def _rings(tale: Tale) -> str:
-    """Who waits on whom, for each machine that got stuck in a circle."""
+    """Who waits on whom, for each machine stuck in a cycle."""
     drawn = []
     for number, one in enumerate(tale.machines):
         if not one.cycle:
@@ -244,7 +244,7 @@ def _rings(tale: Tale) -> str:
         )
     if not drawn:
         return ""
-    told = "<p>An arrow is read “waits on”. Follow them, and you are back where you began: nobody can go on.</p>"
+    told = "<p>An arrow means “waits on”. Follow them and you are back where you started: nobody can go on.</p>"
     return section("Who waits on whom", TIP + told + "".join(drawn), "cycle")
 
 

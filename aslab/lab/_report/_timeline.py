@@ -1,4 +1,4 @@
-"""The timeline of a scenario's page: who did what when, and under it how many objects there were."""
+"""The timeline on a scenario's page: who did what when, with the numbers of objects below."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from ._rows import by_row, in_lanes
 
 MOST_TASKS = 60
 MOST_OTHERS = 20
-"""Rows of the worker, of the caches, and of moments that belong to none."""
+"""Most rows of the worker, of the caches, and of other moments."""
 MOST_SPANS = 3_000
 MOST_LANES = 6
 MOST_MOMENTS = 500
 MOST_POINTS = 18_000
-"""Of all counters together."""
+"""Over all counters."""
 MOST_COUNTERS = 12
 FLAT = 0.05
-"""A counter that changes by no more than this share of its greatest value is not drawn."""
+"""A counter that varies by no more than this share of its maximum is not drawn."""
 
 ROW, COUNTS = 20, 150
 """Heights in pixels."""
 WIDE, NARROW = 26, 12
-"""Letters of a row's name on wide and narrow screens."""
+"""Characters of a row's name on wide and narrow screens."""
 Stall = tuple[float, float, str]
-"""From, to, and in words."""
+"""Begin, end, and description."""
 
 
 @dataclass(slots=True)
 class _Rows:
-    """Rows from the top to the bottom, some of them just headings, and what is on them."""
+    """The rows from top to bottom, including headings, and what is on them."""
 
     labels: list[str] = field(default_factory=list)
     places: dict[str, int] = field(default_factory=dict)
-    """Of the rows of spans, by name. A task has it before a cache of the same name."""
+    """The row of each name. A task takes precedence over a cache of the same name."""
     bars: list[tuple[Span, float, float]] = field(default_factory=list)
-    """Where in pixels from the top, and how high."""
+    """Position from the top and height, in pixels."""
     left_out: list[str] = field(default_factory=list)
-    """In sentences."""
+    """What was left out, in sentences."""
 
     def head(self, words: str) -> None:
         self.labels.append(f'<span class="row head" style="top:{(len(self.labels) + 0.5) * ROW}px">{words}</span>')
@@ -58,7 +58,7 @@ class _Rows:
 
 
 def timeline(recording: Recording, duration: float) -> str:
-    """Tasks, worker, caches and moments as rows over time; under them the counters, over the same time."""
+    """Tasks, worker, caches and moments as rows over time, and below them the counters."""
     spans = (*recording.tasks, *recording.worker, *recording.caches)
     end = max((duration, *(span.end for span in spans))) or 1.0
     stalls = _stalls(recording)
@@ -66,7 +66,7 @@ def timeline(recording: Recording, duration: float) -> str:
     _add_spans(rows, "Tasks", recording.tasks, MOST_TASKS)
     _add_spans(rows, "Worker", recording.worker, MOST_OTHERS)
     _add_spans(rows, "Caches", recording.caches, MOST_OTHERS)
-    area = Area(0, "Who did what when; the tables below have it in words")
+    area = Area(0, "Who did what when; the tables below say the same as text")
     strangers = _add_strangers(rows, recording)
     area.height = ROW * max(2, len(rows.labels))
     area.labels = rows.labels
@@ -74,11 +74,13 @@ def timeline(recording: Recording, duration: float) -> str:
     kinds = _draw_bars(area, rows)
     dots = _draw_moments(area, rows, recording)
     told = legend(kinds) + (
-        "<p class=note>A dot is a moment: something that happened at once.</p>" if dots else ""
+        "<p class=note>A dot is a moment: something that happened at one point in time.</p>" if dots else ""
     )
-    shaded = ["Shaded: no slab comes. A grow is stuck, or a cache DEADLOCKED: its slab is late."] if stalls else []
+    shaded = (
+        ["Shaded: no slab arrives. A grow is stuck, or a cache is DEADLOCKED: its slab is late."] if stalls else []
+    )
     if recording.caches:
-        shaded.append("In capitals: marks of a cache.")
+        shaded.append("In capitals: the marks of a cache.")
     parts = [told, times(end), area.html(end), *_counters(rows, recording, duration, end, stalls)]
     if strangers:
         rows.leave_out(MOST_OTHERS, strangers, "rows of moments", "the first")
@@ -86,7 +88,7 @@ def timeline(recording: Recording, duration: float) -> str:
 
 
 def _stalls(recording: Recording) -> list[Stall]:
-    """When no slab came in time: a grow was stuck for good, or a cache DEADLOCKED. Those that overlap are one."""
+    """When no slab arrived in time: a grow was stuck, or a cache DEADLOCKED. Overlapping intervals are merged."""
     late = [span for span in recording.worker if span.kind == "stuck"]
     late += [span for span in recording.caches if span.kind == "DEADLOCKED"]
     merged: list[tuple[float, float]] = []
@@ -95,7 +97,7 @@ def _stalls(recording: Recording) -> list[Stall]:
             merged[-1] = (merged[-1][0], max(merged[-1][1], span.end))
         else:
             merged.append((span.start, span.end))
-    return [(begin, end, f"no slab comes for {lasting(end - begin)}") for begin, end in merged[:MOST_MOMENTS]]
+    return [(begin, end, f"no slab arrives for {lasting(end - begin)}") for begin, end in merged[:MOST_MOMENTS]]
 
 
 def _add_spans(rows: _Rows, heading: str, spans: list[Span], most: int) -> None:
@@ -114,7 +116,7 @@ def _add_spans(rows: _Rows, heading: str, spans: list[Span], most: int) -> None:
 
 
 def _draw_bars(area: Area, rows: _Rows) -> dict[str, str]:
-    """A group for each kind, in the order of the colours, which are given back."""
+    """Draw a group per kind. Returns the colours used, in order."""
     drawn = longest(rows.bars, MOST_SPANS, lambda bar: bar[0].end - bar[0].start)
     rows.leave_out(len(drawn), len(rows.bars), "spans of these rows", "the longest")
     kinds: dict[str, list[Bar]] = {}
@@ -133,7 +135,7 @@ def _tell(span: Span) -> str:
 
 
 def _add_strangers(rows: _Rows, recording: Recording) -> int:
-    """Rows for moments that are on no row of spans; answers how many there were, if these were too many."""
+    """Add rows for moments without a row of spans. Returns how many there were, if that was too many."""
     known = {span.row for span in (*recording.tasks, *recording.worker, *recording.caches)}
     strangers = [row for row in dict.fromkeys(moment.row for moment in recording.moments) if row not in known]
     if strangers:
@@ -144,7 +146,7 @@ def _add_strangers(rows: _Rows, recording: Recording) -> int:
 
 
 def _draw_moments(area: Area, rows: _Rows, recording: Recording) -> int:
-    """On the row of the same name."""
+    """Draw moments on the row of the same name."""
     drawn = [moment for moment in recording.moments if moment.row in rows.places][:MOST_MOMENTS]
     rows.leave_out(len(drawn), len(recording.moments), "moments", "the first on these rows")
     dots = [
@@ -161,7 +163,7 @@ def _draw_moments(area: Area, rows: _Rows, recording: Recording) -> int:
 
 
 def _counters(rows: _Rows, recording: Recording, duration: float, end: float, stalls: list[Stall]) -> list[str]:
-    """Objects in one area, pages in another. Those that hardly change are told, not drawn."""
+    """Objects in one area, pages in another. Counters that hardly change are listed, not drawn."""
     moving, flat = {}, []
     for name, given in recording.counters.items():
         values = [value for _, value in given if math.isfinite(value)]
@@ -193,7 +195,7 @@ def _counters(rows: _Rows, recording: Recording, duration: float, end: float, st
         parts += [f"<h3>{unit.title()}</h3>", legend({name: colours[name] for name in names}, units)]
         parts += [area.html(end), times(end)]
     if flat:
-        parts.append(notes([f"Not drawn, for it hardly changes: {', '.join(flat)}."]))
+        parts.append(notes([f"Not drawn because it hardly changes: {', '.join(flat)}."]))
     return parts
 
 
@@ -202,13 +204,13 @@ def _points(
 ) -> list[tuple[float, float]]:
     points = thinned(changes(given), most)
     rows.leave_out(
-        len(points), len(changes(given)), f"points of {name!r}", "each least and greatest is among them"
+        len(points), len(changes(given)), f"points of {name!r}", "every minimum and maximum is among them"
     )
     return points + [(end, points[-1][1])] * (points[-1][0] < end)
 
 
 def _colours(names: dict[str, list[tuple[float, float]]]) -> dict[str, str]:
-    """Of their own where they have a meaning; the others are told apart from these and from each other."""
+    """The colour of each counter: its own if it has one, otherwise a distinct one."""
     taken = {COLOURS[name] for name in names if name in COLOURS}
     free = [colour for colour in map(other_colour, range(8)) if colour not in taken] or list(taken)
     others = [name for name in names if name not in COLOURS]

@@ -1,7 +1,7 @@
-"""A run as a file for Perfetto or chrome://tracing: what happened when, to zoom into.
+"""A run as a trace for Perfetto or chrome://tracing.
 
-The format is the "Trace Event Format" of Chrome. An event a line, written as it is made: a long run has
-more of them than one would like to hold twice.
+The format is Chrome's "Trace Event Format", one event per line. Events are written as they are generated:
+a long run has too many to hold twice.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Json = dict[str, Any]
 Thread = tuple[int, int]
 """A process and a thread in it."""
 FIRST_THREAD = 100
-"""Threads have numbers of their own in all the file: one that is its process' number is taken for its main one."""
+"""Thread numbers are unique in the file: one equal to its process number would be taken for the main thread."""
 
 
 def write_trace(path: str | os.PathLike[str], result: Result, recording: Recording) -> None:
     """Write a run as trace events; opens in ui.perfetto.dev and chrome://tracing.
 
-    Processes are the tasks, the worker, the caches and the counters; each task is a thread, and further
-    threads, as ``writer-3 (2)``, have what it does at the same time. The same run gives the same bytes.
+    The processes are tasks, worker, caches and counters. Each task is a thread; further threads, such as
+    ``writer-3 (2)``, hold what overlaps with that. The same run gives the same bytes.
     Does not suspend; blocks while it writes.
 
     :raises OSError: if the file cannot be written
@@ -78,7 +78,7 @@ def _rows(pid: int, spans: list[Span], numbers: Iterator[int], known: dict[str, 
 
 
 def _moments(recording: Recording, pid: int, numbers: Iterator[int], known: dict[str, Thread]) -> Iterator[Json]:
-    """On the row of the same name, where there is one."""
+    """Moments, on the row of the same name if there is one."""
     strangers = [moment.row for moment in recording.moments if moment.row not in known]
     if strangers:
         yield from _named("process", "moments", pid)
@@ -96,20 +96,20 @@ def _counters(recording: Recording, pid: int) -> Iterator[Json]:
         yield from _named("process", "counters", pid)
     for name, points in recording.counters.items():
         for time, value in points:
-            if math.isfinite(value):  # JSON has no word for what is not
+            if math.isfinite(value):  # JSON cannot express other numbers
                 ts = _nanoseconds(time) / 1000
                 yield {"ph": "C", "name": name, "ts": ts, "pid": pid, "args": {"value": value}}
 
 
 def _named(what: str, name: str, pid: int, tid: int | None = None) -> Iterator[Json]:
-    """A name, and the place among the others."""
+    """The name of a process or thread, and its sort order."""
     where = {"pid": pid} if tid is None else {"pid": pid, "tid": tid}
     yield {"ph": "M", "name": f"{what}_name", **where, "args": {"name": name}}
     yield {"ph": "M", "name": f"{what}_sort_index", **where, "args": {"sort_index": tid or pid}}
 
 
 def _nanoseconds(seconds: float) -> int:
-    """Whole ones, so that what does not overlap in the recording does not in the file."""
+    """Whole nanoseconds, so that spans that do not overlap in the recording do not overlap in the file."""
     return round(seconds * 1e9)
 
 
