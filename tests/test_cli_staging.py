@@ -129,7 +129,7 @@ def test_unknown_machine_is_one_line_that_says_which_there_are(here: Here) -> No
     "given", [("--fragmented", "3"), ("--set", "hogs=8"), ("--grid", "x.toml"), ("--resume", "x"), ("--controls",)]
 )
 def test_options_of_the_other_story_are_refused(here: Here, given: tuple[str, ...]) -> None:
-    assert f"{given[0]}: allowed not with --of staging" in told(here(*STAGING, *given), 2)
+    assert f"{given[0]}: cannot be given with --of staging" in told(here(*STAGING, *given), 2)
 
 
 def test_report_that_cannot_be_written_is_told_before_anything_is_run(here: Here, tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_unknown_machine_is_one_line_that_says_which_there_are(here: Here) -> No
 def test_bad_seeds_are_one_line_that_says_what_is_allowed(here: Here, seeds: str) -> None:
     message = told(here("lab", "story", f"--seeds={seeds}"), 2)
     assert "--seeds" in message
-    assert "allowed are a number, such as 20, or a range, such as 20:40" in message
+    assert "must be a number, such as 20, or a range, such as 20:40" in message
 
 
 @pytest.mark.parametrize("option", [("--fragmented", "51"), ("--fragmented", "-1"), ("--loop", "curio")])
@@ -260,23 +260,23 @@ class TestSet:
     @pytest.mark.parametrize(
         ("given", "says"),
         [
-            ("hogs=0", "--set hogs: 0 is not allowed; allowed are whole numbers from 1 to 256"),
-            ("hogs=x", "--set hogs: 'x' is not allowed; allowed are whole numbers from 1 to 256"),
-            ("hogs=", "--set hogs: '' is not allowed; allowed are whole numbers"),
-            ("hogs=1\nx=2", "--set hogs: '1\\nx=2' is not allowed; allowed are whole numbers"),
-            ("disk=0.1", "--set disk: 0.1 is not allowed; allowed are two numbers of seconds"),
+            ("hogs=0", "--set hogs: 0 is not allowed; must be a whole number from 1 to 256"),
+            ("hogs=x", "--set hogs: 'x' is not allowed; must be a whole number from 1 to 256"),
+            ("hogs=", "--set hogs: '' is not allowed; must be a whole number"),
+            ("hogs=1\nx=2", "--set hogs: '1\\nx=2' is not allowed; must be a whole number"),
+            ("disk=0.1", "--set disk: 0.1 is not allowed; must be two numbers of seconds"),
             (
                 "disk=0.2,0.1",
-                "--set disk: [0.2, 0.1] is not allowed; allowed are two numbers of seconds, the smaller",
+                "--set disk: [0.2, 0.1] is not allowed; must be two numbers of seconds, the smaller",
             ),
-            ("hog=3", "--set hog: 3 is not allowed; unknown key, allowed are pages, min_share, "),
-            ("hogs", "--set 'hogs': allowed are KEY=VALUE, such as hogs=8"),
-            ("=3", "--set '=3': allowed are KEY=VALUE"),
-            ("a\x1bb=3", "--set 'a\\x1bb=3': allowed are KEY=VALUE"),
+            ("hog=3", "--set hog: 3 is not allowed; unknown key; known keys are pages, min_share, "),
+            ("hogs", "--set 'hogs': must be KEY=VALUE, such as hogs=8"),
+            ("=3", "--set '=3': must be KEY=VALUE"),
+            ("a\x1bb=3", "--set 'a\\x1bb=3': must be KEY=VALUE"),
             ("hogs=" + "9" * 5000, "--set 'hogs=999"),
             (
                 "pages=4096",
-                "txg_blocks: 64 is not allowed; allowed is what leaves ZFS with 1856 pages, half of",
+                "txg_blocks: 64 is not allowed; must let ZFS fit in 1856 pages, half of",
             ),
         ],
     )
@@ -291,8 +291,8 @@ class TestSet:
         ("args", "says"),
         [
             (("--set", "hogs=3", "--set", "hogs=4"), "hogs is set twice"),
-            (("--set", "pinned=0.1", "--fragmented", "3"), "--fragmented: allowed not with --set pinned"),
-            (("--resume", "results"), "--resume: allowed with --grid"),
+            (("--set", "pinned=0.1", "--fragmented", "3"), "--fragmented: cannot be given with --set pinned"),
+            (("--resume", "results"), "--resume: needs --grid"),
         ],
     )
     def test_options_that_do_not_go_together_are_one_line(
@@ -357,9 +357,9 @@ class TestGrid:
     @pytest.mark.parametrize(
         ("text", "says"),
         [
-            ("[vary]\nhogs = [0]", "vary.hogs.0: 0 is not allowed; allowed are whole numbers from 1 to 256"),
-            ("[vary]\nhog = [3]", "vary.hog: [3] is not allowed; unknown key, allowed are pages, "),
-            ("draw", "text: 'draw' is not allowed; allowed is TOML"),
+            ("[vary]\nhogs = [0]", "vary.hogs.0: 0 is not allowed; must be a whole number from 1 to 256"),
+            ("[vary]\nhog = [3]", "vary.hog: [3] is not allowed; unknown key; known keys are pages, "),
+            ("draw", "text: 'draw' is not allowed; must be TOML"),
             ("[fixed]\npages = 4096", "no configuration makes sense; the first: txg_blocks: 64 is not allowed"),
         ],
     )
@@ -375,7 +375,7 @@ class TestGrid:
         (tmp_path / "notes").write_text("not to be lost")
         assert "line 1: b'not to be lost' is not" in told(here(*SMOKE, "--resume", tmp_path / "notes"), 2)
         assert (tmp_path / "notes").read_text() == "not to be lost"
-        assert "--report: allowed not with --grid" in told(here(*SMOKE, "--report", tmp_path / "a.html"), 2)
+        assert "--report: cannot be given with --grid" in told(here(*SMOKE, "--report", tmp_path / "a.html"), 2)
         assert "--set hogs: 3 is not allowed; " in told(here(*SMOKE, "--set", "hogs=3"), 2)
 
 

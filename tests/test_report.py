@@ -104,7 +104,7 @@ def test_page_of_a_run_that_passed_and_saw_nothing_says_so(tmp_path: Path) -> No
     assert "No caller had to wait." in page
     assert "stuck</h2>" not in page
     page = page_of(tmp_path, replace(result, verdicts=RESULT.verdicts[1:]), Recording())
-    assert "Passed: every expectation holds" in page
+    assert "Passed: every expectation was met" in page
 
 
 def test_nothing_given_is_taken_for_html(tmp_path: Path) -> None:

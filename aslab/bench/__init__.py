@@ -1,12 +1,12 @@
 """``aslab bench``: what things cost, measured here and now.
 
-Machines are shared and noisy, so everything that is compared runs interleaved in one process, and
-what counts are the ratios. Times are the best of several rounds.
+Machines are shared and noisy, so what is compared runs interleaved in one process, and the ratios are what
+counts. Times are the best of several rounds.
 
     _app                         the command, and its tables
-    _pair  _handover  _waiters   alloc and free on a hit; among tasks that wait; many that wait
-    _stall  _move  _scale        does growth stall the loop; do moves; does anything grow with what there is
-    _emergency  _emergency_free  emergency objects while growth is stuck; among many of them
+    _pair  _handover  _waiters   alloc and free on a hit; among waiting tasks; with many of them
+    _stall  _move  _scale        does growth stall the loop, or a move, or anything when there is a lot of it?
+    _emergency  _emergency_free  emergency objects while growth is stuck; freeing one of many
     _index                       how emergency objects are looked up
     _lab                         how fast the lab is
 """

@@ -1,4 +1,4 @@
-"""The command ``aslab bench`` and its tables: each module here adds a command of its own."""
+"""The command ``aslab bench``, to which each module here adds a command, and its tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress bars: on stderr, and only where that is a terminal."""
+"""Progress bars: on stderr, and only if that is a terminal."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from rich.progress import Progress, ProgressColumn
 
 
 def bar(*columns: ProgressColumn | str) -> Progress:
-    """A bar that is gone at the end of its block. Titles are shown as they are.
+    """A progress bar that disappears at the end of its block. Titles are shown without markup.
 
-    :param columns: what to show; rich's own choice if there are none
+    :param columns: what to show; rich's default if empty
     """
     return Progress(
         *columns,

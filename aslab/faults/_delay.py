@@ -1,4 +1,4 @@
-"""How long something takes: a fixed time, a random one, or a list; for faults and for emulated memory."""
+"""Delays for faults and emulated memory: fixed, random, or from a list."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .._errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
-    """Seconds, anything from ``low`` to ``high`` alike."""
+    """Seconds, distributed uniformly from ``low`` to ``high``."""
 
     low: float
     high: float
@@ -22,12 +22,12 @@ class Uniform:
         seconds("low", self.low, zero=True)
         seconds("high", self.high, zero=True)
         if self.high < self.low:
-            raise ConfigError("high", self.high, f"allowed is at least low, {self.low}")
+            raise ConfigError("high", self.high, f"must be at least low, {self.low}")
 
 
 @dataclass(frozen=True, slots=True)
 class Exponential:
-    """Seconds, mostly short and now and then long, ``mean`` on average."""
+    """Seconds, distributed exponentially: mostly short, sometimes long, ``mean`` on average."""
 
     mean: float
 
@@ -36,13 +36,13 @@ class Exponential:
 
 
 Delay = float | Uniform | Exponential | Sequence[float]
-"""Always the same, drawn at random, or a list that is replayed, over and over."""
+"""Constant, random, or a list that is repeated."""
 
 
 def drawing(field: str, delay: Delay, seed: int) -> Callable[[], float]:
-    """A function that answers the next delay in seconds.
+    """A function that returns the next delay in seconds.
 
-    :raises ConfigError: naming ``field``
+    :raises ConfigError: for ``field``, if the delay is wrong
     """
     draw = random.Random(seed)
     if isinstance(delay, Uniform):
@@ -53,9 +53,9 @@ def drawing(field: str, delay: Delay, seed: int) -> Callable[[], float]:
         return lambda: draw.expovariate(1 / mean) if mean else 0.0
     if isinstance(delay, Sequence):
         if not delay:
-            raise ConfigError(field, delay, "allowed is a list of at least one delay")
+            raise ConfigError(field, delay, "must be a list of at least one delay")
         for one in delay:
-            seconds(field, one, zero=True)  # also what a string consists of is refused here
+            seconds(field, one, zero=True)  # this also refuses the characters of a string
         return itertools.cycle(tuple(delay)).__next__
     seconds(field, delay, zero=True)
     fixed = float(delay)

@@ -1,9 +1,9 @@
-"""Where a service learns that it should give idle memory back: the protocol, and what Linux has to say.
+"""Sources of memory pressure, which tell a service to return idle memory: the protocol, and those of Linux.
 
-`Cgroup` for a service with a memory limit of its own, such as a container; `Psi` for one that shares a
-machine; `Signal` is pressed by hand. Your own is any class with the method of `Source`.
-`aslab.emulation.Shrinker` is the same for an emulated machine. Importing this is safe anywhere; where the
-kernel has no such thing, a source ends as soon as it is run.
+`Cgroup` is for a service with its own memory limit, such as a container; `Psi` for one that shares a machine;
+`Signal` is triggered by hand. Any class with the method of `Source` is a source, too.
+`aslab.emulation.Shrinker` is one for an emulated machine. Importing this is safe everywhere; if the kernel does
+not support a source, the source ends at once.
 """
 
 from ._cgroup import Cgroup as Cgroup

@@ -1,8 +1,7 @@
-"""Waiting for files to change, on the event loop: Linux' inotify(7), through ctypes.
+"""Waits for files to change, on the event loop: Linux' inotify(7) through ctypes.
 
-The kernel's files of a cgroup say so when they change, and this is how it can be heard without asking
-again and again. What changed is not told: whoever waits reads the few files it cares for anyway, and
-that is right also where events were merged or overflowed.
+The kernel signals changes to the files of a cgroup, and this receives them without polling. It does not say what
+changed: the caller reads the few files it needs anyway, which is also correct when events were merged or lost.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ import os
 import anyio
 
 MODIFY = 0x2
-"""The file was written, or the kernel has something new in it (linux/inotify.h: IN_MODIFY)."""
+"""The file was written, or its contents from the kernel changed (linux/inotify.h: IN_MODIFY)."""
 DELETE = 0x200
 """Something in the directory was removed (IN_DELETE)."""
 DELETE_SELF = 0x400
-"""The file itself was removed (IN_DELETE_SELF). The kernel's own file systems do not always tell."""
+"""The file itself was removed (IN_DELETE_SELF). Kernel file systems do not always signal this."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -27,24 +26,24 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Inotify:
     """Watches files. For one task; closed by its ``with`` block.
 
-    Costs one file descriptor, and one of the user's inotify instances (fs.inotify.max_user_instances, 128
-    on most systems).
+    Costs one file descriptor, and one of the user's inotify instances (fs.inotify.max_user_instances, 128 on
+    most systems).
 
-    :raises OSError: where there is no inotify, or too many are in use
+    :raises OSError: if there is no inotify, or too many are in use
     """
 
     def __init__(self) -> None:
         self._fd = _call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
 
     def watch(self, path: str, events: int) -> None:
-        """Let `changed` return for these events of the file or directory, from now on.
+        """From now on, make `changed` return on these events of the file or directory.
 
-        :raises OSError: if it is not there, or may not be read
+        :raises OSError: if it does not exist, or cannot be read
         """
         _call("inotify_add_watch", self._fd, os.fsencode(path), ctypes.c_uint32(events))
 
     async def changed(self) -> None:
-        """Suspend until something was heard since the last time. Cancelled, it loses nothing."""
+        """Suspend until there were events since the last call. Cancelling loses none."""
         await anyio.wait_readable(self._fd)
         with contextlib.suppress(BlockingIOError):
             os.read(self._fd, 65536)

@@ -1,4 +1,4 @@
-"""Pressure that somebody tells of by hand."""
+"""Pressure reported by hand."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import anyio
 
 
 class Signal:
-    """A `Source` that is pressed by hand: for a service that knows before the kernel does, and for tests."""
+    """A `Source` triggered by hand, for a service that knows before the kernel does, and for tests."""
 
     def __init__(self) -> None:
         self._listeners: list[Callable[[int | None], object]] = []
 
     def press(self, nbytes: int | None = None) -> None:
-        """Say that so many bytes are wanted back; None is all that can be spared.
+        """Ask for that many bytes; None means everything that can be spared.
 
-        Heard by every allocator that is open with it now. Does not suspend; event loop's thread only.
+        Reaches every allocator currently open with this source. Does not suspend; event loop's thread only.
         """
         for listener in tuple(self._listeners):
             listener(nbytes)
 
     async def run(self, on_pressure: Callable[[int | None], object]) -> None:
-        """As `Source.run`; it ends only by cancellation."""
+        """As `Source.run`; it only ends when cancelled."""
         self._listeners.append(on_pressure)
         try:
             await anyio.sleep_forever()

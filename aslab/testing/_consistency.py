@@ -10,9 +10,9 @@ from ._inside import pool_of
 
 
 def check_consistency(cache: Cache[Any]) -> None:
-    """Recount everything in a cache. Event loop's thread, between two suspensions, no other thread busy.
+    """Recount everything in a cache. Event loop's thread only, with no other thread using the cache.
 
-    :raises AssertionError: naming what does not add up
+    :raises AssertionError: with what does not add up
     """
     pool, stats = pool_of(cache), cache.stats()
     depot = pool.depot

@@ -1,4 +1,4 @@
-"""The one way into the core from outside: for tests, benchmarks and the lab, which look where no user may."""
+"""The only access to the core's internals, for tests, benchmarks and the lab."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .._kmem._state import Mark
 
 
 def pool_of(cache: Cache[Any]) -> Pool[Any]:
-    """The parts of a cache, which caches that were merged share."""
+    """The pool of a cache, which merged caches share."""
     return cache._pool
 
 
 def observe_marks(cache: Cache[Any], observer: Callable[[str, Mark, Mark], object]) -> None:
-    """Have each change of a cache's marks told: what happened, the marks before, and after."""
+    """Call ``observer`` on each change of a cache's marks, with the event and the marks before and after."""
     pool_of(cache).marks.observer = observer
 
 
@@ -27,6 +27,6 @@ async def growth_ended(kmem: Allocator) -> None:
 
 
 async def given_back(kmem: Allocator) -> None:
-    """Wait until every region that was to go back to its backend has gone."""
+    """Wait until every queued release to a backend is done."""
     await kmem._engine.supply.idle()
     await kmem._engine.emergency_supply.idle()

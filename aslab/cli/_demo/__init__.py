@@ -1,11 +1,11 @@
-"""``aslab demo``: a checksum service, healthy and with memory that is stuck.
+"""``aslab demo``: a checksum service, with healthy memory and with memory that is stuck.
 
-_command   the options, and what they mean
-_files     which files there are to read
+_command   the options
+_files     finding files
 _service   the service, a good example of how to use aslab
-_resume    whether normal operation has resumed after a fault
-_runs      which runs there are, and whether one ended well
-_report    for people
-_output    for programs
-_progress  a bar while it runs
+_resume    has normal operation resumed after a fault?
+_runs      the runs, and whether they ended well
+_report    output for people
+_output    output for programs
+_progress  the progress bar
 """

@@ -1,4 +1,4 @@
-"""``aslab demo``: the checksum service, healthy and with memory that is stuck."""
+"""``aslab demo``: its options, and the order of its steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BUFFER_MOST = 2**30
 LIMIT_MOST = 2**40
 TASKS_MOST = 10_000
 NOT_STDLIB = ("site-packages", "dist-packages")
-"""Folders inside of the standard library's that are not part of it."""
+"""Folders inside the standard library's folder that are not part of it."""
 
 
 def demo(
@@ -30,35 +30,35 @@ def demo(
         list[str] | None,
         typer.Argument(metavar="PATH", help="Files and folders; by default Python's standard library."),
     ] = None,
-    loop: Annotated[Loop | None, typer.Option(help="One run, on this event loop.")] = None,
+    loop: Annotated[Loop | None, typer.Option(help="Do one run, on this event loop.")] = None,
     inject: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FAULT",
-            help="One run, with slab memory that misbehaves; may be repeated. "
-            "Such as latency:250ms, deadlock:3s, failslab:probability=20.",
+            help="Do one run with faulty slab memory, such as latency:250ms, deadlock:3s or "
+            "failslab:probability=20; may be repeated.",
         ),
     ] = None,
     buffer: Annotated[
-        str, typer.Option(metavar="SIZE", help="Bytes of one buffer, as 65536, 64KiB, 1M.")
+        str, typer.Option(metavar="SIZE", help="Size of one buffer, such as 65536, 64KiB, 1M.")
     ] = "1MiB",
-    limit: Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of slabs.")] = "32MiB",
-    tasks: Annotated[int, typer.Option(min=1, max=TASKS_MOST, help="Tasks that read at the same time.")] = 64,
-    sums: Annotated[bool, typer.Option("--sums", help="One run; print what `sha256sum -c` reads.")] = False,
+    limit: Annotated[str, typer.Option(metavar="SIZE", help="Most memory for slabs.")] = "32MiB",
+    tasks: Annotated[int, typer.Option(min=1, max=TASKS_MOST, help="Number of concurrent tasks.")] = 64,
+    sums: Annotated[bool, typer.Option("--sums", help="Do one run; print lines for `sha256sum -c`.")] = False,
     table: Annotated[
-        bool, typer.Option("--table", help="Show /proc/spl/kmem/slab after each run: 150 columns.")
+        bool, typer.Option("--table", help="Show /proc/spl/kmem/slab after each run, 150 columns wide.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Run a checksum service: hash files with many tasks, through few buffers.
 
-    Without --loop, --inject and --sums it runs three times: on asyncio, on trio, and on asyncio with
-    the growth of the pool stuck for 3 seconds. The checksums must be the same.
+    Without --loop, --inject and --sums it runs three times: on asyncio, on trio, and on asyncio with growth
+    stuck for 3 seconds. The checksums must be the same.
 
-    Exit code 0 if all is well, 1 if not, 2 for bad input.
+    The exit code is 0 if all is well, 1 if not, 2 for bad input.
     """
     if sums and as_json:
-        raise BadInput("--sums and --json cannot go together: each wants stdout for itself")
+        raise BadInput("--sums and --json cannot be combined: both write to stdout")
     settings = Settings(
         buffer=parse_size("buffer", buffer, BUFFER_MOST), limit=parse_size("limit", limit, LIMIT_MOST), tasks=tasks
     )
@@ -108,7 +108,7 @@ def _perform_all(runs: Iterable[Run], settings: Settings, found: Found, report: 
 
 
 def _name(unreadable: Iterable[Unreadable], named: set[str]) -> None:
-    """One line on stderr for each, once, however many runs stumble over it."""
+    """Report each on stderr, once, even if several runs cannot read it."""
     for one in unreadable:
         if one.path not in named:
             named.add(one.path)

@@ -16,7 +16,7 @@ _ESCAPES = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\r", b"\\r"))
 
 
 def write_sums(sums: Mapping[str, str]) -> None:
-    """Print what ``sha256sum -c`` reads, sorted by path; names come out as the bytes that they are."""
+    """Print lines for ``sha256sum -c``, sorted by path; names are printed as their original bytes."""
     lines = [_line(os.fsencode(path), hexadecimal) for path, hexadecimal in sums.items()]
     lines.sort()
     sys.stdout.flush()
@@ -25,8 +25,8 @@ def write_sums(sums: Mapping[str, str]) -> None:
 
 
 def _line(path: bytes, hexadecimal: str) -> tuple[bytes, bytes]:
-    """The path to sort by, and the line, which starts with a backslash where the name needed one."""
-    name = b"./-" if path == b"-" else path  # "-" alone would be stdin
+    """The path to sort by, and the line, which starts with a backslash if the name is escaped."""
+    name = b"./-" if path == b"-" else path  # "-" alone would mean stdin
     escaped = name
     for plain, escape in _ESCAPES:
         escaped = escaped.replace(plain, escape)

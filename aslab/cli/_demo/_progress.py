@@ -14,7 +14,7 @@ from ._service import Progress
 
 @contextmanager
 def progress_bar(title: str, found: Found) -> Iterator[Progress]:
-    """Show a bar; call what comes out of it with the bytes and files just read. Files that grow make it longer."""
+    """Show a bar. Call the result with the bytes and files just read. Growing files extend the bar."""
     done = read = 0
     columns = (
         TextColumn("{task.description}"),

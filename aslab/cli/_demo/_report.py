@@ -1,4 +1,4 @@
-"""Output for people: what each run shows and why, what came of it, and whether all is well."""
+"""Output for people: what each run does, its figures, and whether all is well."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ._service import Outcome, Settings
 
 
 class Report:
-    """Prints a demo as it goes, on stdout, as wide as the terminal, else 80 columns; in colour on a terminal.
+    """Prints a demo on stdout as it runs, as wide as the terminal or 80 columns; in colour on a terminal.
 
-    :param table: show the text of /proc/spl/kmem/slab, too, which is 150 columns wide
+    :param table: also show the text of /proc/spl/kmem/slab, which is 150 columns wide
     """
 
     def __init__(self, settings: Settings, found: Found, *, table: bool) -> None:
@@ -28,7 +28,7 @@ class Report:
         self._shown = 0
 
     def show_run(self, result: Result) -> None:
-        """One run: headline, figures, and the table of the caches if it is wanted."""
+        """Print one run: headline, figures, and the table of caches if requested."""
         if not self._shown:
             self._show_task()
         self._shown += 1
@@ -40,7 +40,7 @@ class Report:
             self._console.print(Text(result.outcome.table.rstrip("\n"), "dim"), soft_wrap=True)
 
     def show_end(self, results: Sequence[Result]) -> None:
-        """The verdict: what the runs together have shown."""
+        """Print the verdict over all runs."""
         self._print()
         wrong = wrong_with(results)
         if missed := unreadable(results):
@@ -53,8 +53,8 @@ class Report:
             self._print("(--sums prints the checksums.)")
 
     def show_nothing(self) -> None:
-        """There are no files."""
-        self._print("No files to read here: nothing was run.")
+        """Print that there are no files."""
+        self._print("There are no files to read, so nothing was run.")
 
     def _show_task(self) -> None:
         settings, found = self._settings, self._found
@@ -63,7 +63,7 @@ class Report:
         size = format_size(settings.buffer)
         self._print(f"A checksum service: {work}; {tasks} with {buffers} of {size}.")
         if settings.tasks > settings.buffers:
-            self._print("A task that finds no free buffer waits for one: memory stays within the limit.")
+            self._print("A task that finds no free buffer waits for one, so memory stays within the limit.")
 
     def _rows(self, result: Result) -> Iterator[tuple[str, str, str]]:
         outcome = result.outcome
@@ -72,7 +72,7 @@ class Report:
         yield "memory", self._memory(outcome), ""
         yield "emergency", _emergency(outcome), ""
         if outcome.unreadable:
-            yield "unreadable", f"{_count(len(outcome.unreadable), 'file')}, named on stderr", "red"
+            yield "unreadable", f"{_count(len(outcome.unreadable), 'file')}, listed on stderr", "red"
         yield _afterwards(result)
 
     def _memory(self, outcome: Outcome) -> str:
@@ -89,10 +89,14 @@ def _all_well(results: Sequence[Result]) -> str:
     if len(results) > 1:
         told = f"all is well. Each of the {len(results)} runs read {files} and got the same checksums."
     else:
-        told = f"all is well. It read {files} and made the checksums."
+        told = f"all is well. It read {files} and computed the checksums."
     if any(result.outcome.emergency_used for result in results):
-        told += " Where no slab came in time, tasks went on with emergency objects"
-        told += "; slabs never came." if any(result.endless for result in results) else ", until slabs came again."
+        told += " When no slab arrived in time, tasks continued with emergency objects"
+        told += (
+            "; slabs never arrived."
+            if any(result.endless for result in results)
+            else ", until slabs arrived again."
+        )
     return told
 
 
@@ -114,7 +118,7 @@ def _emergency(outcome: Outcome) -> str:
         return "no objects were needed"
     late = outcome.stats.obj_deadlock
     return (
-        f"{_count(outcome.emergency_used, 'object')}, {outcome.stats.obj_emergency_max:,} at most at one time; "
+        f"{_count(outcome.emergency_used, 'object')}, {outcome.stats.obj_emergency_max:,} at most at once; "
         f"growth was late {'once' if late == 1 else f'{late:,} times'}"
     )
 
@@ -122,9 +126,9 @@ def _emergency(outcome: Outcome) -> str:
 def _afterwards(result: Result) -> tuple[str, str, str]:
     if result.outcome.resumed:
         word = "back to normal" if result.run.injected else "normal"
-        return "afterwards", f"{word}: a buffer came from a slab, no growth is under way", "green"
+        return "afterwards", f"{word}: a buffer came from a slab, and no growth is under way", "green"
     if result.endless:
-        return "afterwards", "slab memory still does not come: this fault has no end", "yellow"
+        return "afterwards", "slab memory still does not arrive: this fault never ends", "yellow"
     return "afterwards", "normal operation did NOT resume", "bold red"
 
 

@@ -12,24 +12,26 @@ from ...backends import Backend
 from ...faults import Deadlock, Failslab
 
 GRACE = 60.0
-"""Seconds that growth may take to recover, after the fault itself is over."""
+"""Seconds that growth may take to recover after the fault is over."""
 
 
 def patience(slabs: Backend) -> float:
-    """Seconds to wait for growth to come back; 0 behind a fault that has no end."""
+    """Seconds to wait for growth to resume; 0 for a fault that never ends."""
     stuck = sum(_duration(fault) for fault in _faults(slabs))
     return 0.0 if math.isinf(stuck) else GRACE + stuck
 
 
 async def slab_serves(cache: Cache[memoryview], patience: float) -> bool:
-    """Wait for growth that is under way, allocate one buffer, and tell whether it came from a slab.
+    """Wait for pending growth, allocate one buffer, and return whether it came from a slab.
 
-    Whether growth is over, too, is for `Cache.stats` to tell afterwards.
+    `Cache.stats` says afterwards whether growth has ended.
     """
     with anyio.move_on_after(patience):
         stats = cache.stats()
         free = stats.obj_total - stats.obj_held - stats.obj_handover
-        await cache.prefill(free + 1 if stats.growing else 1)  # one more than there is: what is growing must come
+        await cache.prefill(
+            free + 1 if stats.growing else 1
+        )  # one more than there are, so that the pending slab must arrive
         async with cache.lease() as buf:
             return not buf.emergency
     return False

@@ -1,4 +1,4 @@
-"""Running the service: which runs there are, and whether one ended well."""
+"""The runs of the service, and whether they ended well."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ._service import Outcome, Settings, checksum
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of the service: on which loop, with which faults."""
+    """One run of the service: the loop, and the faults."""
 
     loop: Loop
     injected: tuple[str, ...] = ()
 
     def slabs(self) -> Backend:
-        """Where its slabs come from.
+        """The backend for its slabs.
 
-        :raises ConfigError: if a fault cannot be understood
+        :raises ConfigError: if a fault is not valid
         """
         backend: Backend = Mmap()
         for spec in self.injected:
@@ -45,16 +45,16 @@ TOUR = (Run(Loop.ASYNCIO), Run(Loop.TRIO), STUCK)
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A run, and what came of it."""
+    """A run and its outcome."""
 
     run: Run
     outcome: Outcome
     endless: bool
-    """The fault has no end, so that normal operation cannot resume."""
+    """Whether the fault never ends, so that normal operation cannot resume."""
 
 
 def perform(run: Run, settings: Settings, found: Found) -> Result:
-    """Run the service once, with a progress bar where somebody watches.
+    """Run the service once, with a progress bar on a terminal.
 
     :raises ConfigError: if a buffer does not fit the limit
     """
@@ -67,7 +67,7 @@ def perform(run: Run, settings: Settings, found: Found) -> Result:
 
 
 def wrong_with(results: Sequence[Result]) -> list[str]:
-    """What the service did not do as it should, one sentence each."""
+    """What went wrong, one sentence each."""
     wrong = []
     different = differing(results)
     if different:
@@ -82,12 +82,12 @@ def wrong_with(results: Sequence[Result]) -> list[str]:
 
 
 def unreadable(results: Sequence[Result]) -> int:
-    """Files and folders that could not be read in any of the runs."""
+    """The number of files and folders that could not be read, over all runs."""
     return len({one.path for result in results for one in result.outcome.unreadable})
 
 
 def differing(results: Sequence[Result]) -> list[str]:
-    """The paths whose checksums are not the same in all runs."""
+    """The paths whose checksums differ between runs."""
     first, *others = (result.outcome.sums for result in results)
     paths = {path for sums in (first, *others) for path in sums}
     return sorted(path for path in paths if any(first.get(path) != sums.get(path) for sums in others))

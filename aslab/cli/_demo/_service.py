@@ -1,8 +1,8 @@
 """A checksum service: many tasks read files through a bounded pool of leased buffers.
 
-More tasks than buffers is the point: a task without one waits, so reading never takes more memory
-than the limit, however many files there are. The event loop does none of the work: files are
-opened, read and hashed in threads, one hop for each chunk.
+There are more tasks than buffers on purpose: a task without a buffer waits, so reading never takes more memory
+than the limit, however many files there are. The event loop does none of the work: files are opened, read and
+hashed in threads, one call per chunk.
 """
 
 from __future__ import annotations
@@ -27,57 +27,57 @@ if TYPE_CHECKING:
 
 ALIGN = 4096
 SLAB_MOST = 8
-"""Buffers in one slab; fewer where the limit has no room for as many."""
+"""Buffers per slab; fewer if the limit is too low."""
 SLAB_SIZE_MOST = 32 * 2**20
 
 Progress = Callable[[int, int], object]
-"""Told of bytes read, and of files done, since it was last told."""
+"""Called with the bytes read and the files finished since the last call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How the service is to run."""
+    """The settings of the service."""
 
     buffer: int
-    """Bytes of one buffer."""
+    """Bytes per buffer."""
     limit: int
-    """Most bytes of slabs."""
+    """Most bytes in slabs."""
     tasks: int
 
     @property
     def stride(self) -> int:
-        """Bytes that one buffer takes in a slab."""
+        """Bytes that a buffer takes up in a slab."""
         return -(-self.buffer // ALIGN) * ALIGN
 
     @property
     def buffers(self) -> int:
-        """Buffers that the limit allows, in whole slabs; at least 1."""
+        """How many buffers fit within the limit, in whole slabs; at least 1."""
         return max(1, self.limit // self.stride // self.per_slab * self.per_slab)
 
     @property
     def per_slab(self) -> int:
-        """Buffers in one slab."""
+        """Buffers per slab."""
         return max(1, min(SLAB_MOST, self.limit // self.stride, SLAB_SIZE_MOST // self.stride))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of one run."""
+    """The outcome of one run."""
 
     sums: dict[str, str]
-    """Path to SHA-256, in hexadecimal."""
+    """SHA-256 in hexadecimal, by path."""
     unreadable: list[Unreadable]
     nbytes: int
-    """Bytes read, of files that turned out unreadable too."""
+    """Bytes read, including those of files that turned out to be unreadable."""
     seconds: float
     allocations: int
     waits: list[float]
-    """Seconds, shortest first: one for each allocation that had to wait."""
+    """Seconds that each waiting allocation waited, shortest first."""
     emergency_used: int
     resumed: bool
-    """After the files: a buffer came from a slab, and then no mark was set."""
+    """Whether, after all files, a buffer came from a slab, and no mark was set then."""
     stats: CacheStats
-    """When that was known: ``resumed``, these and ``table`` are of one moment, and say the same."""
+    """Taken at the same moment as ``resumed`` and ``table``, so that they agree."""
     table: str
     """The text of /proc/spl/kmem/slab."""
 
@@ -85,7 +85,7 @@ class Outcome:
 async def checksum(
     files: Sequence[File], settings: Settings, slabs: Backend, patience: float, progress: Progress
 ) -> Outcome:
-    """Hash all files, with memory from ``slabs``, and look whether all is well at the end.
+    """Hash all files with memory from ``slabs``, and check at the end whether all is well.
 
     :param patience: seconds to wait at the end for a grow that is still stuck
     :raises ConfigError: if a buffer does not fit the limit
@@ -120,8 +120,8 @@ async def checksum(
 
 
 def _longest(times: list[float], number: int) -> list[float]:
-    # An allocation that does not wait does not suspend, and takes microseconds: those that waited, and
-    # the cache has counted them, are the ones that took longest.
+    # An allocation that does not wait takes microseconds. So those that waited, which the cache has
+    # counted, are the ones that took longest.
     return sorted(times)[len(times) - number :]
 
 
@@ -142,7 +142,7 @@ class _Service:
                 group.start_soon(self._work, todo)
 
     async def _work(self, todo: Iterator[File]) -> None:
-        for file in todo:  # all tasks draw from the one iterator
+        for file in todo:  # all tasks share one iterator
             try:
                 self.sums[file.path] = await self._hash(file.path)
             except OSError as exc:
@@ -172,7 +172,7 @@ def _open(path: str) -> Any:
 
 
 def _read_and_hash(file: BinaryIO, view: memoryview, digest: _Hash) -> int:
-    """Fill the view, or reach the end of the file. Each slice is released: one left over would hold the buffer."""
+    """Fill the view, or reach the end of the file. Releases each slice, which would keep the buffer in use."""
     filled = 0
     while filled < len(view):
         with view[filled:] as rest:

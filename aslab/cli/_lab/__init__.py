@@ -6,11 +6,11 @@ _story      ``story``: its options, and the story of 2012
 _staging    ``story --of staging``
 _settings   ``--set``: another computer
 _grid       ``--grid``: many computers
-_rows       what comes of a story: tables, JSON, a page
-_progress   a bar while it runs
+_rows       the results of a story: tables, JSON, a page
+_progress   the progress bar of a story
 """
 
-from . import _scenarios as _scenarios  # these two add their commands to the app
+from . import _scenarios as _scenarios  # these two register their commands with the app
 from . import _story as _story
 from ._common import app as app
 

@@ -1,4 +1,4 @@
-"""What the commands of ``aslab lab`` share: their app and loops, the extra they need, where output goes."""
+"""What the commands of ``aslab lab`` share: the app, loops, optional dependencies, output."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import typer
 
 from .._errors import BadInput, printable, why
 
-EXTRA = "needs the extra 'lab': pip install '.[lab]' where aslab is cloned"
+EXTRA = "needs the extra 'lab': run pip install '.[lab]' in a clone of aslab"
 
 
 class LabLoop(enum.StrEnum):
-    """The event loops that have simulated time."""
+    """The event loops that support simulated time."""
 
     ASYNCIO = "asyncio"
     TRIO = "trio"
@@ -36,7 +36,10 @@ app: typer.Typer = typer.Typer(
 
 
 def need(module: str, library: str) -> Any:
-    """A module of the lab that needs a library of the extra."""
+    """Import a module of the lab that needs a library of the extra.
+
+    :raises BadInput: if the library is not installed
+    """
     try:
         return importlib.import_module(f"aslab.lab.{module}")
     except ModuleNotFoundError as exc:
@@ -46,9 +49,9 @@ def need(module: str, library: str) -> Any:
 
 
 def check_machines(names: Collection[str], known: Collection[str], where: str = "") -> None:
-    """Refuse a machine that there is not.
+    """Refuse an unknown machine.
 
-    :raises BadInput: naming those that there are
+    :raises BadInput: with the known ones
     """
     for name in names:
         if name not in known:
@@ -56,7 +59,7 @@ def check_machines(names: Collection[str], known: Collection[str], where: str = 
 
 
 def check_writable(path: Path | None) -> None:
-    """Before a long run, not after it."""
+    """Check that a file can be written, before a long run rather than after it."""
     if path is None:
         return
     if path.is_dir() or not path.parent.is_dir():
@@ -67,7 +70,7 @@ def check_writable(path: Path | None) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the system refuses is one line that names the file."""
+    """Turn an OSError into one line that names the file."""
     try:
         yield
     except OSError as exc:

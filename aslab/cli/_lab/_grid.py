@@ -31,10 +31,10 @@ def run_grid(
     resume: Path | None,
     as_json: bool,
 ) -> None:
-    """Run what is left to run, and show what came.
+    """Run what has not been run yet, and show all results.
 
-    :raises BadInput: for a file that cannot be read or written, or has nothing to run
-    :raises ConfigError: for what is not allowed in one
+    :raises BadInput: if a file cannot be read or written, or nothing can be run
+    :raises ConfigError: if a file contains something wrong
     """
     need("_story._grid", "pydantic")
     from ...lab._story._experiments import play_grid
@@ -44,7 +44,7 @@ def run_grid(
         raise BadInput(f"{printable(str(file))}: no configuration makes sense; the first: {grid.skipped[0]}")
     if grid.skipped:
         complain(
-            f"{len(grid.skipped)} of {_total(grid)} configurations make no sense, and are skipped; "
+            f"{len(grid.skipped)} of {_total(grid)} configurations make no sense and are skipped; "
             f"the first: {grid.skipped[0]}"
         )
     total = len(grid.configs) * len(machines) * len(seeds)
@@ -87,13 +87,13 @@ def _show(results: list[Told], grid: Grid, seeds: int) -> None:
 
 
 def foot(grid: Grid, seeds: int) -> str:
-    """How many there were, and how many were not."""
-    text = f"{len(grid.configs)} configurations, seeds of each: {seeds}."
+    """How many configurations were run, and how many were skipped."""
+    text = f"{len(grid.configs)} configurations, {seeds} seeds each."
     if not grid.skipped:
         return text
     by_key = Counter(exc.field for exc in grid.skipped)
     keys = ", ".join(f"{key} {count}" for key, count in by_key.most_common())
-    return f"{text} Skipped, as they make no sense: {len(grid.skipped)} of {_total(grid)} ({keys})."
+    return f"{text} Skipped because they make no sense: {len(grid.skipped)} of {_total(grid)} ({keys})."
 
 
 def _total(grid: Grid) -> int:

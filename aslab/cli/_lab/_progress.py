@@ -1,4 +1,4 @@
-"""The progress bar of a story: which machine, which seed, how many runs of how many."""
+"""The progress bar of a story: the machine, the seed, and how many runs are done."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .._progress import bar
 
 @contextmanager
 def progress_bar(total: int) -> Iterator[Callable[[str, int], object]]:
-    """Show a bar; call what comes out of it with the machine and seed of each run that ends."""
+    """Show a bar. Call the result with the machine and seed of each finished run."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with bar(*columns) as shown:
         task = shown.add_task("the story", total=total)

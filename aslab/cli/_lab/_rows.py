@@ -1,4 +1,4 @@
-"""What came of a story: tables or JSON on stdout, and a page."""
+"""The results of a story: tables or JSON on stdout, and a page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Row(Protocol):
     def as_expected(self) -> bool: ...
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """The row as JSON."""
         ...
 
     def tables(self) -> Sequence[dict[str, str]]:
@@ -31,12 +31,12 @@ class Row(Protocol):
         ...
 
     def stuck_in_words(self) -> str:
-        """Who waits on whom; empty where it never got stuck."""
+        """Who waits on whom, as text; empty if it never got stuck."""
         ...
 
 
 def put_out(rows: Sequence[Row], tale: Callable[[], Tale], report: Path | None, *, as_json: bool) -> int:
-    """Write the page, if it is wanted, and print the rest.
+    """Write the page, if requested, and print the results.
 
     :return: the exit code: 0 if each machine ended as expected, 1 if not
     :raises BadInput: if the page cannot be written

@@ -1,4 +1,4 @@
-"""``aslab lab``: play scenarios, and see what came."""
+"""``aslab lab list`` and ``run``: play scenarios, and show the results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def list_scenarios(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
-    """The built-in scenarios. Any of them can be run by its name."""
+    """List the built-in scenarios, which can be run by name."""
     lab = need("scenarios", "pydantic")
     found = {name: lab.load(path) for name, path in lab.builtin().items()}
     if as_json:
@@ -46,18 +46,18 @@ def list_scenarios(
 def run_scenario(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A TOML file, or the name of a built-in scenario.")],
     loop: Annotated[LabLoop, typer.Option(help="The event loop.")] = LabLoop.ASYNCIO,
-    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the file's own.")] = None,
-    real_time: Annotated[bool, typer.Option("--real-time", help="On the wall clock.")] = False,
-    report: Annotated[Path | None, typer.Option(metavar="OUT.html", help="Write a page to look at.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Replaces the file's own.")] = None,
+    real_time: Annotated[bool, typer.Option("--real-time", help="Run on the wall clock.")] = False,
+    report: Annotated[Path | None, typer.Option(metavar="OUT.html", help="Write an HTML report.")] = None,
     trace: Annotated[
-        Path | None, typer.Option(metavar="OUT.json", help="Write trace events, for ui.perfetto.dev.")
+        Path | None, typer.Option(metavar="OUT.json", help="Write trace events for ui.perfetto.dev.")
     ] = None,
     log: Annotated[Path | None, typer.Option(metavar="OUT.txt", help="Write the event log.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
-    """Play a scenario in simulated time, and check what it expects.
+    """Play a scenario in simulated time, and check its expectations.
 
-    Exit code 0 if all of it came, 1 if not, 2 if the file is bad.
+    The exit code is 0 if all are met, 1 if not, 2 if the file is wrong.
     """
     lab = need("scenarios", "pydantic")
     check_installed(Loop(loop.value))
@@ -130,7 +130,7 @@ def _progress(title: str) -> Iterator[Callable[[float], object]]:
 
 
 def _show(played: Played, wall: float) -> None:
-    """For people: what it is about, what was expected and came, and the figures."""
+    """Print what it is about, what was expected, whether that was met, and the figures."""
     from ...lab._scenario._metrics import in_words
 
     result = played.result

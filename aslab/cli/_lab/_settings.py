@@ -1,4 +1,4 @@
-"""``--set KEY=VALUE``: a computer of one's own, and what keys there are."""
+"""``--set KEY=VALUE``: a different computer, and the keys for that."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .._errors import BadInput, printable
 if TYPE_CHECKING:
     from ...lab._story._computer import Computer
 
-LONGEST = 200  # characters of a value
+LONGEST = 200  # characters in a value
 
 
 def parse_settings(given: Sequence[str]) -> dict[str, object]:
-    """Keys and checked values. A value is one of TOML; a pair may do without its brackets.
+    """Parse keys and values. Values are TOML; a pair may omit its brackets.
 
-    :raises BadInput: for what is no such thing
-    :raises ConfigError: for a key or value that is not allowed
+    :raises BadInput: if it is not KEY=VALUE
+    :raises ConfigError: for an unknown key or a wrong value
     """
     from ...lab._story._computer import computer_with
 
@@ -29,7 +29,7 @@ def parse_settings(given: Sequence[str]) -> dict[str, object]:
     for one in given:
         key, equals, text = one.partition("=")
         if not equals or not key.isidentifier() or len(text) > LONGEST:
-            raise BadInput(f"--set {printable(one[:LONGEST])}: allowed are KEY=VALUE, such as hogs=8")
+            raise BadInput(f"--set {printable(one[:LONGEST])}: must be KEY=VALUE, such as hogs=8")
         if key in found:
             raise BadInput(f"--set {printable(one)}: {key} is set twice")
         try:
@@ -41,11 +41,11 @@ def parse_settings(given: Sequence[str]) -> dict[str, object]:
 
 
 def computer_for(given: Sequence[str], fragmented: float) -> Computer:
-    """The computer that the options describe, which makes sense as a whole.
+    """The computer described by the options, checked as a whole.
 
-    :param fragmented: percent
-    :raises BadInput: for what is no option
-    :raises ConfigError: for a key or value that is not allowed
+    :param fragmented: a percentage
+    :raises BadInput: if a setting is not KEY=VALUE
+    :raises ConfigError: for an unknown key or a wrong value
     """
     from ...lab._story._computer import computer_with
 
@@ -56,15 +56,15 @@ def computer_for(given: Sequence[str], fragmented: float) -> Computer:
 
 
 def settings_for(given: Sequence[str], fragmented: float) -> dict[str, object]:
-    """``--set`` and ``--fragmented`` together.
+    """Combine ``--set`` and ``--fragmented``.
 
-    :raises BadInput: for what is no option, or said twice
-    :raises ConfigError: for a key or value that is not allowed
+    :raises BadInput: if a setting is not KEY=VALUE, or given twice
+    :raises ConfigError: for an unknown key or a wrong value
     """
     found = parse_settings(given)
     if fragmented:
         if "pinned" in found:
-            raise BadInput("--fragmented: allowed not with --set pinned, which says the same")
+            raise BadInput("--fragmented: cannot be given with --set pinned, which means the same")
         found["pinned"] = fragmented / 100
     return found
 
@@ -81,10 +81,10 @@ def _value(text: str) -> Any:
 
 
 class StoryCommand(TyperCommand):
-    """A command whose help ends with what can be set; looked up when somebody asks for help."""
+    """A command whose help ends with the keys of ``--set``, which are looked up only for that."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the keys, their defaults and what they mean."""
+        """Write the keys, their defaults and their meaning."""
         from ...lab._story._computer import COMPUTER, KEYS
 
         with formatter.section("Keys of --set, and of the tables of --grid"):

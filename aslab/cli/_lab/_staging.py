@@ -18,10 +18,10 @@ def staging(
     report: Path | None,
     as_json: bool,
 ) -> int:
-    """Play it, and print or write what came. The options are those of ``aslab lab story``.
+    """Run it, and put out the results. The options are those of ``aslab lab story``.
 
-    :return: 0 if each machine ended as foretold, 1 if not
-    :raises BadInput: for a machine that there is not, and a page that cannot be written
+    :return: 0 if each machine ended as expected, 1 if not
+    :raises BadInput: for an unknown machine, or a page that cannot be written
     """
     from ...lab._staging._machines import MACHINES
 

@@ -23,7 +23,7 @@ SEEDS_MOST = 100_000
 
 
 class Story(enum.StrEnum):
-    """What can be told."""
+    """The stories there are."""
 
     SWAP = "swap"
     STAGING = "staging"
@@ -32,38 +32,39 @@ class Story(enum.StrEnum):
 @app.command(name="story", cls=StoryCommand)
 def story(
     of: Annotated[
-        Story, typer.Option("--of", help="Which: swap is that of 2012, staging one of pinned buffers.")
+        Story, typer.Option("--of", help="Which story: swap is that of 2012, staging is about pinned buffers.")
     ] = Story.SWAP,
     machine: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this machine; may be repeated.")
+        list[str] | None, typer.Option(metavar="NAME", help="Run only this machine; may be repeated.")
     ] = None,
-    seeds: Annotated[str, typer.Option(metavar="N|A:B", help="How many seeds, or which, from A to B-1.")] = "3",
+    seeds: Annotated[str, typer.Option(metavar="N|A:B", help="How many seeds, or those from A to B-1.")] = "3",
     loop: Annotated[LabLoop, typer.Option(help="The event loop.")] = LabLoop.ASYNCIO,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another computer; may be repeated.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the computer; may be repeated.")
     ] = None,
     grid: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Many computers: their keys, fixed and varied.")
+        Path | None, typer.Option(metavar="FILE.toml", help="Run on many computers, described by this file.")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep each result of --grid here, and skip what is there.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Save each result of --grid here, and skip those already saved."),
     ] = None,
     controls: Annotated[
-        bool, typer.Option("--controls", help="With the machines that are there to compare.")
+        bool, typer.Option("--controls", help="Also run the machines that serve as controls.")
     ] = False,
     fragmented: Annotated[
-        float, typer.Option(min=0, max=50, metavar="PERCENT", help="Pages pinned evenly all over memory.")
+        float, typer.Option(min=0, max=50, metavar="PERCENT", help="Percentage of pages pinned, spread evenly.")
     ] = 0.0,
-    jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes at once.")] = 1,
-    report: Annotated[Path | None, typer.Option(metavar="OUT.html", help="Write a page to look at.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Number of processes.")] = 1,
+    report: Annotated[Path | None, typer.Option(metavar="OUT.html", help="Write an HTML report.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> int:
-    """Swap to a zvol on machines that grow caches as SPL did before 2012, since then, and as aslab does.
+    """Swap to a zvol on machines that grow caches as SPL did before and after 2012, and as aslab does.
 
-    With --of staging: serve a model through a pool of pinned staging buffers, on machines with different pools.
+    With --of staging: serve a model through pinned staging buffers, on machines with different pools.
 
-    Exit code 0 if each machine ended as the change says it does, or as docs/staging.md does, 1 if not; with --grid
-    it is 0.
+    The exit code is 0 if each machine ends as the change of 2012, or docs/staging.md, says it does, and 1 if not.
+    With --grid it is 0.
     """
     if of is Story.STAGING:
         from ._staging import staging
@@ -71,19 +72,19 @@ def story(
         refused = {"set": settings, "grid": grid, "resume": resume, "controls": controls, "fragmented": fragmented}
         for name, given in refused.items():
             if given:
-                raise BadInput(f"--{name}: allowed not with --of staging")
+                raise BadInput(f"--{name}: cannot be given with --of staging")
         return staging(machine, parse_seeds(seeds), loop, jobs, report, as_json)
     chosen = _machines(machine or [], controls=controls)
     which = parse_seeds(seeds)
     check_installed(Loop(loop.value))
     if grid is not None:
         if report is not None:
-            raise BadInput("--report: allowed not with --grid")
+            raise BadInput("--report: cannot be given with --grid")
         more = settings_for(settings or (), fragmented)
         run_grid(grid, chosen, which, more, loop=loop.value, jobs=jobs, resume=resume, as_json=as_json)
         return 0
     if resume is not None:
-        raise BadInput("--resume: allowed with --grid")
+        raise BadInput("--resume: needs --grid")
     computer = computer_for(settings or (), fragmented)
     check_writable(report)
     play_story = need("_story._chapters", "pydantic").play_story
@@ -96,7 +97,7 @@ def story(
 
 
 def _machines(names: list[str], *, controls: bool) -> list[Machine]:
-    """Those named, or all; the controls only if named or asked for."""
+    """Those named, or all; controls only if named or requested."""
     from ...lab._story._machines import CONTROLS, MACHINES
 
     known = [*MACHINES, *CONTROLS]
@@ -106,9 +107,9 @@ def _machines(names: list[str], *, controls: bool) -> list[Machine]:
 
 
 def parse_seeds(text: str) -> range:
-    """So many seeds, or those of a range.
+    """Parse a number of seeds, or a range of them.
 
-    :raises BadInput: for what is neither
+    :raises BadInput: if it is neither
     """
     first, colon, last = text.partition(":")
     try:
@@ -116,5 +117,5 @@ def parse_seeds(text: str) -> range:
     except ValueError:
         seeds = range(0)
     if not seeds or seeds[0] < 0 or len(seeds) > SEEDS_MOST:
-        raise BadInput(f"--seeds {printable(text)}: allowed are a number, such as 20, or a range, such as 20:40")
+        raise BadInput(f"--seeds {printable(text)}: must be a number, such as 20, or a range, such as 20:40")
     return seeds

@@ -1,4 +1,4 @@
-"""The pools that are a cache of aslab's: one asked as any pool is, and one told what can be known."""
+"""The pools that are aslab caches: one used like any other pool, and one told what is known of each request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._machines import FINISHING, Machine, Server
 
 
 class OfAslab(OneByOne):
-    """A cache of aslab's, asked as the others are: one by one, with no word about anybody."""
+    """An aslab cache, used like the other pools: one buffer at a time, with no hints."""
 
     def __init__(self, desk: Desk, cache: Cache[Any]) -> None:
         super().__init__(desk)
@@ -21,41 +21,41 @@ class OfAslab(OneByOne):
         self._out: dict[Staged, None] = {}
 
     async def finish(self) -> Staged:
-        """In turn."""
+        """The next buffer in turn."""
         with self._desk.waiting():
             buffer = await self.cache.alloc()
         return self.hand_out(buffer)
 
     def give(self, staged: Staged) -> None:
-        """To the first in line, by aslab's order."""
+        """Free a buffer; aslab decides who is next."""
         self._desk.take_back(staged)
         del self._out[staged]
         assert staged.buffer is not None
         staged.buffer.free()
 
     def give_all(self) -> None:
-        """What is still out where a run is cut off."""
+        """Free what is still in use when a run is cut off."""
         for staged in tuple(self._out):
             self.give(staged)
 
     def hand_out(self, buffer: Buffer[Any]) -> Staged:
-        """Note that it is out."""
+        """Record that a buffer is in use."""
         staged = self._desk.hand_out(buffer)
         self._out[staged] = None
         return staged
 
 
 class OfAslabCareful(OfAslab):
-    """The same, told what can be known: who needs two, and who gives memory back."""
+    """The same, with hints: who needs two buffers, and who will free memory."""
 
     async def begin(self, count: int) -> list[Staged]:
-        """All or none, in one turn."""
+        """All or none, in one allocation."""
         with self._desk.waiting():
             buffers = await self.cache.alloc_many(count)
         return [self.hand_out(buffer) for buffer in buffers]
 
     async def finish(self) -> Staged:
-        """Before those who begin, if need be of what is set aside."""
+        """Served before requests that begin, from the reserve if necessary."""
         with self._desk.waiting():
             buffer = await self.cache.alloc(FINISHING)
         return self.hand_out(buffer)

@@ -1,4 +1,4 @@
-"""The story of the staging buffers told many times: one row a machine, and one page."""
+"""The story of the staging buffers with many seeds: one row per machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Row(Seeds[Machine, Chapter]):
     MOSTLY: ClassVar[float] = 0.5
 
     def as_json(self) -> dict[str, Any]:
-        """What ``aslab lab story --of staging --json`` prints of it. Times are of the seeds that finished."""
+        """What ``aslab lab story --of staging --json`` prints for it. Times are over finished runs."""
         chapters, finished = self.chapters, self.finished
         return {
             "machine": self.machine.name,
@@ -41,11 +41,11 @@ class Row(Seeds[Machine, Chapter]):
         }
 
     def tables(self) -> tuple[dict[str, str], ...]:
-        """For people: all in one."""
+        """For people, in one table."""
         return (self.in_words(),)
 
     def in_words(self) -> dict[str, str]:
-        """For people, a column each."""
+        """The results, by column."""
         told = self.as_json()
         rate = told["requests_per_second"]
         return {
@@ -61,7 +61,7 @@ class Row(Seeds[Machine, Chapter]):
         }
 
     def stuck_in_words(self) -> str:
-        """Who waits on whom, and how far it came; empty where it never got stuck."""
+        """Who waits on whom, and how far it got; empty if it never got stuck."""
         if not self.cycle:
             return ""
         served = statistics.median_low(chapter.served for chapter in self.chapters if not chapter.finished)
@@ -84,9 +84,9 @@ def play_staging(
     jobs: int = 1,
     progress: Callable[[str, int], object] | None = None,
 ) -> list[Row]:
-    """Tell it with every machine and every seed. Blocks; a tenth of a second for each.
+    """Run every machine with every seed. Blocks, for a tenth of a second per run.
 
-    :param jobs: so many processes at once
+    :param jobs: how many processes at once
     """
     machines = tuple(machines)
     runs = [(machine, seed) for machine in machines for seed in seeds]

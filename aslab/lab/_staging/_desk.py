@@ -1,7 +1,7 @@
-"""What a request says to a pool, and what every pool notes of it.
+"""What a request asks of a pool, and what every pool records about it.
 
-To each pool a request says the same: so many buffers to begin with, or one more, to finish what it has begun. What
-a pool makes of that is its own affair.
+Every pool gets the same requests: some buffers to begin with, or one more to finish. What it does with that
+information is up to the pool.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from .._simulation._run import current
 from .._simulation._waits import WaitGraph
 
 POOL = "staging pool"
-"""What a request waits on, and whoever has a buffer is waited on for."""
+"""The node that requests wait on, and that waits on whoever holds a buffer."""
 
 
 @dataclass(slots=True, eq=False)
 class Staged:
-    """A buffer in somebody's hands."""
+    """A buffer in use."""
 
     hold: AbstractContextManager[None]
     buffer: Buffer[Any] | None = None
-    """Where aslab gave it."""
+    """The aslab buffer, if it is one."""
 
     @property
     def pinned(self) -> bool:
@@ -35,63 +35,63 @@ class Staged:
 
 
 class Pool(Protocol):
-    """What a request sees."""
+    """What a request sees of a pool."""
 
     async def begin(self, count: int) -> list[Staged]:
-        """So many buffers for somebody who begins, and has none."""
+        """Allocate buffers for a request that begins and has none."""
         ...
 
     async def finish(self) -> Staged:
-        """One buffer for somebody who has something that comes back once this is served."""
+        """Allocate one buffer for a request that will free something once it has it."""
         ...
 
     def give(self, staged: Staged) -> None:
-        """Take a buffer back."""
+        """Free a buffer."""
         ...
 
 
 class Desk:
-    """What all pools note of those who come: who waits on whom, and how often somebody looked for a buffer."""
+    """What all pools record: who waits on whom, and how often a request checked for a free buffer."""
 
     def __init__(self, waits: WaitGraph) -> None:
         self.waits = waits
         self.looks: Counter[int] = Counter()
-        """By the second in which they were."""
+        """The number of checks, by second."""
 
     def look(self) -> None:
-        """Somebody looks whether a buffer is free."""
+        """Count a check for a free buffer."""
         self.looks[int(current().time())] += 1
 
     def waiting(self) -> AbstractContextManager[None]:
-        """While this lasts, the task waits on whoever has a buffer."""
+        """Within this block, the task waits on whoever holds a buffer."""
         self.look()
         return self.waits.on(POOL)
 
     def hand_out(self, buffer: Buffer[Any] | None = None) -> Staged:
-        """From here on who waits on the pool waits on this task."""
+        """From now on, whoever waits on the pool waits on this task."""
         staged = Staged(self.waits.held(POOL), buffer)
         staged.hold.__enter__()
         return staged
 
     def take_back(self, staged: Staged) -> None:
-        """It does not any more."""
+        """The end of that."""
         staged.hold.__exit__(None, None, None)
 
 
 class OneByOne(ABC):
-    """A pool that knows single buffers: two are had one after the other, and all who ask are alike."""
+    """A pool of single buffers: two are allocated one after the other, and all requests are alike."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
     async def begin(self, count: int) -> list[Staged]:
-        """One after the other."""
+        """Allocate one after the other."""
         return [await self.finish() for _ in range(count)]
 
     @abstractmethod
     async def finish(self) -> Staged:
-        """The next buffer for whoever asks."""
+        """Allocate the next buffer."""
 
     @abstractmethod
     def give(self, staged: Staged) -> None:
-        """Take a buffer back."""
+        """Free a buffer."""

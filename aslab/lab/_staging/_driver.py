@@ -1,6 +1,6 @@
-"""The driver that pins memory: one call at a time on the whole computer, whichever process makes it.
+"""The driver that pins memory, which handles one call at a time for all processes of the computer.
 
-And the two backends that aslab has on such a computer: pinned memory in pieces, and pageable memory.
+And the two backends that aslab uses there: pinned memory in pieces, and pageable memory.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from ._machines import Server
 
 
 class Driver:
-    """Pins and unpins, a call at a time. Another process pins too, now and then, and holds the same lock."""
+    """Pins memory, one call at a time. From time to time another process pins too, and holds the same lock."""
 
     def __init__(self, server: Server, draw: random.Random) -> None:
         self.pinned: int = 0
         """Bytes."""
         self.highest: int = 0
-        """The most there were."""
+        """The most bytes pinned at once."""
         self.calls: list[tuple[float, float]] = []
-        """From when to when each of our calls took, once it was its turn among ours."""
+        """The begin and end of each of our calls, from its turn among them."""
         self._server = server
         self._lock = anyio.Lock()
         self._windows = _windows(server, draw)
         self._window = next(self._windows)
 
     def had(self, nbytes: int) -> None:
-        """So many bytes more, or less, are pinned than were, without a wait for the driver."""
+        """Count bytes that were pinned, or unpinned, without waiting for the driver."""
         self.pinned += nbytes
         self.highest = max(self.highest, self.pinned)
 
     async def pin(self, nbytes: int) -> None:
-        """Suspend until so many bytes are pinned. Cancelled, it has pinned nothing."""
+        """Pin memory; suspends until it is done. If cancelled, nothing is pinned."""
         async with self._lock:
             began = current().time()
             await self._let_neighbour_end()
@@ -56,7 +56,7 @@ class Driver:
 
 
 def _windows(server: Server, draw: random.Random) -> Iterator[tuple[float, float]]:
-    """From when to when the other process holds the lock."""
+    """When the other process holds the lock."""
     now = 0.0
     while True:
         begins = now + draw.uniform(*server.neighbour_rests)
@@ -65,30 +65,30 @@ def _windows(server: Server, draw: random.Random) -> Iterator[tuple[float, float
 
 
 class PinnedPieces:
-    """A backend of pinned memory. What is asked for is pinned in one call."""
+    """A backend of pinned memory. Each region is pinned in one call."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
-        """Suspends until the driver has pinned it, however urgent it is: the driver knows no flags."""
+        """Suspends until the driver has pinned it, even if it is urgent: the driver knows no flags."""
         await self._driver.pin(nbytes)
         return _mapped(nbytes, align)
 
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
-        """Pinning always waits.
+        """Pinning always has to wait.
 
-        :raises anyio.WouldBlock: each time
+        :raises anyio.WouldBlock: always
         """
         raise anyio.WouldBlock
 
     async def release(self, region: Region) -> None:
-        """Does not suspend: nobody here waits for what goes back, so its time is left out."""
+        """Does not suspend: no task waits for a release, so its duration is left out."""
         self._driver.had(-len(region.memory))
 
 
 class Pageable:
-    """A backend of ordinary memory, which is there at once."""
+    """A backend of ordinary memory, available at once."""
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
         """Does not suspend."""
@@ -99,10 +99,10 @@ class Pageable:
         return _mapped(nbytes, align)
 
     async def release(self, region: Region) -> None:
-        """Does not suspend. The mapping goes with the last view of it."""
+        """Does not suspend. The mapping ends with the last view of it."""
 
 
 def _mapped(nbytes: int, align: int) -> Region:
-    """Zeros that take no room until they are written to."""
+    """Map zeroed memory, which uses no pages until it is written to."""
     spare = 0 if align <= mmap.PAGESIZE else align
     return Region.over(mmap.mmap(-1, nbytes + spare), align=align)

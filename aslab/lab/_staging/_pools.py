@@ -1,4 +1,4 @@
-"""The pools of the machines that are not aslab's: how a request gets a staging buffer, and how it comes back."""
+"""The pools that are not aslab's: how a request gets a staging buffer, and how it frees it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ._driver import Driver
 from ._machines import Machine, Server
 
 PAUSE = 0.1
-"""Seconds that a busy retry sleeps: what LMCache waits before it tries again."""
+"""Seconds between retries, as in LMCache."""
 
 
 class Daemon:
-    """Pins a piece more, in the background, whenever over half of what is pinned is in use, up to the limit."""
+    """Pins another piece in the background whenever more than half of the buffers are in use, up to the limit."""
 
     def __init__(self, server: Server, driver: Driver, add: Callable[[int], None]) -> None:
         self.buffers: int = server.started
-        """Pinned so far."""
+        """Buffers pinned so far."""
         self._server = server
         self._driver = driver
         self._add = add
@@ -30,12 +30,12 @@ class Daemon:
         driver.had(server.started * server.buffer)
 
     def in_use(self, buffers: int) -> None:
-        """So many are."""
+        """Note how many buffers are in use."""
         if 2 * buffers > self.buffers:
             self._wanted.set()
 
     async def run(self) -> None:
-        """Until the limit is reached."""
+        """Pin pieces until the limit is reached."""
         while self.buffers < self._server.limit:
             await self._wanted.wait()
             self._wanted = anyio.Event()
@@ -46,7 +46,7 @@ class Daemon:
 
 
 class BusyRetry(OneByOne):
-    """Try; sleep; try again. Who comes at the right moment has it."""
+    """Try, sleep, try again. Whoever comes at the right moment wins."""
 
     def __init__(self, desk: Desk, server: Server, driver: Driver) -> None:
         super().__init__(desk)
@@ -54,7 +54,7 @@ class BusyRetry(OneByOne):
         self.daemon: Daemon = Daemon(server, driver, self._add)
 
     async def finish(self) -> Staged:
-        """As soon as a try succeeds."""
+        """Retry until a buffer is free."""
         with self._desk.waiting():
             while not self._free:
                 await anyio.sleep(PAUSE)
@@ -64,7 +64,7 @@ class BusyRetry(OneByOne):
         return self._desk.hand_out()
 
     def give(self, staged: Staged) -> None:
-        """It is free, and nobody is told."""
+        """Free a buffer without waking anybody."""
         self._desk.take_back(staged)
         self._free += 1
 
@@ -82,7 +82,7 @@ class Counted(OneByOne):
         self.daemon: Daemon = Daemon(server, driver, self._add)
 
     async def finish(self) -> Staged:
-        """In turn."""
+        """Wait in line for a buffer."""
         with self._desk.waiting():
             await self._free.acquire()
         self._out += 1
@@ -90,7 +90,7 @@ class Counted(OneByOne):
         return self._desk.hand_out()
 
     def give(self, staged: Staged) -> None:
-        """The first in line has it."""
+        """Free a buffer for the first in line."""
         self._desk.take_back(staged)
         self._out -= 1
         self._free.release()
@@ -101,7 +101,7 @@ class Counted(OneByOne):
 
 
 class TwoLines(OneByOne):
-    """A line for those who begin, and one before it for those who finish, for whom some buffers are kept."""
+    """Two queues: requests that finish come before those that begin, and some buffers are reserved for them."""
 
     def __init__(self, desk: Desk, server: Server, driver: Driver) -> None:
         super().__init__(desk)
@@ -112,15 +112,15 @@ class TwoLines(OneByOne):
         self.daemon: Daemon = Daemon(server, driver, self._add)
 
     async def begin(self, count: int) -> list[Staged]:
-        """One after the other, in the line behind."""
+        """Allocate one after the other, in the second queue."""
         return [await self._stand(self._beginning) for _ in range(count)]
 
     async def finish(self) -> Staged:
-        """In the line before."""
+        """Wait in the first queue."""
         return await self._stand(self._finishing)
 
     def give(self, staged: Staged) -> None:
-        """To the first who may have it."""
+        """Free a buffer for the first request that may have it."""
         self._desk.take_back(staged)
         self._add(1)
 
@@ -144,7 +144,7 @@ class TwoLines(OneByOne):
 
 
 class PinInCaller(OneByOne):
-    """Who finds none free pins one, and waits for the driver itself; at the limit, if there is one, for a free."""
+    """Pins a buffer in the calling task if none is free; at the limit, if any, waits for a free buffer."""
 
     def __init__(self, desk: Desk, server: Server, driver: Driver, *, bounded: bool) -> None:
         super().__init__(desk)
@@ -155,7 +155,7 @@ class PinInCaller(OneByOne):
         driver.had(server.started * server.buffer)
 
     async def finish(self) -> Staged:
-        """A free one, or one of its own making."""
+        """Take a free buffer, or pin one."""
         with self._desk.waiting():
             if self._free.value or self._more == 0:
                 await self._free.acquire()
@@ -166,7 +166,7 @@ class PinInCaller(OneByOne):
         return self._desk.hand_out()
 
     def give(self, staged: Staged) -> None:
-        """It stays pinned, for the next."""
+        """Free a buffer, which stays pinned."""
         self._desk.take_back(staged)
         self._free.release()
 
@@ -176,12 +176,12 @@ FED: dict[str, type[BusyRetry | Counted | TwoLines]] = {
     "semaphore": Counted,
     "lines": TwoLines,
 }
-"""The pools that a daemon feeds."""
+"""The pools that a daemon refills."""
 
 
 @asynccontextmanager
 async def open_pool(machine: Machine, server: Server, driver: Driver, desk: Desk) -> AsyncIterator[Pool]:
-    """The pool of a machine, with what works for it in the background."""
+    """The pool of a machine, with its background task."""
     if machine.pool == "aslab":
         async with open_cache(machine, server, driver, desk) as cache:
             yield cache

@@ -27,26 +27,26 @@ from ._pools import open_pool
 
 PLACES = "GPU places"
 OPENS = 0.2
-"""Simulated seconds after which the first request may come: by then every pool is ready."""
+"""Simulated seconds before the first request, by which time every pool is ready."""
 SILENCE = 10.0
-"""Simulated seconds in which no request takes a step that make a server stuck: no step of its own takes as long,
-and the driver never holds anybody up for as long. Who tries again and again is never stuck otherwise."""
+"""Simulated seconds without progress after which a server counts as stuck: no step takes that long, nor does the
+driver. Without this, requests that keep retrying would never count as stuck."""
 COUNT_EVERY = 0.05
-"""Simulated seconds between the points of the curves."""
+"""Simulated seconds between points of the curves."""
 UNTIL = 600.0
-"""Simulated seconds after which a machine that still works is given up."""
+"""Simulated seconds after which a machine that is still running is given up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked of the server. The same on every machine."""
+    """One request to the server, the same on every machine."""
 
     comes: float
     buffers: int
-    """Staging buffers that it has to have to begin with: none, where there is nothing to retrieve; two, where its
-    data is known to be encoded."""
+    """Staging buffers it needs to begin: none if there is nothing to retrieve, two if its data is known to be
+    encoded."""
     decodes_late: bool
-    """Whether only its data, once loaded, says that it has to be decoded into another buffer."""
+    """Whether it turns out only after loading that the data has to be decoded into another buffer."""
     load: float
     decode: float
     compute: float
@@ -55,31 +55,31 @@ class Request:
 
 @dataclass(slots=True)
 class Chapter:
-    """What came of one machine with one seed."""
+    """The result of one machine with one seed."""
 
     machine: str
     seed: int
     finished: bool = False
     time: float = 0.0
-    """Simulated seconds until the last step of any request. The server opens after `OPENS` of them."""
+    """Simulated seconds until the last step of any request, counted from before `OPENS`."""
     served: int = 0
-    """Requests done, their data stored."""
+    """Requests done, with their data stored."""
     cycle: tuple[str, ...] = ()
-    """Who waits on whom, where it is stuck."""
+    """Who waits on whom, if it is stuck."""
     longest_wait: float = 0.0
-    """For buffers, of any request; of those that wait at the end, until then."""
+    """The longest wait of any request for buffers; requests still waiting count until the end."""
     longest_store_wait: float = 0.0
-    """The same, of the stores alone: what gives room on the GPU back."""
+    """The same for stores alone, which free room on the GPU."""
     tries: int = 0
-    """Looks for a free buffer, in the second that had most."""
+    """Checks for a free buffer, in the busiest second."""
     pinned_max: int = 0
     """Bytes."""
     emergency_max: int = 0
-    """Most emergency objects out at once."""
+    """Most emergency objects in use at once."""
     deadlocks: int = 0
-    """Times that the cache was marked DEADLOCKED."""
+    """Times the cache was marked DEADLOCKED."""
     spans: list[Span] = field(default_factory=list)
-    """While somebody waits for a buffer, and where it is stuck."""
+    """When requests wait for buffers, and when it is stuck."""
     pins: list[Span] = field(default_factory=list)
     counters: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
@@ -92,7 +92,7 @@ def tell(machine: Machine, seed: int, *, loop: str = "asyncio", server: Server =
 
 
 def requests(server: Server, seed: int) -> list[Request]:
-    """Those of a seed, in order of their coming."""
+    """The requests for a seed, in order of arrival."""
     draw = random.Random(seed_for(seed, "requests"))
     made = []
     now = 0.0
@@ -131,7 +131,7 @@ class _Telling:
         self._waiting_since = 0.0
 
     async def run(self) -> None:
-        """Until all requests are served; notes what came also if it is cut off."""
+        """Run until all requests are served. Records results even if cut off."""
         self._places = anyio.Semaphore(self._server.places)
         async with open_pool(self._machine, self._server, self._driver, self._desk) as pool:
             await anyio.sleep(OPENS - current().time())
@@ -176,7 +176,7 @@ class _Telling:
         self._step()
 
     async def _retrieve(self, pool: Pool, request: Request) -> list[Staged]:
-        """The data of a request, in as many buffers as it is copied from."""
+        """Load the data of a request. Returns the buffers it will be copied from."""
         async with self._waiting_for_buffers():
             staged = await pool.begin(request.buffers)
         await anyio.sleep(request.load)
@@ -216,7 +216,7 @@ class _Telling:
         self._last_step = current().time()
 
     async def _watch(self, scope: anyio.CancelScope) -> None:
-        """Once nobody has got anywhere for long, see why, and end."""
+        """Once nothing has made progress for long, record why, and end the run."""
         housekeeping()
         while (left := self._last_step + SILENCE - current().time()) > 0:  # noqa: ASYNC110  (as in _story.py)
             await anyio.sleep(left)
@@ -225,7 +225,7 @@ class _Telling:
         scope.cancel()
 
     async def _count(self) -> None:
-        """Note what is to be drawn, now and then."""
+        """Record the curves at intervals."""
         housekeeping()
         while True:
             self._note_counters()

@@ -1,4 +1,4 @@
-"""The story of the staging buffers as a `Tale`: its verdicts, its columns and its terms, for the page."""
+"""The story of the staging buffers as a `Tale`: its verdicts, columns and terms."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from .._report._tale import Curve, Outcome, Tale, Told
 from ._chapters import Row
 from ._machines import SERVER
 
-FORETOLD = {"finished": "finishes", "stuck": "gets stuck"}
+EXPECTED = {"finished": "finishes", "stuck": "gets stuck"}
 CURVES = (Curve("served", "requests", 84), Curve("pinned", "buffers", 34))
 PARTS = {
-    "GPU places": "all taken: what is there has to be stored before a place is free",
+    "GPU places": "all taken: data there has to be stored before a place is free",
     "store": "copies new data off the GPU, and needs a buffer for it",
     "staging pool": "has no free buffer, and has reached its limit",
-    "retrieve": "has its data loaded, in a buffer, and waits for a place, or for a second buffer",
+    "retrieve": "holds its data in a buffer, and waits for a place or for a second buffer",
 }
 TERMS = {
-    "KV cache": "what a language model remembers of a conversation; moved off the GPU when it is not needed",
-    "pinned": "memory that stays where it is, as the driver knows, so that the GPU copies at full speed",
+    "KV cache": "what a language model remembers of a conversation; moved off the GPU when not needed",
+    "pinned": "memory that the driver keeps in place, so that the GPU can copy it at full speed",
     "pageable": "ordinary memory; a copy takes four times as long here",
     "staging buffer": f"{SERVER.buffer // 2**20} MiB of pinned memory; data passes through it to and from the GPU",
     "retrieve": "load the data of an earlier turn into a buffer, wait for a place on the GPU, copy it there",
-    "store": "copy data off the GPU into a buffer, write it; the place is free once it is copied",
-    "try": "a look whether a buffer is free",
-    "seed": "draws all that is random: requests, times, when another process pins. The same seed, the same run",
+    "store": "copy data off the GPU into a buffer and write it; the place is free once it is copied",
+    "try": "a check for a free buffer",
+    "seed": "determines everything random: requests, times, the other process. The same seed gives the same run",
 }
 
 
@@ -33,20 +33,21 @@ def as_tale(rows: list[Row], seed: int, loop: str) -> Tale:
         title="The story of the staging buffers",
         question="Which pool gets stuck?",
         about=f"{SERVER.requests} requests to a server that moves its KV cache through a pool of pinned buffers. "
-        "Room on the GPU comes back by storing, to store takes a buffer, and who waits for room holds them. "
+        "Storing frees room on the GPU; it needs a buffer, and requests that wait for room hold the buffers. "
         "The machines differ only in the pool.",
         seed=seed,
         machines=[_told(row, seed) for row in rows],
         curves=CURVES,
         how_to_read=[
-            "The tall curve counts requests served: while it climbs, the machine gets on.",
-            f"The low curve counts buffers that are pinned; {SERVER.limit} is the limit, where there is one.",
-            "Bands: somebody waits for a buffer.",
+            "The tall curve counts requests served: while it rises, the machine makes progress.",
+            f"The low curve counts pinned buffers; {SERVER.limit} is the limit, if there is one.",
+            "Bands: a request waits for a buffer.",
         ],
         parts=PARTS,
         terms=TERMS,
-        more="Over all seeds. tries/s: looks for a buffer in the busiest second. pinned, pageable: the most ever.",
-        facts=facts(rows, "ended as foretold", loop),
+        more="Over all seeds. tries/s: checks for a free buffer in the busiest second. "
+        "pinned, pageable: the maximum.",
+        facts=facts(rows, "ended as expected", loop),
     )
 
 
@@ -64,12 +65,12 @@ def _told(row: Row, seed: int) -> Told:
         "MiB pinned": words["pinned MiB"],
         "MiB pageable": words["paged MiB"],
     }
-    return row.told(seed, _verdict(row), cells, more, f"foretold was that it {FORETOLD[row.machine.ends]}")
+    return row.told(seed, _verdict(row), cells, more, f"expected: it {EXPECTED[row.machine.ends]}")
 
 
 def _verdict(row: Row) -> tuple[Outcome, str]:
-    """At what price it finishes."""
+    """The outcome of a machine that finishes, and at what price."""
     told = row.as_json()
     if told["pinned_max"] > SERVER.limit * SERVER.buffer:
-        return "poor", "finishes, but pins without end"
+        return "poor", "finishes, but pins without limit"
     return "good", "finishes, with emergency objects" if told["emergency_max"] else "finishes"

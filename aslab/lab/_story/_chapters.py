@@ -1,4 +1,4 @@
-"""The story told many times: what came of each machine over many seeds, as one row."""
+"""The story with many seeds: the results of each machine, as one row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ._machines import Machine
 from ._run import Chapter, tell
 
 OUTSTANDING = (10, 1_000, 10_000)
-"""Emergency objects among which one is freed, for its cost. They come in batches of thousands."""
+"""Numbers of outstanding emergency objects, for measuring the cost of freeing one. They come by the thousand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,25 +27,25 @@ class Row(Seeds[Machine, Chapter]):
     MOSTLY: ClassVar[float] = 0.9
 
     free_cost: dict[int, float] = field(default_factory=dict)
-    """Seconds, of real time, to find and free one emergency object of so many."""
+    """Real seconds to find and free one emergency object, by the number outstanding."""
     computer: Computer = COMPUTER
 
     @property
     def time_to_finish(self) -> float | None:
-        """Median of the seeds that finished, in seconds."""
+        """The median over finished runs, in seconds."""
         times = [chapter.time for chapter in self.finished]
         return statistics.median(times) if times else None
 
     @property
     def failed_by_order(self) -> dict[str, int]:
-        """Page allocations that failed, by order, over all seeds."""
+        """Failed page allocations by order, over all seeds."""
         total: Counter[int] = Counter()
         for chapter in self.chapters:
             total.update(dict(enumerate(chapter.failed_by_order)))
         return {str(order): count for order, count in sorted(total.items()) if count}
 
     def as_json(self) -> dict[str, Any]:
-        """What ``aslab lab story --json`` prints of it."""
+        """What ``aslab lab story --json`` prints for it."""
         chapters = self.chapters
         return {
             "machine": self.machine.name,
@@ -70,11 +70,11 @@ class Row(Seeds[Machine, Chapter]):
         }
 
     def tables(self) -> tuple[dict[str, str], ...]:
-        """For people: how it went, and what it took."""
+        """For people: how it ended, and what it needed."""
         return self.ended(), self.needed()
 
     def ended(self) -> dict[str, str]:
-        """How it went, for people, a column each."""
+        """How it ended, by column."""
         told = self.as_json()
         finish = self.time_to_finish
         return {
@@ -89,7 +89,7 @@ class Row(Seeds[Machine, Chapter]):
         }
 
     def needed(self) -> dict[str, str]:
-        """What it took, for people, a column each."""
+        """What it needed, by column."""
         told = self.as_json()
         failed = ", ".join(f"{count} of order {order}" for order, count in self.failed_by_order.items())
         cost = self.free_cost.get(OUTSTANDING[-1])
@@ -112,9 +112,9 @@ def play_story(
     jobs: int = 1,
     progress: Callable[[str, int], object] | None = None,
 ) -> list[Row]:
-    """Tell it with every machine and every seed. Blocks; a second or two for each.
+    """Run every machine with every seed. Blocks, for a second or two per run.
 
-    :param jobs: so many processes at once
+    :param jobs: how many processes at once
     """
     machines = tuple(machines)
     runs = [(machine, computer, seed) for machine in machines for seed in seeds]
@@ -124,6 +124,6 @@ def play_story(
 
 
 def _free_costs(kinds: set[str]) -> dict[str, dict[int, float]]:
-    """Of each index, measured on this machine now."""
+    """The cost of each kind of index, measured now on this machine."""
     by_size = {size: removal_cost(kinds, size, rounds=20) for size in OUTSTANDING}
     return {kind: {size: costs[kind] for size, costs in by_size.items()} for kind in kinds}

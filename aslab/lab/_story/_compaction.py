@@ -1,8 +1,8 @@
-"""Rows of pages made where there are none: kcompactd moves what can be moved out of the way.
+"""Compaction: kcompactd makes blocks of contiguous pages by moving movable pages out of the way.
 
-A request for a row that may not start I/O is not let into this itself (Linux, mm/compaction.c: no direct
-compaction without __GFP_IO, since moving a page may need I/O). It fails, wakes this task, and finds the row
-when it tries again: it is slow.
+A request that may not start I/O cannot compact memory itself (Linux, mm/compaction.c: no direct compaction
+without __GFP_IO, since moving a page may need I/O). It fails, wakes this task, and finds the block when it
+tries again, which is slow.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from ...faults._delay import drawing
 from .._simulation._waits import WaitGraph
 
 MOST_DEFERRED = 64
-"""Linux' COMPACT_MAX_DEFER_SHIFT: after many runs in vain, so many requests go by before the next run."""
+"""Linux' COMPACT_MAX_DEFER_SHIFT: after repeated failures, this many requests pass before the next attempt."""
 
 
 class Compaction:
-    """Makes itself the memory's kcompactd. For one event loop.
+    """Registers itself as the memory's kcompactd. For one event loop.
 
-    A run looks at all pages, and chooses the row with the fewest to be moved; a page that is neither free nor
-    ``movable`` rules its row out. The row's free pages are set aside, the others moved one by one to free
-    pages elsewhere, then all come back as one block. Linux moves pages from one end of memory to the other
-    until there is a row, which is as many pages or more. As in Linux, after a run in vain the next requests
-    go by: 1, then 2, 4, and so on to 64.
+    Each attempt looks at all pages and chooses the aligned block with the fewest pages to move; a page that is
+    neither free nor ``movable`` rules its block out. The block's free pages are set aside, the others are moved
+    one by one to free pages elsewhere, and then the whole block is freed. Linux moves pages from one end of
+    memory to the other until there is a block, which moves at least as many pages. As in Linux, after a failed
+    attempt the next requests are skipped: 1, then 2, 4, and so on up to 64.
 
-    :param movable: for the number of each page that can be moved, the list that it is in; a page that has
-        moved is replaced there
-    :param scan: seconds to look at a page
+    :param movable: the movable pages, by number, and the list that each is in; a page that moves is replaced
+        there
+    :param scan: seconds to inspect a page
     :param move: seconds to move a page
-    :param spare: free pages that a run leaves. Linux leaves ``low``, and does not begin below twice the row
-        above it
-    :raises ConfigError: if ``spare`` is no whole number in 0..all pages
+    :param spare: free pages that an attempt leaves. Linux leaves ``low``, and does not start unless twice the
+        block is free above that
+    :raises ConfigError: if ``spare`` is not a whole number between 0 and all pages
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class Compaction:
         self.moved: int = 0
         """Pages moved."""
         self.made: int = 0
-        """Rows made."""
+        """Blocks made."""
         self.in_vain: int = 0
-        """Runs that made none."""
+        """Attempts that made no block."""
         self._movable = movable
         self._waits = waits
         self._scan = drawing("scan", scan, seed)
@@ -67,7 +67,7 @@ class Compaction:
         memory.wake_kcompactd = self._wake
 
     async def run(self) -> None:
-        """Make a row whenever one was asked for in vain. Until cancelled."""
+        """Make a block whenever a request for one has failed. Runs until cancelled."""
         self._waits.be("kcompactd")
         while True:
             await self._woken.wait()
@@ -82,7 +82,7 @@ class Compaction:
             self._let_by = self._defer
 
     async def make(self, order: int) -> bool:
-        """Make a row of 2**order pages; whether it came about. Suspends, as long as it takes to look and move."""
+        """Make a block of 2**order pages. Returns whether it did. Suspends for the time to scan and move."""
         memory = self.memory
         await anyio.sleep(sum(self._scan() for _ in range(memory.pages)))
         if memory.free_pages - (1 << order) < self.spare:
@@ -93,7 +93,7 @@ class Compaction:
         row = range(start, start + (1 << order))
         aside: list[Block] = []
         try:
-            aside += filter(None, map(memory.isolate, row))  # first, so that no page is moved within the row
+            aside += filter(None, map(memory.isolate, row))  # first, so that no page moves within the block
             for pfn in sorted({*row} - {page.pfn for page in aside}):
                 page = await self._empty(pfn)
                 if page is None:
@@ -105,7 +105,7 @@ class Compaction:
         return True
 
     def _choose(self, order: int) -> int | None:
-        """The first page of the best row; none if there is none, or no room for its pages elsewhere."""
+        """The first page of the best block; None if there is none, or no room elsewhere for its pages."""
         size = 1 << order
         free = self.memory.free_in_rows(order)
         usable = list(free)
@@ -120,7 +120,7 @@ class Compaction:
         return best * size if to_move <= self.memory.free_pages - free[best] else None
 
     async def _empty(self, pfn: int) -> Block | None:
-        """Move what is in a page, and set it aside; none if that cannot be done by now."""
+        """Move the contents of a page, and set the page aside; None if that is not possible any more."""
         await anyio.sleep(self._move())
         holder = self._movable.get(pfn)
         if holder is None:  # freed meanwhile, or about to be

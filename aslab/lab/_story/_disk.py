@@ -1,4 +1,4 @@
-"""A disk: so many writes at once, each of which takes its time, and a page of memory."""
+"""A disk: a limited number of writes at once, each of which takes time and a page of memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ...emulation._memory import PhysicalMemory
 class Disk:
     """The driver and the device. For one event loop.
 
-    :param latency: seconds of a write
-    :param depth: writes that the device takes at once; others queue
-    :param retry: seconds until a driver without memory tries again
+    :param latency: seconds per write
+    :param depth: writes that the device handles at once; others queue
+    :param retry: seconds until the driver retries when it gets no memory
     """
 
     def __init__(
@@ -26,13 +26,13 @@ class Disk:
         self.depth = depth
         self.writes: int = 0
         self.starved: int = 0
-        """Times that the driver found no page for a request, and had to wait."""
+        """Times the driver got no page for a request, and had to wait."""
         self._latency = latency
         self._retry = retry
         self._slots = anyio.CapacityLimiter(depth)
 
     async def write(self) -> None:
-        """One write. The driver's own page comes from the reserve: it must not wait for writeback, being it."""
+        """Do one write. The driver's page comes from the reserve: it is writeback, and must not wait for it."""
         async with self._slots:
             while True:
                 try:
@@ -40,7 +40,7 @@ class Disk:
                     break
                 except MemoryError:
                     self.starved += 1
-                    waiting = HOUSEKEEPING.set(True)  # so that a lab sees that nothing happens
+                    waiting = HOUSEKEEPING.set(True)  # so that a lab notices that nothing happens
                     try:
                         await anyio.sleep(self._retry)
                     finally:

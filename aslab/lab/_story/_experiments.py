@@ -1,4 +1,4 @@
-"""Every machine on every computer of a grid: one experiment each, kept as they come, and one row a machine."""
+"""Every machine on every computer of a grid: the results, saved as they arrive, and one row per machine."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from ._machines import Machine
 from ._run import tell
 
 Told = dict[str, Any]
-"""What came of one experiment, as JSON has it."""
+"""The result of one experiment, as JSON."""
 RESULTS = ("machine", "config", "seed", "finished", "longest_wait", "time", "emergency_max")
-"""Its keys for whoever asked for the grid; a notebook needs two more."""
+"""Its keys in the output; a notebook has two more."""
 BEGIN = b'{"machine": '
-"""How a line of a notebook begins."""
+"""The start of every line in a notebook."""
 
 
 class Line(Section):
@@ -40,23 +40,23 @@ class Line(Section):
     longest_wait: float
     """Seconds."""
     time: float
-    """Simulated seconds until all was done, or nothing more could be."""
+    """Simulated seconds until everything was done, or stuck."""
     emergency_max: int
     loop: str
     set: dict[str, Any]
-    """All in which the computer is not the default one."""
+    """The fields of the computer that differ from the default."""
 
 
 class Notebook:
-    """Results in a file, a line each, which a second run need not find again.
+    """Results in a file, one per line, which a second run can reuse.
 
-    A line is about one machine, seed, loop and computer, whatever grid that computer was part of. It knows
-    nothing of the program that found it: who changes that takes a new file.
+    A line is about one machine, seed, loop and computer, whatever grid that computer came from. It does not
+    record the version of the program: use a new file after changing that.
 
-    A context manager: entering reads what is there; a last line that was cut off is forgotten.
+    A context manager: entering reads the existing results; an incomplete last line is dropped.
 
-    :param path: None keeps nothing beyond the run
-    :raises ConfigError: on entering, for any other line that is no result
+    :param path: None keeps the results in memory only
+    :raises ConfigError: on entering, if any other line is not a result
     :raises OSError: on entering, if the file cannot be read and written
     """
 
@@ -75,7 +75,7 @@ class Notebook:
             self._file.close()
 
     def add(self, told: Told) -> None:
-        """One more result, in the file at once."""
+        """Add a result, and write it to the file at once."""
         self.known[key_of(told["machine"], told["set"], told["seed"], told["loop"])] = told
         if self._file is not None:
             self._file.write(json.dumps(told) + "\n")
@@ -89,7 +89,7 @@ class Notebook:
             told = self._parse(number, line)
             self.known[key_of(told["machine"], told["set"], told["seed"], told["loop"])] = told
         cut_off = data[end:]
-        if cut_off[: len(BEGIN)] != BEGIN[: len(cut_off)]:  # no file of ours: leave it alone
+        if cut_off[: len(BEGIN)] != BEGIN[: len(cut_off)]:  # not our file: leave it alone
             self._parse(data.count(b"\n") + 1, cut_off)
         os.truncate(path, end)
         self._file = path.open("a", encoding="utf-8")
@@ -99,16 +99,16 @@ class Notebook:
             return Line.model_validate_json(line).model_dump()
         except ValidationError:
             where = f"{printable(str(self._path))}: line {number}"
-            raise ConfigError(where, short(line), "allowed are results that --resume has written") from None
+            raise ConfigError(where, short(line), "must be a result written by --resume") from None
 
 
 def key_of(machine: str, changed: Mapping[str, Any], seed: int, loop: str) -> str:
-    """What one result is about, as text."""
+    """The key of one result, as text."""
     return json.dumps([machine, changed, seed, loop], sort_keys=True)
 
 
 def experiment(machine: Machine, computer: Computer, seed: int, config: Config, *, loop: str) -> Told:
-    """Run one. Blocks."""
+    """Run one experiment. Blocks."""
     chapter = tell(machine, computer, seed, loop=loop)
     return {
         "machine": machine.name,
@@ -126,7 +126,7 @@ def experiment(machine: Machine, computer: Computer, seed: int, config: Config, 
 def runs_of(
     grid: Grid, machines: Iterable[Machine], seeds: Sequence[int], loop: str
 ) -> dict[str, tuple[Machine, Computer, int, Config]]:
-    """All experiments of a grid, in order, by what a notebook knows them by."""
+    """All experiments of a grid, in order, by their key in a notebook."""
     return {
         key_of(machine.name, settings(computer), seed, loop): (machine, computer, seed, config)
         for config, computer in grid.configs
@@ -145,10 +145,10 @@ def play_grid(
     jobs: int = 1,
     progress: Callable[[str, int], object] | None = None,
 ) -> list[Told]:
-    """Every machine on every computer with every seed, without those that the notebook has. Blocks.
+    """Run every machine on every computer with every seed, except what the notebook already has. Blocks.
 
-    :param jobs: so many processes at once
-    :param progress: called with machine and seed of each that is done, also of those that were
+    :param jobs: how many processes at once
+    :param progress: called with the machine and seed of each result, including those from the notebook
     """
     runs = runs_of(grid, machines, seeds, loop)
 
@@ -169,7 +169,7 @@ def play_grid(
 
 
 def rows_of(results: Iterable[Told]) -> list[dict[str, str]]:
-    """One row for each machine, for people."""
+    """One row per machine, for people."""
     by_machine: dict[str, list[Told]] = {}
     for told in results:
         by_machine.setdefault(told["machine"], []).append(told)

@@ -1,9 +1,9 @@
-"""A grid of computers: the story on many of them, from a file that says which.
+"""A grid of computers to run the story on, described by a file.
 
-    draw = 60                  so many combinations, drawn; without it all of them
-    seed = 1                   for drawing
-    [fixed]                    what is the same in all, such as pages = 8192
-    [vary]                     lists, such as hogs = [2, 4, 8]
+    draw = 60                  how many random combinations; by default all of them
+    seed = 1                   for the random draw
+    [fixed]                    values for every computer, such as pages = 8192
+    [vary]                     lists of values, such as hogs = [2, 4, 8]
 
 The keys of both tables are the fields of `Computer`.
 """
@@ -28,14 +28,14 @@ from .._scenario._schema import Section
 from ._computer import KEYS, Computer, check_value, computer_with
 
 MOST = 100_000
-"""Combinations of one grid."""
+"""Most combinations in a grid."""
 
 Config = dict[str, Any]
 
 
 def _different(values: list[Any]) -> list[Any]:
     if len(set(values)) < len(values):
-        raise ValueError("allowed are values that differ")
+        raise ValueError("must be distinct values")
     return values
 
 
@@ -48,7 +48,7 @@ def _many(key: str) -> Any:
 
 
 def _table(name: str, kind: Callable[[str], Any]) -> Any:
-    """A table with the fields of a computer, any of which may be left out."""
+    """A table with the fields of a computer, all optional."""
     fields: dict[str, Any] = {key: (kind(key), None) for key in KEYS}
     return create_model(name, __base__=Section, **fields)
 
@@ -61,7 +61,7 @@ else:
 
 
 class GridFile(Section):
-    """What the file may say."""
+    """What the file may contain."""
 
     draw: Annotated[int, Field(ge=1, le=MOST)] | None = None
     seed: Annotated[int, Field(ge=0, le=2**63)] = 0
@@ -71,19 +71,19 @@ class GridFile(Section):
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Which computers there are."""
+    """The computers of a grid."""
 
     configs: tuple[tuple[Config, Computer], ...]
-    """What is varied, key by key, and the computer that it makes."""
+    """The varied values, and the computer they make."""
     skipped: tuple[ConfigError, ...]
-    """Why others make no sense."""
+    """Why the other combinations make no sense."""
 
 
 def load_grid(path: Path, more: Mapping[str, object] | None = None) -> Grid:
-    """Read a file, and make its combinations. Blocks while it reads.
+    """Read a file, and build its combinations. Blocks while it reads.
 
-    :param more: what is fixed in addition, or instead
-    :raises ConfigError: naming file, key, value and what is allowed
+    :param more: further fixed values, which take precedence
+    :raises ConfigError: with the file, the key, the value and what it must be
     :raises OSError: if it cannot be read
     """
     return make_grid(*read(path, _check), more or {})
@@ -96,20 +96,20 @@ def _check(data: dict[str, Any]) -> tuple[GridFile, Config, dict[str, list[Any]]
         raise complaint(exc, GridFile) from None
     fixed, vary = file.fixed.model_dump(exclude_unset=True), file.vary.model_dump(exclude_unset=True)
     for key in fixed.keys() & vary.keys():
-        raise ConfigError(f"fixed.{key}", short(fixed[key]), "allowed not with a list in [vary]")
+        raise ConfigError(f"fixed.{key}", short(fixed[key]), "cannot be given with a list in [vary]")
     size = math.prod(map(len, vary.values()))
     if file.draw is None and size > MOST:
-        raise ConfigError("draw", None, f"allowed are up to {MOST} combinations; without draw there are {size}")
+        raise ConfigError("draw", None, f"must be given for more than {MOST} combinations; there are {size}")
     return file, fixed, vary
 
 
 def make_grid(file: GridFile, fixed: Config, vary: dict[str, list[Any]], more: Mapping[str, object]) -> Grid:
-    """The combinations, in the order of the lists, or as drawn; without those that make no sense.
+    """The combinations, in the order of the lists or as drawn, without those that make no sense.
 
-    :raises ConfigError: for a key in ``more`` that is varied
+    :raises ConfigError: if a key in ``more`` is varied
     """
     for key in more.keys() & vary.keys():
-        raise ConfigError(f"--set {key}", more[key], "allowed not where the grid varies it")
+        raise ConfigError(f"--set {key}", more[key], "cannot be given for a key that the grid varies")
     base = computer_with({**fixed, **more})
     configs, skipped = [], []
     for config in _combinations(vary, file.draw, file.seed):

@@ -1,7 +1,7 @@
-"""Where emergency objects are looked up when they are freed: a list in 2012, a tree later, a hash in aslab.
+"""How emergency objects are looked up when freed: a list in 2012, a tree later, a hash in aslab.
 
-They come in batches of thousands, and each free of one finds it by its address. Real structures, in plain
-Python, so that what it costs to look something up grows as it does in the kernel.
+There may be thousands, and freeing one finds it by its address. These are real structures in plain Python, so
+that the cost of a lookup grows as it does in the kernel.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ T = TypeVar("T")
 
 
 class Index(Protocol[T]):
-    """Things by address; no two have the same."""
+    """Things by unique address."""
 
     def add(self, address: int, thing: T) -> None:
-        """Keep a thing."""
+        """Add a thing."""
         ...
 
     def remove(self, address: int) -> T:
-        """Find it, and forget it. It has to be there."""
+        """Find a thing and remove it. It must be present."""
         ...
 
 
 class ListIndex(Generic[T]):
-    """A list that is walked from its head, where the newest is."""
+    """A list, searched from its head, where the newest is."""
 
     def __init__(self) -> None:
         self._nodes: list[tuple[int, T]] = []
 
     def add(self, address: int, thing: T) -> None:
-        """At the head: one step."""
+        """Add at the head: one step."""
         self._nodes.append((address, thing))
 
     def remove(self, address: int) -> T:
-        """As many steps as there are newer ones."""
+        """Takes as many steps as there are newer things."""
         nodes = self._nodes
         for number in range(len(nodes) - 1, -1, -1):
             if nodes[number][0] == address:
@@ -51,19 +51,21 @@ class _Node(Generic[T]):
     def __init__(self, address: int, thing: T) -> None:
         self.address = address
         self.thing = thing
-        self.rank = (address * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF  # scattered, and always the same
+        self.rank = (
+            address * 0x9E3779B97F4A7C15
+        ) & 0xFFFFFFFFFFFFFFFF  # well distributed, and the same every time
         self.left: _Node[T] | None = None
         self.right: _Node[T] | None = None
 
 
 class TreeIndex(Generic[T]):
-    """A search tree that stays shallow: a treap (Seidel and Aragon 1996). SPL has a red-black tree."""
+    """A search tree that stays shallow: a treap (Seidel and Aragon 1996). SPL uses a red-black tree."""
 
     def __init__(self) -> None:
         self._root: _Node[T] | None = None
 
     def add(self, address: int, thing: T) -> None:
-        """About as many steps as the number of things has binary digits."""
+        """Takes a number of steps logarithmic in the number of things."""
         self._root = _insert(self._root, _Node(address, thing))
 
     def remove(self, address: int) -> T:
@@ -85,7 +87,7 @@ class TreeIndex(Generic[T]):
 
 
 class HashIndex(Generic[T]):
-    """A hash: one step, however many there are."""
+    """A hash table: one step, however many there are."""
 
     def __init__(self) -> None:
         self._things: dict[int, T] = {}
@@ -100,13 +102,13 @@ class HashIndex(Generic[T]):
 
 
 INDEXES: dict[str, Callable[[], Index[Any]]] = {"list": ListIndex, "tree": TreeIndex, "hash": HashIndex}
-BATCH = 10  # removals between two looks at the clock
+BATCH = 10  # removals between two readings of the clock
 
 
 def removal_cost(kinds: Iterable[str], size: int, rounds: int) -> dict[str, float]:
-    """Seconds, of real time, to find and remove one of ``size`` things, at random, by kind of `INDEXES`.
+    """Real seconds to find and remove a random one of ``size`` things, by kind of `INDEXES`.
 
-    The best of so many rounds, interleaved. Blocks.
+    The best of several interleaved rounds. Blocks.
     """
     draw = random.Random(1)
     addresses = draw.sample(range(0, size * 2**20, 4096), size)
@@ -139,7 +141,7 @@ def _insert(root: _Node[T] | None, new: _Node[T]) -> _Node[T]:
 
 
 def _split(root: _Node[T] | None, address: int) -> tuple[_Node[T] | None, _Node[T] | None]:
-    """Those below the address, and the others."""
+    """Split into nodes below the address and the rest."""
     if root is None:
         return None, None
     if root.address < address:
@@ -150,7 +152,7 @@ def _split(root: _Node[T] | None, address: int) -> tuple[_Node[T] | None, _Node[
 
 
 def _join(left: _Node[T] | None, right: _Node[T] | None) -> _Node[T] | None:
-    """One tree of two, all of the first being below all of the second."""
+    """Join two trees; all of the first is below all of the second."""
     if left is None or right is None:
         return left or right
     if left.rank > right.rank:

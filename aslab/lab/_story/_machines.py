@@ -1,7 +1,6 @@
-"""The machines of the story: the same computer, each with one way to grow a cache.
+"""The machines of the story: the same computer, each with its own way to grow a cache.
 
-They differ in the mechanism that each is named for, and in nothing else: every constant is in `Computer`,
-once for all.
+They differ only in the mechanism that each is named after; every constant is in `Computer`.
 """
 
 from __future__ import annotations
@@ -14,51 +13,51 @@ from ..._flags import KM
 from ._spl import Growth
 
 TICK = 0.01
-"""Seconds: a timer tick of Linux at HZ=100, the patience of 2012."""
+"""In seconds: a timer tick of Linux at HZ=100, which is how long callers waited in 2012."""
 
 
 @dataclass(frozen=True, slots=True)
 class Aslab:
-    """How a machine uses aslab itself, where not as by default."""
+    """How a machine uses aslab, where it differs from the default."""
 
     allocator: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Further arguments of `aslab.open_allocator`, such as ``grow_timeout``."""
     cache: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Further arguments of `Allocator.create_cache`, for both caches."""
     starts: KM = KM.PUSHPAGE
-    """The flags of who starts a write: the zvol's copy of the data, and z_wr_iss's."""
+    """The flags of allocations that start a write: the zvol's copy of the data, and z_wr_iss's."""
     finishes: KM = KM.MEMALLOC
-    """The flags of who needs but one buffer more, and then gives two back."""
+    """The flags of allocations that need only one more buffer to free two."""
     kept: int = 1
-    """Buffers kept for such callers alone, where the machine has no reserve."""
+    """Buffers kept for those alone, on machines without a reserve."""
     high: bool = False
-    """Whether slabs for urgent callers may use a part of the reserve, as SPL's may."""
+    """Whether slabs for urgent callers may use part of the memory reserve, as SPL's may."""
     beside: float | None = None
-    """Seconds for which the first in line is passed by others, if not as usual."""
+    """Seconds for which others may pass the first waiter, if not the default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One way to grow."""
+    """One way to grow a cache."""
 
     name: str
     about: str
     ends: Literal["stuck", "finished"]
-    """What the change says of it."""
+    """How it ends according to the change of 2012."""
     growth: Growth | Aslab = field(default_factory=Aslab)
-    """SPL's, in some version of it, or aslab itself."""
+    """As in some version of SPL, or aslab itself."""
     honour_gfp: bool = False
-    """Whether vmalloc passes its caller's flags on to the page tables (the patch for the kernel)."""
+    """Whether vmalloc passes its caller's flags on to page table allocations (the kernel patch)."""
     memalloc: bool = False
-    """Whether the tasks of ZFS run with PF_MEMALLOC: all they ask for may use the last reserve."""
+    """Whether the tasks of ZFS run with PF_MEMALLOC: all their allocations may use the last reserve."""
     single_pages: bool = False
-    """Whether emergency objects are made of single pages, rather than of a block in a row."""
+    """Whether emergency objects are made of single pages rather than one contiguous block."""
     reserve: bool = False
-    """Whether buffers for a write are set aside before anything runs, and nobody takes them back."""
+    """Whether the buffers for a write are set aside at the start and never reclaimed."""
 
     @property
     def index(self) -> str:
-        """Where emergency objects are looked up; nothing where there are none."""
+        """How emergency objects are looked up; empty if there are none."""
         if isinstance(self.growth, Aslab):
             return "hash"
         return self.growth.index if self.growth.by == "worker" else ""
@@ -70,14 +69,14 @@ MACHINES: tuple[Machine, ...] = (
     ),
     Machine(
         "pf_memalloc",
-        "As original, but the tasks of ZFS may use the last reserve for whatever they ask for.",
+        "As original, but the tasks of ZFS may use the last reserve for every allocation.",
         "finished",
         Growth("caller"),
         memalloc=True,
     ),
     Machine(
         "kernel_patch",
-        "As original, but vmalloc passes the flags on to the page tables.",
+        "As original, but vmalloc passes the flags on to page table allocations.",
         "finished",
         Growth("caller"),
         honour_gfp=True,
@@ -90,20 +89,20 @@ MACHINES: tuple[Machine, ...] = (
     ),
     Machine(
         "emergency_v2",
-        "Later versions: the wait is 100 ms, and the first that was in vain spares it to the others.",
+        "Later versions: the wait is 100 ms, and after the first wait in vain nobody else waits.",
         "finished",
         Growth("worker", 0.1, mark=True, index="tree", looks_again=True),
     ),
     Machine(
         "aslab",
-        "This package: who finishes a write comes first, and one buffer is kept for that; emergency objects are "
-        "of single pages, and move into slabs as there is room.",
+        "This package: allocations that finish a write come first, with one buffer kept for them; emergency "
+        "objects are made of single pages, and move into slabs when there is room.",
         "finished",
         single_pages=True,
     ),
     Machine(
         "aslab_reserve",
-        "As aslab, with the buffers of one write kept for that.",
+        "As aslab, with the buffers of one write set aside.",
         "finished",
         single_pages=True,
         reserve=True,
@@ -114,18 +113,21 @@ _BY_NAME = {machine.name: machine for machine in MACHINES}
 
 
 def _control(name: str, of: str, about: str, **changes: Any) -> Machine:
-    """A machine that is another one, but for what is said."""
+    """A machine that differs from another one only in these fields."""
     return replace(_BY_NAME[of], name=name, about=about, **changes)
 
 
 CONTROLS: tuple[Machine, ...] = (
     _control(
-        "emergency_single", "emergency", "As emergency, with emergency objects of single pages.", single_pages=True
+        "emergency_single",
+        "emergency",
+        "As emergency, with emergency objects made of single pages.",
+        single_pages=True,
     ),
     _control(
         "emergency_v2_single",
         "emergency_v2",
-        "As emergency_v2, with emergency objects of single pages.",
+        "As emergency_v2, with emergency objects made of single pages.",
         single_pages=True,
     ),
     _control(
@@ -140,22 +142,22 @@ CONTROLS: tuple[Machine, ...] = (
     _control(
         "emergency_single_reserve",
         "emergency",
-        "As emergency, with emergency objects of single pages, and the buffers of one write set aside.",
+        "As emergency, with emergency objects made of single pages and the buffers of one write set aside.",
         single_pages=True,
         reserve=True,
     ),
     _control(
         "emergency_v2_single_reserve",
         "emergency_v2",
-        "As emergency_v2, with emergency objects of single pages, and the buffers of one write set aside.",
+        "As emergency_v2, with emergency objects made of single pages and the buffers of one write set aside.",
         single_pages=True,
         reserve=True,
     ),
     _control(
         "emergency_v2_all",
         "emergency_v2",
-        "As emergency_v2, with what needs no flags of aslab: single pages, buffers set aside, and slabs that "
-        "leave the reserve alone.",
+        "As emergency_v2, with everything that needs no flags of aslab: single pages, buffers set aside, and "
+        "slabs that leave the memory reserve alone.",
         single_pages=True,
         reserve=True,
         growth=Growth("worker", 0.1, mark=True, index="tree", looks_again=True, high=False),
@@ -163,42 +165,42 @@ CONTROLS: tuple[Machine, ...] = (
     _control(
         "emergency_noio",
         "emergency",
-        "As emergency, with emergency objects got without I/O whoever asks, as the text of the change has it.",
+        "As emergency, with emergency objects allocated without I/O for every caller, as the change describes it.",
         growth=Growth("worker", TICK, noio=True),
     ),
     _control(
         "aslab_spl_flags",
         "aslab",
-        "As aslab, with the flags of SPL alone: who finishes a write is no more urgent than who starts one, and "
-        "nothing is kept.",
+        "As aslab, with only the flags of SPL: finishing a write is no more urgent than starting one, and no "
+        "buffer is kept.",
         growth=Aslab(finishes=KM.PUSHPAGE, kept=0),
     ),
     _control(
         "aslab_fixed_timeout",
         "aslab",
-        "As aslab, with SPL's 100 ms for every wait instead of what grows usually take.",
+        "As aslab, with SPL's 100 ms for every wait instead of a learned timeout.",
         growth=Aslab(allocator={"grow_timeout": 0.1}),
     ),
     _control(
         "aslab_nothing_kept",
         "aslab",
-        "As aslab, with no buffer kept for who finishes a write.",
+        "As aslab, with no buffer kept for finishing a write.",
         growth=Aslab(kept=0),
     ),
     _control(
         "aslab_high_slabs",
         "aslab",
-        "As aslab, with slabs that may use a part of the reserve, as SPL's may.",
+        "As aslab, with slabs that may use part of the memory reserve, as SPL's may.",
         growth=Aslab(high=True),
     ),
     _control(
         "aslab_handed_over",
         "aslab",
-        "As aslab, with each buffer that comes free handed over at once: nobody passes who waits.",
+        "As aslab, with each freed buffer handed over at once: nobody passes a waiter.",
         growth=Aslab(beside=0.0),
     ),
     _control(
-        "aslab_rows", "aslab", "As aslab, with emergency objects of pages that lie in a row.", single_pages=False
+        "aslab_rows", "aslab", "As aslab, with emergency objects made of contiguous pages.", single_pages=False
     ),
 )
-"""Machines that tell what each part of the others is worth. They run where they are asked for."""
+"""Machines that show what each part of the others contributes. They only run on request."""

@@ -34,22 +34,22 @@ from ._swap import Anonymous, hog
 from ._zfs import Buffers, Zfs
 
 LOOK_EVERY = 1.0
-"""Simulated seconds between looks whether anybody can still go on."""
+"""Simulated seconds between checks that the run is not stuck."""
 COUNT_EVERY = 0.02
-"""Simulated seconds between the points of the curves."""
+"""Simulated seconds between points of the curves."""
 
 
 @dataclass(slots=True)
 class Chapter:
-    """What came of one machine with one seed."""
+    """The result of one machine with one seed."""
 
     machine: str
     seed: int
     finished: bool = False
     time: float = 0.0
-    """Simulated seconds until the last process was done, or until everything was stuck."""
+    """Simulated seconds until the last process finished, or everything was stuck."""
     cycle: tuple[str, ...] = ()
-    """Who waits on whom, where it is stuck."""
+    """Who waits on whom, if it is stuck."""
     longest_txg_sync: float = 0.0
     longest_wait: float = 0.0
     emergency_max: int = 0
@@ -59,27 +59,27 @@ class Chapter:
     lowest_free_pages: int = 0
     va_lock_time: float = 0.0
     starved: int = 0
-    """Times that the disk's driver had no page for a request."""
+    """Times the disk driver got no page for a request."""
     swapped: int = 0
     """Pages written to swap."""
     file_blocks: int = 0
-    """Blocks that the writers of files wrote."""
+    """Blocks written by the file writers."""
     rows_made: int = 0
-    """Rows of pages that kcompactd made."""
+    """Contiguous blocks that kcompactd made."""
     pages_moved: int = 0
-    """Pages that it moved for them."""
+    """Pages that it moved to make them."""
     spans: list[Span] = field(default_factory=list)
     counters: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
 
 class _Traced:
-    """Vmalloc as a node of the wait graph."""
+    """Vmalloc as a node in the wait graph."""
 
     def __init__(self, backend: Backend, waits: WaitGraph, worker: str | None, *, high: bool = False) -> None:
         self.backend = backend
         self._waits = waits
         self._worker = worker
-        self._high = high  # have requests that must not start I/O use a part of the reserve
+        self._high = high  # requests that must not start I/O may use part of the reserve
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
         if self._worker is not None:
@@ -97,7 +97,7 @@ class _Traced:
 
 
 class _AslabBuffers:
-    """A cache of aslab's, as ZFS uses it."""
+    """An aslab cache, as ZFS uses it."""
 
     def __init__(self, cache: Cache[Any], aslab: Aslab, waits: WaitGraph) -> None:
         self.cache = cache
@@ -122,13 +122,13 @@ class _AslabBuffers:
         buffer.free()
 
     def free_all(self) -> None:
-        """What a pool that is cut off still holds."""
+        """Free what is still allocated when the run is cut off."""
         for buffer in tuple(self._out):
             self.free(buffer)
 
 
 def caches_of(computer: Computer) -> tuple[str, str]:
-    """The names of the two caches that ZFS has: one for data, and one for the pipeline."""
+    """The names of ZFS' two caches: for data, and for the pipeline."""
     return f"zio_data_buf_{computer.block}", f"zio_buf_{computer.block}"
 
 
@@ -140,14 +140,14 @@ def tell(machine: Machine, computer: Computer, seed: int, *, loop: str = "asynci
 
 
 class _SplBuffers:
-    """A cache of SPL's, as ZFS uses it."""
+    """An SPL cache, as ZFS uses it."""
 
     def __init__(self, cache: SplCache, tasks: TaskGroup) -> None:
         self.cache = cache
         self._tasks = tasks
 
     async def alloc(self, *, finishes: bool, converted: bool = True) -> SplObject:
-        """The same for all: whether it finishes a write is nothing that SPL could be told."""
+        """Allocate the same way for all: SPL cannot be told whether a buffer finishes a write."""
         return await self.cache.alloc(None if converted else GFP.KERNEL)
 
     def free(self, buffer: SplObject) -> None:
@@ -168,7 +168,7 @@ class _Telling:
         self._zfs: Zfs | None = None
 
     async def run(self) -> None:
-        """Until all processes are done and all is written; notes what came also if it is cut off."""
+        """Run until all processes are done and everything is written. Records results even if cut off."""
         computer, machine = self._computer, self._machine
         self._memory = PhysicalMemory(computer.pages, min=computer.min, low=computer.low, high=computer.high)
         self._memory.fragment(computer.pinned)
@@ -202,7 +202,9 @@ class _Telling:
             ]
             if aslab.beside is not None:
                 for cache in caches:
-                    pool_of(cache).room.passing.beside = aslab.beside  # for this experiment: no user may choose it
+                    pool_of(
+                        cache
+                    ).room.passing.beside = aslab.beside  # only for this experiment; not an option for users
             await caches[0].prefill(computer.arc_buffers)
             await kmem.ready()
             buffers = [_AslabBuffers(cache, aslab, self._waits) for cache in caches]
@@ -284,7 +286,7 @@ class _Telling:
         )
         try:
             if self._machine.memalloc:
-                PF_MEMALLOC.set(True)  # the tasks started now have it
+                PF_MEMALLOC.set(True)  # inherited by the tasks started now
             zfs.start(tasks)
             PF_MEMALLOC.set(False)
             tasks.start_soon(anonymous.run_kswapd, name="kswapd")
@@ -319,7 +321,7 @@ class _Telling:
             chapter.rows_made, chapter.pages_moved = compaction.made, compaction.moved
 
     async def _write_files(self, zfs: Zfs) -> None:
-        """As dd from /dev/zero: one block after the other, as fast as the pool takes them."""
+        """Write like dd from /dev/zero: one block after another, as fast as the pool accepts them."""
         self._waits.be("dd")
         await anyio.sleep(self._computer.writers_from)
         while not self._chapter.finished:
@@ -327,7 +329,7 @@ class _Telling:
             self._chapter.file_blocks += 1
 
     async def _watch(self, scope: anyio.CancelScope) -> None:
-        """Once nobody can go on, see why, and end."""
+        """Once everything is stuck, record why, and end the run."""
         housekeeping()
         while not current().stuck():  # noqa: ASYNC110  (what it looks for is that nothing happens)
             await anyio.sleep(LOOK_EVERY)
@@ -336,7 +338,7 @@ class _Telling:
         scope.cancel()
 
     async def _count(self, memory: PhysicalMemory, anonymous: Anonymous, note: Callable[[], None]) -> None:
-        """Note what is to be drawn, now and then."""
+        """Record the curves at intervals."""
         housekeeping()
         while True:
             note()

@@ -1,12 +1,12 @@
-"""The caches of SPL as they were, to compare with: what happens when there is no free object.
+"""The historical caches of SPL, for comparison: what they do when there is no free object.
 
     in the caller     the caller itself makes a slab, by vmalloc (before the change of 2012)
     by the worker     one work queue makes slabs; callers wait for a tick, then take an emergency object (2012)
-    and with a mark   the first that waited in vain marks the cache DEADLOCKED, and others wait no more (later)
+    and with a mark   the first caller to wait in vain marks the cache DEADLOCKED; then others do not wait (later)
 
-Free objects are kept in a magazine, one since there is one processor: an alloc takes the newest from it, a
-free puts its object there. An empty one is refilled by half its size from the slabs, a full one gives back its
-oldest half. No limits, and no ageing: a magazine ages after 15 s, and the story is over by then.
+Free objects are kept in a magazine; there is one, since there is one processor. An alloc takes the newest
+object from it, and a free puts one back. When empty it is refilled by half its size from the slabs; when full
+it returns its oldest half. There are no limits and no ageing: magazines age after 15 s, when the story is over.
 
 aslab itself is the last machine of the story, and is used through its public API.
 """
@@ -28,42 +28,42 @@ from ._index import INDEXES, Index
 
 
 def magazine_for(size: int) -> int:
-    """How many objects of so many bytes SPL keeps in a magazine (spl_magazine_size, for 4 KiB and more)."""
+    """The magazine size of SPL for objects of 4 KiB and more (spl_magazine_size)."""
     return 4 if size >= 2**20 else 16 if size >= 2**17 else 64
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """How a cache grows: the mechanism that the machines of the story differ in."""
+    """How a cache grows, which is what the machines of the story differ in."""
 
     by: Literal["caller", "worker"]
-    """Whose task makes the slab."""
+    """Which task makes slabs."""
     patience: float | None = None
-    """Seconds that a caller waits for the worker; None where there is no emergency path."""
+    """Seconds that a caller waits for the worker; None if there is no emergency path."""
     mark: bool = False
-    """Whether callers take an emergency object at once after one has waited in vain."""
+    """Whether callers take an emergency object at once, after one has waited in vain."""
     index: Literal["list", "tree"] = "list"
-    """Where emergency objects are looked up when they are freed."""
+    """How emergency objects are looked up when freed."""
     noio: bool = False
-    """Whether emergency objects are asked for without IO whoever asks, as the text of the change says. Its code,
-    and that of later versions, asks with the caller's flags (spl_emergency_alloc)."""
+    """Whether emergency objects are always allocated without I/O, as the description of the change says. Its code,
+    and that of later versions, uses the caller's flags (spl_emergency_alloc)."""
     high: bool = True
-    """Whether slabs for callers that may use a part of the reserve may do so, too."""
+    """Whether slabs may use the memory reserve when their callers may."""
     looks_again: bool = False
-    """Whether a caller that has waited looks into the magazine first, which others may have filled. In 2012 it
-    went on to fill it, and so waited for slab after slab (spl_cache_refill)."""
+    """Whether a caller that has waited first checks the magazine, which others may have filled. In 2012 it went on
+    filling it, and so waited for one slab after another (spl_cache_refill)."""
 
 
 @dataclass(frozen=True, slots=True)
 class SplObject:
-    """One allocation: its slab, or a region of its own."""
+    """One allocation: its slab, or its own region."""
 
     region: Region
     emergency: bool
 
 
 class SplQueue:
-    """The work queue that makes slabs, one after the other, for all caches."""
+    """The work queue that makes slabs for all caches, one after another."""
 
     def __init__(self, waits: WaitGraph) -> None:
         self.waits = waits
@@ -71,7 +71,7 @@ class SplQueue:
         self._more = anyio.Event()
 
     def put(self, job: Callable[[], Awaitable[None]]) -> None:
-        """Have it done, some time."""
+        """Queue a job."""
         self._jobs.append(job)
         self._more.set()
 
@@ -88,9 +88,9 @@ class SplQueue:
 class SplCache:
     """Objects of one size. For one event loop.
 
-    :param objects: of a slab
-    :param retry: seconds until a caller that may not fail tries again
-    :param reserve: objects, free or not, below which `shrink` takes no slab back
+    :param objects: objects per slab
+    :param retry: seconds until a caller that may not fail retries
+    :param reserve: `shrink` keeps slabs for at least this many objects, free or not
     """
 
     def __init__(
@@ -113,11 +113,11 @@ class SplCache:
         """Emergency objects outstanding."""
         self.emergency_max: int = 0
         self.deadlocks: int = 0
-        """Times that the mark was set, or, without one, that a caller waited in vain."""
+        """Times the mark was set, or, without one, a caller waited in vain."""
         self.longest_wait: float = 0.0
         """Seconds."""
         self.failures: int = 0
-        """Requests for memory that failed, and were tried again."""
+        """Requests for memory that failed and were retried."""
         self._size = size
         self._growth = growth
         self._gfp = gfp
@@ -128,9 +128,9 @@ class SplCache:
         self._objects = objects
         self._retry = retry
         self._reserve = reserve
-        self._slabs_free: dict[Region, int] = {}  # free objects by slab, without those in the magazine
+        self._slabs_free: dict[Region, int] = {}  # free objects by slab, not counting those in the magazine
         self._free = 0
-        self._magazine: deque[Region] = deque()  # the slabs of its objects, the oldest first
+        self._magazine: deque[Region] = deque()  # the slab of each object, oldest first
         self._magazine_size = magazine_for(size) if magazine is None else magazine
         self._batch = -(-self._magazine_size // 2)
         self._index: Index[Region] = INDEXES[growth.index]()
@@ -139,10 +139,10 @@ class SplCache:
         self._grown = anyio.Event()
 
     async def alloc(self, gfp: GFP | None = None) -> SplObject:
-        """An object. Suspends until there is one.
+        """Allocate an object. Suspends until there is one.
 
-        :param gfp: flags other than the cache's. They go with all that this caller asks for: a slab it makes,
-            or has made as the first to ask for one, and its emergency object (spl_emergency_alloc)
+        :param gfp: flags instead of the cache's. They apply to everything this caller requests: a slab that it
+            makes, or is the first to ask the worker for, and its emergency object (spl_emergency_alloc)
         """
         gfp = self._gfp if gfp is None else gfp
         began = anyio.current_time()
@@ -156,7 +156,7 @@ class SplCache:
             self.longest_wait = max(self.longest_wait, anyio.current_time() - began)
 
     async def free(self, obj: SplObject) -> None:
-        """Give one back. Suspends for an emergency object."""
+        """Free an object. Suspends for an emergency object."""
         if not obj.emergency:
             if len(self._magazine) >= self._magazine_size:
                 self._flush(self._batch)
@@ -166,14 +166,14 @@ class SplCache:
         await self._single.release(self._index.remove(obj.region.address))
 
     async def prefill(self, objects: int) -> None:
-        """Make slabs until so many objects are free."""
+        """Make slabs until that many objects are free."""
         while self._free < objects:
             await self._make_slab(self._gfp)
 
     async def shrink(self) -> bool:
-        """Empty the magazine, and release the slabs without an object in use, but those of the reserve.
+        """Empty the magazine, and release slabs without objects in use, except those of the reserve.
 
-        Answers whether there were any.
+        :return: whether there were any
         """
         self._flush(len(self._magazine))
         spare = len(self._slabs_free) - -(-self._reserve // self._objects)
@@ -186,10 +186,10 @@ class SplCache:
         return bool(empty)
 
     async def _refill(self, gfp: GFP) -> SplObject | None:
-        """Fill the magazine by a batch from the slabs, with new ones for what they lack.
+        """Refill the magazine with a batch of objects, making slabs as needed.
 
-        As SPL's spl_cache_refill: who found one object still waits for the rest of the batch. Ends early with
-        an emergency object, or with none to have the caller look into the magazine again.
+        As in SPL's spl_cache_refill, a caller that has found an object still waits for the rest of the batch.
+        Ends early with an emergency object, or with None if the caller should check the magazine again.
         """
         wanted = self._batch
         while (wanted := min(wanted, self._magazine_size - len(self._magazine))) > 0:
@@ -205,7 +205,7 @@ class SplCache:
         return None
 
     async def _grown_in_time(self, gfp: GFP) -> bool:
-        """Have the worker make a slab, and wait as long as patience is; whether that has ended, well or not."""
+        """Have the worker make a slab, and wait for it. Returns False if that takes too long."""
         if not self._growing:
             self._growing = True
             self._queue.put(partial(self._grow, gfp))
@@ -216,7 +216,7 @@ class SplCache:
         return not patience.cancelled_caught
 
     async def _take_emergency(self, gfp: GFP) -> SplObject | None:
-        """An emergency object; none if there is another by now, or no memory."""
+        """Make an emergency object; None if an object is free by now, or there is no memory."""
         if self._free or (self._growth.looks_again and self._magazine):
             return None
         if self._growing and not self._deadlocked:
@@ -236,7 +236,7 @@ class SplCache:
         return SplObject(region, emergency=True)
 
     def _take(self) -> Region:
-        """An object of the fullest slab, so that others become empty."""
+        """Take an object of the fullest slab, so that others become empty."""
         usable = (region for region, free in self._slabs_free.items() if free)
         region = min(usable, key=self._slabs_free.__getitem__)
         self._slabs_free[region] -= 1
@@ -244,7 +244,7 @@ class SplCache:
         return region
 
     def _flush(self, objects: int) -> None:
-        """The oldest of the magazine go back to their slabs."""
+        """Return the oldest objects in the magazine to their slabs."""
         for _ in range(objects):
             self._slabs_free[self._magazine.popleft()] += 1
             self._free += 1
@@ -256,7 +256,7 @@ class SplCache:
         grown.set()
 
     async def _make_slab(self, gfp: GFP) -> None:
-        """One try; where it fails, a pause."""
+        """Try once; pause if it fails."""
         try:
             region = await self._slabs.acquire(self._size * self._objects, 8, gfp)
         except MemoryError:

@@ -1,8 +1,8 @@
-"""The pages of processes, and what Linux does when there are too few: kswapd, direct reclaim, writeback.
+"""The pages of processes, and what Linux does when memory is short: kswapd, direct reclaim, writeback.
 
-Pages that a process has dirtied can only be had by writing them to the swap device. kswapd does that when
-fewer than ``low`` pages are free; an allocation that finds fewer than ``min`` has to do it itself, and
-waits. Whether it may is said by its flags: without IO it may not.
+Dirty pages of a process are reclaimed by writing them to the swap device. kswapd does so when fewer than
+``low`` pages are free; an allocation that finds fewer than ``min`` has to do it itself, and waits. Its flags
+say whether it may: not without IO.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from ...emulation._page_cache import SWAP_CLUSTER_MAX
 from .._simulation._waits import WaitGraph
 
 SMALL = 8
-"""Pages in a row that Linux goes on trying to get (PAGE_ALLOC_COSTLY_ORDER)."""
+"""The largest block, in pages, for which Linux retries forever (PAGE_ALLOC_COSTLY_ORDER)."""
 
 WriteOut = Callable[[], Awaitable[None]]
 
 
 class Anonymous:
-    """Dirty pages of processes, oldest first. Makes itself the memory's reclaimer, and its kswapd.
+    """Dirty pages of processes, oldest first. Registers itself as the memory's reclaimer and kswapd.
 
     For one event loop.
 
     :param write_out: writes one cluster to the swap device
-    :param shrink: asked for the memory of caches where there is nothing to write; answers whether it freed any
-    :param kswapd_writes: clusters that kswapd has under way at once; Linux stops where the device is congested
+    :param shrink: frees memory of caches when there is nothing to write; returns whether it freed any
+    :param kswapd_writes: most clusters that kswapd writes at once; Linux stops when the device is congested
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Anonymous:
         self.written: int = 0
         """Pages written to the swap device."""
         self.movable: dict[int, list[Block]] = {}
-        """The pages that can be moved, by number, and the cluster of each: those that are not being written."""
+        """Movable pages by number, and the cluster of each: those not being written."""
         self.direct_reclaims: int = 0
         """Allocations that had to free memory themselves."""
         self._waits = waits
@@ -56,22 +56,22 @@ class Anonymous:
         self._kswapd_writes = kswapd_writes
         self._lru: deque[list[Block]] = deque()
         self._under_way = 0
-        self._progress = anyio.Event()  # set, and made anew, whenever a write has ended
-        self._freed: anyio.Event | None = None  # set when a page is freed, if anybody waits for one
+        self._progress = anyio.Event()  # set and replaced whenever a write ends
+        self._freed: anyio.Event | None = None  # set when a page is freed, if a task waits for one
         self._woken = anyio.Event()
         memory.on_free = self._note_free
         memory.reclaimer = self.reclaim
         memory.wake_kswapd = self._wake
 
     def add(self, cluster: list[Block]) -> None:
-        """A process has dirtied these pages, which are written out together."""
+        """Add pages that a process has dirtied, to be written out together."""
         self._lru.append(cluster)
         self._may_move(cluster)
 
     def scatter(self, share: float, together: int = SWAP_CLUSTER_MAX) -> None:
-        """A process has dirtied this share (0..1) of all pages, evenly, as far as they are free.
+        """Dirty this share (0..1) of all pages, spread evenly, as far as they are free.
 
-        :param together: pages that are written out together
+        :param together: pages per cluster
         """
         count = round(self.memory.pages * share)
         found = [self.memory.isolate(number * self.memory.pages // count) for number in range(count)]
@@ -80,10 +80,10 @@ class Anonymous:
             self.add(pages[start : start + together])
 
     async def reclaim(self, pages: int, gfp: GFP) -> int:
-        """Direct reclaim: write one cluster out, or wait for others to. Answers the pages freed.
+        """Direct reclaim: write out one cluster, or wait for others to do so. Returns the number of pages freed.
 
-        Without IO it can only wait for what others free. Linux lets small requests (up to 8 pages in a row)
-        do so for ever, and fails larger ones, and those with NORETRY. What makes rows for the larger ones is
+        Without IO it can only wait for what others free. Linux lets small requests (up to 8 contiguous pages)
+        wait forever, and fails larger ones and those with NORETRY. Blocks for larger requests are made by
         kcompactd (`Compaction`).
         """
         if GFP.IO not in gfp:
@@ -100,11 +100,11 @@ class Anonymous:
                 return await self._write(self._next())
             if self._under_way:
                 await self._progress.wait()
-                return 1  # or so: it was written, or can be now
+                return 1  # approximately: it was written, or can be now
         return 0
 
     async def run_kswapd(self) -> None:
-        """Keep ``high`` pages free, whenever fewer than ``low`` are. Until cancelled."""
+        """Whenever fewer than ``low`` pages are free, free memory up to ``high``. Runs until cancelled."""
         self._waits.be("kswapd")
         async with anyio.create_task_group() as writes:
             while True:
@@ -129,7 +129,7 @@ class Anonymous:
         self._woken.set()
 
     def _next(self) -> list[Block]:
-        self._under_way += 1  # here, not in the write: that may begin later
+        self._under_way += 1  # here, not in the write, which may start later
         cluster = self._lru.popleft()
         for page in cluster:
             del self.movable[page.pfn]
@@ -154,7 +154,7 @@ class Anonymous:
         finally:
             self._under_way -= 1
             progress, self._progress = self._progress, anyio.Event()
-            progress.set()  # also when cancelled: who waited for this write may do it now
+            progress.set()  # also when cancelled: a task that waited for this write may do it now
         return len(cluster)
 
 
@@ -166,11 +166,11 @@ async def hog(
     pages: int = SWAP_CLUSTER_MAX,
     retry: float = 0.01,
 ) -> None:
-    """A process that dirties so many clusters of pages, one after the other, and never looks back.
+    """A process that dirties clusters of pages, one after another, and never reads them again.
 
-    :param pause: seconds that it takes to fill one
-    :param pages: of a cluster
-    :param retry: seconds until it tries again where there is no page
+    :param pause: seconds to fill one
+    :param pages: pages per cluster
+    :param retry: seconds until it retries when there is no page
     """
     memory = anonymous.memory
     for _ in range(clusters):
@@ -178,7 +178,7 @@ async def hog(
         while len(cluster) < pages:
             try:
                 cluster.append(await memory.get(0, GFP.KERNEL))
-            except MemoryError:  # nothing to reclaim at this moment; Linux tries such small requests for ever
+            except MemoryError:  # nothing to reclaim right now; Linux retries such small requests forever
                 await anyio.sleep(retry)
         await anyio.sleep(pause())
         anonymous.add(cluster)

@@ -1,4 +1,4 @@
-"""The story of 2012 as a `Tale`: its verdicts, its columns and its terms, for the page."""
+"""The story of 2012 as a `Tale`: its verdicts, columns and terms."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from ._chapters import Row
 CURVES = (Curve("swapped pages", "pages", 84), Curve("emergency", "objects", 34))
 PARTS = {
     "z_wr_iss": "starts a write, and needs a buffer for it",
-    "cache": "hands out buffers; it has none left, and must grow by a slab",
+    "cache": "hands out buffers; it has none left, so it must grow by a slab",
     "vmalloc": "makes the slab: it needs pages, and a page table to map them",
-    "reclaim": "frees memory for who finds none, by writing old pages to disk",
+    "reclaim": "frees memory for callers that find none, by writing old pages to disk",
     "writeback": "writes the old pages to the swap device",
-    "zvol": "the swap device, a disk made of ZFS; its open group is full",
-    "txg_sync": "still writes the group before",
+    "zvol": "the swap device, a ZFS volume; its open group is full",
+    "txg_sync": "is still writing the previous group",
     "zio": "one write of that group, which has to be started first",
-    "z_wr_int": "ends a write, and needs a buffer for that",
-    "growth worker": "makes slabs, one after the other",
+    "z_wr_int": "completes a write, and needs a buffer for that",
+    "growth worker": "makes slabs, one after another",
 }
 TERMS = {
     "slab": "a piece of memory that holds several objects of one size, here eight buffers of 128 KiB",
     "cache": "hands out objects of one size, takes them back, and makes a slab when it has none",
-    "magazine": "a few free objects kept at hand, so that most calls need neither lock nor slab",
-    "emergency object": "one object made outside of all slabs, for a caller that has waited long enough",
-    "dlock": "how often a wait for a slab was in vain; the cache is then marked DEADLOCKED",
-    "order": "pages in a row that one request needs, as a power of two: order 0 is one page, order 5 is 32",
-    "zvol": "a disk made of ZFS; here the swap device, so that writing to swap needs ZFS",
-    "txg": "transaction group: ZFS collects writes and then writes them together, one group at a time",
+    "magazine": "a few free objects kept ready, so that most calls need neither a lock nor a slab",
+    "emergency object": "a single object outside all slabs, for a caller that has waited long enough",
+    "dlock": "how often a wait for a slab failed; the cache is then marked DEADLOCKED",
+    "order": "the number of contiguous pages in a request, as a power of two: order 0 is one page, order 5 is 32",
+    "zvol": "a volume in ZFS; here the swap device, so writing to swap needs ZFS",
+    "txg": "transaction group: ZFS collects writes and writes them out together, one group at a time",
     "GFP": "flags of a request for pages: whether it may wait, may start writes, may use the reserve",
-    "reserve": "the free pages below the mark min, which only who frees memory may use",
-    "seed": "draws all that is random: times of disk and processor. The same seed gives the same run",
+    "reserve": "the free pages below the watermark min, which only tasks that free memory may use",
+    "seed": "determines everything random: disk and processor times. The same seed gives the same run",
 }
 
 
@@ -50,25 +50,25 @@ def as_tale(rows: list[Row], seed: int, loop: str) -> Tale:
         ),
         default=0.0,
     )
-    near = math.ceil(15 * last) / 10  # and a half more, to see what comes after
+    near = math.ceil(15 * last) / 10  # and half as much again, to show what follows
     return Tale(
         title="The story of 2012",
         question="Which machine gets stuck?",
-        about="A computer is out of memory and swaps to a disk made of ZFS. To free memory it has to write, and "
+        about="A computer is out of memory and swaps to a ZFS volume. To free memory it has to write, and "
         "to write it needs a buffer, which needs memory. The machines differ only in how they get that buffer.",
         seed=seed,
         machines=[_told(row, seed) for row in rows],
         curves=CURVES,
         how_to_read=[
-            "The tall curve counts pages written to swap: while it climbs, the machine gets on.",
-            "The low curve counts emergency objects that are in use.",
+            "The tall curve counts pages written to swap: while it rises, the machine makes progress.",
+            "The low curve counts emergency objects in use.",
             "Grey bands: ZFS writes a transaction group (txg); each band is one group.",
         ],
         parts=PARTS,
         terms=TERMS,
-        more="Over all seeds. failed: requests for pages that failed. lowest free: the fewest free pages. "
-        "reserve used: the share of it that this is. va lock: median time on the lock of vmalloc's addresses. "
-        "free 1 of 10,000: to find and free one emergency object among so many, in real time.",
+        more="Over all seeds. failed: failed requests for pages. lowest free: the fewest free pages. reserve "
+        "used: the share of the reserve used by then. va lock: median time spent on vmalloc's address space "
+        "lock. free 1 of 10,000: real time to find and free one emergency object among that many.",
         looks={f"the first {lasting(near)}": (0.0, near)} if near else {},
         facts=facts(rows, "ended as the change of 2012 says", loop),
     )
@@ -89,7 +89,7 @@ def _told(row: Row, seed: int) -> Told:
 
 
 def _verdict(row: Row) -> tuple[Outcome, str]:
-    """At what price it finishes."""
+    """The outcome of a machine that finishes, and at what price."""
     if min(chapter.lowest_free_pages for chapter in row.chapters) <= 0:
         return "poor", "finishes, but takes the last page"
     if max(chapter.emergency_max for chapter in row.chapters):

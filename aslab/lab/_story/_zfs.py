@@ -1,14 +1,14 @@
-"""As little of ZFS as tells the truth about swapping to it.
+"""As little of ZFS as is needed to model swapping to it.
 
     zvol      a write to swap: joins the open transaction group, and copies its data into a buffer
-    txg_sync  closes the group, and writes all of it; only then its buffers come back
-    z_wr_iss  starts each write of it: a buffer for the data as it goes to disk
+    txg_sync  closes the group and writes all of it; only then are its buffers freed
+    z_wr_iss  starts each of these writes: it needs a buffer for the data on its way to disk
     vdev      queues the writes; each I/O needs a buffer to aggregate into
-    z_wr_int  ends each write: gives its buffers back, and starts the next I/O of the queue
+    z_wr_int  completes each write: frees its buffers, and starts the next queued I/O
     dd        a process that writes a file: joins the open group itself
 
-All buffers are of one block, from two caches. Group and pipeline are bounded, so each waits for the next;
-and where one of them waits for memory that only a write to swap can free, all do.
+All buffers hold one block and come from two caches. Group and pipeline are bounded, so each stage waits for
+the next; if one of them waits for memory that only a write to swap can free, all of them do.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ from ._disk import Disk
 
 @dataclass(frozen=True, slots=True)
 class ZfsOptions:
-    """How much of everything. The lab's `Computer` has the defaults."""
+    """The sizes of everything. The defaults are in `Computer`."""
 
     txg_timeout: float
-    """Seconds after which a group is closed that is not full."""
+    """Seconds after which a partial group is closed."""
     txg_blocks: int
-    """Blocks of a full group."""
+    """Blocks in a full group."""
     queue_depth: int
-    """Writes in the vdev queue at which no further one is started."""
+    """Queued vdev writes at which no more are started."""
     zvol_tasks: int
     issue_tasks: int
     interrupt_tasks: int
     unconverted: int = 0
-    """So many of the issue tasks still ask with KM_SLEEP."""
+    """How many of the issue tasks still allocate with KM_SLEEP."""
 
 
 class Buffers(Protocol):
-    """A cache of buffers of one block, as a machine has it."""
+    """A machine's cache of buffers of one block."""
 
     async def alloc(self, *, finishes: bool, converted: bool = True) -> Any:
-        """A buffer, for a caller that is part of writing memory back.
+        """Allocate a buffer for a caller that is part of the write path.
 
-        :param finishes: whether this buffer is the last that its write needs: once on its way to disk, the
-            write gives back this one, and one more. Otherwise the write is only begun, and will need another.
-        :param converted: whether the caller says so (KM_PUSHPAGE), or asks as anybody would (KM_SLEEP)
+        :param finishes: whether this is the last buffer that its write needs; on completion, the write frees
+            this one and one more. Otherwise the write has only started, and will need another buffer.
+        :param converted: whether the caller says that it is urgent (KM_PUSHPAGE), or not (KM_SLEEP)
         """
         ...
 
     def free(self, buffer: Any) -> None:
-        """Give it back."""
+        """Free a buffer."""
         ...
 
 
@@ -71,7 +71,7 @@ class _Zio:
 
 
 class Zfs:
-    """A pool of one disk with one zvol. ``cpu`` is drawn for each step of the pipeline, in seconds."""
+    """A pool of one disk with one zvol. ``cpu`` gives the seconds of each pipeline step."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Zfs:
         options: ZfsOptions,
     ) -> None:
         self.syncs: list[tuple[float, float]] = []
-        """When each transaction group began to be written, and when that ended."""
+        """The begin and end of writing each transaction group."""
         self._disk = disk
         self._arc = arc
         self._zio = zio
@@ -96,20 +96,20 @@ class Zfs:
         self._vdev: deque[_Zio] = deque()
         self._in_flight = 0
         self._open: list[Any] = []
-        self._joining = 0  # writes that have joined the open group, and not copied their data yet
-        self._changed = anyio.Event()  # set, and made anew, whenever the open group changes
+        self._joining = 0  # writes that have joined the open group but not yet copied their data
+        self._changed = anyio.Event()  # set and replaced whenever the open group changes
         self._room = anyio.Event()  # in the vdev queue
         self._sync_since: float | None = None
 
     async def write_file(self) -> None:
-        """A write of one block to a file of the pool, by its caller. Suspends until the data is copied."""
+        """Write one block to a file in the pool, in the calling task. Suspends until the data is copied."""
         with self._waits.on("txg_sync"):
             while len(self._open) + self._joining >= self._options.txg_blocks:
                 await self._changed.wait()
         await self._join()
 
     async def write(self) -> None:
-        """A write of one block to the zvol. Suspends until the data is copied."""
+        """Write one block to the zvol. Suspends until the data is copied."""
         copied = anyio.Event()
         self._requests[0].send_nowait(copied)
         await copied.wait()
@@ -126,17 +126,17 @@ class Zfs:
             tasks.start_soon(self._run_interrupt, name="z_wr_int")
 
     async def drain(self) -> None:
-        """Suspend until all that was written to the zvol is on disk."""
+        """Suspend until everything written to the zvol is on disk."""
         while self._open or self._joining or self._sync_since is not None:
             await self._changed.wait()
 
     def close(self) -> None:
-        """Once its tasks have ended."""
+        """Close its queues. Call once its tasks have ended."""
         for stream in (*self._requests, *self._issue, *self._interrupts):
             stream.close()
 
     def note(self) -> None:
-        """Count the sync that is under way."""
+        """Record the sync in progress."""
         if self._sync_since is not None:
             self.syncs.append((self._sync_since, anyio.current_time()))
 
@@ -150,7 +150,7 @@ class Zfs:
             copied.set()
 
     async def _join(self) -> None:
-        """Copy a block into the open group, which has room for it."""
+        """Copy a block into the open group, which must have room for it."""
         self._joining += 1
         try:
             with self._waits.held("txg"):
@@ -170,7 +170,7 @@ class Zfs:
                 while len(self._open) < self._options.txg_blocks:
                     await self._changed.wait()
             self._sync_since = anyio.current_time()
-            while self._joining:  # quiesce: who has joined may still finish
+            while self._joining:  # quiesce: writes that have joined may still finish
                 with self._waits.on("txg"):
                     await self._changed.wait()
             blocks, self._open = self._open, []
@@ -222,7 +222,7 @@ class Zfs:
                 await self._start_io()
 
     async def _start_io(self, converted: bool = True) -> None:
-        """vdev_queue_io_to_issue: as many of the queue as the disk takes."""
+        """As vdev_queue_io_to_issue: issue as many queued writes as the disk accepts."""
         while self._vdev and self._in_flight < self._disk.depth:
             self._in_flight += 1
             zio = self._vdev.popleft()
