@@ -329,7 +329,7 @@ class TestGrid:
         head, row, empty, foot = first.stdout.decode().splitlines()
         assert head.split() == ["machine", "finished", "median", "wait", "worst", "wait", "median", "time"]
         assert row.split()[:4] == ["pf_memalloc", "2", "of", "2"]
-        assert (empty, foot) == ("", "2 configurations, seeds of each: 1.")
+        assert (empty, foot) == ("", "2 configurations, 1 seed each.")
         kept = (tmp_path / "results.jsonl").read_text()
         assert kept.count("\n") == 2
         lines = [json.loads(line) | {"longest_wait": 7.5} for line in kept.splitlines()]
@@ -346,12 +346,12 @@ class TestGrid:
         assert done.returncode == 0, done.stderr
         message = done.stderr.decode()
         assert message.startswith(
-            "aslab: 2 of 4 configurations make no sense, and are skipped; the first: txg_blocks"
+            "aslab: 2 of 4 configurations make no sense and are skipped; the first: txg_blocks"
         )
         assert message.count("\n") == 1
         foot = " ".join(done.stdout.decode().split("\n\n")[1].split())
         assert foot == (
-            "2 configurations, seeds of each: 1. Skipped, as they make no sense: 2 of 4 (txg_blocks 2)."
+            "2 configurations, 1 seed each. Skipped because they make no sense: 2 of 4 (txg_blocks 2)."
         )
 
     @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ BAD: dict[str, Bad] = {
         'low = "1ms", high = "2ms"',
         'low = "3ms", high = "2ms"',
         "backends.slow.acquire",
-        "allowed is at least low",
+        "must be at least low",
     ),
     "expiry at once": change("limit =", 'expire = "0s"\nlimit =', "allocator.expire", "or 'never'"),
     "kick_after without a time": change(
@@ -340,13 +340,16 @@ BAD: dict[str, Bad] = {
     "after the end": change('time = "1s"', 'time = "11s"', "at.0.time", "must be within the duration, 10 s"),
     # what the parts refuse
     "a window with at": change(
-        'duration = "3s"', 'window = ["1s", "2s"]', "backends.stuck.window", "only without at, duration and prob"
+        'duration = "3s"',
+        'window = ["1s", "2s"]',
+        "backends.stuck.window",
+        "cannot be combined with at, duration or prob",
     ),
     "a window with one end": change(
         'at = 3\nduration = "3s"', 'window = ["1s"]', "backends.stuck.window", "allowed"
     ),
     "a window that ends before it begins": change(
-        'at = 3\nduration = "3s"', 'window = ["2s", "1s"]', "backends.stuck.window", "an end after the begin"
+        'at = 3\nduration = "3s"', 'window = ["2s", "1s"]', "backends.stuck.window", "must end after it begins"
     ),
     "align that is no power of two": change("prefill = 4", "align = 48", "caches.io.align", "a power of two"),
     "align over a page": change("prefill = 4", "align = 8192", "caches.io.align", "4096"),

@@ -15,8 +15,8 @@ from ._failslab import Failslab
 from ._latency import Latency
 
 ALLOWED = (
-    "must be one of latency:250ms, latency:10ms-50ms, latency:mean=20ms, deadlock, deadlock:3s, deadlock:3s,at=2, "
-    "deadlock:probability=20,duration=1s,seed=3, deadlock:window=3s-5s, "
+    "must be a fault such as latency:250ms, latency:10ms-50ms, latency:mean=20ms, deadlock, deadlock:3s, "
+    "deadlock:3s,at=2, deadlock:probability=20,duration=1s,seed=3, deadlock:window=3s-5s, "
     "failslab:probability=20 (also interval, times, space, fail_nth, seed)"
 )
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}

@@ -88,7 +88,7 @@ def _show(results: list[Told], grid: Grid, seeds: int) -> None:
 
 def foot(grid: Grid, seeds: int) -> str:
     """How many configurations were run, and how many were skipped."""
-    text = f"{len(grid.configs)} configurations, {seeds} seeds each."
+    text = f"{len(grid.configs)} configurations, {seeds} seed{'s' * (seeds != 1)} each."
     if not grid.skipped:
         return text
     by_key = Counter(exc.field for exc in grid.skipped)
