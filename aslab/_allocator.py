@@ -16,8 +16,10 @@ from ._checks import format_size, whole_number
 from ._config import AllocatorConfig, cache_config
 from ._errors import CacheClosedError, ConfigError, SealedError
 from ._flags import CacheFlags
+from ._kmem._slowpath import ready
+from ._reaper import give_everything
 from ._stats import HEADER, AllocatorStats, row
-from ._tasks import Engine
+from ._tasks import Tasks
 from .backends import Heap, Mmap
 from .backends._protocol import Backend
 
@@ -30,13 +32,14 @@ T = TypeVar("T")
 class Allocator:
     """The caches of one service. Made by `open_allocator`, never by hand."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+        self._arena = tasks.arena
 
     def __repr__(self) -> str:
         stats = self.stats()
         limit = "" if stats.limit is None else f" of {format_size(stats.limit)}"
-        closed = ", closed" if self._engine.closed else ""
+        closed = ", closed" if self._arena.closed else ""
         return (
             f"<Allocator, {len(stats.caches)} caches, {format_size(stats.slab_bytes)}{limit} of slabs: "
             f"{stats.obj_held} held, {stats.waiters} waiting{closed}>"
@@ -45,7 +48,7 @@ class Allocator:
     @property
     def caches(self) -> tuple[Cache[Any], ...]:
         """The open caches, in the order of creation."""
-        return tuple(self._engine.caches.values())
+        return tuple(self._tasks.caches.values())
 
     @overload
     def create_cache(
@@ -160,11 +163,11 @@ class Allocator:
         :raises CacheClosedError: if the allocator is closed
         :raises SealedError: if it is sealed
         """
-        if self._engine.closed:
+        if self._arena.closed:
             raise CacheClosedError("the allocator is closed")
-        if self._engine.budget.sealed:
+        if self._arena.budget.sealed:
             raise SealedError(f"the allocator is sealed: cache {name!r} could never have an object")
-        defaults = self._engine.config
+        defaults = self._arena.config
         config = cache_config(
             limit=defaults.limit,
             emergency_limit=defaults.emergency_limit,
@@ -189,15 +192,15 @@ class Allocator:
             init_on_free=defaults.init_on_free and ctor is None if init_on_free is None else init_on_free,
             flags=flags,
         )
-        if name in self._engine.caches:
+        if name in self._tasks.caches:
             raise ConfigError("name", name, "allowed is a name that no other cache of this allocator has")
-        room = self._engine.budget.unpromised
+        room = self._arena.budget.unpromised
         if room is not None and config.guaranteed > room:
             asked = ("min_objects", min_objects), ("reserve", config.set_aside)
             field, objects = max(asked, key=lambda given: given[1])
             allowed = f"allowed is what {room} bytes hold: the limit less other guarantees"
             raise ConfigError(field, objects, allowed)
-        return self._engine.make_cache(config)
+        return self._tasks.make_cache(config)
 
     async def ready(self) -> None:
         """Suspend until the reserve of every cache is full. May be cancelled, and keeps what came.
@@ -206,8 +209,8 @@ class Allocator:
         :raises BackendError: if a backend broke its contract
         :raises ConstructorError: if the ``ctor`` of a cache with a reserve raised
         """
-        for pool in tuple(self._engine.pools):
-            await pool.growth.ready(pool.tally)
+        for pool in self._tasks.pools:
+            await ready(pool)
 
     def seal(self) -> None:
         """Nothing grows from here on, and nothing goes back.
@@ -216,9 +219,7 @@ class Allocator:
         waits for a free, and is counted (`CacheStats.sealed`).
         There is no way back. Does not suspend; event loop's thread only.
         """
-        self._engine.budget.sealed = True
-        for pool in self._engine.pools:
-            pool.pardon(in_vain=False)
+        self._arena.budget.seal()
 
     async def reap(self, nbytes: int | None = None) -> int:
         """Give memory back, in steps: empty slabs, magazines, what clients free when asked, defragmentation.
@@ -229,27 +230,31 @@ class Allocator:
         """
         if nbytes is not None:
             whole_number("nbytes", nbytes, 1)
-        relief = self._engine.relief
-        if self._engine.budget.sealed:
+        if self._arena.budget.sealed:
             return 0
-        return await relief.steps(math.inf if nbytes is None else nbytes, relief.everything)
+        return await self._tasks.reaper.steps(math.inf if nbytes is None else nbytes, give_everything)
 
     def stats(self) -> AllocatorStats:
         """A snapshot of all counters. Any thread."""
         return AllocatorStats(
-            slab_bytes=self._engine.budget.used,
-            limit=self._engine.config.limit,
-            emergency_bytes=self._engine.permits.outstanding,
-            emergency_bytes_max=self._engine.permits.highest,
-            emergency_limit=self._engine.permits.limit,
-            kicked=self._engine.worker.kicked,
-            sealed=self._engine.budget.sealed,
+            slab_bytes=self._arena.budget.used,
+            limit=self._arena.config.limit,
+            emergency_bytes=self._arena.permits.outstanding,
+            emergency_bytes_max=self._arena.permits.highest,
+            emergency_limit=self._arena.permits.limit,
+            kicked=self._tasks.worker.kicked,
+            sealed=self._arena.budget.sealed,
             caches=tuple(cache.stats() for cache in self.caches),
         )
 
     def table(self) -> str:
         """The text of /proc/spl/kmem/slab. Any thread."""
         return HEADER + "".join(row(cache.stats()) for cache in self.caches)
+
+
+def tasks_of(allocator: Allocator) -> Tasks:
+    """What lies behind an allocator: for the laboratory, benchmarks and tests."""
+    return allocator._tasks
 
 
 @asynccontextmanager
@@ -310,20 +315,20 @@ async def open_allocator(
         init_on_free=init_on_free,
         checkpoints=checkpoints,
     )
-    engine = Engine(config)
+    service = Tasks(config)
     raised: BaseException | None = None
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(engine.run)
+        tasks.start_soon(service.run)
         try:
-            yield Allocator(engine)
+            yield Allocator(service)
         except BaseException as exc:  # raised again below, outside of the task group
             raised = exc
         try:
             with anyio.CancelScope(shield=True):
-                found = await engine.close()
+                found = await service.close()
         finally:  # a second Ctrl-C must not leave the shielded tasks behind
-            engine.stop()
-            engine.release_late()
+            service.stop()
+            service.release_late()
     try:
         for warning in found:
             warnings.warn(warning, ResourceWarning, stacklevel=3)

@@ -8,32 +8,33 @@ Any thread may call ``alloc_nowait`` and free. What suspends, or says so, is for
 
 from __future__ import annotations
 
-import math
 import warnings
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 import anyio.lowlevel
 
 from ._checks import seconds, whole_number
-from ._clients import log_failure
 from ._config import CacheConfig
 from ._errors import CacheClosedError, ConfigError, WrongCacheError
-from ._fastpath import Buffer, ManagedBuffer, Slot, lease_view
-from ._flags import FINISHES, KM, LEVEL
+from ._fastpath import OPTIONS, Buffer, ManagedBuffer, Slot, lease_view
+from ._flags import KM, LEVEL
 from ._home import CacheHome
 from ._kmem._errands import Errand
+from ._kmem._frees import give_back, orphan
+from ._kmem._member import Member
+from ._kmem._move import defragment
+from ._kmem._moving import Move
+from ._kmem._pool import Pool
+from ._kmem._reclaim import reap
+from ._kmem._slowpath import at_hand, fill, get_now, wait
+from ._kmem._snapshot import cache_stats, situation
 from ._lease import Lease, ManyLease
-from ._snapshot import cache_stats, situation
-from ._stats import CacheStats, Tally
+from ._stats import CacheStats
 from .backends._libc import zero
-
-if TYPE_CHECKING:
-    from ._kmem._move import Move
-    from ._kmem._pool import Pool
 
 T = TypeVar("T")
 
@@ -46,23 +47,20 @@ class Cache(Generic[T]):
     ``T`` is what ``ctor`` builds; memoryview without one.
     """
 
-    def __init__(self, pool: Pool[T], config: CacheConfig[T]) -> None:
+    def __init__(self, pool: Pool[T], config: CacheConfig[T], open_caches: dict[str, Cache[Any]]) -> None:
         self._pool = pool
         self._config = config
-        self._engine = pool.engine
+        self._open_caches = open_caches  # of its allocator, by name: it leaves them as it closes
+        self._arena = pool.arena
         self._magazine = pool.magazine
-        self._tally = Tally()
-        self._home: CacheHome[T] = CacheHome(self, pool, config, self._tally)
+        self._member = Member(config.name, config.reclaim)
+        self._counters = self._member.counters
+        self._home: CacheHome[T] = CacheHome(self, pool, self._member, self._hand_out)
         self._closing: anyio.Event | None = None
-        self._hits = 0
-        self._misses = 0
         self._managed = config.init_on_free or config.movable or config.merge
-        # What an allocation must always do besides popping from the magazine; whether it must do anything
-        # besides now. The hot path looks at these alone.
-        self._always_slow = self._engine.config.checkpoints or config.init_on_alloc or self._managed
-        self._always_slow = self._always_slow or config.watermark > 0
-        self._slow = self._always_slow
-        pool.join(self)
+        if pool.arena.config.checkpoints or config.init_on_alloc or self._managed or config.watermark:
+            pool.magazine.divert(OPTIONS)
+        pool.join(self._member)
 
     @property
     def name(self) -> str:
@@ -103,13 +101,14 @@ class Cache(Generic[T]):
         :raises BackendError: if a backend broke its contract
         :raises ConstructorError: if the cache's ``ctor`` raised
         """
-        if self._slow or flags is not _SLEEP or timeout is not None:
+        magazine = self._magazine
+        if magazine.detour or flags is not _SLEEP or timeout is not None:
             return await self._alloc_slowly(flags, timeout)
         try:
-            slot = self._magazine.pop()
+            slot = magazine.pop()
         except IndexError:
             return await self._alloc_slowly(flags, timeout)
-        self._hits += 1
+        self._counters.hits += 1
         buf: Buffer[T] = Buffer()
         buf._home = self._home
         buf._view = None
@@ -126,13 +125,14 @@ class Cache(Generic[T]):
         :raises anyio.WouldBlock: if there is none
         :raises CacheClosedError: if the cache is closed
         """
-        if self._slow or flags is not _NOSLEEP:
+        magazine = self._magazine
+        if magazine.detour or flags is not _NOSLEEP:
             return self._alloc_now(flags)
         try:
-            slot = self._magazine.pop()
+            slot = magazine.pop()
         except IndexError:
             return self._alloc_now(flags)
-        self._hits += 1
+        self._counters.hits += 1
         buf: Buffer[T] = Buffer()
         buf._home = self._home
         buf._view = None
@@ -155,12 +155,12 @@ class Cache(Generic[T]):
             return self._alloc_now(flags)
         if timeout is not None:
             seconds("timeout", timeout, zero=True)
-        slot = self._at_hand(flags)
+        slot = at_hand(self._pool, flags, self._counters)
         if slot is None:
             self._pool.growth.check_possible(1, flags)
-            errand = Errand(partial(self._pool.room.wait, flags, 1, self._tally), self._pool.give_back_all)
+            errand = Errand(partial(wait, self._pool, flags, 1, self._counters), partial(give_back, self._pool))
             try:
-                (slot,) = self._engine.run_errand(errand, timeout)
+                (slot,) = errand.run(self._arena, timeout)
             except TimeoutError:
                 raise self._too_late(timeout) from None
         return self._hand_out(slot)
@@ -183,38 +183,39 @@ class Cache(Generic[T]):
     async def _alloc_slowly(self, flags: KM, timeout: float | None) -> Buffer[T]:
         self._check(flags, _SLEEP, _PUSHPAGE, _MEMALLOC, _NOSLEEP)
         if flags is _NOSLEEP:
-            if self._engine.config.checkpoints:
+            if self._arena.config.checkpoints:
                 await anyio.lowlevel.checkpoint()
             return self._alloc_now(flags)
         (slot,) = await self._get(1, flags, timeout)
         return self._hand_out(slot)
 
     async def _get(self, n: int, flags: KM, timeout: float | None) -> list[Slot[T]]:
+        pool, arena = self._pool, self._arena
         if timeout is not None:
             seconds("timeout", timeout, zero=True)
-        self._engine.check_thread()
-        if self._engine.config.checkpoints:
+        arena.check_thread()
+        if arena.config.checkpoints:
             await anyio.lowlevel.checkpoint()
             self._check_open()
         if n > 1:
-            self._pool.learn(n, LEVEL[flags])
-        elif (slot := self._at_hand(flags, runs=True)) is not None:
+            pool.learn(n, LEVEL[flags])
+        elif (slot := at_hand(pool, flags, self._counters, runs=True)) is not None:
             return [slot]
         else:
-            self._pool.growth.check_possible(1, flags)
+            pool.growth.check_possible(1, flags)
         if timeout is None:
-            return await self._pool.room.wait(flags, n, self._tally)
+            return await wait(pool, flags, n, self._counters)
         with anyio.move_on_after(timeout):
-            return await self._pool.room.wait(flags, n, self._tally)
+            return await wait(pool, flags, n, self._counters)
         raise self._too_late(timeout)
 
     def _too_late(self, timeout: float | None) -> TimeoutError:
-        return TimeoutError(f"{situation(self._pool, self)}: nothing came within {timeout:g} s")
+        return TimeoutError(f"{situation(self._pool, self._member)}: nothing came within {timeout:g} s")
 
     def _alloc_now(self, flags: KM) -> Buffer[T]:
         self._check(flags, _NOSLEEP, _PUSHPAGE, _MEMALLOC)
-        slot = self._at_hand(flags, runs=self._engine.on_its_thread) or self._pool.get_now(flags, self)
-        return self._hand_out(slot)
+        slot = at_hand(self._pool, flags, self._counters, runs=self._arena.on_its_thread)
+        return self._hand_out(slot or get_now(self._pool, flags, self._member))
 
     def _check(self, flags: KM, *allowed: KM) -> None:
         if type(flags) is not KM or flags not in allowed:
@@ -227,31 +228,6 @@ class Cache(Generic[T]):
 
     def _closed_error(self) -> CacheClosedError:
         return CacheClosedError(f"cache {self.name!r} is closed")
-
-    def _at_hand(self, flags: KM, *, runs: bool = False) -> Slot[T] | None:
-        """A free object. Those who wait for one come first, but may be passed by a task that runs now."""
-        if flags is _MEMALLOC:
-            self._pool.learn(1, FINISHES)
-        line = self._pool.line
-        if line.first is None:
-            try:
-                slot = self._magazine.pop()
-            except IndexError:
-                pass
-            else:
-                self._hits += 1
-                return slot
-        elif runs and (passing := self._pool.room.passing.take(LEVEL[flags])):
-            self._hits += 1
-            return passing
-        self._misses += 1
-        self._pool.parking.look()
-        if line.first is not None:
-            return None
-        depot = self._pool.depot
-        level = LEVEL[flags]
-        found = depot.take(lingering=False) or self._pool.take_set_aside(level)
-        return found or depot.lingering.take()
 
     def _hand_out(self, slot: Slot[T]) -> Buffer[T]:
         # What lingers may have been written to since its free.
@@ -266,21 +242,22 @@ class Cache(Generic[T]):
         buf._view = lease_view(slot.exporter) if slot.kept and not self._managed else None
         buf._slot = slot
         if self._config.watermark:
-            self._engine.attend(self._pool, self._pool.growth.ask)
+            self._arena.attend(self._pool, self._pool.ask)
         return buf
 
     def _managed_handle(self, slot: Slot[T]) -> Buffer[T]:
         buf: ManagedBuffer[T] = ManagedBuffer()
         buf.emergency = slot.slab is None
         buf.moving = buf.touched = buf.left = False
-        if self._pool.mover.able:
+        if self._pool.moving.able:
             slot.owner = weakref.ref(buf)
-        tally = self._tally
-        tally.handed_out += 1
+        counters = self._counters
+        counters.handed_out += 1
         if buf.emergency:
-            tally.emergency += 1
-            tally.emergency_max = max(tally.emergency_max, tally.emergency)
-            self._engine.attend(self._pool, self._pool.note_waiting)
+            counters.emergency += 1
+            counters.emergency_max = max(counters.emergency_max, counters.emergency)
+            if self._pool.moving.able:
+                self._arena.attend(self._pool, self._pool.note_moving)
         return buf
 
     # -- several at once
@@ -312,7 +289,7 @@ class Cache(Generic[T]):
 
     # -- moving
 
-    def set_move(self, callback: Move[T]) -> None:
+    def set_move(self, callback: Move) -> None:
         """Have a client move its objects when asked (illumos' kmem_cache_set_move). Event loop's thread only.
 
         ``callback(old, new, size)`` gets the handle that the client has and a new one of another place, both
@@ -329,10 +306,11 @@ class Cache(Generic[T]):
             raise ConfigError("callback", callback, "allowed is a function of old, new and size")
         if self._config.movable or self._config.merge:
             raise ConfigError("callback", callback, "allowed where neither movable nor merge is set")
-        if self._hits or self._misses or self._pool.mover.able:
+        if self._counters.hits or self._counters.misses or self._pool.moving.able:
             raise ConfigError("callback", callback, "allowed once, and before the first allocation")
-        self._pool.mover.callback = callback
-        self._managed = self._always_slow = self._slow = True
+        self._pool.moving.callback, self._pool.moving.able = callback, True
+        self._managed = True
+        self._magazine.divert(OPTIONS)
 
     async def defragment(self) -> int:
         """One pass: emergency objects move into slabs; sparse slabs are emptied into fuller ones, and given back.
@@ -342,24 +320,10 @@ class Cache(Generic[T]):
         Suspends; may be cancelled between two moves. Event loop's thread only.
         """
         self._check_open()
-        await self._pool.mover.defragment()
-        return await self._pool.reclaim.reap(drain=False) if self._pool.mover.able else 0
-
-    def _ask_client(self, nbytes: float) -> int:
-        """Pressure: have the client free objects of so many bytes. Answers how many it says it has freed."""
-        objects = self._pool.held(self)
-        if not math.isinf(nbytes):
-            objects = min(objects, math.ceil(nbytes / self._config.shape.stride))
-        if self._config.reclaim is None or objects <= 0:
+        if not self._pool.moving.able:
             return 0
-        try:
-            freed = self._config.reclaim(objects)
-            whole_number("reclaim(n)", freed, 0)
-        except BaseException as exc:
-            log_failure(exc, "cache %r: its reclaim callback failed", self.name)
-            return 0
-        self._tally.reclaimed += freed
-        return freed
+        await defragment(self._pool)
+        return await reap(self._pool, drain=False)
 
     # -- filling, reaping, closing, looking
 
@@ -370,18 +334,18 @@ class Cache(Generic[T]):
         :raises BackendError: if the backend broke its contract
         """
         whole_number("n", n, 0)
-        self._engine.check_thread()
+        self._arena.check_thread()
         self._check_open()
         self._pool.growth.check_possible(n, _SLEEP)
-        await self._pool.growth.fill(n, self._tally)
+        await fill(self._pool, n, self._counters)
 
     async def reap(self) -> int:
         """Drain the magazine and give every empty slab back. Suspends until they are back.
 
         Answers the bytes given back; none where the allocator is sealed. If cancelled, what was begun goes on.
         """
-        self._engine.check_thread()
-        return await self._pool.reclaim.reap()
+        self._arena.check_thread()
+        return await reap(self._pool)
 
     async def aclose(self) -> None:
         """Close: waiters get `CacheClosedError`, free memory goes back. Suspends until it is back.
@@ -389,7 +353,7 @@ class Cache(Generic[T]):
         Buffers still held give one ResourceWarning; their memory stays valid until they are freed.
         Closing twice does nothing.
         """
-        warning = "" if self._closing else self._shut()
+        warning = shut(self)
         try:
             if self._closing is not None:
                 await self._closing.wait()
@@ -397,14 +361,28 @@ class Cache(Generic[T]):
             if warning:
                 warnings.warn(warning, ResourceWarning, stacklevel=2)
 
-    def _shut(self) -> str:
-        """Close. Answers what there is to warn of."""
-        self._slow = self._always_slow = True
-        del self._engine.caches[self.name]
-        self._closing = self._pool.leave(self, CacheClosedError(f"cache {self.name!r} was closed"))
-        held = self.stats().obj_held
-        return f"cache {self.name!r} was closed with {held} buffers still held" if held else ""
-
     def stats(self) -> CacheStats:
         """A snapshot of the counters. Any thread."""
-        return cache_stats(self._pool, self)
+        return cache_stats(self._pool, self._member)
+
+
+def shut(cache: Cache[Any]) -> str:
+    """Close a cache, unless it is closed. Returns what there is to warn of.
+
+    One that shares its pool leaves that open. Its allocations take the detour all the same, as all do where
+    buffers are managed, and so are refused.
+    """
+    if cache._closing is not None:
+        return ""
+    pool, name = cache._pool, cache.name
+    del cache._open_caches[name]
+    cache._closing = pool.leave(cache._member, CacheClosedError(f"cache {name!r} was closed"))
+    if pool.closed:
+        orphan(pool)
+    held = cache.stats().obj_held
+    return f"cache {name!r} was closed with {held} buffers still held" if held else ""
+
+
+def pool_of(cache: Cache[Any]) -> Pool[Any]:
+    """What lies behind a cache: for the laboratory, benchmarks and tests."""
+    return cache._pool

@@ -57,7 +57,7 @@ class ImpossibleTransition(SlabError, RuntimeError):
     """A cache was told an event that its state does not allow: a bug in aslab, please report it."""
 
 
-def twin(error: Exception) -> Exception:
+def copy_for_raise(error: Exception) -> Exception:
     """The same error again, to be raised in another task: a traceback belongs to one."""
     try:
         again = copy.copy(error)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from ._config import CacheConfig
-from ._fastpath import KeptView, Magazine, Slot
-from ._stats import Tally
-
-if TYPE_CHECKING:
-    from ._kmem._pool import Pool
+from ._fastpath import Buffer, KeptView, Magazine, Slot
+from ._kmem import _frees as frees
+from ._kmem._member import Member
+from ._kmem._pool import Pool
 
 T = TypeVar("T")
 
@@ -20,7 +18,7 @@ T = TypeVar("T")
 class CacheHome(Generic[T]):
     """The `Home` of the buffers of one cache; a cache that shares its slabs shares the pool behind it alone.
 
-    It holds the pool's methods themselves, so that a free which finds waiters passes no file more.
+    It holds the functions themselves, so that a free which finds waiters passes no file more.
     """
 
     __slots__ = (
@@ -30,6 +28,7 @@ class CacheHome(Generic[T]):
         "count_return",
         "ctor",
         "guard",
+        "hand_out",
         "look_at_lingering",
         "magazine",
         "name",
@@ -40,18 +39,21 @@ class CacheHome(Generic[T]):
         "view_gone",
     )
 
-    def __init__(self, cache: object, pool: Pool[T], config: CacheConfig[T], tally: Tally) -> None:
+    def __init__(
+        self, cache: object, pool: Pool[T], member: Member, hand_out: Callable[[Slot[T]], Buffer[T]]
+    ) -> None:
+        self.name: str = member.name
         self.cache: Any = cache
-        self.name: str = config.name
-        self.size: int = config.shape.size
-        self.ctor: Callable[[memoryview], T] | None = config.ctor
+        self.size: int = pool.config.shape.size
+        self.ctor: Callable[[memoryview], T] | None = pool.config.ctor
         self.magazine: Magazine[T] = pool.magazine
         self.guard: AbstractContextManager[Any] = pool.guard
-        self.settle: Callable[[], None] = pool.settle
-        self.take_back: Callable[[Slot[T]], None] = pool.take_back_managed
-        self.collected: Callable[[Slot[T]], None] = pool.come_back
-        self.park: Callable[[Slot[T], bool], None] = partial(pool.parking.park, tally)
-        self.view_gone: Callable[[KeptView], None] = pool.parking.view_gone
-        self.look_at_lingering: Callable[[], None] = pool.parking.look_at_lingering
-        self.count_return: Callable[[bool], None] = tally.count_return
-        self.count_move: Callable[[], None] = tally.count_move
+        self.hand_out: Callable[[Slot[T]], Buffer[T]] = hand_out
+        self.settle: Callable[[], None] = partial(frees.settle, pool)
+        self.take_back: Callable[[Slot[T]], None] = partial(frees.take_back, pool)
+        self.collected: Callable[[Slot[T]], None] = partial(frees.collected, pool)
+        self.park: Callable[[Slot[T], bool], None] = partial(frees.park, pool, member.counters)
+        self.view_gone: Callable[[KeptView], None] = partial(frees.view_gone, pool)
+        self.look_at_lingering: Callable[[], None] = partial(frees.look_at_lingering, pool)
+        self.count_return: Callable[[bool], None] = member.counters.count_return
+        self.count_move: Callable[[], None] = member.counters.count_move

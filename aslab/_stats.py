@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Tally:
+class Counters:
     """What is counted for each cache by itself, also where several share their slabs.
 
     The last five only for managed buffers, whose every coming and going is seen.
     """
 
+    hits: int = 0
+    misses: int = 0
     waiters: int = 0
     waits: int = 0
     timeouts: int = 0

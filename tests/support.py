@@ -11,6 +11,7 @@ import anyio.lowlevel
 
 import aslab
 from aslab import GFP
+from aslab._allocator import tasks_of
 from aslab._fastpath import HAUNTED, Slot
 from aslab.backends import Backend, Region
 from aslab.faults import Deadlock
@@ -84,7 +85,7 @@ async def allocator(**options: Any) -> AsyncIterator[aslab.Allocator]:
     options.setdefault("grow_timeout", 0.1)
     async with aslab.open_allocator(**options) as kmem:
         yield kmem
-        for cache in kmem._engine.caches.values():
+        for cache in tasks_of(kmem).caches.values():
             check_consistency(cache)
         if isinstance(slabs, Gate):
             slabs.open()

@@ -18,6 +18,7 @@ import pytest
 
 import aslab
 from aslab import GFP, Buffer, CacheClosedError
+from aslab._allocator import tasks_of
 from aslab.backends import Callback, Mmap, Region
 from aslab.testing import check_consistency
 
@@ -54,7 +55,7 @@ async def test_cancelling_the_block_closes_everything() -> None:
 async def test_failure_of_aslabs_own_tasks_does_come_out() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         async with allocator() as kmem:
-            kmem._engine.ring(None)  # type: ignore[arg-type]
+            tasks_of(kmem).arena.attend_soon(None)  # type: ignore[arg-type]
             await anyio.sleep(10)
     assert caught.value.subgroup(AttributeError) is not None
 

@@ -10,7 +10,7 @@ import anyio.lowlevel
 import pytest
 
 from aslab import GFP, KM, Cache
-from aslab._kmem._attempts import PAUSE_FIRST, PAUSE_MOST
+from aslab._kmem._emergency import PAUSE_FIRST, PAUSE_MOST
 from aslab._kmem._waiters import Waiter
 from aslab.backends import Region
 

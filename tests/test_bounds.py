@@ -452,7 +452,7 @@ class TestWhatIsSaid:
                 gate.error = None
             said = [record.getMessage() for record in caplog.records]
         assert len([text for text in said if "is DEADLOCKED:" in text]) == 1
-        assert len([text for text in said if "DEADLOCKED no more" in text]) == 1
+        assert len([text for text in said if "no longer DEADLOCKED" in text]) == 1
         assert [text for text in said if "cannot grow" in text] == ["cache 'c' cannot grow: none left"]
         caplog.clear()
         with caplog.at_level(logging.INFO, "aslab"):

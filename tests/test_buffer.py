@@ -18,6 +18,7 @@ import pytest
 
 import aslab
 from aslab import Buffer, BufferFreedError, Cache, WrongCacheError
+from aslab._cache import pool_of
 from aslab._fastpath import lease_view
 from aslab.testing import check_consistency
 
@@ -520,7 +521,7 @@ async def test_slice_that_a_finaliser_brings_back_is_nobody_elses_memory() -> No
         assert bytes(next_owner.view) == bytes(SIZE)
         next_owner.free()
         kept.clear()
-        cache._pool.attend()
+        pool_of(cache).attend()
         assert cache.stats().obj_held == 0
         check_consistency(cache)
 

@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from aslab import KM, Cache, ConfigError
+from aslab._cache import pool_of
 from aslab.backends import Region
 from aslab.faults import Latency
 from aslab.testing import check_consistency
@@ -297,13 +298,13 @@ async def test_a_slab_that_can_not_be_emptied_is_used_again_and_its_cache_spared
         for interval in range(40):
             await anyio.sleep(5.0)
             await settle()
-            if busy._pool.condemned:
+            if pool_of(busy).depot.slabs.condemned:
                 condemned.append(interval)
             check_consistency(busy)
         pauses = [two - one for one, two in itertools.pairwise(condemned)]
         assert len(pauses) >= 3
         assert all(two > one for one, two in itertools.pairwise(pauses))
-        if busy._pool.condemned:
+        if pool_of(busy).depot.slabs.condemned:
             await anyio.sleep(5.0)
         held.pop(0).free()
         with anyio.fail_after(0):
@@ -325,7 +326,7 @@ async def test_what_is_freed_of_a_slab_that_is_to_go_is_handed_to_nobody() -> No
 
         await start(tasks, caller)
         await anyio.sleep(5.2)
-        slab = busy._pool.depot.slabs.condemned
+        slab = pool_of(busy).depot.slabs.condemned
         assert slab is not None
         for buf in [buf for buf in held if buf._slot.slab is slab]:
             held.remove(buf)
@@ -360,14 +361,14 @@ async def test_letting_others_go_first_is_no_work_while_nothing_happens() -> Non
         held.pop().free()  # for the first of those who wait; the others let `large` go first
         await settle()
         looks = 0
-        attend = small._pool.attend
+        attend = pool_of(small).attend
 
         def count() -> None:
             nonlocal looks
             looks += 1
             attend()
 
-        small._pool.attend = count  # type: ignore[method-assign]
+        pool_of(small).attend = count  # type: ignore[method-assign]
         await settle(200)
         assert looks == 0
         tasks.cancel_scope.cancel()
@@ -406,14 +407,14 @@ async def test_no_slab_goes_for_others_once_the_allocator_is_sealed() -> None:
         held = await one.alloc_many(16)
         await start(tasks, other.alloc)
         await anyio.sleep(5.2)
-        assert one._pool.condemned
+        assert pool_of(one).depot.slabs.condemned
         kmem.seal()
-        assert not one._pool.condemned
+        assert not pool_of(one).depot.slabs.condemned
         await anyio.sleep(20)
         for buf in held:
             buf.free()
         await settle()
-        assert (one.stats().slab_total, one._pool.condemned) == (16, 0)
+        assert (one.stats().slab_total, pool_of(one).depot.slabs.condemned) == (16, None)
         tasks.cancel_scope.cancel()
 
 

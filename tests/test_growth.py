@@ -10,6 +10,7 @@ import pytest
 
 import aslab
 from aslab import GFP, KM, BackendError, CacheClosedError, ConstructorError
+from aslab._cache import pool_of
 from aslab.backends import Region
 from aslab.faults import Deadlock, Failslab, Latency
 from aslab.testing import check_consistency
@@ -395,7 +396,7 @@ async def test_ctor_that_raises_for_an_emergency_object_leaves_nothing_behind() 
         buf = await cache.alloc()
         assert buf.obj == SIZE
         buf.free()
-        cache._pool.emergency.clear()  # else it would be had again, as it is
+        pool_of(cache).emergency.clear()  # else it would be had again, as it is
         await settle()
         broken[0] = True
         with pytest.raises(ConstructorError, match="no"):
@@ -511,7 +512,7 @@ async def test_prefill_ends_when_frees_bring_what_it_waits_for() -> None:
         held = [await cache.alloc() for _ in range(8)]
         await start(tasks, cache.prefill, 4)
         for count, buf in enumerate(held):
-            assert cache._pool.growth.filling == (count < 4)
+            assert len(pool_of(cache).waiters.fillers) == (count < 4)
             buf.free()
             await settle()
 
@@ -541,7 +542,7 @@ async def test_a_slot_of_a_slab_of_many_objects_is_made_when_it_is_first_handed_
     async with allocator() as kmem:
         cache = kmem.create_cache("c", 64, objects_per_slab=10_000, magazine_size=2)
         await cache.prefill(10_000)
-        (slab,) = cache._pool.depot.slabs.partial
+        (slab,) = pool_of(cache).depot.slabs.partial
         assert len(slab.slots) == 0
         assert cache.stats().obj_total == 10_000
         bufs = [await cache.alloc() for _ in range(10)]

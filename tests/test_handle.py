@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from aslab import Buffer, BufferFreedError, ConfigError
+from aslab._cache import pool_of
 from aslab._fastpath import lease_view
+from aslab._kmem._frees import take_back
 from aslab.testing import check_consistency
 
 from .support import SIZE, Gate, allocator
@@ -153,7 +155,7 @@ async def test_of_view_free_view_in_three_threads_none_gets_memory_of_the_next_o
         assert errors
         assert not got
         assert not slot.in_use()
-        cache._pool.take_back(slot)
+        take_back(pool_of(cache), slot)
         assert "freed" in repr(buf)
         bufs.clear()
         del buf

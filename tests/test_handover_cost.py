@@ -13,6 +13,7 @@ import anyio.lowlevel
 import pytest
 
 import aslab
+from aslab._cache import pool_of
 
 from .support import SIZE, allocator
 
@@ -52,6 +53,6 @@ async def test_buffer_that_tasks_wait_for_costs_few_calls(rests: int, most: int)
     async with allocator() as kmem:
         cache = kmem.create_cache("c", SIZE, objects_per_slab=BUFFERS, max_objects=BUFFERS)
         await cache.prefill(BUFFERS)
-        cache._pool.room.passing.beside = math.inf  # who is passed, and how often, depends on no clock
+        pool_of(cache).handover.beside = math.inf  # who is passed, and how often, depends on no clock
         calls = await calls_per_buffer(cache, rests)
         assert calls <= most

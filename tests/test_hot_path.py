@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from aslab import KM, Buffer, Cache
+from aslab._cache import pool_of
 
 from .support import SIZE, allocator
 
@@ -70,10 +71,10 @@ async def test_free_of_a_slab_object_makes_the_same_calls_while_emergency_object
         cache = kmem.create_cache("c", SIZE, objects_per_slab=1, max_objects=1)
         await warm(cache)
         without = calls_of(lambda: cache.alloc_nowait().free())
-        assert cache._pool.emergency.permit(1)
-        slot = await cache._pool.emergency.make(KM.SLEEP)
+        assert pool_of(cache).emergency.try_charge(1)
+        slot = await pool_of(cache).emergency.make(KM.SLEEP)
         assert calls_of(lambda: cache.alloc_nowait().free()) == without
-        cache._pool.emergency.free(slot)
+        pool_of(cache).emergency.free(slot)
 
 
 async def test_emergency_free_makes_the_same_calls_however_many_are_outstanding() -> None:

@@ -21,13 +21,13 @@ _errors _flags _stats _checks _clients
 _fastpath/_views _fastpath/_magazine _fastpath/_home _fastpath/_buffer _fastpath/_managed _fastpath/__init__
 backends
 pressure
-_config
-_kmem/_state _kmem/_wakeup _kmem/_errands _kmem/_clock _kmem/_working_set
-_kmem/_orphans _kmem/_lingering _kmem/_slab _kmem/_starved _kmem/_budget _kmem/_patience _kmem/_reserve
-_kmem/_depot _kmem/_supply _kmem/_arena _kmem/_waiters _kmem/_claims _kmem/_permits _kmem/_emergency _kmem/_growth
-_kmem/_parking _kmem/_attempts _kmem/_lateness _kmem/_passing _kmem/_pool _kmem/_slowpath _kmem/_reclaim
-_kmem/_worker _kmem/_move _kmem/__init__
-_lease _home _snapshot _cache _reaper _tasks _allocator
+_config _lease
+_kmem/__init__ _kmem/_clock _kmem/_wakeup _kmem/_state _kmem/_working_set _kmem/_member _kmem/_patience _kmem/_moving
+_kmem/_slab _kmem/_budget _kmem/_lingering _kmem/_orphans _kmem/_parking _kmem/_supply _kmem/_waiters _kmem/_permits
+_kmem/_arena _kmem/_reserve _kmem/_depot _kmem/_errands _kmem/_growth _kmem/_emergency _kmem/_lateness _kmem/_handover
+_kmem/_admission
+_kmem/_pool _kmem/_attempts _kmem/_frees _kmem/_snapshot _kmem/_worker _kmem/_reclaim _kmem/_slowpath _kmem/_move
+_home _cache _reaper _tasks _allocator
 __init__
 faults emulation testing
 lab/_simulation lab/__init__ lab/pytest_plugin
@@ -47,64 +47,17 @@ UPWARDS = {"_buffer imports _cache", "_fastpath/_buffer imports _cache"}
 
 SOURCES = ("pressure/", "emulation/_shrinker")
 """Sources of pressure, whose protocol is a callback."""
-OF_OTHERS = {"lab/_simulation/_threads reads _worker", "lab/_simulation/_trio reads _heap"}
-"""Private attributes of Python's and of trio's that happen to have the name of one of ours."""
+OF_OTHERS = {
+    "_kmem/_orphans reads _objects",
+    "lab/_simulation/_asyncio reads _waiter",
+    "lab/_simulation/_threads reads _worker",
+    "lab/_simulation/_trio reads _heap",
+}
+"""Private attributes of ctypes, asyncio and trio that happen to have the same name as one of ours."""
 
 STILL: dict[str, set[str]] = {
-    "no import upwards": {
-        "_kmem/_growth imports _kmem/_worker",
-        "_kmem/_parking imports _kmem/_pool",
-        "_kmem/_pool imports _cache",
-        "_kmem/_pool imports _kmem/_move",
-        "_kmem/_pool imports _kmem/_reclaim",
-        "_kmem/_pool imports _kmem/_slowpath",
-        "_kmem/_pool imports _snapshot",
-        "_kmem/_pool imports _tasks",
-        "_kmem/_reclaim imports _tasks",
-        "_kmem/_starved imports _kmem/_budget",
-        "_kmem/_starved imports _kmem/_pool",
-        "_reaper imports _tasks",
-        "_snapshot imports _cache",
-    },
-    "no circle": {
-        "_cache <-> _home <-> _kmem/_move <-> _kmem/_parking <-> _kmem/_pool <-> _kmem/_reclaim <->"
-        " _kmem/_starved <-> _reaper <-> _snapshot <-> _tasks",
-        "_kmem/_growth <-> _kmem/_worker",
-    },
-    "no constructor with more than six arguments": {
-        "_kmem/_growth: Growth.__init__",
-        "_kmem/_reclaim: Reclaim.__init__",
-        "_kmem/_slowpath: WaitingRoom.__init__",
-    },
-    "no callback outside of pressure": {
-        "_kmem/_emergency: Emergency.__init__(on_room)",
-        "_kmem/_growth: Growth.__init__(on_begin)",
-        "_kmem/_growth: Growth.__init__(on_error)",
-        "_kmem/_growth: Growth.__init__(on_filling)",
-        "_kmem/_growth: Growth.__init__(on_slab)",
-        "_kmem/_passing: Passing.__init__(on_taken)",
-        "_kmem/_reclaim: Reclaim.__init__(on_reaped)",
-        "_kmem/_slowpath: WaitingRoom.__init__(on_change)",
-        "_kmem/_slowpath: WaitingRoom.__init__(on_passed)",
-    },
-    "no private attribute of another module": {
-        "_kmem/_move reads _hand_out",
-        "_kmem/_orphans reads _objects",
-        "_kmem/_pool reads _always_slow",
-        "_kmem/_pool reads _hits",
-        "_kmem/_pool reads _misses",
-        "_kmem/_pool reads _tally",
-        "_reaper reads _ask_client",
-        "_snapshot reads _hits",
-        "_snapshot reads _misses",
-        "_snapshot reads _tally",
-        "_tasks reads _closing",
-        "_tasks reads _shut",
-        "testing/_inside reads _engine",
-        "testing/_inside reads _pool",
-    },
     "no module over 400 lines": {
-        "_cache",
+        "_kmem/_pool",
     },
     "no module that its room does not name": {
         "_fastpath/__init__ leaves _buffer out",
@@ -112,20 +65,24 @@ STILL: dict[str, set[str]] = {
         "_fastpath/__init__ leaves _magazine out",
         "_fastpath/__init__ leaves _managed out",
         "_fastpath/__init__ leaves _views out",
+        "_kmem/__init__ leaves _admission out",
+        "_kmem/__init__ leaves _arena out",
         "_kmem/__init__ leaves _attempts out",
         "_kmem/__init__ leaves _budget out",
-        "_kmem/__init__ leaves _claims out",
         "_kmem/__init__ leaves _clock out",
         "_kmem/__init__ leaves _depot out",
         "_kmem/__init__ leaves _emergency out",
         "_kmem/__init__ leaves _errands out",
+        "_kmem/__init__ leaves _frees out",
         "_kmem/__init__ leaves _growth out",
+        "_kmem/__init__ leaves _handover out",
         "_kmem/__init__ leaves _lateness out",
         "_kmem/__init__ leaves _lingering out",
+        "_kmem/__init__ leaves _member out",
         "_kmem/__init__ leaves _move out",
+        "_kmem/__init__ leaves _moving out",
         "_kmem/__init__ leaves _orphans out",
         "_kmem/__init__ leaves _parking out",
-        "_kmem/__init__ leaves _passing out",
         "_kmem/__init__ leaves _patience out",
         "_kmem/__init__ leaves _permits out",
         "_kmem/__init__ leaves _pool out",
@@ -133,7 +90,7 @@ STILL: dict[str, set[str]] = {
         "_kmem/__init__ leaves _reserve out",
         "_kmem/__init__ leaves _slab out",
         "_kmem/__init__ leaves _slowpath out",
-        "_kmem/__init__ leaves _starved out",
+        "_kmem/__init__ leaves _snapshot out",
         "_kmem/__init__ leaves _state out",
         "_kmem/__init__ leaves _supply out",
         "_kmem/__init__ leaves _waiters out",
@@ -373,11 +330,12 @@ def test_core_knows_no_backend_but_the_protocol(module: str) -> None:
 
 
 if __name__ == "__main__":
-    print("STILL: dict[str, set[str]] = {")
+    lines = ["STILL: dict[str, set[str]] = {"]
     for rule, check in RULES.items():
-        print(f'    "{rule}": {{')
-        for one in sorted(set(check())):
-            first, *others = textwrap.wrap(one, 100, break_on_hyphens=False)
-            print(f'        "{first}"', *(f'\n        " {other}"' for other in others), ",", sep="")
-        print("    },")
-    print("}")
+        if broken := sorted(set(check())):
+            lines.append(f'    "{rule}": {{')
+            for one in broken:
+                first, *others = textwrap.wrap(one, 100, break_on_hyphens=False)
+                lines.append("\n".join([f'        "{first}"', *(f'        " {other}"' for other in others)]) + ",")
+            lines.append("    },")
+    print("\n".join([*lines, "}"]))

@@ -17,7 +17,9 @@ import pytest
 
 import aslab
 from aslab import KM, Buffer, BufferFreedError
+from aslab._cache import pool_of
 from aslab._fastpath import HAUNTED
+from aslab._kmem._frees import look_at_lingering, unpark
 from aslab.testing import check_consistency
 
 from .support import SIZE, Gate, Instant, allocator, settle, start
@@ -265,7 +267,7 @@ async def test_emergency_object_stays_until_the_view_object_is_gone_and_may_be_u
             again.free()
         assert len(emergency.outstanding) == 1
         del tensor
-        cache._pool.emergency.clear()  # it is kept for the next caller: slabs are late
+        pool_of(cache).emergency.clear()  # it is kept for the next caller: slabs are late
         await settle()
         assert not emergency.outstanding
         assert cache.stats().obj_emergency == 0
@@ -404,11 +406,11 @@ async def test_slice_that_was_released_after_its_buffer_was_forgotten_makes_the_
         part.release()
         await cache.prefill(7)
         cache.alloc_nowait().free()  # a look at what was forgotten
-        cache._pool.parking.look()
+        unpark(pool_of(cache))
         assert cache.stats().obj_lingering == 1
         assert await cache.reap() == 0
         del part
-        cache._pool.parking.look_at_lingering()
+        look_at_lingering(pool_of(cache))
         assert cache.stats().obj_lingering == 0
 
 
@@ -426,7 +428,7 @@ async def test_what_a_kept_view_object_writes_after_the_free_is_zeroed_for_the_n
         if way != "used while it lingers":
             del tensor
         if way == "drained":
-            cache._pool.depot.drain(0)
+            pool_of(cache).depot.drain(0)
             assert cache.stats().obj_lingering == 0
         async with cache.lease() as found:
             assert bytes(found.view[:5]) == bytes(5)

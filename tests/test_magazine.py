@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aslab._fastpath import Magazine, default_size
+from aslab._fastpath import CLOSED, FILLERS, OPTIONS, WAITERS, Magazine, default_size
 
 from .helpers import new_slab
 
@@ -47,3 +47,44 @@ def test_oldest_and_newest_are_the_two_ends() -> None:
     assert magazine.pop() is third
     assert magazine.take_oldest() is second
     assert magazine.take_oldest() is None
+
+
+def test_reasons_to_hear_of_frees_come_and_go_each_by_itself() -> None:
+    magazine: Magazine[Any] = Magazine(4)
+    assert magazine.watch is False, "False is what the interpreter tests fastest"
+    magazine.watch_for(WAITERS)
+    magazine.watch_for(FILLERS)
+    magazine.watch_for(WAITERS)
+    magazine.stop_watching(WAITERS)
+    assert magazine.watch == FILLERS
+    magazine.check(FILLERS, holds=True)
+    magazine.stop_watching(FILLERS)
+    magazine.stop_watching(FILLERS)
+    assert magazine.watch is False
+
+
+def test_reasons_to_divert_allocations_come_and_go_each_by_itself() -> None:
+    magazine: Magazine[Any] = Magazine(4)
+    assert magazine.detour is False
+    magazine.divert(OPTIONS)
+    magazine.divert(WAITERS)
+    magazine.let_pop(WAITERS)
+    assert magazine.detour == OPTIONS
+    magazine.let_pop(OPTIONS)
+    assert magazine.detour is False
+
+
+def test_a_closed_magazine_watches_for_nothing_else_and_hands_nothing_out() -> None:
+    magazine: Magazine[Any] = Magazine(4)
+    magazine.watch_for(FILLERS)
+    magazine.divert(OPTIONS)
+    magazine.close()
+    assert (magazine.capacity, magazine.watch, magazine.detour) == (0, CLOSED, OPTIONS | CLOSED)
+
+
+@pytest.mark.parametrize(("holds", "finding"), [(True, "FILLERS is missing"), (False, "WAITERS is left over")])
+def test_check_names_the_bit_that_was_forgotten(holds: bool, finding: str) -> None:
+    magazine: Magazine[Any] = Magazine(4)
+    magazine.watch_for(WAITERS)
+    with pytest.raises(AssertionError, match=finding):
+        magazine.check(FILLERS if holds else WAITERS, holds)

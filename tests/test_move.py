@@ -19,7 +19,9 @@ import anyio.to_thread
 import pytest
 
 from aslab import KM, KMEM_CBRC, Allocator, Buffer, BufferFreedError, Cache, ConfigError
+from aslab._cache import pool_of
 from aslab._kmem import _move as move
+from aslab._kmem._pool import Pool
 from aslab.faults import Deadlock
 from aslab.testing import check_consistency
 
@@ -666,7 +668,7 @@ async def test_a_cache_closed_while_an_object_is_copied_gives_everything_back(
 
         threads = _copy_slowly(monkeypatch, close)
         await start(tasks, cache.defragment)
-        while not threads or cache._pool.mover.in_hand:
+        while not threads or pool_of(cache).moving.in_hand:
             await anyio.lowlevel.checkpoint()
         await settle(200)
         assert kmem.stats().slab_bytes == 0
@@ -821,7 +823,9 @@ async def test_emergency_objects_move_into_what_is_freed_where_growth_is_at_its_
             buf.free()
 
 
-async def test_pinned_emergency_objects_wait_and_do_not_keep_the_mover_busy() -> None:
+async def test_pinned_emergency_objects_wait_and_do_not_keep_the_mover_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     slabs = Deadlock(Instant())
     async with allocator(slabs=slabs, kick_after=None) as kmem:
         cache = kmem.create_cache("c", SIZE, movable=True)
@@ -831,14 +835,14 @@ async def test_pinned_emergency_objects_wait_and_do_not_keep_the_mover_busy() ->
         await anyio.sleep(1)
         assert cache.stats().obj_emergency == 4
         passes = 0
-        repack = cache._pool.mover.repack
+        repack = move._repack
 
-        async def count() -> None:
+        async def count(pool: Pool[Any]) -> None:
             nonlocal passes
             passes += 1
-            await repack()
+            await repack(pool)
 
-        cache._pool.mover.repack = count  # type: ignore[method-assign]
+        monkeypatch.setattr(move, "_repack", count)
         for _ in range(50):
             (await cache.alloc()).free()
             await settle(5)
@@ -900,7 +904,7 @@ async def test_memory_that_is_moved_away_from_is_zeroed_where_frees_zero() -> No
         bufs[1].free()
         bufs[3].free()
         moved = bufs[2].address
-        await cache._pool.mover.defragment()
+        await move.defragment(pool_of(cache))
         assert bufs[2].address != moved
         assert bytes(slot.exporter) == bytes(SIZE)
         bufs[0].free()

@@ -13,6 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from aslab import GFP, KM, Cache
+from aslab._cache import pool_of
 from aslab._flags import FINISHES, ORDINARY, URGENT
 from aslab._kmem._patience import AT_FIRST, GROWS, LEAST, MOST, SLOW, TIMES, Patience
 from aslab.backends import Region, _threads
@@ -46,7 +47,7 @@ def learning(slabs: Instant, **options: Any) -> Any:
 async def grow(cache: Cache[memoryview], slabs: int) -> None:
     """Have it grow so often; whoever waits for that is served by a free, or by a slab."""
     before = cache.stats().slab_total
-    await cache.prefill((before + slabs) * cache._pool.config.shape.objects)
+    await cache.prefill((before + slabs) * pool_of(cache).config.shape.objects)
     assert cache.stats().slab_total == before + slabs
 
 
@@ -248,7 +249,7 @@ class TestLag:
         async with learning(Confused()) as kmem:
             cache = kmem.create_cache("c", SIZE)
             await grow(cache, 1)
-            assert list(cache._pool.growth.patience._took) == [0.0]
+            assert list(pool_of(cache).growth.patience._took) == [0.0]
 
     @pytest.mark.parametrize("busy", [0.0, 0.5])
     async def test_a_call_in_a_thread_tells_from_its_end_until_the_loop_hears_of_it(
@@ -271,7 +272,7 @@ class TestLag:
         async with learning(Threaded()) as kmem:
             cache = kmem.create_cache("c", SIZE)
             await grow(cache, 1)
-            assert list(cache._pool.growth.patience._took) == [pytest.approx(0.01)]
+            assert list(pool_of(cache).growth.patience._took) == [pytest.approx(0.01)]
             assert cache.stats().grow_timeout == pytest.approx(0.04)
 
     async def test_where_simulated_time_stood_still_nothing_was_late(

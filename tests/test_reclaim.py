@@ -8,6 +8,8 @@ import anyio
 import pytest
 
 from aslab import CacheClosedError
+from aslab._allocator import tasks_of
+from aslab._cache import pool_of
 from aslab._kmem._state import Mark
 from aslab.faults import Latency
 from aslab.testing import check_consistency
@@ -253,8 +255,8 @@ async def test_last_free_of_a_closed_cache_is_not_lost_to_a_lock_that_is_taken()
         buf = await cache.alloc()
         with pytest.warns(ResourceWarning):
             await cache.aclose()
-        with cache._pool.depot.lock:
+        with pool_of(cache).depot.lock:
             buf.free()
         await settle()
         assert not slabs.outstanding
-        assert not kmem._engine._all_pools()
+        assert not tasks_of(kmem).pools

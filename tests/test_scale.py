@@ -18,16 +18,17 @@ import anyio.lowlevel
 import pytest
 
 import aslab
-from aslab._cache import Cache
+from aslab._allocator import tasks_of
+from aslab._cache import Cache, pool_of
 from aslab._fastpath import _views
 from aslab._kmem._depot import Depot
 from aslab._kmem._growth import Growth
+from aslab._kmem._handover import Handover
 from aslab._kmem._parking import AT_ONCE as PARKED_AT_ONCE
 from aslab._kmem._pool import Pool
-from aslab._kmem._reclaim import Reclaim
 from aslab._kmem._slab import Slot
 from aslab._kmem._supply import Supply
-from aslab._kmem._wakeup import Bell
+from aslab._kmem._wakeup import Wakeup
 
 from .helpers import Loop
 from .support import SIZE, Gate, Instant, allocator, settle
@@ -141,7 +142,7 @@ async def calls_of_one_free(waiters: int, owner: type, name: str) -> Calls:
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(Pool, "attend"), (Pool, "note_waiting"), (Reclaim, "spare")],
+    [(Pool, "attend"), (Handover, "note"), (Pool, "spare")],
     ids=lambda value: getattr(value, "__name__", value),
 )
 async def test_a_free_and_the_slab_that_comes_back_concern_no_more_caches_where_more_wait(
@@ -152,7 +153,7 @@ async def test_a_free_and_the_slab_that_comes_back_concern_no_more_caches_where_
 
 
 async def test_a_slab_that_comes_back_has_a_few_ask_at_once_of_all_who_wait() -> None:
-    asks = await calls_of_one_free(MANY, Growth, "ask")
+    asks = await calls_of_one_free(MANY, Pool, "ask")
     assert 0 < asks.most_at_once <= AT_ONCE
 
 
@@ -164,7 +165,7 @@ async def test_who_comes_to_the_limit_looks_closer_only_at_caches_that_may_have_
             async with waiting(kmem, caches(kmem, 1, "waits")) as served:
                 await settle()
         assert len(served) == 1
-        assert drains.by == {held[100].cache._pool.depot}
+        assert drains.by == {pool_of(held[100].cache).depot}
         for buf in held:
             if buf is not held[100]:
                 buf.free()
@@ -191,7 +192,7 @@ async def test_of_very_many_that_a_slab_leaves_no_room_for_a_few_are_told_at_onc
 
 
 async def test_of_very_many_that_found_no_room_some_ask_at_once_and_the_rest_a_little_later() -> None:
-    with counted(Growth, "ask") as asks:
+    with counted(Pool, "ask") as asks:
         async with allocator(limit=MANY * SIZE, expire=None) as kmem:
             large = kmem.create_cache("large", SIZE, objects_per_slab=MANY)
             buf = await large.alloc()
@@ -203,7 +204,7 @@ async def test_of_very_many_that_found_no_room_some_ask_at_once_and_the_rest_a_l
             async with turns(asks):
                 await large.reap()
                 await settle(3 * MANY)
-            assert asks.by >= {cache._pool.growth for cache in small}
+            assert asks.by >= {pool_of(cache).growth for cache in small}
             assert asks.most_at_once <= AT_ONCE
             assert all(cache.stats().slab_total == 1 for cache in small)
 
@@ -220,7 +221,7 @@ async def test_a_bell_rung_for_very_many_caches_lets_other_tasks_have_their_turn
                     gc.collect()
                     await settle(3 * MANY)
             assert len(served) == MANY
-        assert attends.by >= {cache._pool for cache in both}
+        assert attends.by >= {pool_of(cache) for cache in both}
         assert attends.most_at_once <= AT_ONCE
 
 
@@ -230,7 +231,7 @@ async def test_ageing_of_very_many_caches_lets_other_tasks_have_their_turns() ->
         with counted(Pool, "age") as ages:
             async with turns(ages):
                 await anyio.sleep(1.5)
-        assert ages.by == {cache._pool for cache in all_of_them}
+        assert ages.by == {pool_of(cache) for cache in all_of_them}
         assert ages.most_at_once <= AT_ONCE
 
 
@@ -352,7 +353,7 @@ async def test_a_release_that_is_cancelled_while_its_slab_is_taken_apart_is_fini
 ) -> None:
     backend, steps = Instant(), []
     region = backend.acquire_nowait(SIZE, 64, aslab.GFP.KERNEL)
-    with Bell() as bell:
+    with Wakeup() as bell:
         supply = Supply(backend, bell)
 
         def before() -> Iterator[None]:
@@ -391,7 +392,7 @@ async def test_an_allocator_that_is_stopped_while_a_slab_is_taken_apart_loses_no
         async with aslab.open_allocator(slabs=backend, expire=None) as kmem:
             cache = kmem.create_cache("c", 64, objects_per_slab=2_000, ctor=lambda _: next(numbers), dtor=dtor)
             await cache.prefill(1)
-            stop.append(kmem._engine.stop)
+            stop.append(tasks_of(kmem).stop)
     join_late_threads()
     assert not alive
     assert not backend.outstanding

@@ -229,7 +229,7 @@ def test_a_slab_that_was_to_go_and_stays_is_never_behind_an_empty_one() -> None:
     assert lists.condemned is slabs[0]
     assert not lists.condemn(), "one at a time"
     assert (len(lists), lists.free) == (2, 2)
-    lists.pardon(0)
+    lists.restore()
     assert list(lists.partial) == slabs
     assert lists.remove_empty() == [slabs[1]]
     lists.condemn()

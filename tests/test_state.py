@@ -8,12 +8,29 @@ from pathlib import Path
 import pytest
 
 from aslab import ImpossibleTransition
-from aslab._kmem._state import NONE, TABLE, Mark, Marks, as_markdown, fire, reachable, words
+from aslab._kmem._state import NONE, TABLE, Mark, Marks, fire, reachable, words
 
 G, D, R, X = Mark.GROWING, Mark.DEADLOCKED, Mark.REAPING, Mark.DESTROY
 EVENTS = ["grow", "late", "grown", "reap", "reaped", "close"]
 STATES = [NONE, G, G | D, R, G | R, G | D | R, X, G | X, G | D | X, R | X, G | R | X, G | D | R | X]
 DOCS = Path(__file__).parent.parent / "docs" / "states.md"
+
+
+def as_markdown() -> str:
+    """Both tables of docs/states.md: the events, and every reachable state."""
+    lines = [
+        "| event | needs | forbids | sets | clears | what happened |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for event, rule in TABLE.items():
+        marks = " | ".join(words(marks) for marks in rule[:4])
+        lines.append(f"| `{event}` | {marks} | {rule.why} |")
+    lines += ["", "| state | " + " | ".join(f"`{event}`" for event in TABLE) + " |"]
+    lines.append("| --- |" + " --- |" * len(TABLE))
+    for state, moves in sorted(reachable().items(), key=lambda item: item[0].value):
+        cells = (words(moves[event]) if event in moves else "·" for event in TABLE)
+        lines.append(f"| {words(state)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def expected(state: Mark, event: str) -> Mark | None:

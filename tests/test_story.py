@@ -21,6 +21,7 @@ import pytest
 
 import aslab
 from aslab import KM, Cache, CacheStats
+from aslab._allocator import tasks_of
 from aslab.lab._story import _computer
 from aslab.lab._story import _run as _story
 from aslab.lab._story._chapters import Row
@@ -80,7 +81,7 @@ async def remembering(found: dict[str, CacheStats], **options: Any) -> AsyncIter
     """An allocator whose caches' last figures are kept."""
     async with aslab.open_allocator(**options) as kmem:
         yield kmem
-        found |= {name: cache.stats() for name, cache in kmem._engine.caches.items()}
+        found |= {name: cache.stats() for name, cache in tasks_of(kmem).caches.items()}
 
 
 class TestOriginal:

@@ -10,6 +10,7 @@ import pytest
 
 import aslab
 from aslab import GFP
+from aslab._cache import pool_of
 from aslab._kmem._state import Mark
 from aslab.backends import Region
 from aslab.testing import check_backend, check_consistency
@@ -174,7 +175,7 @@ Tamper = Callable[[Any], Callable[[], object]]
 
 def counter(name: str) -> Tamper:
     def tamper(cache: Any) -> Callable[[], object]:
-        slabs = cache._pool.depot.slabs
+        slabs = pool_of(cache).depot.slabs
         kept = getattr(slabs, name)
         setattr(slabs, name, kept + 1)
         return lambda: setattr(slabs, name, kept)
@@ -183,30 +184,30 @@ def counter(name: str) -> Tamper:
 
 
 def lost_slot(cache: Any) -> Callable[[], object]:
-    slab = next(reversed(cache._pool.depot.slabs.partial))
+    slab = next(reversed(pool_of(cache).depot.slabs.partial))
     slot = slab.take()
     return lambda: slab.put(slot)
 
 
 def doubled_in_the_magazine(cache: Any) -> Callable[[], object]:
-    cache._pool.magazine.append(cache._pool.magazine[0])
-    return cache._pool.magazine.pop  # type: ignore[no-any-return]
+    pool_of(cache).magazine.append(pool_of(cache).magazine[0])
+    return pool_of(cache).magazine.pop
 
 
 def free_and_in_the_magazine(cache: Any) -> Callable[[], object]:
-    slab = next(reversed(cache._pool.depot.slabs.partial))
+    slab = next(reversed(pool_of(cache).depot.slabs.partial))
     slab.put(slab.take())
-    cache._pool.magazine.append(slab.freed[0])
-    return cache._pool.magazine.pop  # type: ignore[no-any-return]
+    pool_of(cache).magazine.append(slab.freed[0])
+    return pool_of(cache).magazine.pop
 
 
 def stranger(cache: Any) -> Callable[[], object]:
-    cache._pool.magazine.append(new_slab().slots[0])
-    return cache._pool.magazine.pop  # type: ignore[no-any-return]
+    pool_of(cache).magazine.append(new_slab().slots[0])
+    return pool_of(cache).magazine.pop
 
 
 def complete_with_a_free_slot(cache: Any) -> Callable[[], object]:
-    slabs = cache._pool.depot.slabs
+    slabs = pool_of(cache).depot.slabs
     slab = slabs.partial.popitem()[0]
     slabs.complete[slab] = None
 
@@ -218,7 +219,7 @@ def complete_with_a_free_slot(cache: Any) -> Callable[[], object]:
 
 
 def partial_without_a_free_slot(cache: Any) -> Callable[[], object]:
-    slabs = cache._pool.depot.slabs
+    slabs = pool_of(cache).depot.slabs
     slab, _ = slabs.complete.popitem()
     slabs.partial[slab] = None
 
@@ -230,17 +231,17 @@ def partial_without_a_free_slot(cache: Any) -> Callable[[], object]:
 
 
 def impossible_marks(cache: Any) -> Callable[[], object]:
-    cache._pool.marks.state = Mark.DEADLOCKED
+    pool_of(cache).marks.state = Mark.DEADLOCKED
 
     def mend() -> None:
-        cache._pool.marks.state = Mark(0)
+        pool_of(cache).marks.state = Mark(0)
 
     return mend
 
 
 def full_magazine(cache: Any) -> Callable[[], object]:
-    kept, cache._pool.magazine.capacity = cache._pool.magazine.capacity, 0
-    return lambda: setattr(cache._pool.magazine, "capacity", kept)
+    kept, pool_of(cache).magazine.capacity = pool_of(cache).magazine.capacity, 0
+    return lambda: setattr(pool_of(cache).magazine, "capacity", kept)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,10 @@ class Home(Protocol[T]):
         """The cache itself; only `Buffer.cache` asks for it."""
         ...
 
+    def hand_out(self, slot: Slot[T]) -> Any:
+        """A new handle of a slot: a `Buffer`, for the mover."""
+        ...
+
     def settle(self) -> None:
         """A free has put a slot into the magazine, which is watched, or over its capacity now."""
         ...

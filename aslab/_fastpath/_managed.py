@@ -70,6 +70,11 @@ class ManagedBuffer(Buffer[T]):
         if slot is not None and not self.left:
             self._home.collected(slot)
 
+    def sibling(self, slot: Slot[T]) -> Buffer[T]:
+        """A new handle of another slot, for the same client."""
+        sibling: Buffer[T] = self._home.hand_out(slot)
+        return sibling
+
     def leads_to(self, slot: Slot[T]) -> bool:
         """Whether this is the live handle of a slot."""
         return getattr(self, "_slot", None) is slot

@@ -1,15 +1,19 @@
 """Emergency objects: single objects from another backend, for when slabs do not come.
 
+Always true, between calls: an object that the backend has outstanding, or that room was set aside for, is charged
+to the pool and to the allocator's `Permits`, once. It belongs to a caller (`objects`), is spare, lingers, or is on
+its way to or from the backend.
+
 They live in a hash by address, so that freeing one costs the same whether 10 are outstanding or
 100,000 (the 2012 change of SPL walked a list, today's SPL a tree), and a free of any other object
 does not look here at all: the handle knows what it is.
 
-One that is freed while slabs are still late would have to be made again at once. So it is kept, constructed as it
-is, and the next caller has it; when growth is well again, or nobody has wanted it for a moment, it goes: whoever
-depends on the same memory may need it to get on.
+One that is freed while slabs are still late would have to be made again at once. So it is kept as a spare,
+constructed as it is, for the next caller. It goes once growth is well again, or nobody has wanted it for a moment:
+others may depend on the same memory to get on.
 
-In the counters they are part of the objects' total, never of the slabs' (SPL's rule). Those that are kept are
-nobody's, and counted apart.
+In the counters they are part of the objects' total, never of the slabs' (SPL's rule). Spares belong to nobody,
+and are counted apart.
 """
 
 from __future__ import annotations
@@ -17,7 +21,6 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from .._clients import keep_interrupt
@@ -25,13 +28,19 @@ from .._config import CacheConfig
 from .._errors import ConstructorError, clear_frames
 from .._flags import FINISHES, GFP, KM, ORDINARY, CacheFlags, gfp_for_emergency
 from ..backends._protocol import Region
+from ._budget import Tenant
 from ._lingering import Lingering
 from ._permits import Permits
 from ._reserve import Reserve
 from ._slab import Slot, construct, destroy
 from ._supply import Supply
+from ._waiters import WaitQueue
 
 T = TypeVar("T")
+
+PAUSE_FIRST, PAUSE_MOST = 0.01, 1.0
+"""Seconds between tries in vain: doubled from the first, a timer tick of 2012, to the most; urgent callers wait no
+longer than the first."""
 
 
 class EmergencySlot(Slot[T]):
@@ -46,10 +55,38 @@ class EmergencySlot(Slot[T]):
         self.region = region
 
 
+class Backoff:
+    """When the backend is asked again, once it had none. Event loop's thread only."""
+
+    def __init__(self) -> None:
+        self._pause = 0.0
+        self._failed_at = -math.inf
+
+    @property
+    def failing(self) -> bool:
+        """Whether the backend had none when it was asked last."""
+        return self._pause > 0
+
+    def retry_at(self, level: int) -> float:
+        """When the backend may be asked again for such a caller."""
+        return self._failed_at + (self._pause if level == ORDINARY else min(self._pause, PAUSE_FIRST))
+
+    def failed(self, level: int, now: float) -> None:
+        """It had none for such a caller."""
+        if now >= self.retry_at(level):  # else several asked at the same moment
+            self._failed_at = now
+            self._pause = min(max(2 * self._pause, PAUSE_FIRST), PAUSE_MOST)
+
+    def succeeded(self) -> None:
+        """It had some."""
+        self._pause = 0.0
+
+
 class Emergency(Generic[T]):
     """The emergency objects of a pool. Any thread.
 
-    What was permitted is returned when the backend has it back, or never gave it. ``on_room`` is called then.
+    :param lock: the pool's one lock
+    :param tenant: the pool itself, told when fewer are outstanding
     """
 
     def __init__(
@@ -59,19 +96,25 @@ class Emergency(Generic[T]):
         permits: Permits,
         lock: threading.Lock,
         reserve: Reserve[T],
-        on_room: Callable[[], None],
+        tenant: Tenant,
     ) -> None:
         self._config = config
         self._supply = supply
         self._permits = permits
         self._lock = lock
         self._reserve = reserve
-        self._on_room = on_room
+        self._tenant = tenant
         self._objects: dict[int, EmergencySlot[T]] = {}
         self.lingering: Lingering[EmergencySlot[T]] = Lingering()
         """Freed, but counted still, since their regions are not back."""
-        self._spare: list[EmergencySlot[T]] = []
-        self._spare_least = 0  # that lay idle since the last tick
+        self.spares: list[EmergencySlot[T]] = []
+        """Freed, and kept for the next caller: the newest last."""
+        self._spares_least = 0  # that lay idle since the last tick
+        self.refused: WaitQueue[T] = WaitQueue()
+        """Waiters of this pool that found ``max_emergency`` reached; event loop's thread only."""
+        self.in_hand: int = 0
+        """Objects made for waiters that have not taken them yet; event loop's thread only."""
+        self.backoff: Backoff = Backoff()
         self._outstanding = 0
         self.highest: int = 0
         if self.most:
@@ -82,9 +125,9 @@ class Emergency(Generic[T]):
         return len(self._objects)
 
     @property
-    def spare(self) -> int:
-        """Objects that are kept for the next caller."""
-        return len(self._spare)
+    def wanted(self) -> bool:
+        """Whether there are waiters that found no room for another. Event loop's thread only."""
+        return self.refused.first is not None or self._permits.refused.first is not None
 
     @property
     def most(self) -> float:
@@ -104,12 +147,12 @@ class Emergency(Generic[T]):
         most = self._permits.most(level)
         return objects <= self.most_for(level) and (most is None or objects * self._config.shape.size <= most)
 
-    def permit(self, objects: int, level: int = ORDINARY) -> bool:
-        """Ask to make so many more; for each `make`, `make_nowait` or `forgo` must follow."""
+    def try_charge(self, objects: int, level: int = ORDINARY) -> bool:
+        """Set room aside for so many more; for each `make`, `make_nowait` or `uncharge` must follow."""
         with self._lock:
             if self.full(objects, level):
                 return False
-            if not self._permits.take(objects * self._config.shape.size, level):
+            if not self._permits.try_charge(objects * self._config.shape.size, level):
                 return False
             self._outstanding += objects
             return True
@@ -118,20 +161,20 @@ class Emergency(Generic[T]):
         """Whether the bound of this cache is what stands against so many more."""
         return self._outstanding + objects > self.most_for(level)
 
-    def forgo(self, objects: int) -> None:
-        """So many that were permitted are not outstanding any more, or never were."""
+    def uncharge(self, objects: int) -> None:
+        """So many are not outstanding any more, or were never made."""
         if objects:
             with self._lock:
                 self._outstanding -= objects
-            self._permits.give_back(objects * self._config.shape.size)
-            self._on_room()
+            self._permits.uncharge(objects * self._config.shape.size)
+            self._tenant.room_for_emergency()
 
     def objects(self) -> list[EmergencySlot[T]]:
         """Those that callers have, oldest first."""
         return list(self._objects.values())
 
     async def make(self, flags: KM) -> EmergencySlot[T]:
-        """Make one that was permitted, for such a caller.
+        """Make one that room was set aside for, for such a caller.
 
         :raises MemoryError: if the backend has none
         """
@@ -140,7 +183,7 @@ class Emergency(Generic[T]):
         return self._add(region)
 
     def make_nowait(self, flags: KM) -> EmergencySlot[T]:
-        """Make one that was permitted, for such a caller, without waiting.
+        """Make one that room was set aside for, without waiting.
 
         :raises MemoryError: if the backend has none
         :raises anyio.WouldBlock: if it would have to wait
@@ -155,21 +198,21 @@ class Emergency(Generic[T]):
         What is missing in the reserve for MEMALLOC callers is kept for them here. Those that linger only where
         another may not be made.
         """
-        if not (self._spare or self.lingering) or self.full(0, level) or not self._permits.room(0, level):
+        if not (self.spares or self.lingering) or self.full(0, level) or not self._permits.room(0, level):
             return 0
         more = not self.full(1, level) and self._permits.room(self._config.shape.size, level)
-        found = len(self._spare) + (0 if more else len(self.lingering))
+        found = len(self.spares) + (0 if more else len(self.lingering))
         return max(0, found - (self._reserve.missing if level > FINISHES else 0))
 
     def take(self, level: int) -> EmergencySlot[T] | None:
         """One of those, or None."""
-        if not ((self._spare or self.lingering) and self.at_hand(level)):
+        if not ((self.spares or self.lingering) and self.at_hand(level)):
             return None
         try:
-            slot = self._spare.pop()
+            slot = self.spares.pop()
         except IndexError:
             return self.lingering.take()
-        self._spare_least = min(self._spare_least, len(self._spare))
+        self._spares_least = min(self._spares_least, len(self.spares))
         self._hold(slot)
         return slot
 
@@ -180,29 +223,38 @@ class Emergency(Generic[T]):
         del self._objects[slot.address]
         if keep and not self._permits.refused and self._permits.room(0, ORDINARY):
             self._permits.spares[self.clear] = None
-            self._spare.append(slot)
+            self.spares.append(slot)
         else:
             self._give_up(slot)
 
     def clear(self, most: int | None = None) -> None:
         """Give back what was kept; at most so many, those that have lain there longest."""
-        left = len(self._spare) if most is None else most
-        while left > 0 and self._spare:
+        left = len(self.spares) if most is None else most
+        while left > 0 and self.spares:
             left -= 1
             try:
-                self._give_up(self._spare.pop(0))
+                self._give_up(self.spares.pop(0))
             except IndexError:
                 return
-        if not self._spare:
+        if not self.spares:
             self._permits.spares.pop(self.clear, None)
+
+    def check(self) -> None:
+        """Assert what is always true between calls.
+
+        :raises AssertionError: naming what is not
+        """
+        known = len(self._objects) + len(self.spares)
+        assert self._outstanding >= known, f"charged for {self._outstanding}, there are {known}"
+        assert not {id(slot) for slot in self.spares} & {id(slot) for slot in self.objects()}, "spare and held"
 
     def age(self) -> None:
         """What nobody has wanted since this was called last goes."""
-        self.clear(self._spare_least)
-        self._spare_least = len(self._spare)
+        self.clear(self._spares_least)
+        self._spares_least = len(self.spares)
 
     def _gone(self) -> None:
-        self.forgo(1)
+        self.uncharge(1)
 
     def _give_up(self, slot: EmergencySlot[T]) -> None:
         if self._config.ctor is not None:

@@ -1,19 +1,23 @@
 """An allocation for a thread that runs no event loop: the loop waits in line for it.
 
-The thread may give up, by its timeout or Ctrl-C, at the moment the object comes. So both sides settle under a lock
-whose the object is, and it is lost to neither. The thread waits for nothing but that, however busy the loop is.
+Always true: what the loop brought is the thread's, or given back, and never both. The thread may give up, by its
+timeout or Ctrl-C, at the moment the object comes; so both sides settle under a lock whose the object is. The
+thread waits for nothing but that, however busy the loop is.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Generic, TypeVar
 
 import anyio
 
 from .._clients import keep_interrupt
 from .._errors import CacheClosedError
+from ._arena import Arena
 
 T = TypeVar("T")
 
@@ -30,6 +34,26 @@ class Errand(Generic[T]):
         self._brought: list[T] = []
         self._error: BaseException | None = None
         self._scope: anyio.CancelScope | None = None
+
+    def run(self, arena: Arena, timeout: float | None) -> T:
+        """Block this thread until the event loop has brought something.
+
+        :raises RuntimeError: on the event loop's thread
+        :raises TimeoutError: if ``timeout`` seconds have passed
+        """
+        if arena.on_its_thread:
+            raise RuntimeError("alloc_blocking() would block the event loop; here it is: await alloc()")
+        arena.errands[self] = None
+        try:
+            arena.call_soon(partial(arena.start, self.bring))
+            if arena.stopped:
+                self.fail(CacheClosedError("the allocator is closed"))
+            return self.wait(timeout)
+        except BaseException:
+            arena.call_soon(self.cancel)
+            raise
+        finally:
+            del arena.errands[self]
 
     def wait(self, timeout: float | None) -> T:
         """Block this thread until it is there.
@@ -65,7 +89,7 @@ class Errand(Generic[T]):
         if self._scope is not None:
             self._scope.cancel()
 
-    async def run(self) -> None:
+    async def bring(self) -> None:
         """Bring it: a task of the allocator, which nothing that is raised here may end."""
         try:
             with anyio.CancelScope() as self._scope:
@@ -86,3 +110,14 @@ class Errand(Generic[T]):
             self._error = exc
         finally:
             self._settled.set()
+
+
+@contextmanager
+def failing_at_the_end(arena: Arena) -> Iterator[None]:
+    """Errands end with this block: no task will run them any more."""
+    try:
+        yield
+    finally:
+        arena.stopped = True
+        for errand in tuple(arena.errands):
+            errand.fail(CacheClosedError("the allocator is closed"))

@@ -16,10 +16,12 @@ import anyio.lowlevel
 
 from ._clock import Clock
 from ._growth import Growth
+from ._state import Mark
 from ._waiters import Waiter
 
 T = TypeVar("T")
 
+_GROWING = Mark.GROWING.value
 TURNS = 10
 """Turns of the loop; a thread takes up to eight to begin and be heard of."""
 
@@ -31,7 +33,7 @@ class Lateness(Generic[T]):
         self._growth = growth
         self._clock = clock
         self._deciding = False
-        self._undecided: dict[Waiter[T], None] = {}  # those whose time is up, while one of them looks
+        self.undecided: dict[Waiter[T], None] = {}  # those whose time is up, while one of them looks
         self._late_from = -math.inf  # when the growth was asked for that was found late
 
     async def found(self, waiter: Waiter[T], lag: float) -> bool:
@@ -42,9 +44,9 @@ class Lateness(Generic[T]):
         if self._late_from == self._growth.due_from:
             return True
         if self._deciding:
-            self._undecided[waiter] = None
+            self.undecided[waiter] = None
             await waiter.suspend(math.inf)
-            self.leave(waiter)
+            self.undecided.pop(waiter, None)
             return False
         self._deciding = True
         try:
@@ -60,13 +62,11 @@ class Lateness(Generic[T]):
             return True
         finally:
             self._deciding = False
-            told, self._undecided = self._undecided, {}
+            told, self.undecided = self.undecided, {}
             for other in told:
                 other.wake()
 
-    def leave(self, waiter: Waiter[T]) -> None:
-        """It does not wait for the verdict any more."""
-        self._undecided.pop(waiter, None)
-
     def _is_well(self, waiter: Waiter[T]) -> bool:
-        return waiter.served or self._growth.arrived or self._growth.at_limit
+        if waiter.slots is not None or waiter.error is not None or self._growth.arrived:
+            return True
+        return not self._growth.marks.bits & _GROWING and self._growth.at_limit

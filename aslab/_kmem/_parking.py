@@ -1,26 +1,24 @@
 """Slots that nobody holds any more, and that cannot be used yet: somebody may still reach their memory.
 
-A buffer was forgotten while its memory is exported: no finaliser or weak reference can tell when the exports are
+Always true: a parked slot is in nobody's hands, out of its slab, and counted as held. It is parked once.
+
+A buffer was forgotten while its memory is exported. No finaliser or weak reference can tell when the exports are
 gone for good, since the garbage collector may run theirs later, and bring them back. So now and then the slot is
-looked at. Where view objects are kept, the slot lingers (_lingering.py), and here is who tells of that. Once the
-pool is closed nobody looks any more, and both wait for what _orphans.py tells.
+looked at. Once the pool is closed nobody looks any more, and it waits for what _orphans.py tells.
+
+Any thread, and any moment.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from .._fastpath import KeptView, Slot
-from .._stats import Tally
-from ._lingering import Lingering
-from ._orphans import Orphan, look_after_collections
-from ._state import Mark
-from ._wakeup import take_turns
-
-if TYPE_CHECKING:
-    from ._pool import Pool
+from .._fastpath import Slot
+from .._stats import Counters
+from ._orphans import Orphan
 
 T = TypeVar("T")
 
@@ -28,63 +26,45 @@ AT_ONCE = 16
 """Parked slots that a miss looks at; the ageing task looks at all."""
 
 
+class Parked(NamedTuple):
+    """What is left of a forgotten buffer."""
+
+    counters: Counters
+    slot: Slot[Any]
+    emergency: bool
+
+
 class Parking(Generic[T]):
-    """The parked slots of one pool. Any thread, and any moment, but for `look_at_all`."""
+    """The parked slots of one pool."""
 
-    def __init__(self, pool: Pool[T]) -> None:
-        self._pool = pool
-        self._parked: deque[tuple[Tally, Slot[T], bool]] = deque()
+    def __init__(self) -> None:
+        self._parked: deque[Parked] = deque()
+        self.orphaned: bool = False
+        """The pool is closed, and what it lacks is looked for after each garbage collection."""
 
-    def park(self, tally: Tally, slot: Slot[T], emergency: bool) -> None:
+    def __len__(self) -> int:
+        return len(self._parked)
+
+    def park(self, counters: Counters, slot: Slot[T], emergency: bool) -> None:
         """Keep a slot whose handle is gone while somebody still exports its memory."""
-        self._parked.append((tally, slot, emergency))
-        if Mark.DESTROY in self._pool.marks:
-            self.close()
+        self._parked.append(Parked(counters, slot, emergency))
 
-    def look(self, most: int = AT_ONCE) -> None:
-        """Take those back that nobody exports any more; looks at a few, the next ones next time."""
-        for _ in range(min(most, len(self._parked))):
+    def look(self) -> list[Parked]:
+        """Take out those that nobody exports any more. Looks at a few, and at the next ones next time."""
+        gone = []
+        for _ in range(min(AT_ONCE, len(self._parked))):
             try:
-                tally, slot, emergency = self._parked.popleft()
+                parked = self._parked.popleft()
             except IndexError:  # another thread looks, too
-                return
-            if slot.in_use():
-                self._parked.append((tally, slot, emergency))
+                break
+            if parked.slot.in_use():
+                self._parked.append(parked)
             else:
-                self._take_back(tally, slot, emergency)
+                gone.append(parked)
+        return gone
 
-    async def look_at_all(self) -> None:
-        """Look at all, and let other tasks have their turn now and then. Event loop's thread only."""
-        for number in range(len(self._parked) // AT_ONCE):
-            self.look()
-            await take_turns(number)
-
-    def view_gone(self, kept: KeptView) -> None:
-        """The object of a view that had ended is gone."""
-        slot: Any = kept.place
-        pool = self._pool
-        lingering: Lingering[Any] = pool.emergency.lingering if slot.slab is None else pool.depot.lingering
-        if lingering and lingering.let_go(slot):
-            pool.come_back(slot)
-
-    def look_at_lingering(self) -> None:
-        """Take those back that need not linger any more."""
-        for slot in (*self._pool.depot.lingering.look(), *self._pool.emergency.lingering.look()):
-            self._pool.come_back(slot)
-
-    def close(self) -> None:
-        """Closed: soon nobody looks now and then."""
+    def orphan(self, tell: Callable[[Parked], object]) -> None:
+        """Nobody looks any more: have that called for each, in any thread, once nobody exports it."""
         while self._parked:
-            tally, slot, emergency = self._parked.pop()
-            Orphan(slot, partial(self._take_back, tally, slot, emergency))
-        if not self._look_when_closed():
-            look_after_collections(self._look_when_closed)
-
-    def _look_when_closed(self) -> bool:
-        """After each garbage collection; answers whether all is back."""
-        self.look_at_lingering()
-        return not len(self._pool.depot.slabs) and not len(self._pool.emergency)
-
-    def _take_back(self, tally: Tally, slot: Slot[T], emergency: bool) -> None:
-        tally.count_return(emergency)
-        self._pool.come_back(slot)
+            parked = self._parked.pop()
+            Orphan(parked.slot, partial(tell, parked))

@@ -1,12 +1,13 @@
 """How many bytes of emergency objects there may be, over all caches of an allocator.
 
-They make progress certain while growth is late, so they never count against ``limit``; and a service would fill
-its memory with them meanwhile, so they have a bound of their own. What counts is what the backend has outstanding:
-from before it is asked until it has the object back, those kept for the next caller included. The last quarter is
-for PUSHPAGE and MEMALLOC callers, whose progress frees memory for the others; and once there was a MEMALLOC
-caller, the last object is for such alone, so that somebody can always finish.
+Always true: ``outstanding`` <= `Permits.limit`, and it is the sum of what all pools have charged; so the allocator
+never has more than ``limit`` + ``emergency_limit`` bytes outstanding at its backends.
 
-The allocator never has more than ``limit`` + ``emergency_limit`` bytes outstanding at its backends.
+They make progress certain while growth is late, so they never count against ``limit``; but a service could fill
+its memory with them meanwhile, so they have a bound of their own. Charged is what the backend has outstanding:
+from before it is asked until it has the object back, spares included. The last quarter is for PUSHPAGE and
+MEMALLOC callers, whose progress frees memory for the others; and once there was a MEMALLOC caller, the last object
+is for such callers alone, so that somebody can always finish.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from types import EllipsisType
 from typing import Any
 
 from .._flags import FINISHES, ORDINARY
-from ._waiters import Line
+from ._waiters import WaitQueue
 
 SHARE = 4
 """Of ``limit``, emergency objects may have one part in so many; and of that, urgent callers keep one."""
@@ -40,7 +41,7 @@ class Permits:
         self.outstanding: int = 0
         self.highest: int = 0
         """The most ``outstanding`` has been."""
-        self.refused: Line[Any] = Line()
+        self.refused: WaitQueue[Any] = WaitQueue()
         """Waiters of all caches that found no room; event loop's thread only."""
         self.spares: dict[Callable[[], object], None] = {}
         """How to have each cache that keeps objects for its next caller give them back."""
@@ -69,8 +70,8 @@ class Permits:
         most = self.most(level)
         return most is None or self.outstanding + nbytes <= most
 
-    def take(self, nbytes: int, level: int) -> bool:
-        """Have so many bytes permitted, if there is room. Any thread, but no finaliser."""
+    def try_charge(self, nbytes: int, level: int) -> bool:
+        """Charge so many bytes, if there is room. Any thread, but no finaliser."""
         with self._lock:
             if not self.room(nbytes, level):
                 return False
@@ -78,7 +79,7 @@ class Permits:
             self.highest = max(self.highest, self.outstanding)
             return True
 
-    def give_back(self, nbytes: int) -> None:
+    def uncharge(self, nbytes: int) -> None:
         """So many bytes are back, or were never had. Any thread, but no finaliser."""
         with self._lock:
             self.outstanding -= nbytes

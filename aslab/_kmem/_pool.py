@@ -1,396 +1,412 @@
 """Pool: slabs of one shape, and all that serves them. One cache's, or that of several which share (merge).
 
-Everything comes together here: a free finds who waits, a slab that came finds who wanted it. Waiting is in
-_waiting.py, growing in _growth.py, giving memory back in _reclaim.py.
+The parts of a pool lie below it, and know nothing of each other's business; here they come together. A free finds
+who waits, a slab that came finds who wanted it, a cache that closes has its memory go back. What acts on a pool
+lies above: waiting (_slowpath.py), growing (_worker.py), giving back (_reclaim.py), moving (_move.py).
 
-Threads: frees and the garbage collector's returns come from any thread. Waiters and marks belong to the event
-loop's thread alone; the others ring the allocator's bell for it.
+Always true, between calls, for each slot: it is free in its slab or at hand in the magazine; or set aside, handed
+over, lingering, parked or moving; or in exactly one caller's hands. `held` counts the latter.
+
+Threads: frees and the garbage collector's returns come from any. Waiters and marks belong to the event loop's
+thread alone; the others have the loop attend to the pool.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
-from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 import anyio
 
 from .._config import CacheConfig
-from .._fastpath import Magazine
-from .._flags import FINISHES, KM, LEVEL
-from .._snapshot import situation
-from .._stats import Tally
+from .._fastpath import REPACK, Magazine, Slot
+from .._flags import FINISHES, ORDINARY
+from .._stats import Counters
 from ..backends._libc import zero
+from ._admission import Admission
+from ._arena import AGEING_STEPS, Arena
+from ._budget import Claim
 from ._depot import Depot
-from ._emergency import Emergency, EmergencySlot
+from ._emergency import Emergency
 from ._growth import Growth
-from ._move import Mover
+from ._handover import Handover
+from ._lateness import Lateness
+from ._member import Member
+from ._moving import Moving
 from ._parking import Parking
-from ._reclaim import Reclaim
 from ._reserve import Reserve
-from ._slab import Slot
-from ._slowpath import WaitingRoom
-from ._state import Mark, Marks
-from ._waiters import Line
-
-if TYPE_CHECKING:
-    from .._cache import Cache
-    from .._tasks import Engine
+from ._slab import Slab
+from ._state import Mark
+from ._waiters import Waiter, Waiters
+from ._working_set import WorkingSet
 
 T = TypeVar("T")
 
 SPARE = 0.01
 """Seconds for which an emergency object that nobody wants is kept: a timer tick of 2012."""
+_GROWING = Mark.GROWING.value
+_REAPING = Mark.REAPING.value
+_DESTROY = Mark.DESTROY.value
 
 
 class Pool(Generic[T]):
-    """The machinery behind a `Cache`."""
+    """The machinery behind a `Cache`; a `Tenant` of the limits."""
 
-    def __init__(self, engine: Engine, config: CacheConfig[T]) -> None:
-        self.engine = engine
+    def __init__(self, arena: Arena, config: CacheConfig[T]) -> None:
+        self.arena = arena
         self.config = config
-        self.caches: list[Cache[T]] = []
-        """Those that are open."""
-        self.tally: Tally = Tally()
-        """Of its own affairs."""
-        self.wanted: bool = False
-        """Somebody wants to know of each free."""
-        self.wanted_by_others: bool = False
-        """Somebody who does not wait in line."""
-        self.marks: Marks = Marks()
+        self.members: list[Member] = []
+        """The caches that are open."""
+        self.counters: Counters = Counters()
+        """Those of its own affairs."""
         self.magazine: Magazine[T] = Magazine(config.magazine_size)
-        self.depot: Depot[T] = Depot(self.magazine, self._zero if config.init_on_free else None)
+        self.depot: Depot[T] = Depot(self.magazine, self.zero if config.init_on_free else None)
         self.reserve: Reserve[T] = Reserve(config.reserve, config.memalloc_reserve)
         self.emergency: Emergency[T] = Emergency(
-            config, engine.emergency_supply, engine.permits, self.depot.lock, self.reserve, self._emergency_room
+            config, arena.singles, arena.permits, self.depot.lock, self.reserve, self
         )
-        self.line: Line[T] = Line()
-        self.growth: Growth[T] = Growth(
-            config,
-            self.marks,
-            self.depot,
-            self.line,
-            self.reserve,
-            engine.worker,
-            engine.config.grow_timeout,
-            on_begin=self._growth_begins,
-            on_slab=self.attend,
-            on_error=lambda error: self.room.send_away(error),
-            on_filling=self.note_waiting,
+        self.waiters: Waiters[T] = Waiters(self.magazine)
+        self.handover: Handover[T] = Handover(self.waiters, self.depot, self.reserve, self.emergency, arena.clock)
+        self.growth: Growth[T] = Growth(config, arena, self, self.waiters, self.depot, self.reserve)
+        self.marks = self.growth.marks
+        self.account = self.growth.account
+        self.lateness: Lateness[T] = Lateness(self.growth, arena.clock)
+        self.admission: Admission[T] = Admission(
+            self.waiters, self.handover, self.emergency, self.growth, arena.permits
         )
-        self.reclaim: Reclaim[T] = Reclaim(
-            config, self.marks, self.depot, engine, self.growth.account, self.line, self.attend
-        )
-        self.mover: Mover[T] = Mover(self)
-        self.room: WaitingRoom[T] = WaitingRoom(
-            self.line,
-            self.marks,
-            self.depot,
-            self.reserve,
-            self.growth,
-            self.emergency,
-            permits=engine.permits,
-            clock=engine.clock,
-            make_event=engine.make_event,
-            tickets=engine.tickets,
-            on_change=self._line_changed,
-            on_passed=self._note_passed,
-            give_back=self.give_back,
-            ring=partial(engine.ring, self),
-            start=engine.start,
-        )
+        self.working_set: WorkingSet = WorkingSet(arena.interval * AGEING_STEPS)
+        self.moving: Moving = Moving(config.movable)
+        self.parking: Parking[T] = Parking()
         self.guard: threading.RLock = threading.RLock()
         """Held while the handle of a managed buffer changes hands; a finaliser may come in between."""
-        self._spared_for, self._spared_until = 1, 0  # ticks
+        self.reaped: anyio.Event = anyio.Event()
+        """Set when the slabs that go back now are back."""
+        self._patience = self.growth.patience.of(ORDINARY)  # when growth began last
+        self._queued_at: int | None = None  # the level at which it stands in the queue of grows
+        self._spared_for, self._spared_until = 1, 0  # ticks for which no slab is condemned
         self._ages_spares = False
-        self.parking: Parking[T] = Parking(self)
+        arena.budget.open(self.account)
 
-    def join(self, cache: Cache[T]) -> None:
+    def zero(self, slot: Slot[T]) -> None:
+        """Zero the memory of a slot. Any thread."""
+        zero(slot.address, self.config.shape.size)
+
+    def join(self, member: Member) -> None:
         """A cache begins to use it."""
-        self.caches.append(cache)
-        self.note_waiting()
-        self.growth.ask()
+        self.members.append(member)
+        self.ask()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the last of its caches is closed."""
+        return bool(self.marks.bits & _DESTROY)
 
     def learn(self, objects: int, level: int) -> None:
-        """Such a caller asks for so many at once: what is to be set aside for those who finish. Any thread."""
+        """Such a caller asks for so many at once: what is to be set aside for those that finish. Any thread."""
         if level == FINISHES:
-            self.engine.permits.finishing = True
+            self.arena.permits.finishing = True
+        kept = self.reserve.kept
         self.reserve.learn(objects, level, self.growth.most)
+        if self.reserve.kept != kept:
+            self.arena.attend(self, self.handover.note)
 
-    def get_now(self, flags: KM, cache: Cache[T]) -> Slot[T]:
-        """What a caller who cannot wait gets where nothing is at hand: an emergency object.
+    # -- those that wait
 
-        :raises anyio.WouldBlock: if there is none
-        """
-        level = LEVEL[flags]
-        self.growth.missed = True
-        self.engine.attend(self, self.growth.ask)
-        if self.growth.limit_reached:
-            cache._tally.sealed += self.growth.sealed
-            raise self._nothing(cache, "its limit is reached")
-        if not self.emergency.permit(1, level):
-            self.engine.permits.clear_spares()  # for the next one who asks
-            raise self._nothing(cache, "there is no room for another emergency object")
-        try:
-            return self.emergency.make_nowait(flags)
-        except MemoryError:
-            raise self._nothing(cache, "the backend has no memory for an emergency object") from None
-        except anyio.WouldBlock:
-            raise self._nothing(cache, "an emergency object cannot be had without waiting") from None
+    def attend(self) -> None:
+        """Look after everything: objects came, or another thread has left something to do."""
+        if len(self.magazine) > self.magazine.capacity or self.depot.slabs.condemned is not None:
+            self.depot.flush()
+        if self.marks.bits & _DESTROY:
+            self.empty_out()
+            self.emergency.clear()
+            self.admission.let_others_try()
+            return
+        self.serve_all()
+        if self.emergency.spares:
+            if not self.growth.unwell:
+                self.emergency.clear()
+            self.offer_spares()
+        if self.emergency.wanted:
+            self.admission.let_others_try()
+        if self.moving.able:
+            self.note_moving()
+        self.ask()
+        if self.arena.budget.short and self.depot.free >= self.config.shape.objects:
+            self.arena.budget.may_spare(self.account)
 
-    def take_set_aside(self, level: int) -> Slot[T] | None:
-        """One that is set aside for such a caller, or an emergency object that was kept. Any thread.
+    def serve(self) -> None:
+        """Hand out what is free."""
+        if self.handover.busy:  # we are in a finaliser, run in the middle of what we would change
+            self.arena.attend_soon(self)
+        elif self.handover.serve():
+            self.note_rank()
 
-        Frees refill what is set aside from then on; slabs are asked for all the same.
-        """
-        slot = self.room.passing.take_set_aside(level)
-        if slot is None:
-            return None
-        if slot.slab is None and Mark.GROWING not in self.marks:
-            self.growth.missed = True
-        self.engine.attend(self, self.growth.ask if slot.slab is None else self.attend)
-        return slot
+    def serve_all(self) -> None:
+        """Hand out what is free, and tell all others that want to know of it."""
+        self.serve()
+        if self.waiters.fillers:
+            self.waiters.tell_fillers()
+        if self.depot.slabs.condemned is not None and self.clear_condemned():
+            self._spared_for = 1
+        if self.arena.budget.short and self.account.beyond > 0 and self.depot.has_idle_slab():
+            self.arena.budget.may_spare(self.account)
+            self.arena.budget.ask_all()
+        if self.moving.able and self.could_repack:
+            self.ask_to_move()
 
-    def _nothing(self, cache: Cache[T], why: str) -> anyio.WouldBlock:
-        return anyio.WouldBlock(f"{situation(self, cache)}: no object is free, and {why}")
+    def look(self, waiter: Waiter[T]) -> float:
+        """Serve the line. Returns when a waiter must look again for what is kept, if it may have that then."""
+        if waiter.beside is not None:  # passed by: to be told again, or handed over to
+            self.handover.note()
+        self.serve()
+        return self.handover.kept_from(waiter)
 
-    def take_back(self, slot: Slot[T]) -> None:
-        """A free, from any thread. (`Buffer.free` writes this out for a buffer that nobody looked at.)"""
-        if not (slot.kept and self.depot.lingering.admit(slot)):
-            self.magazine.append(slot)
-        if self.wanted or len(self.magazine) > self.magazine.capacity:
-            self.settle()
+    def give_back(self, slots: list[Slot[T]]) -> None:
+        """What a waiter was given and does not take."""
+        self.handover.put_back(slots)
+        self.attend()
 
-    def take_back_managed(self, slot: Slot[T]) -> None:
-        """A free of a slot that may need more than the magazine. Any thread."""
-        if not self.clean_up(slot):
-            self.take_back(slot)
-        elif self.wanted or (self.growth.unwell and self.emergency.spare):
-            self.engine.attend(self, self._freed_single)
+    def line_changed(self) -> None:
+        """A waiter has joined or left."""
+        self.handover.note()
+        self.note_rank()
 
-    def _freed_single(self) -> None:
-        self.room.passing.claims.note()
-        self._offer_spares()
+    def note_rank(self) -> None:
+        """Who waits first has changed, or whether a slab would help."""
+        arena, account = self.arena, self.account
+        while account.rank != (rank := self.growth.claim):  # again, as a finaliser may have come in between
+            arena.budget.note(account, rank)
+            arena.budget.order_changed()
+        first = self.waiters.first
+        level = ORDINARY if first is None else first.level
+        if self._queued_at is not None and self._queued_at != level:
+            self._queued_at = level
+            arena.grows.note(self, level)
 
-    def _offer_spares(self) -> None:
-        if self.wanted:
-            self._serve()
-        if self.emergency.spare and not self._ages_spares:
+    @property
+    def waiting_since(self) -> float | None:
+        """When its first caller in line came, if there is one."""
+        first = self.waiters.first
+        return None if first is None else first.since
+
+    def room_for_emergency(self) -> None:
+        """Fewer emergency objects are outstanding: those that were refused may have one. Any thread."""
+        if self.emergency.wanted:
+            self.arena.attend(self, self.admission.let_others_try)
+
+    def offer_spares(self) -> None:
+        """An emergency object was freed, and kept perhaps: whoever wants it may have it, or it goes soon."""
+        if self.magazine.watch:
+            self.serve_all()
+        if self.emergency.spares and not self._ages_spares:
             self._ages_spares = True
-            self.engine.start(self._age_spares)
+            self.arena.start(self._age_spares)
 
     async def _age_spares(self) -> None:
         try:
-            while self.emergency.spare:
+            while self.emergency.spares:
                 await anyio.sleep(SPARE)
-                if not self.line:  # who needs several may be short of some yet
+                if not self.waiters:  # a caller that needs several may be short of some yet
                     self.emergency.age()
         finally:
             self._ages_spares = False
 
-    def clean_up(self, slot: Slot[T]) -> bool:
-        """Zero it, where frees do; an emergency object goes, or waits for the next. Answers whether it was one."""
-        if self.config.init_on_free:
-            self._zero(slot)
-        if slot.slab is not None:
+    # -- growing
+
+    def ask(self) -> bool:
+        """Ask for a slab if one is wanted and may be had. Returns whether it may. Asking twice changes nothing."""
+        growth, arena = self.growth, self.arena
+        if not growth.wanted:
             return False
-        keep = self.growth.unwell
-        self.emergency.free(cast("EmergencySlot[T]", slot), keep=keep)
-        if keep and not self.growth.unwell:  # since just now, on another thread
-            self.emergency.clear()
-        if self.emergency.lingering:
-            self.engine.ring(self)  # for who waits until there may be one more
+        if growth.at_limit:
+            arena.budget.make_room(self.account)
+            return False
+        growth.begin()
+        growth.behind_others = bool(arena.busy_growing or len(arena.grows))
+        self._queued_at = growth.level
+        arena.grows.put(self, self._queued_at)
+        self.note_rank()
+        patience, before = growth.patience.of(ORDINARY), self._patience
+        self._patience = patience
+        if self.waiters.untimed or patience < before:  # it has learned to wait no longer
+            self.waiters.wake_untimed(everybody=patience < before)
+        self.working_set.grows(growth.began)
         return True
 
-    def _zero(self, slot: Slot[T]) -> None:
-        zero(slot.address, self.config.shape.size)
+    def grow_begins(self) -> None:
+        """The worker has taken it out of its queue."""
+        self._queued_at = None
+        self.growth.taken_up()
 
-    def give_back_all(self, slots: list[Slot[T]]) -> None:
-        """As `give_back`, for each. Any thread."""
-        for slot in slots:
-            self.give_back(slot)
-
-    def give_back(self, slot: Slot[T]) -> None:
-        """What a waiter was given and does not take."""
-        if slot.slab is not None:
-            self.take_back(slot)
-        else:
-            self.take_back_managed(slot)
-
-    def settle(self) -> None:
-        """After a free that finds waiters or a full magazine. Waits for no lock."""
-        over = len(self.magazine) > self.magazine.capacity or self.condemned
-        if over and not self.depot.flush(self.engine.tick):
-            self.engine.ring(self)
-        elif Mark.DESTROY in self.marks:
-            if self.engine.closed:  # there may be no event loop any more to leave it to
-                self.reclaim.empty_out()
-            else:
-                self.engine.attend(self, self.reclaim.empty_out)
-        elif self.wanted:
-            self.engine.attend(self, self._freed)
-
-    def _freed(self) -> None:
-        self.room.passing.claims.note()
-        if self.wanted_by_others or not self.room.tell():
-            self._serve()
-        else:
-            self.magazine.watch = False  # told; until it has run nobody need hear of other frees
-
-    def come_back(self, slot: Slot[T]) -> None:
-        """What the garbage collector returns, at any moment, in any thread."""
-        if sys.is_finalizing():  # modules are coming apart, and the end of the process releases all memory
-            return
-        if self.clean_up(slot):
-            if self.emergency.spare:
-                self.engine.ring(self)
-            return
-        if not (slot.kept and self.depot.lingering.admit(slot)):
-            self.magazine.append(slot)
-        if Mark.DESTROY in self.marks and self.engine.closed:
-            self.settle()
-        elif self.wanted or len(self.magazine) > self.magazine.capacity:
-            self.engine.ring(self)
-
-    def attend(self) -> None:
-        """Look after everything: objects came, or the bell was rung for what another thread did."""
-        self.depot.flush(self.engine.tick)
-        self.parking.look()
-        if Mark.DESTROY in self.marks:
-            self.reclaim.empty_out()
-            self.emergency.clear()
-            self.room.let_others_try()
-            return
-        self._serve()
-        if not self.growth.unwell:
-            self.emergency.clear()
-        self._offer_spares()
-        self.note_waiting()
-        self.room.let_others_try()
-        self.growth.ask()
-        if self.engine.short and self.depot.free >= self.config.shape.objects:
-            self.engine.may_spare(self)
-
-    def age(self, *, expires: bool) -> None:
-        """One tick of the ageing task."""
-        self.parking.look_at_lingering()
-        used = [(cache._hits, cache._misses) for cache in self.caches]
-        self.reclaim.age((used, self.depot.slabs.slots_out, len(self.magazine)), expires=expires)
-        if self.mover.tick():
-            self.engine.moves.ask(self, defragment=True)
+    def grown(self, slab: Slab[T]) -> None:
+        """The grow ended with a slab."""
+        self.growth.brought(slab)
         self.attend()
 
+    def grow_failed(self, error: Exception) -> float:
+        """The grow ended without one. Returns the pause after which to call `grow_again`, 0 for never."""
+        pause = self.growth.failed(error)
+        self.note_rank()
+        if not pause:
+            self.waiters.send_away(error)
+        return pause
+
+    def grow_again(self) -> None:
+        """The pause after a failed grow is over."""
+        self.growth.resume()
+        self.note_rank()
+        self.ask()
+
+    def call_off(self) -> None:
+        """The grow ended before it began: the limit was reached meanwhile."""
+        self._queued_at = None
+        self.growth.ended()
+        self.note_rank()
+        self.arena.budget.found_no_room(self.account)
+
+    # -- giving slabs back
+
+    def release(self, slabs: list[Slab[T]]) -> anyio.Event:
+        """Give slabs that were taken out back to their backend. The event is set when they are back."""
+        back = anyio.Event()
+        if not slabs:
+            back.set()
+            return back
+        marked = not self.marks.bits & _DESTROY
+        if marked:
+            self.marks.fire("reap")
+            self.note_rank()
+            self.reaped = back
+        left = [len(slabs)]
+
+        def one_is_back() -> None:
+            self.arena.budget.uncharge(self.account)
+            self.arena.grows.wake()
+            left[0] -= 1
+            if not left[0]:
+                if marked:
+                    self.marks.fire("reaped")
+                    self.note_rank()
+                back.set()
+                self.attend()
+
+        for slab in slabs:
+            self.arena.budget.give_back(self.account)
+            self.arena.slabs.release(slab.region, one_is_back, slab.dismantle(self.config.dtor))
+        return back
+
     @property
-    def condemned(self) -> int:
-        """Bytes of the slab that is to go for somebody else, if there is one."""
-        return 0 if self.depot.slabs.condemned is None else self.config.shape.slab_size
+    def kept_free(self) -> int:
+        """Free objects that stay: the watermark, or what gathers for the first in line."""
+        first = self.waiters.first
+        return max(self.config.watermark, 0 if first is None else first.need)
+
+    @property
+    def settled(self) -> bool:
+        """Nothing may go, as it could not come back, or nothing is left to decide."""
+        return bool(self.marks.bits & _DESTROY) or self.arena.budget.sealed
+
+    def spare(self, nbytes: int, rank: Claim | None) -> int:
+        """Another pool is at the limit: give back as much of what nobody uses here. Returns the bytes.
+
+        What this one was guaranteed it keeps: that room is its own. And what gathers for callers that wait here,
+        unless the other's, of that rank, have waited longer.
+        """
+        account = self.account
+        slabs = min(-(-nbytes // account.slab_size), account.beyond // account.slab_size)
+        if slabs <= 0 or self.marks.bits & _REAPING or self.settled:
+            return 0
+        if self.depot.free < self.config.shape.objects:  # most have no whole slab: no need to look closer
+            return 0
+        self.depot.drain()
+        first = self.waiters.first
+        older = first is None or (rank is not None and rank < first.rank)
+        given = self.depot.remove_empty(self.config.watermark if older else self.kept_free, most=slabs)
+        self.release(given)
+        return len(given) * account.slab_size
 
     def condemn(self) -> bool:
         """Choose a slab that goes as soon as it is empty; False if there is none to choose, or it is too soon."""
-        if self.engine.tick < self._spared_until:
+        if self.depot.slabs.tick < self._spared_until:
             return False
-        self._empty_reserve()
-        chosen = self.depot.condemn(self.engine.tick)
-        self._serve()
+        self.handover.empty_reserve()
+        chosen = self.depot.condemn()
+        self.serve_all()
         if chosen and self.reserve.short:  # what is set aside is not given away
-            self.pardon(in_vain=True)
+            self.restore(back_off=True)
             chosen = False
-        self.note_waiting()
         return chosen
 
-    def pardon(self, *, in_vain: bool) -> None:
-        """The slab that was to go stays. In vain, no other is chosen for some time, longer each time."""
-        if in_vain:
+    def clear_condemned(self) -> bool:
+        """A slab that was to go is empty, perhaps: give it back. Returns whether it was."""
+        if self.marks.bits & _REAPING:
+            return False
+        slabs = self.depot.take_condemned()
+        self.release(slabs)
+        return bool(slabs)
+
+    def restore(self, *, back_off: bool) -> None:
+        """The slab that was to go stays; with ``back_off``, none is chosen for a while, longer each time."""
+        if self.depot.slabs.condemned is None:
+            return
+        if back_off:
             self._spared_for *= 2
-            self._spared_until = self.engine.tick + self._spared_for
-        self.depot.pardon(self.engine.tick)
+            self._spared_until = self.depot.slabs.tick + self._spared_for
+        self.depot.restore()
         self.attend()
 
-    def leave(self, cache: Cache[T], error: Exception) -> anyio.Event:
+    # -- moving
+
+    @property
+    def could_repack(self) -> bool:
+        """Whether emergency objects could move into slabs now: nobody waits, and growth is well."""
+        moving = self.moving
+        if not moving.able or moving.in_vain or not len(self.emergency):
+            return False
+        bits = self.marks.bits
+        return self.waiters.first is None and not bits & Mark.DEADLOCKED.value and self.depot.free > 0
+
+    def ask_to_move(self, *, defragment: bool = False) -> None:
+        """Have emergency objects moved into slabs a little later, or sparse slabs emptied as well."""
+        self.moving.gently = self.moving.gently or defragment
+        if not self.moving.asked:
+            self.moving.asked = True
+            self.arena.moves.put(self)
+
+    def note_moving(self) -> None:
+        """Whether emergency objects could move into slabs as objects of these come free: then frees tell."""
+        moving = self.moving
+        hungry = moving.able and not moving.in_vain and len(self.emergency) > 0
+        self.magazine.set_watch(REPACK, on=hungry)
+
+    def repack_reserve(self) -> None:
+        """Have what is set aside lie in the fullest slabs."""
+        self.handover.empty_reserve()
+        self.serve_all()
+
+    # -- closing
+
+    def leave(self, member: Member, error: Exception) -> anyio.Event:
         """A cache closes. The last one to go takes the pool with it; the event is set when memory is back."""
-        self.caches.remove(cache)
-        self.room.send_away(error, cache._tally)
-        self.growth.send_fillers_away(error, cache._tally)
-        if self.caches:
+        self.members.remove(member)
+        self.waiters.send_away(error, member.counters)
+        if self.members:
             back = anyio.Event()
             back.set()
             return back
         self.marks.fire("close")
-        self.depot.pardon(self.engine.tick)
-        self.growth.send_fillers_away(error)
-        self.magazine.capacity = -1  # so that each later free comes by `settle`
+        self.depot.restore()
+        self.waiters.send_away(error)
+        self.magazine.close()
         self.reserve.close()
-        self._empty_reserve()
+        self.handover.empty_reserve()
         self.growth.unwell = False
         self.emergency.clear()
-        self.engine.budget.close(self.growth.account)
-        self.engine.retire(self)
-        back = self.reclaim.empty_out()
-        self.parking.close()
-        return back
+        self.note_rank()
+        self.arena.budget.close(self.account)
+        return self.empty_out()
 
-    def note_waiting(self) -> None:
-        """Who waits has changed: what the hot paths of the caches look at."""
-        slow = bool(self.line) and (self.reserve.short or not self.room.passing.allowed)
-        asked_for = self.growth.filling > 0 or self.reserve.short or self.mover.hungry
-        self.wanted_by_others = asked_for or self.condemned > 0 or self.engine.short
-        self.wanted = bool(self.line) or self.wanted_by_others or self.reserve.kept > 0
-        self.magazine.watch = self.wanted
-        for cache in self.caches:
-            cache._slow = slow or cache._always_slow
-
-    def _note_passed(self) -> None:
-        slow = self.reserve.short or not self.room.passing.allowed
-        self.magazine.watch = True
-        for cache in self.caches:
-            cache._slow = slow or cache._always_slow
-
-    def repack_reserve(self) -> None:
-        """Have the reserve lie in the fullest slabs."""
-        self._empty_reserve()
-        self._serve()
-
-    def _empty_reserve(self) -> None:
-        while (slot := self.reserve.take()) is not None:
-            self.depot.put(slot, self.engine.tick)
-
-    def held(self, cache: Cache[T]) -> int:
-        """Objects that the callers of a cache hold."""
-        if self.config.merge:
-            return cache._tally.handed_out - cache._tally.returned
-        elsewhere = len(self.magazine) + self.room.in_handover + len(self.reserve) + self.mover.in_hand
-        return self.depot.slabs.slots_out - elsewhere + len(self.emergency) - self.lingering
-
-    @property
-    def lingering(self) -> int:
-        return len(self.depot.lingering) + len(self.emergency.lingering)
-
-    def _look_for_idle(self) -> None:
-        """Others wait for slabs: as soon as one is empty here, have them ask for it."""
-        if self.growth.account.beyond > 0 and self.depot.has_idle_slab():
-            self.engine.may_spare(self)
-            self.engine.ask_all()
-
-    def _emergency_room(self) -> None:
-        self.engine.attend(self, self.room.let_others_try)
-
-    def _line_changed(self) -> None:
-        self.note_waiting()
-        self.growth.note()
-        self.engine.look_again()
-
-    def _growth_begins(self) -> None:
-        self.room.growth_begins()
-        self.reclaim.demand.grows(self.engine.clock())
-        self.engine.look_again()
-
-    def _serve(self) -> None:
-        self.room.serve()
-        self.growth.tell_fillers()
-        if self.condemned and self.reclaim.clear_condemned():
-            self._spared_for = 1
-        if self.engine.short:
-            self._look_for_idle()
-        if self.mover.could_repack:
-            self.engine.moves.ask(self)
+    def empty_out(self) -> anyio.Event:
+        """Everything that is free goes back. The event is set when it is back."""
+        self.depot.drain()
+        return self.release(self.depot.remove_empty())

@@ -16,8 +16,7 @@ What lies here is out of its slab, as what lies in a magazine is, but in nobody'
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from .._flags import FINISHES, ORDINARY
 from ._slab import Slot
@@ -25,14 +24,17 @@ from ._slab import Slot
 T = TypeVar("T")
 
 
-class Reserve(Generic[T]):
-    """The set-aside objects of one pool. `take` and `at_hand` from any thread; the rest on the event loop's.
+class Reserve(list[Slot[T]]):
+    """The set-aside objects of one pool. `take`, `at_hand`, `learn` from any thread; the rest on the event loop's.
 
     :param objects: how many there should be for PUSHPAGE callers
     :param kept: how many more for MEMALLOC callers; None where that is learned
     """
 
+    __slots__ = ("_asked", "_given", "_learns", "_most_needed", "kept", "objects")
+
     def __init__(self, objects: int, kept: int | None) -> None:
+        super().__init__()
         self._learns = kept is None
         self._asked = 0  # the most that a MEMALLOC caller has asked for at once
         self._most_needed = 1  # the most that a PUSHPAGE caller has
@@ -41,13 +43,6 @@ class Reserve(Generic[T]):
         """How many there should be; none any more once the pool closes."""
         self.kept: int = kept or 0
         """How many of them are for MEMALLOC callers alone."""
-        self._slots: list[Slot[T]] = []
-
-    def __iter__(self) -> Iterator[Slot[T]]:
-        return iter(list(self._slots))
-
-    def __len__(self) -> int:
-        return len(self._slots)
 
     def close(self) -> None:
         """Nothing is set aside any more."""
@@ -56,12 +51,12 @@ class Reserve(Generic[T]):
     @property
     def short(self) -> bool:
         """Whether any are missing."""
-        return len(self._slots) < self.objects
+        return len(self) < self.objects
 
     @property
     def missing(self) -> int:
         """How many of those for MEMALLOC callers are missing."""
-        return max(0, self.kept - len(self._slots))
+        return max(0, self.kept - len(self))
 
     def comes_before(self, level: int) -> bool:
         """Whether something is missing that is set aside before such a caller gets anything."""
@@ -79,29 +74,25 @@ class Reserve(Generic[T]):
             self._asked = max(self._asked, objects)
         elif level < ORDINARY:
             self._most_needed = max(self._most_needed, objects)
-        if self._learns:
+        if self._learns and self._given:
             left = self._given - 1 if most is None else min(self._given - 1, most - self._most_needed)
             self.kept = max(0, min(self._asked, left))
-
-    def put(self, slot: Slot[T]) -> None:
-        """Set one aside."""
-        self._slots.append(slot)
 
     def at_hand(self, level: int) -> int:
         """How many there are for such a caller."""
         if level == ORDINARY:
             return 0
-        return max(0, len(self._slots) - (self.kept if level > FINISHES else 0))
+        return max(0, len(self) - (self.kept if level > FINISHES else 0))
 
     def take(self, level: int = FINISHES) -> Slot[T] | None:
         """One of those, or None."""
-        if not (self._slots and self.at_hand(level)):
+        if not (self and self.at_hand(level)):
             return None
         try:
-            slot = self._slots.pop()
-        except IndexError:
+            slot = self.pop()
+        except IndexError:  # another thread was quicker
             return None
-        if level > FINISHES and len(self._slots) < self.kept:  # two threads took the last but one
-            self._slots.append(slot)
+        if level > FINISHES and len(self) < self.kept:  # two threads took the last but one
+            self.append(slot)
             return None
         return slot

@@ -141,6 +141,8 @@ class SlabLists(Generic[T]):
         self.slabs_used_max: int = 0
         self.created: int = 0
         self.destroyed: int = 0
+        self.tick: int = 0
+        """Counts the looks of the ageing task."""
 
     def __len__(self) -> int:
         return len(self.partial) + len(self.complete) + (self.condemned is not None)
@@ -176,8 +178,18 @@ class SlabLists(Generic[T]):
             self.slots_out_max = max(self.slots_out_max, self.slots_out)
         return slot
 
-    def put(self, slot: Slot[T], age: int) -> None:
-        """Take a slot back."""
+    def take_batch(self, count: int) -> list[Slot[T]]:
+        """So many slots, or as many as there are."""
+        batch: list[Slot[T]] = []
+        while len(batch) < count and (slot := self.take()) is not None:
+            batch.append(slot)
+        return batch
+
+    def put(self, slot: Slot[T], age: int | None = None) -> None:
+        """Take a slot back.
+
+        :param age: the tick at which it came back, if that is not now
+        """
         slab = cast("Slab[T] | None", slot.slab)
         if slab is None:
             raise AssertionError("a slot of a dismantled slab came back")
@@ -194,7 +206,7 @@ class SlabLists(Generic[T]):
         self.slots_out -= 1
         if not slab.in_use:
             self.slabs_used -= 1
-            slab.age = age
+            slab.age = self.tick if age is None else age
             slab.may_move_again()
             self.partial.move_to_end(slab)
 
@@ -221,7 +233,7 @@ class SlabLists(Generic[T]):
         self.destroyed += 1
         return [slab]
 
-    def pardon(self, age: int) -> None:
+    def restore(self) -> None:
         """Put the condemned slab back on its list."""
         slab, self.condemned = self.condemned, None
         if slab is None:
@@ -233,11 +245,20 @@ class SlabLists(Generic[T]):
         if slab.in_use:
             self.partial.move_to_end(slab, last=False)  # never behind an empty one
         else:
-            slab.age = age
+            slab.age = self.tick
 
     def sort(self) -> None:
         """Fuller slabs first, exactly: the order that they are kept in otherwise only tends to it."""
         self.partial = OrderedDict.fromkeys(sorted(self.partial, key=lambda slab: slab.free))
+
+    def sparse(self, steps: int, of: int) -> list[Slab[T]]:
+        """Partial slabs that `may_empty`, the sparsest first."""
+        in_use = [slab for slab in reversed(self.partial) if slab.in_use]
+        return [slab for slab in in_use if self.may_empty(slab, steps, of)]
+
+    def may_empty(self, slab: Slab[T], steps: int, of: int) -> bool:
+        """Whether it is at most so full, in steps ``of`` a whole, and another could take what it holds."""
+        return slab is not next(iter(self.partial), None) and slab.in_use * of <= steps * slab.objects
 
     def restart_peak(self) -> int:
         """The most slots that were out since this was called last."""

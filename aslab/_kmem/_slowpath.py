@@ -1,384 +1,317 @@
-"""Waiting for objects, and the four ways out of it.
+"""An allocation that finds nothing at hand: it waits, and there are four ways out.
 
     a free, or a grow that ends    what the first in line needs, all at once
     growth is late                 emergency objects, if the cache may make them, or those freed just now
     an error                       the cache was closed, or a backend broke its contract
     cancellation                   what was handed over meanwhile goes to the next
 
+Each caller is a small state machine: the states and their transitions are `WAITS` in _state.py, and docs/states.md
+draws them. Always true: a caller that sleeps stands in line, and is woken by whatever ends its state; it decides
+anew each time, from what is true then. Nobody spins.
+
 Late is the backend, never the event loop. A caller at the limit of its cache, or whose slab has arrived and is
 being made, waits with no timer: its time starts when growth does, anew with each slab (as in SPL). And when it is
 up the loop gets some turns first: what a thread has brought while the loop was busy is delivered by then.
 
 A caller that tries an emergency object stays in line, and takes what comes first; one refused by
-``max_emergency`` or ``emergency_limit`` is woken when there is room, and it is permitted then. Nobody spins.
+``max_emergency`` or ``emergency_limit`` is woken when there is room, and it is permitted then.
 
-What comes free is not handed over at once: others may pass the first in line, for a moment (_passing.py).
-
-Who needs several waits as one: free objects gather until there are enough for the first in line, and nobody takes
-some of them and waits for the rest. So no two can lock each other out.
-
-Event loop's thread only.
+Event loop's thread only, but for `at_hand` and `get_now`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import anyio
 
-from .._errors import twin
-from .._flags import FINISHES, KM, ORDINARY
-from .._stats import Tally
-from ._attempts import Attempts
-from ._clock import Clock
-from ._depot import Depot
-from ._emergency import Emergency
-from ._growth import Growth
-from ._lateness import Lateness
-from ._passing import Passing
-from ._permits import Permits
-from ._reserve import Reserve
-from ._slab import Slot
-from ._state import Mark, Marks
-from ._waiters import Line, Waiter
+from .._errors import copy_for_raise
+from .._fastpath import Slot
+from .._flags import FINISHES, KM, LEVEL
+from .._stats import Counters
+from ._attempts import make, put_back
+from ._frees import unpark
+from ._member import Member
+from ._pool import Pool
+from ._snapshot import situation
+from ._state import Mark, Wait, go
+from ._waiters import Waiter
 
 T = TypeVar("T")
+_GROWING = Mark.GROWING.value
+_DEADLOCKED = Mark.DEADLOCKED.value
 
 
-class WaitingRoom(Generic[T]):
-    """The callers of one pool that wait. ``on_change`` is told when their number changes.
+def at_hand(pool: Pool[T], flags: KM, counters: Counters, *, runs: bool = False) -> Slot[T] | None:
+    """A free object, or None. Those that wait for one come first, but a task that ``runs`` now may pass them.
 
-    ``give_back`` takes a slot back, ``ring`` makes the event loop call `serve` a little later.
+    Any thread.
     """
-
-    def __init__(
-        self,
-        line: Line[T],
-        marks: Marks,
-        depot: Depot[T],
-        reserve: Reserve[T],
-        growth: Growth[T],
-        emergency: Emergency[T],
-        *,
-        permits: Permits,
-        clock: Clock,
-        make_event: Callable[[], anyio.Event],
-        tickets: Iterator[int],
-        on_change: Callable[[], None],
-        on_passed: Callable[[], None],
-        give_back: Callable[[Slot[T]], None],
-        ring: Callable[[], None],
-        start: Callable[[Callable[[], Coroutine[Any, Any, object]]], None],
-    ) -> None:
-        self._line = line
-        self._refused: Line[T] = Line()  # those of the line who found max_emergency reached
-        self._untimed: dict[Waiter[T], None] = {}  # those of the line whose time does not run, in order
-        self._marks = marks
-        self._depot = depot
-        self._reserve = reserve
-        self._growth = growth
-        self._emergency = emergency
-        self._permits = permits
-        self._clock = clock
-        self._make_event = make_event
-        self._on_change = on_change
-        self._on_passed = on_passed
-        self._give_back = give_back
-        self._ring = ring
-        self._tickets = tickets
-        self._busy = False
-        self._lateness: Lateness[T] = Lateness(growth, clock)
-        self._attempts: Attempts[T] = Attempts(emergency, clock, start=start, give_back=give_back, look=self._look)
-        self.passing: Passing[T] = Passing(line, depot, reserve, emergency, clock, on_change)
-        self._patience = growth.patience.of(ORDINARY)  # when growth began last
-        self._given = 0  # objects, to waiters that have not resumed yet
-
-    @property
-    def in_handover(self) -> int:
-        """Objects given to waiters that have not resumed yet, or made for one that needs several."""
-        return self._given + self._attempts.in_hand
-
-    async def wait(self, flags: KM, need: int, tally: Tally) -> list[Slot[T]]:
-        """Join the line; leave it with so many objects, whichever way they come first."""
-        waiter: Waiter[T] = Waiter(flags, next(self._tickets), need, tally, self._clock())
-        waiter.make_event = self._make_event
-        self._enter(waiter)
+    level = LEVEL[flags]
+    if level == FINISHES:
+        pool.learn(1, FINISHES)
+    first = pool.waiters.first
+    if first is None:
         try:
-            return await self._stand_in_line(waiter)
-        except BaseException:
-            if waiter.slots is not None:  # it was given them, and cancelled before it knew
-                self._given -= need
-                for slot in waiter.slots:
-                    self._give_back(slot)
-            raise
-        finally:
-            self._exit(waiter)
-            self._withdraw(waiter)
+            slot = pool.magazine.pop()
+        except IndexError:
+            pass
+        else:
+            counters.hits += 1
+            return slot
+    elif runs and (passing := pool.handover.take_running(level)):
+        counters.hits += 1
+        return passing
+    counters.misses += 1
+    if len(pool.parking):
+        unpark(pool)
+    if pool.waiters.first is not None:
+        return None
+    depot = pool.depot
+    found = (depot.take() if depot.magazine or depot.slabs.partial else None) or _take_set_aside(pool, level)
+    return found or (depot.lingering.take() if depot.lingering else None)
 
-    def serve(self) -> None:
-        """Hand free objects out, in order, until they or those who want them run out.
 
-        MEMALLOC callers come first, then what is kept for such, PUSHPAGE callers, the reserve, the others.
-        """
-        if self._busy:  # we are in a finaliser, run in the middle of what we would change
-            self._ring()
-            return
-        self._busy, changed = True, False
+def _take_set_aside(pool: Pool[T], level: int) -> Slot[T] | None:
+    """One that is set aside for such a caller, or an emergency object that was kept. Any thread.
+
+    Frees refill what is set aside from then on; slabs are asked for all the same.
+    """
+    if not (pool.reserve or pool.emergency.spares or pool.emergency.lingering):
+        return None
+    slot = pool.handover.take_set_aside(level)
+    if slot is None:
+        return None
+    if slot.slab is None and not pool.marks.bits & _GROWING:
+        pool.growth.missed = True
+    pool.arena.attend(pool, pool.ask if slot.slab is None else pool.attend)
+    return slot
+
+
+def get_now(pool: Pool[T], flags: KM, member: Member) -> Slot[T]:
+    """What a caller that cannot wait gets where nothing is at hand: an emergency object. Any thread.
+
+    :raises anyio.WouldBlock: if there is none
+    """
+    level = LEVEL[flags]
+    pool.growth.missed = True
+    pool.arena.attend(pool, pool.ask)
+    if pool.growth.limit_reached:
+        member.counters.sealed += pool.growth.sealed
+        why = "its limit is reached"
+    elif not pool.emergency.try_charge(1, level):
+        pool.arena.permits.clear_spares()  # for the next one that asks
+        why = "there is no room for another emergency object"
+    else:
         try:
-            while self._serve_next():
-                changed = True
-        finally:
-            self._busy = False
-            if changed:
-                self._on_change()
-        if self._emergency.spare and (self._refused or self._permits.refused):
-            self._emergency.clear()  # of no use to the first in line, and in the way of others
-        first = self._line.first
-        if first is None:
-            return
-        if first.seen is not None and self._at_hand(self.passing.standing(first)) > first.seen:
-            first.wake()  # less is missing than when it asked for it
-        if first.level == FINISHES and self._at_hand(FINISHES) >= first.need:
-            first.beside = self.passing.now() if first.beside is None else first.beside
-            first.wake()  # to look again when it has stood there for long enough
+            return pool.emergency.make_nowait(flags)
+        except MemoryError:
+            why = "the backend has no memory for an emergency object"
+        except anyio.WouldBlock:
+            why = "an emergency object cannot be had without waiting"
+    raise anyio.WouldBlock(f"{situation(pool, member)}: no object is free, and {why}")
 
-    def tell(self) -> bool:
-        """Something came free: whether others may have it before the first in line runs, who is told."""
-        return not self._busy and self.passing.tell()
 
-    def _serve_next(self) -> bool:
-        waiter = self._line.first
-        level = ORDINARY if waiter is None else self.passing.standing(waiter)
-        if self._reserve.comes_before(level):
-            slot = self._depot.take(lingering=False)
-            if slot is not None:
-                self._reserve.put(slot)
-            return slot is not None
-        if waiter is None:
-            return False
-        slots = self._collect(waiter.need, level)
-        if slots is None:
-            return False
-        self._line.leave(waiter)
-        self._given += len(slots)
-        waiter.give(slots)
-        return True
+async def wait(pool: Pool[T], flags: KM, need: int, counters: Counters) -> list[Slot[T]]:
+    """Join the line; leave it with so many objects, whichever way they come first."""
+    arena = pool.arena
+    waiter: Waiter[T] = Waiter(flags, next(arena.tickets), need, counters, arena.clock())
+    waiter.make_event = arena.make_event
+    counters.waiters += 1
+    _change_line(pool, pool.waiters.join, waiter)
+    if pool.waiters.first is waiter:  # one that stands behind others changes nothing for anybody
+        pool.line_changed()
+    try:
+        return await Caller(pool, waiter).wait()
+    except BaseException:
+        if waiter.slots is not None:  # it was given them, and cancelled before it knew
+            pool.handover.given -= need
+            pool.give_back(waiter.slots)
+        raise
+    finally:
+        _leave(pool, waiter)
 
-    def _collect(self, need: int, level: int) -> list[Slot[T]] | None:
-        """So many free objects, or none."""
-        if need > 1 and self._at_hand(level) < need:
-            return None
-        slots: list[Slot[T]] = []
-        for _ in range(need):
-            slot = self._depot.take(lingering=False) or self._reserve.take(level)
-            slot = slot or self._emergency.take(level) or self._depot.lingering.take()
-            if slot is None:
-                for taken in slots:  # another thread was quicker
-                    self._give_back(taken)
-                return None
-            slots.append(slot)
+
+def _change_line(pool: Pool[T], change: Callable[[Waiter[T]], object], waiter: Waiter[T]) -> bool:
+    pool.handover.busy = True
+    changed = bool(change(waiter))
+    pool.handover.busy = False
+    return changed
+
+
+def _leave(pool: Pool[T], waiter: Waiter[T]) -> None:
+    waiter.counters.waiters -= 1
+    pool.waiters.untimed.pop(waiter, None)
+    pool.lateness.undecided.pop(waiter, None)
+    if _change_line(pool, pool.waiters.leave, waiter):  # else it left when it was served
+        pool.line_changed()
+        pool.serve()  # what was too little for this one may be enough for the next
+    first = pool.waiters.first
+    if first is not None and (pool.emergency.backoff.failing or pool.growth.unwell):
+        first.wake()  # it may be its turn to have an emergency object made
+    if waiter.refused_by is not None or waiter.permitted:
+        pool.admission.withdraw(waiter)
+
+
+class Caller(Generic[T]):
+    """One caller in line, and its state."""
+
+    def __init__(self, pool: Pool[T], waiter: Waiter[T]) -> None:
+        self.state: Wait = Wait.LOOKING
+        self._pool = pool
+        self._waiter = waiter
+        self._timed_from: float | None = None  # when its time began to run; None while only a free can help
+        self._late_from: float | None = None  # `due_from` of the growth that it has found late
+        self._until = math.inf  # when it wakes by itself
+        self._permitted = 0  # emergency objects that it may have made
+
+    async def wait(self) -> list[Slot[T]]:
+        """Go from state to state until it has what it needs."""
+        waiter = self._waiter
+        while True:
+            self.state = go(self.state, self._decide())
+            if self.state is Wait.SERVED:
+                return self._take()
+            if self.state is Wait.FAILED and waiter.error is not None:
+                raise copy_for_raise(waiter.error)
+            if self.state is Wait.JUDGING:
+                await self._judge()
+            elif self.state is Wait.MAKING:
+                made = await self._make()
+                if made is not None:
+                    return made
+            else:
+                await self._sleep()
+            self.state = go(self.state, Wait.LOOKING)
+
+    def _decide(self) -> Wait:
+        """What to do now, from what is true now."""
+        pool, waiter, growth = self._pool, self._waiter, self._pool.growth
+        if pool.waiters.first is waiter:  # the one that was told of what is free; nobody else need look
+            pool.look(waiter)
+        if waiter.slots is not None:
+            return Wait.SERVED
+        if waiter.error is not None:
+            return Wait.FAILED
+        if not pool.marks.bits & _GROWING:
+            pool.ask()
+        at_limit = not pool.marks.bits & _GROWING and growth.at_limit
+        if at_limit or growth.arrived:
+            self._timed_from, self._until = None, math.inf
+            self._hope(at_limit=at_limit)
+            return Wait.UNTIMED
+        now = pool.arena.clock()
+        if self._timed_from is None:
+            self._timed_from = now
+        late = self._late_from == growth.due_from
+        patience = math.inf if late else max(self._timed_from, growth.due_from) + growth.patience.of(waiter.level)
+        if now >= patience:
+            return Wait.JUDGING
+        self._until = patience
+        if not late and not pool.marks.bits & _DEADLOCKED:
+            self._withdraw()
+            return Wait.TIMED
+        return self._try_emergency(now)
+
+    def _try_emergency(self, now: float) -> Wait:
+        """Growth is late: what it may do about that."""
+        pool, waiter, backoff = self._pool, self._waiter, self._pool.emergency.backoff
+        first = pool.waiters.first is waiter
+        if waiter.permitted or not backoff.failing or (first and now >= backoff.retry_at(waiter.level)):
+            self._permitted = pool.admission.apply(waiter)
+            return Wait.MAKING if self._permitted else Wait.REFUSED
+        if first:
+            self._until = min(self._until, backoff.retry_at(waiter.level))
+        return Wait.BACKING_OFF
+
+    def _take(self) -> list[Slot[T]]:
+        """What it was given is its own."""
+        pool, waiter = self._pool, self._waiter
+        pool.handover.given -= waiter.need
+        slots, waiter.slots = waiter.slots or [], None
+        if pool.reserve.objects and pool.reserve.short:
+            pool.ask()
         return slots
 
-    def _at_hand(self, level: int) -> int:
-        return self._depot.free + self._reserve.at_hand(level) + self._emergency.at_hand(level)
+    def _hope(self, *, at_limit: bool) -> None:
+        """Before it sleeps without a timer."""
+        pool, waiter = self._pool, self._waiter
+        self._withdraw()
+        if at_limit:
+            pool.growth.note_limit()
+            if pool.growth.sealed and not waiter.sealed:
+                waiter.sealed = True
+                waiter.counters.sealed += 1
+        pool.waiters.untimed[waiter] = None
 
-    def let_others_try(self) -> None:
-        """There may be room for emergency objects: permit them to those who were refused, in order."""
-        while (waiter := self._refused.first) is not None:
-            if self.hopeless(waiter):
-                waiter.wake()  # its turn never comes, and others' would not
-            elif not self.grant(waiter):
-                if self.bound_here(waiter):
-                    break
-                self._permits.refused.join(waiter)  # it is the bound over all caches now
-            self._refused.leave(waiter)
-        self._permits.grant()
+    def _withdraw(self) -> None:
+        waiter = self._waiter
+        if waiter.refused_by is not None or waiter.permitted:
+            self._pool.admission.withdraw(waiter)
+        waiter.seen = None
 
-    def growth_begins(self) -> None:
-        """Callers whose time does not run may hope for growth now: let them wait for it, with a timeout."""
-        hopeful, self._untimed = self._untimed, {}
-        patience, before = self._growth.patience.of(ORDINARY), self._patience
-        self._patience = patience
-        for waiter in hopeful if patience >= before else list(self._line):  # it has learned to wait no longer
-            waiter.wake()
-
-    def send_away(self, error: Exception, tally: Tally | None = None) -> None:
-        """Tell everybody in line, or the callers of one cache, what is wrong."""
-        for waiter in self._line:
-            if tally is None or waiter.tally is tally:
-                waiter.fail(error)
-
-    async def _stand_in_line(self, waiter: Waiter[T]) -> list[Slot[T]]:
-        since: float | None = None  # when its time began to run; None while only a free can help
-        late_from: float | None = None  # when the growth was asked for that it has found late
-        slept_until = math.inf
-        while True:
-            if self._line.first is waiter:  # who was told of what is free; nobody else need look
-                self._look(waiter)
-            if waiter.slots is not None:
-                self._given -= waiter.need
-                slots, waiter.slots = waiter.slots, None
-                if self._reserve.short:
-                    self._growth.ask()
-                return slots
-            if waiter.error is not None:
-                raise twin(waiter.error)
-            self._growth.ask()
-            at_limit = self._growth.at_limit
-            if at_limit or self._growth.arrived:
-                since = None
-                self._hope(waiter, at_limit=at_limit)
-                await self._stand(waiter, math.inf)
-                self._untimed.pop(waiter, None)
-                continue
-            now = self._clock()
-            since = now if since is None else since
-            patience = max(since, self._growth.due_from) + self._growth.patience.of(waiter.level)
-            late = late_from == self._growth.due_from
-            if now >= patience and not late:
-                if await self._lateness.found(waiter, now - slept_until):
-                    late_from = self._growth.due_from
-                    waiter.tally.timeouts += 1
-                    self._growth.late()
-                continue
-            until = math.inf if late else patience
-            if not late and Mark.DEADLOCKED not in self._marks:
-                self._withdraw(waiter)
-            elif waiter.permitted or self._attempts.allowed(waiter.level, first=self._line.first is waiter):
-                permitted = self._ask_permission(waiter)
-                if permitted:
-                    made = await self._try_emergency(waiter, permitted)
-                    if made is not None:
-                        return made
-                    continue
-            elif self._line.first is waiter:
-                until = min(until, self._attempts.retry_at(waiter.level))
-            slept_until = until
-            await self._stand(waiter, until)
-
-    def _look(self, waiter: Waiter[T]) -> float:
-        """Serve the line; when it has to look again for what is kept, if it may have that then."""
-        if waiter.beside is not None:  # passed by: to be told again, or handed over to
-            self._on_passed()
-        self.serve()
-        return self._kept_from(waiter)
-
-    def _kept_from(self, waiter: Waiter[T]) -> float:
-        if waiter.level > FINISHES or waiter.beside is None or self._at_hand(FINISHES) < waiter.need:
-            return math.inf
-        return waiter.beside + self.passing.beside
-
-    async def _stand(self, waiter: Waiter[T], until: float) -> None:
+    async def _sleep(self) -> None:
         """Suspend with nothing under way: others may pass."""
+        pool, waiter, handover = self._pool, self._waiter, self._pool.handover
         waiter.idle = True
-        until = min(until, self._kept_from(waiter))
+        until = self._until
+        if waiter.beside is not None:
+            until = min(until, handover.kept_from(waiter))
         while True:
             await waiter.suspend(until)
-            if waiter.beside is not None:  # before it looks: whoever frees from now on tells it
-                self._on_passed()
-            if not waiter.told or self._at_hand(self.passing.standing(waiter)):
+            if waiter.beside is not None:  # before it looks: frees from now on tell it
+                handover.note()
+            if not waiter.told or handover.at_hand(handover.standing(waiter)):
                 break
         waiter.idle = False
+        pool.waiters.untimed.pop(waiter, None)
 
-    def _hope(self, waiter: Waiter[T], *, at_limit: bool) -> None:
-        """Before it suspends without a timer."""
-        self._withdraw(waiter)
-        if at_limit:
-            self._growth.note_limit()
-            if self._growth.sealed and not waiter.sealed:
-                waiter.sealed = True
-                waiter.tally.sealed += 1
-        self._untimed[waiter] = None
+    async def _judge(self) -> None:
+        """Its time is up: whether growth is late, and not the loop."""
+        pool, waiter = self._pool, self._waiter
+        if await pool.lateness.found(waiter, pool.arena.clock() - self._until):
+            self._late_from = pool.growth.due_from
+            waiter.counters.timeouts += 1
+            pool.growth.late()
 
-    def _ask_permission(self, waiter: Waiter[T]) -> int:
-        """How many emergency objects may be made for it now: all that it still needs, or none."""
-        missing = self._missing(waiter)
-        waiter.seen = waiter.need - missing if waiter.need > 1 else None
-        granted, waiter.permitted = waiter.permitted, 0
-        if granted >= missing > 0:
-            self._emergency.forgo(granted - missing)
-            return missing
-        self._emergency.forgo(granted)  # by now it misses nothing, or more than it was permitted
-        line = next((line for line in (self._refused, self._permits.refused) if line.overtaken_by(waiter)), None)
-        if missing > 0 and line is None and self._emergency.permit(missing, waiter.level):
-            return missing
-        # Whose turn never comes would be in others' way.
-        if self._emergency.possible(missing, waiter.level):
-            waiter.refused_by = self
-            own = self._emergency.full(missing, waiter.level)
-            (line or (self._refused if own else self._permits.refused)).join(waiter)
-            if not own:
-                self._permits.clear_spares()
-        return 0
-
-    def _missing(self, waiter: Waiter[T]) -> int:
-        """How many objects it needs besides those that are free for it: these belong to the first in line."""
-        at_hand = self._at_hand(self.passing.standing(waiter)) if self._line.first is waiter else 0
-        return max(0, waiter.need - at_hand)
-
-    def grant(self, waiter: Waiter[T]) -> bool:
-        """Permit the emergency objects that it still needs, and wake it; False if there is no room."""
-        if not self._growth.unwell:  # it has something else to wait for: let it see
-            waiter.wake()
-            return True
-        missing = self._missing(waiter)
-        if not self._emergency.permit(missing, waiter.level):
-            return False
-        waiter.permitted += missing
-        waiter.wake()
-        return True
-
-    def hopeless(self, waiter: Waiter[T]) -> bool:
-        """Whether it can never be permitted what it needs, by now."""
-        return not self._emergency.possible(self._missing(waiter), waiter.level)
-
-    def bound_here(self, waiter: Waiter[T]) -> bool:
-        """Whether it is the bound of the cache that stands against it."""
-        return self._emergency.full(self._missing(waiter), waiter.level)
-
-    def _withdraw(self, waiter: Waiter[T]) -> None:
-        """It makes no emergency objects now: its permits and its place among the refused are for others."""
-        permitted, waiter.permitted, waiter.seen = waiter.permitted, 0, None
-        if waiter.refused_by is not None:
-            waiter.refused_by = None
-            self._refused.leave(waiter)
-            self._permits.refused.leave(waiter)
-            self.let_others_try()
-        if permitted:
-            self._emergency.forgo(permitted)
-
-    async def _try_emergency(self, waiter: Waiter[T], permitted: int) -> list[Slot[T]] | None:
+    async def _make(self) -> list[Slot[T]] | None:
         """One attempt. What comes meanwhile, in line, is preferred."""
-        made = await self._attempts.make(waiter, permitted)
+        pool, waiter = self._pool, self._waiter
+        made = await make(pool, waiter, self._permitted)
         slots: list[Slot[T]] | None = None
-        if len(made) == permitted and not waiter.served:
-            slots = self._collect(waiter.need - permitted, self.passing.standing(waiter))
+        if len(made) == self._permitted and waiter.slots is None and waiter.error is None:
+            need, handover = waiter.need - self._permitted, pool.handover
+            slots = handover.collect(need, handover.standing(waiter)) if need else []
         if slots is None:
-            self._attempts.put_back(made)
+            put_back(pool, made)
             return None
-        self._attempts.in_hand -= len(made)
+        pool.emergency.in_hand -= len(made)
+        self.state = go(self.state, Wait.SERVED)
         return slots + made
 
-    def _enter(self, waiter: Waiter[T]) -> None:
-        waiter.tally.waiters += 1
-        self._busy = True
-        self._line.join(waiter)
-        self._busy = False
-        if self._line.first is waiter:  # who stands behind others changes nothing for anybody
-            self._on_change()
 
-    def _exit(self, waiter: Waiter[T]) -> None:
-        waiter.tally.waiters -= 1
-        self._busy = True
-        stood = self._line.leave(waiter)
-        self._untimed.pop(waiter, None)
-        self._lateness.leave(waiter)
-        self._busy = False
-        if stood:  # else it left when it was served
-            self._on_change()
-            self.serve()  # what was too little for this one may be enough for the next
-        first = self._line.first
-        if first is not None and (self._attempts.failing or self._growth.unwell):
-            first.wake()  # it may be its turn to have an emergency object made
+async def fill(pool: Pool[T], objects: int, counters: Counters) -> None:
+    """Suspend until that many objects are free."""
+    await _until(pool, objects, counters, lambda: pool.depot.free >= objects)
+
+
+async def ready(pool: Pool[T]) -> None:
+    """Suspend until the reserve is full."""
+    await _until(pool, 0, pool.counters, lambda: not pool.reserve.short)
+
+
+async def _until(pool: Pool[T], objects: int, counters: Counters, done: Callable[[], bool]) -> None:
+    filler: Waiter[T] = Waiter(KM.SLEEP, next(pool.arena.tickets), objects, counters)
+    filler.make_event = pool.arena.make_event
+    while not done():
+        woken = filler.arm()  # before it asks: whatever that changes must wake it
+        pool.waiters.begin_to_fill(filler, done)
+        try:
+            pool.ask()
+            await woken.wait()
+        finally:
+            pool.waiters.end_to_fill(filler)
+        if filler.error is not None:
+            raise copy_for_raise(filler.error)

@@ -1,4 +1,4 @@
-"""The marks a cache can carry, and the one table of how they change.
+"""The two state machines: the marks of a cache, and a caller that waits.
 
 Four marks, with SPL's bit numbers, because ``/proc/spl/kmem/slab`` prints them:
 
@@ -7,15 +7,18 @@ Four marks, with SPL's bit numbers, because ``/proc/spl/kmem/slab`` prints them:
     REAPING     free slabs are on their way back: nothing grows meanwhile
     DESTROY     the cache is closing or closed: nothing starts any more
 
-Everything that happens to a cache is an event of `TABLE`. The code goes through `fire`, the tests
-walk all states that the table can reach, and docs/states.md is written from it by `as_markdown`.
+Everything that happens to a cache is an event of `TABLE`, and a caller goes from state to state as `WAITS` says.
+The code goes through `fire` and `go`, the tests walk all states that the tables can reach, and docs/states.md is
+written from both by a test.
+
+Always true: a state of either machine is one that its table can reach.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .._errors import ImpossibleTransition
 
@@ -113,23 +116,6 @@ def reachable() -> dict[Mark, dict[str, Mark]]:
     return found
 
 
-def as_markdown() -> str:
-    """Both tables of docs/states.md: the events, and every reachable state."""
-    lines = [
-        "| event | needs | forbids | sets | clears | what happened |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for event, rule in TABLE.items():
-        marks = " | ".join(words(marks) for marks in rule[:4])
-        lines.append(f"| `{event}` | {marks} | {rule.why} |")
-    lines += ["", "| state | " + " | ".join(f"`{event}`" for event in TABLE) + " |"]
-    lines.append("| --- |" + " --- |" * len(TABLE))
-    for state, moves in sorted(reachable().items(), key=lambda item: item[0].value):
-        cells = (words(moves[event]) if event in moves else "·" for event in TABLE)
-        lines.append(f"| {words(state)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 class Marks:
     """The marks of one cache, changed by events alone."""
 
@@ -161,3 +147,61 @@ class Marks:
         before, self.state = self.state, fire(self.state, event)
         if self.observer is not None:
             self.observer(event, before, self.state)
+
+
+class Wait(enum.Enum):
+    """What a caller is about while it waits (_slowpath.py)."""
+
+    LOOKING = "looking"
+    """It runs, and decides what to do."""
+    UNTIMED = "untimed"
+    """It sleeps, and its time does not run."""
+    TIMED = "timed"
+    """It sleeps until its patience is over."""
+    JUDGING = "judging"
+    """Its time is up: it lets the event loop catch up, to see whether growth is late."""
+    MAKING = "making"
+    """An emergency object is being made for it."""
+    REFUSED = "refused"
+    """It sleeps until there is room for an emergency object."""
+    BACKING_OFF = "backing off"
+    """It sleeps, as the backend had no emergency object just now."""
+    SERVED = "served"
+    """It has what it needs."""
+    FAILED = "failed"
+    """Waiting longer makes no sense."""
+
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__  # as in `KM`
+
+
+WAITS: dict[Wait, dict[Wait, str]] = {
+    Wait.LOOKING: {
+        Wait.SERVED: "all that it needs was handed over",
+        Wait.FAILED: "the cache was closed, or a backend broke its contract",
+        Wait.UNTIMED: "only a free can help, or its slab is being made",
+        Wait.TIMED: "a slab is on its way, and not late",
+        Wait.JUDGING: "its patience is over",
+        Wait.MAKING: "growth is late, and there is room for emergency objects",
+        Wait.REFUSED: "growth is late, and there is no room",
+        Wait.BACKING_OFF: "growth is late, and the backend had none",
+    },
+    Wait.UNTIMED: {Wait.LOOKING: "woken by a free, a new grow, the end of its own, or an error"},
+    Wait.TIMED: {Wait.LOOKING: "woken, or its patience is over"},
+    Wait.JUDGING: {Wait.LOOKING: "growth is late, or was not after all"},
+    Wait.REFUSED: {Wait.LOOKING: "woken by room, by a free, or by the end of the grow"},
+    Wait.BACKING_OFF: {Wait.LOOKING: "woken, or the pause is over and it is the first in line"},
+    Wait.MAKING: {
+        Wait.SERVED: "they are made",
+        Wait.LOOKING: "the backend had none, or something better came meanwhile",
+    },
+    Wait.SERVED: {},
+    Wait.FAILED: {},
+}
+
+
+def go(state: Wait, to: Wait) -> Wait:
+    """The next state of a caller that waits; raises `ImpossibleTransition` where the table has none."""
+    if to not in WAITS[state]:
+        raise ImpossibleTransition(f"a caller that is {state.value} cannot be {to.value} next")
+    return to

@@ -1,12 +1,13 @@
 """Regions in and out: what a backend gives is checked, what it gets back is queued.
 
-`free` of an emergency object is synchronous and comes from any thread, a backend's ``release`` is
-not and may be slow. So releases go through a queue and one task, and a cancelled caller of `reap`
-leaves nothing half done. Slabs and emergency objects each have their own, so that single objects do not
-queue behind slabs. After the allocator is closed one thread does it, with a small event loop of its own.
+Always true: a region that was asked for is outstanding until its backend has it back, or never gave it; then
+``gone`` of that acquire or release is called, once. The bounds are kept by that alone. A region in the queue
+belongs to nobody else.
 
-What is asked for is outstanding until the backend has it back: each acquire and each release says when, once,
-through ``gone``. Bounds are kept by that alone.
+A free of an emergency object is synchronous and comes from any thread; a backend's ``release`` is async and may
+be slow. So releases go through a queue and one task, and a cancelled caller of `reap` leaves nothing half done.
+Slabs and emergency objects have a queue each, so that single objects do not wait behind slabs. After the
+allocator is closed a thread releases, with a small event loop of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 import anyio
@@ -25,7 +25,7 @@ from .._errors import BackendError
 from .._flags import GFP
 from ..backends._libc import address_of
 from ..backends._protocol import Backend, Region
-from ._wakeup import Bell
+from ._wakeup import Wakeup, WorkQueue
 
 log = logging.getLogger("aslab")
 
@@ -37,16 +37,15 @@ Gone = Callable[[], object]
 class Supply:
     """The allocator's dealings with one of its backends."""
 
-    def __init__(self, backend: Backend, bell: Bell) -> None:
+    def __init__(self, backend: Backend, wakeup: Wakeup) -> None:
         self.backend: Backend = backend
-        self._bell = bell
-        self._queue: deque[tuple[Region, Gone, Iterator[object]]] = deque()
-        self._more = anyio.Event()
+        self._wakeup = wakeup
+        self._queue: WorkQueue[tuple[Region, Gone, Iterator[object]]] = WorkQueue()
         self._idle = anyio.Event()
         self._idle.set()
         self._releasing = False
         self.closed: bool = False
-        self._late = threading.Lock()  # held while a thread does late releases
+        self._late = threading.Lock()  # held while a thread releases
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP, gone: Gone) -> Region:
         """A checked region; ``gone`` is called if there is none in the end.
@@ -79,43 +78,42 @@ class Supply:
 
         :param before: steps that come first, each as short as other tasks can wait for
         """
-        self._queue.append((region, gone, iter(before)))
-        self._bell.ring()
+        self._queue.leave((region, gone, iter(before)))
+        self._wakeup.wake()
         if self.closed:
             self._release_late()
 
     def attend(self) -> None:
-        """The bell rang: look whether there is something to release."""
+        """The event loop was woken: begin to release what was queued."""
         if self._queue:
             self._idle = anyio.Event() if self._idle.is_set() else self._idle
-            self._more.set()
+            self._queue.wake()
 
     async def run(self) -> None:
         """Release what is queued, one after the other, until cancelled."""
         while True:
-            await self._more.wait()
-            while self._queue:
-                item = region, gone, before = self._queue.popleft()
-                self._releasing = True
-                try:
-                    for _ in before:
-                        await anyio.lowlevel.checkpoint()
-                except anyio.get_cancelled_exc_class():
-                    self._queue.appendleft(item)
-                    self._releasing = False  # it is in the queue again
-                    if self.closed:
-                        self._release_late()
+            item = region, gone, before = await self._queue.take()
+            self._releasing = True
+            try:
+                for _ in before:
+                    await anyio.lowlevel.checkpoint()
+            except anyio.get_cancelled_exc_class():
+                self._queue.return_first(item)
+                self._releasing = False  # it is in the queue again
+                if self.closed:
+                    self._release_late()
+                raise
+            try:
+                await self.backend.release(region)
+            except BaseException as exc:  # of a client's code: this task goes on
+                if must_end(exc, stopping=self.closed):
                     raise
-                try:
-                    await self.backend.release(region)
-                except BaseException as exc:  # of a client's code: this task goes on
-                    if must_end(exc, stopping=self.closed):
-                        raise
-                    log_failure(exc, "%r failed to release a region", self.backend)
-                self._releasing = False
-                gone()
-            self._more = anyio.Event()
-            self._idle.set()
+                log_failure(exc, "%r failed to release a region", self.backend)
+            self._releasing = False
+            del item, region, before
+            gone()
+            if not self._queue:
+                self._idle.set()
 
     async def idle(self) -> None:
         """Suspend until everything that was queued has been released."""
@@ -123,14 +121,14 @@ class Supply:
         await self._idle.wait()
 
     def close(self) -> int:
-        """From here on a thread releases; answers how many regions were still to be released."""
+        """From here on a thread releases. Returns the number of regions still to be released."""
         self.closed = True
         left = len(self._queue) + self._releasing
         self._release_late()
         return left
 
     def _release_late(self) -> None:
-        """Have one thread release what is queued, with an event loop of its own, unless one does already."""
+        """Release what is queued in a thread with an event loop of its own, unless one does already."""
         if sys.is_finalizing():
             return  # no thread would start any more; the end of the process releases all memory
         if self._queue and self._late.acquire(blocking=False):
@@ -147,8 +145,8 @@ class Supply:
         self._release_late()  # for what was queued while this thread ended
 
     async def _release_queued(self) -> None:
-        while self._queue:
-            region, _, before = self._queue.popleft()
+        while (late := self._queue.take_nowait()) is not None:
+            region, _, before = late
             for _ in before:
                 pass
             try:

@@ -1,7 +1,16 @@
-"""Who waits, in which order, and for what they are woken.
+"""Callers that wait: in which order, and what they are woken for.
+
+Always true, between calls:
+
+    `first` is the waiter of the smallest rank that has joined and not left
+    a waiter with `slots` or an `error` has been woken, or has not suspended yet: nobody waits for what it has
+    the slots of a waiter belong to it alone: it uses them, or gives them back
+    the magazine is watched (WAITERS, FILLERS) while anybody is here, but for a moment after the first was told
 
 MEMALLOC before PUSHPAGE before SLEEP, and within each the oldest first: a heap by (urgency, ticket). Leaving only
 blanks the entry, so joining and leaving cost O(log n), whatever the number of waiters.
+
+Event loop's thread only; `WaitQueue.first` may be read from any.
 """
 
 from __future__ import annotations
@@ -14,15 +23,15 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
 
+from .._fastpath import FILLERS, Magazine, Slot
 from .._flags import KM, LEVEL
-from .._stats import Tally
-from ._slab import Slot
+from .._stats import Counters
 
 T = TypeVar("T")
 
 
 class Refuser(Protocol):
-    """Who has refused a waiter emergency objects, and is asked again when there is room."""
+    """What has refused a waiter emergency objects, and is asked again when there is room (_admission.py)."""
 
     def grant(self, waiter: Waiter[Any]) -> bool:
         """Permit what it still needs, and wake it; False if there is no room."""
@@ -38,11 +47,12 @@ class Refuser(Protocol):
 
 
 class Waiter(Generic[T]):
-    """One caller that waits. Lives on the event loop's thread alone."""
+    """One caller that waits."""
 
     __slots__ = (
         "_event",
         "beside",
+        "counters",
         "error",
         "flags",
         "has_waited",
@@ -57,16 +67,15 @@ class Waiter(Generic[T]):
         "seen",
         "since",
         "slots",
-        "tally",
         "told",
     )
 
     def __init__(
-        self, flags: KM, ticket: int, need: int = 1, tally: Tally | None = None, since: float = 0.0
+        self, flags: KM, ticket: int, need: int = 1, counters: Counters | None = None, since: float = 0.0
     ) -> None:
         self.flags: KM = flags
         self.level: int = LEVEL[flags]
-        """Who is served before whom: the smaller first."""
+        """Its urgency: the smaller is served first."""
         self.rank: tuple[int, int] = (self.level, ticket)
         """Its place: the smaller comes first."""
         self.need: int = need
@@ -79,14 +88,14 @@ class Waiter(Generic[T]):
         """It sleeps, and will look again once it is woken."""
         self.told: bool = False
         """It was woken because something came free, and for nothing else."""
-        self.tally: Tally = tally or Tally()
-        """The counters of its cache."""
+        self.counters: Counters = counters or Counters()
+        """Those of its cache."""
         self.slots: list[Slot[T]] | None = None
-        """The objects handed over; they are this waiter's to use or to give back."""
+        """The objects handed over to it."""
         self.error: Exception | None = None
         """Why waiting longer makes no sense."""
         self.refused_by: Refuser | None = None
-        """Who is to be asked again for emergency objects, while it waits to be permitted some."""
+        """What is asked again for emergency objects, while it waits to be permitted some."""
         self.seen: int | None = None
         """How many free objects there were for it when it asked for what is missing."""
         self.permitted: int = 0
@@ -99,30 +108,35 @@ class Waiter(Generic[T]):
 
     def suspend(self, until: float) -> Coroutine[Any, Any, None]:
         """As `wait`, and counts it."""
-        self.tally.waits += not self.has_waited
+        self.counters.waits += not self.has_waited
         return self.wait(until)
 
     async def wait(self, until: float) -> None:
         """Suspend until woken, or until that time."""
         self.has_waited = True
-        self.told = False
-        self._event = self.make_event()
+        event = self.arm()
         if self.slots is not None or self.error is not None:
             return  # by a finaliser, which the garbage collector ran just now: nobody will set this event
         if until < math.inf:
             with anyio.CancelScope(deadline=until):
-                await self._event.wait()
+                await event.wait()
         else:
-            await self._event.wait()
+            await event.wait()
+
+    def arm(self) -> anyio.Event:
+        """From here on it can be woken: the event that tells."""
+        self.told = False
+        self._event = event = self.make_event()
+        return event
 
     def tell(self) -> None:
-        """Let it look whether something is free; nothing else has changed."""
+        """Have it look whether something is free; nothing else has changed."""
         if self._event is not None and not self._event.is_set():
             self.wake()
             self.told = True
 
     def wake(self) -> None:
-        """Let it look again."""
+        """Have it look again."""
         self.told = False
         if self._event is not None:
             try:
@@ -146,15 +160,15 @@ class Waiter(Generic[T]):
         return self.slots is not None or self.error is not None
 
 
-class Line(Generic[T]):
-    """The waiters of a cache, most urgent and oldest first."""
+class WaitQueue(Generic[T]):
+    """Waiters, the most urgent and oldest first."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, int, list[Waiter[T]]]] = []
         self._places: dict[Waiter[T], list[Waiter[T]]] = {}
         self._serial = itertools.count()
         self.first: Waiter[T] | None = None
-        """Who is next: looked at far more often than it changes. May be read from any thread."""
+        """The next one: looked at far more often than it changes. May be read from any thread."""
 
     def __len__(self) -> int:
         return len(self._places)
@@ -194,3 +208,53 @@ class Line(Generic[T]):
     def overtaken_by(self, waiter: Waiter[T]) -> bool:
         """Whether somebody here comes before it."""
         return self.first is not None and self.first.rank < waiter.rank
+
+
+class Waiters(WaitQueue[T]):
+    """All that wait in one pool: those in line for objects, and fillers, which want objects to be free."""
+
+    def __init__(self, magazine: Magazine[T]) -> None:
+        super().__init__()
+        self._magazine = magazine
+        self.untimed: dict[Waiter[T], None] = {}
+        """Those in line whose time does not run, in order: at the limit, or while their slab is being made."""
+        self.fillers: dict[Waiter[T], Callable[[], bool]] = {}
+        """Those that take nothing, in order, and what each waits for; its ``need`` is to be free."""
+
+    def begin_to_fill(self, filler: Waiter[T], done: Callable[[], bool]) -> None:
+        """Wake it once that is so."""
+        self.fillers[filler] = done
+        self._magazine.set_watch(FILLERS, on=True)
+
+    def end_to_fill(self, filler: Waiter[T]) -> None:
+        """It waits no longer."""
+        del self.fillers[filler]
+        self._magazine.set_watch(FILLERS, on=bool(self.fillers))
+
+    def tell_fillers(self) -> None:
+        """Wake those of them whose objects are there."""
+        for filler, done in self.fillers.items():
+            if done():
+                filler.wake()
+
+    def wake_untimed(self, *, everybody: bool) -> None:
+        """A slab was asked for: let those wait for it, with a timeout, whose time did not run; or everybody."""
+        untimed, self.untimed = self.untimed, {}
+        for waiter in list(self) if everybody else untimed:
+            waiter.wake()
+
+    def send_away(self, error: Exception, counters: Counters | None = None) -> None:
+        """Tell everybody, or the callers of one cache, what is wrong."""
+        for waiter in (*self, *self.fillers):
+            if counters is None or waiter.counters is counters:
+                waiter.fail(error)
+
+    def check(self) -> None:
+        """Assert what is always true between calls.
+
+        :raises AssertionError: naming what is not
+        """
+        ranks = sorted(waiter.rank for waiter in self)
+        assert (self.first.rank if self.first else None) == (ranks[0] if ranks else None), "the first in line"
+        assert not [waiter for waiter in self if waiter.served], "served waiters have left the line"
+        self._magazine.check(FILLERS, self.fillers)

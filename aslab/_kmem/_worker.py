@@ -1,21 +1,23 @@
 """The single serialized worker that makes slabs.
 
-Caches put themselves into its queue; it takes one after the other, by how urgent their first callers are, so that
+Pools put themselves into its queue; it takes one after the other, by how urgent their first callers are, so that
 one call at a time is made for slab memory: in the kernel they would only meet at the lock of the address space
 (SPL moved growth to one work queue in 2012, for this and for the deadlock).
 
-One stuck call would then hold up every cache. So each runs in a task of its own, and after
-``kick_after`` the worker leaves it behind and takes the next; the cache it was for keeps its marks
-until it ends. (SPL came to have four threads, and a hand that gives a stuck task another.)
+Always true: a pool is GROWING while it is in the queue or `under_way`, and room for the slab is set aside while it
+is under way; each grow ends with `Pool.grown`, `grow_failed` or `call_off`, once.
+
+One stuck call would hold up every cache. So each runs in a task of its own, and after ``kick_after`` the worker
+leaves it behind and takes the next; the cache it was for keeps its marks until it ends. (SPL came to have four
+threads, and a hand that gives a stuck task another.)
+
+Event loop's thread only.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,12 +28,9 @@ from anyio.abc import TaskGroup
 from .._clients import keep_interrupt, log_failure, must_end
 from .._errors import BackendError, ConstructorError, SlabError, clear_frames
 from ..backends._threads import LAG
-from ._budget import Account, Budget
-from ._clock import Clock
-from ._growth import Growth
+from ._arena import Arena
+from ._pool import Pool
 from ._slab import Slab, construct
-from ._state import Mark
-from ._supply import Supply
 from ._wakeup import AT_ONCE
 
 log = logging.getLogger("aslab")
@@ -39,35 +38,23 @@ log = logging.getLogger("aslab")
 SLICE = 0.002
 """Seconds of a loop that is busy for which objects are constructed at a stretch."""
 ARRIVAL = 5.0
-"""Seconds for which room that is on its way back is kept for the first who waits for it."""
+"""Seconds for which room that is on its way back is kept for the first caller that waits for it."""
 
 
 class Worker:
-    """Grows caches, one at a time."""
+    """Grows pools, one at a time."""
 
-    def __init__(
-        self,
-        supply: Supply,
-        budget: Budget,
-        clock: Clock,
-        kick_after: float | None,
-        make_room: Callable[[Growth[Any]], None],
-    ) -> None:
-        self.budget = budget
-        self.clock = clock
-        self.under_way: dict[Growth[Any], float] = {}
+    def __init__(self, arena: Arena) -> None:
+        self.under_way: dict[Pool[Any], float] = {}
         """The grows under way, and since when."""
         self.kicked: int = 0
+        """Grows that were set aside."""
         self.stopping: bool = False
-        self.make_room: Callable[[Growth[Any]], None] = make_room
-        """Asks the other caches for what they do not need."""
-        self._supply = supply
+        self._arena = arena
+        self._budget = arena.budget
+        self._queue = arena.grows
+        kick_after = arena.config.kick_after
         self._kick_after = math.inf if kick_after is None else kick_after
-        self._queue: list[tuple[int, int, Growth[Any]]] = []  # a heap; entries that are no place are void
-        self._places: dict[Growth[Any], tuple[int, int]] = {}
-        self._numbers = itertools.count()
-        self._at_work = 0  # grows that are not set aside
-        self._more = anyio.Event()
         self._idle = anyio.Event()
         self._idle.set()
 
@@ -75,157 +62,133 @@ class Worker:
         """Suspend until no grow is under way."""
         await self._idle.wait()
 
-    def put(self, growth: Growth[Any]) -> None:
-        """Queue a cache that has just been marked GROWING: behind those whose callers are more urgent."""
-        growth.behind_others = bool(self._at_work or self._places)
-        self._enqueue(growth, next(self._numbers))
-        self._more.set()
-
-    def note(self, growth: Growth[Any]) -> None:
-        """Who waits there has changed: if it is queued, it may be more urgent now, or less."""
-        place = self._places.get(growth)
-        if place is not None and place[0] != growth.level:
-            self._enqueue(growth, place[1])
-
-    def _enqueue(self, growth: Growth[Any], number: int) -> None:
-        place = self._places[growth] = (growth.level, number)
-        heapq.heappush(self._queue, (*place, growth))
-
-    def look_again(self) -> None:
-        """Room was made under the limit."""
-        self._more.set()
-
     async def run(self, tasks: TaskGroup) -> None:
         """Work until cancelled; each grow is a task of that group."""
+        arena = self._arena
         while True:
-            growth, looked_at_all = self._next()
+            pool, looked_at_all = self._next()
             if not looked_at_all:
                 await anyio.lowlevel.checkpoint()
-            elif growth is None:
-                if self._more.is_set():
-                    self._more = anyio.Event()
-                await self._more.wait()
-            if growth is None:
+            elif pool is None:
+                await self._queue.more()
+            if pool is None:
                 continue
-            self.under_way[growth] = self.clock()
-            growth.begins()
+            self.under_way[pool] = arena.clock()
+            pool.grow_begins()
             if self._idle.is_set():
                 self._idle = anyio.Event()
             ended = anyio.Event()
-            tasks.start_soon(self._grow, growth, ended)
-            self._at_work += 1
+            tasks.start_soon(self._grow, pool, ended)
+            arena.busy_growing += 1
             with anyio.move_on_after(self._kick_after):
                 await ended.wait()
-            self._at_work -= 1
+            arena.busy_growing -= 1
             if not ended.is_set():
                 self.kicked += 1
                 log.warning(
-                    "growth of cache %r is stuck since %g s; it is set aside, others go on",
-                    growth.config.name,
+                    "growth of cache %r has been stuck for %g s; it is set aside, others go on",
+                    pool.config.name,
                     self._kick_after,
                 )
 
-    def _next(self) -> tuple[Growth[Any] | None, bool]:
-        """The first in the queue that may grow now, with its room promised; and whether that is all for now.
+    def _next(self) -> tuple[Pool[Any] | None, bool]:
+        """The first in the queue that may grow now, with its room set aside; and whether that is all for now.
 
         As a slab comes, very many may find no room any more: a few of them at a time are told.
         """
         overtaking, left = False, AT_ONCE
-        blocked: list[tuple[int, int, Growth[Any]]] = []
-        chosen: Growth[Any] | None = None
-        off: list[Growth[Any]] = []
-        while self._queue and chosen is None and left:
-            entry = heapq.heappop(self._queue)
-            growth, budget = entry[2], self.budget
-            if self._places.get(growth) != entry[:2]:
-                continue
-            if Mark.DESTROY in growth.marks or budget.sealed or budget.full(growth.account):
-                del self._places[growth]
-                growth.called_off()
-                off.append(growth)
+        blocked: list[Pool[Any]] = []
+        chosen: Pool[Any] | None = None
+        off: list[Pool[Any]] = []
+        budget = self._budget
+        while chosen is None and left and (pool := self._queue.look()) is not None:
+            account = pool.account
+            if pool.closed or budget.sealed or budget.full(account):
+                self._queue.take_out(pool)
+                pool.call_off()
+                off.append(pool)
                 left -= 1
-            elif (not overtaking or growth.account.within_guarantee) and budget.promise(growth.account):
-                del self._places[growth]
-                chosen = growth
+            elif (not overtaking or account.within_guarantee) and budget.try_charge(account):
+                self._queue.take_out(pool)
+                chosen = pool
             else:
                 # What is on its way back, or stuck grows, are in the way. It stays, GROWING: nobody must take
-                # that for the limit. Room that is on its way is for the first who waits for it.
-                blocked.append(entry)
-                fresh = self.clock() - growth.began < ARRIVAL  # else what is on its way may be stuck
-                overtaking = overtaking or (fresh and budget.arriving(growth.account))
-        for entry in blocked:
-            heapq.heappush(self._queue, entry)
-        for growth in off:
-            growth.ask()  # at the limit now: it has others asked for room
+                # that for the limit. Room that is on its way is for the first that waits for it.
+                blocked.append(pool)
+                fresh = self._arena.clock() - pool.growth.began < ARRIVAL  # else what is on its way may be stuck
+                overtaking = overtaking or (fresh and budget.arriving(account))
+        self._queue.put_back(blocked)
+        for pool in off:
+            pool.ask()  # at the limit now: it has others asked for room
         return chosen, left > 0
 
-    async def _grow(self, growth: Growth[Any], ended: anyio.Event) -> None:
+    async def _grow(self, pool: Pool[Any], ended: anyio.Event) -> None:
         slab: Slab[Any] | None = None
         try:
-            slab = await self._make_slab(growth)
+            slab = await self._make_slab(pool)
         except (MemoryError, SlabError) as exc:
             error: Exception = exc
         except BaseException as exc:
             if must_end(exc, stopping=self.stopping):
                 raise
             # A client's code, which must not end this task; a cancelled future that it awaits, for one.
-            log_failure(exc, "growth of cache %r was ended by %r", growth.config.name, exc)
-            error = BackendError(f"{self._supply.backend!r}.acquire was ended by {exc!r}")
+            log_failure(exc, "growth of cache %r was ended by %r", pool.config.name, exc)
+            error = BackendError(f"{self._arena.slabs.backend!r}.acquire was ended by {exc!r}")
         finally:
-            del self.under_way[growth]
+            del self.under_way[pool]
             if not self.under_way:
                 self._idle.set()
             if slab is not None:
-                self.budget.keep(growth.account)
+                self._budget.commit(pool.account)
             ended.set()
-            self._more.set()
+            self._queue.wake()
         if slab is not None:
-            growth.brought(slab)
-        elif pause := growth.failed(error):
+            pool.grown(slab)
+        elif pause := pool.grow_failed(error):
             await anyio.sleep(pause)
-            growth.resume()
+            pool.grow_again()
 
-    async def _make_slab(self, growth: Growth[Any]) -> Slab[Any]:
-        shape = growth.config.shape
-        gone = partial(self._gone, growth.account)
-        began, lag = self.clock(), list[float]()
+    async def _make_slab(self, pool: Pool[Any]) -> Slab[Any]:
+        arena, shape, growth = self._arena, pool.config.shape, pool.growth
+        gone = partial(self._gone, pool)
+        began, lag = arena.clock(), list[float]()
         LAG.set(lag)  # of this task alone
-        region = await self._supply.acquire(shape.slab_size, shape.align, growth.gfp, gone)
-        growth.patience.note(max(0.0, self.clock() - began - sum(lag)))
+        region = await arena.slabs.acquire(growth.account.slab_size, shape.align, growth.gfp, gone)
+        growth.patience.note(max(0.0, arena.clock() - began - sum(lag)))
         growth.arrived = True
         slab: Slab[Any] = Slab(region, shape)
         try:
-            await self._construct(slab, growth)
+            await self._construct(slab, pool)
         except BaseException as exc:
             clear_frames(exc)
-            self._supply.release(slab.region, gone, slab.dismantle(growth.config.dtor))
+            arena.slabs.release(slab.region, gone, slab.dismantle(pool.config.dtor))
             raise
         return slab
 
-    def _gone(self, account: Account) -> None:
-        """The backend has nothing any more of a grow that failed: its room may be promised again."""
-        self.budget.break_promise(account)
-        self._more.set()
+    def _gone(self, pool: Pool[Any]) -> None:
+        """The backend has nothing any more of a grow that failed: its room may be had again."""
+        self._budget.cancel(pool.account)
+        self._queue.wake()
 
-    async def _construct(self, slab: Slab[Any], growth: Growth[Any]) -> None:
+    async def _construct(self, slab: Slab[Any], pool: Pool[Any]) -> None:
         """Build the objects, with a chance for other tasks between any two.
 
         Where these take long, some objects at a time: a slab must not wait for all others once an object.
         """
-        ctor = growth.config.ctor
+        ctor = pool.config.ctor
         if ctor is None:
             return
-        until = -math.inf
+        clock, until = self._arena.clock, -math.inf
         for _ in range(slab.objects):
             slot = slab.carve()
             try:
                 construct(slot, ctor, slab.region)
             except BaseException as exc:
                 keep_interrupt(exc)
-                raise ConstructorError(f"cache {growth.config.name!r}: ctor raised {exc!r}") from exc
+                raise ConstructorError(f"cache {pool.config.name!r}: ctor raised {exc!r}") from exc
             slab.built += 1
-            now = self.clock()
+            now = clock()
             if now >= until:
                 await anyio.lowlevel.checkpoint()
-                others = self.clock() - now
+                others = clock() - now
                 until = now + others + (SLICE if others > SLICE else 0)

@@ -10,8 +10,8 @@ import anyio.lowlevel
 import typer
 
 import aslab
+from aslab._cache import pool_of
 from aslab.faults import Deadlock
-from aslab.testing._inside import pool_of
 
 from ._app import app, show
 

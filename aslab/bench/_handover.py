@@ -21,7 +21,7 @@ import anyio
 import typer
 
 import aslab
-from aslab.testing._inside import pool_of
+from aslab._cache import pool_of
 
 from ..cli._loops import Loop, check_installed, run_on
 from ..cli._progress import bar
@@ -136,7 +136,7 @@ async def _aslab(kmem: aslab.Allocator, name: str, buffers: int) -> Pool:
     cache = kmem.create_cache(name, SIZE, objects_per_slab=buffers, max_objects=buffers)
     await cache.prefill(buffers)
     if name != OURS[0]:
-        pool_of(cache).room.passing.beside = 0.0  # only for this experiment
+        pool_of(cache).handover.beside = 0.0  # only for this experiment
     return Pool(cache.alloc, aslab.Buffer.free)
 
 

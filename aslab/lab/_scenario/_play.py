@@ -14,10 +14,11 @@ from functools import partial
 import anyio
 
 from ... import Allocator, open_allocator
+from ..._allocator import tasks_of
+from ..._cache import pool_of
 from ...emulation import Shrinker
 from ...pressure import Signal, Source
 from ...testing import check_consistency
-from ...testing._inside import given_back, growth_ended, observe_marks
 from .._simulation._log import EventLog
 from .._simulation._run import Lab, current, housekeeping, wait_for_timers
 from .._simulation._run import run as run_simulated
@@ -114,7 +115,7 @@ class Run:
         ) as kmem:
             for name, cache in self._scenario.caches.items():
                 self._caches[name] = kmem.create_cache(**cache_options(cache, name, section))
-                observe_marks(self._caches[name], partial(self._notes.marked, name))
+                pool_of(self._caches[name]).marks.observer = partial(self._notes.marked, name)
             for group, tasks in self._scenario.tasks.items():
                 self._workers += [
                     Worker(self._notes, group, number, tasks, self._caches[tasks.cache])
@@ -202,9 +203,10 @@ class Run:
         self._notes.feed("kicked", kmem.stats().kicked, self._notes.event("the scenario", "gives back"))
         self._machine.let_go()
         with anyio.move_on_after(PATIENCE_AT_THE_END if self._real_time else math.inf):
-            await growth_ended(kmem)
+            await tasks_of(kmem).worker.idle()
             await kmem.reap()
-            await given_back(kmem)
+            await tasks_of(kmem).arena.slabs.idle()
+            await tasks_of(kmem).arena.singles.idle()
         for name, cache in self._caches.items():
             try:
                 check_consistency(cache)

@@ -19,7 +19,7 @@ from typing import Any
 
 from anyio._backends._asyncio import WorkerThread
 
-from ..._tasks import HOUSEKEEPING
+from ..._kmem._wakeup import HOUSEKEEPING
 from ._idle import Idle, until_next
 from ._order import OrderedFuture, OrderedTask, number_in
 from ._outside import GRACE, STEP

@@ -23,7 +23,7 @@ import anyio
 from ..._checks import seconds as check_seconds
 from ..._checks import whole_number
 from ..._errors import ConfigError, SlabError
-from ..._tasks import HOUSEKEEPING
+from ..._kmem._wakeup import HOUSEKEEPING
 from ._idle import Idle, StuckInCleanUp
 from ._log import EventLog
 from ._stuck import StuckTask

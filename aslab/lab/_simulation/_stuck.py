@@ -12,24 +12,24 @@ import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from ..._cache import Cache
-from ..._kmem._growth import Growth
-from ..._kmem._move import Moves
+from ..._kmem import _move, _slowpath
+from ..._kmem._arena import Arena
 from ..._kmem._supply import Supply
 from ..._kmem._worker import Worker
-from ..._reaper import Relief
-from ..._tasks import Engine
+from ..._reaper import Reaper
+from ..._tasks import Tasks
 from ...faults import Deadlock
 
 _ASLAB = str(Path(__file__).parents[2]) + os.sep
 _LIBRARIES = tuple({sysconfig.get_paths()[name] + os.sep for name in ("stdlib", "purelib", "platlib")})
 
 
-def _code(owner: type, name: str, *needed: str) -> CodeType:
-    """The code of one of aslab's methods, which needs these local variables. A rename fails on import."""
+def _code(owner: type | ModuleType, name: str, *needed: str) -> CodeType:
+    """The code of one of aslab's functions, which needs these local variables. A rename fails on import."""
     code: CodeType = vars(owner)[name].__code__
     missing = set(needed) - {*code.co_varnames, *code.co_cellvars}
     if missing:
@@ -38,23 +38,24 @@ def _code(owner: type, name: str, *needed: str) -> CodeType:
 
 
 _AT_REST = {
-    _code(Engine, "run"),
-    _code(Engine, "_run_bell"),
-    _code(Engine, "_run_ageing"),
-    _code(Engine, "_run_source"),
-    _code(Moves, "run"),
-    _code(Relief, "run"),
+    _code(Tasks, "run"),
+    _code(Tasks, "_run_ageing"),
+    _code(Tasks, "_run_source"),
+    _code(Arena, "run_wakeups"),
+    _code(Reaper, "run"),
+    _code(Reaper, "run_at_the_limit"),
     _code(Supply, "run"),
     _code(Worker, "run"),
+    _code(_move, "run"),
 }
 """Code of an allocator's own tasks, which wait for work whenever all is well."""
 _WORDS: dict[CodeType, Callable[[dict[str, Any]], str]] = {
     _code(Cache, "_get", "self", "n"): lambda names: f"{_objects(names['n'])} of cache {names['self'].name!r}",
-    _code(Growth, "fill", "self", "objects"): lambda names: (
-        f"{names['objects']} free objects of cache {names['self'].config.name!r}"
+    _code(_slowpath, "fill", "pool", "objects"): lambda names: (
+        f"{names['objects']} free objects of cache {names['pool'].config.name!r}"
     ),
-    _code(Growth, "ready", "self"): lambda names: f"the reserve of cache {names['self'].config.name!r}",
-    _code(Worker, "_make_slab", "growth"): lambda names: f"a slab for cache {names['growth'].config.name!r}",
+    _code(_slowpath, "ready", "pool"): lambda names: f"the reserve of cache {names['pool'].config.name!r}",
+    _code(Worker, "_make_slab", "pool"): lambda names: f"a slab for cache {names['pool'].config.name!r}",
     _code(Deadlock, "_get_stuck"): lambda names: "an injected deadlock",
 }
 """What a frame with that code waits for, in words, given its local variables."""

@@ -24,7 +24,7 @@ import trio._threads
 import trio._unix_pipes
 import trio.testing
 
-from ..._tasks import HOUSEKEEPING
+from ..._kmem._wakeup import HOUSEKEEPING
 from ._idle import Idle, until_next
 from ._outside import GRACE, STEP
 from ._stuck import frames_of

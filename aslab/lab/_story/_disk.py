@@ -7,7 +7,7 @@ from collections.abc import Callable
 import anyio
 
 from ..._flags import GFP
-from ..._tasks import HOUSEKEEPING
+from ..._kmem._wakeup import HOUSEKEEPING
 from ...emulation._memory import PhysicalMemory
 
 

@@ -16,10 +16,10 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ... import GFP, KM, Buffer, Cache, open_allocator
+from ..._cache import pool_of
 from ...backends import Backend, Region
 from ...emulation import AddressSpace, Kmalloc, PhysicalMemory, Vmalloc
 from ...emulation._memory import PF_MEMALLOC
-from ...testing._inside import pool_of
 from .._scenario._machine import seed_for
 from .._scenario._recording import Span
 from .._simulation._run import current, housekeeping
@@ -202,9 +202,7 @@ class _Telling:
             ]
             if aslab.beside is not None:
                 for cache in caches:
-                    pool_of(
-                        cache
-                    ).room.passing.beside = aslab.beside  # only for this experiment; not an option for users
+                    pool_of(cache).handover.beside = aslab.beside  # only for this experiment
             await caches[0].prefill(computer.arc_buffers)
             await kmem.ready()
             buffers = [_AslabBuffers(cache, aslab, self._waits) for cache in caches]

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aslab import KM, Buffer, Cache, ConfigError, lab
-from aslab._kmem._passing import BESIDE
+from aslab._cache import pool_of
+from aslab._kmem._handover import BESIDE
 from aslab.testing import check_consistency
 
 from .support import SIZE, Gate, allocator, settle, start
@@ -159,19 +160,19 @@ def test_nobody_stands_beside_what_is_free_for_longer_than_the_bound(
         async with allocator() as kmem:
             cache = kmem.create_cache("c", SIZE, objects_per_slab=1, max_objects=objects, memalloc_reserve=0)
             await cache.prefill(objects)
-            room = cache._pool.room
-            leave = cache._pool.line.leave
+            handover = pool_of(cache).handover
+            leave = pool_of(cache).waiters.leave
 
             def note(waiter: Any) -> bool:
                 if waiter.beside is not None:
                     longest[0] = max(longest[0], anyio.current_time() - waiter.beside)
                 return leave(waiter)
 
-            cache._pool.line.leave = note  # type: ignore[method-assign]
+            pool_of(cache).waiters.leave = note  # type: ignore[method-assign]
             async with anyio.create_task_group() as tasks:
                 for one in callers:
                     tasks.start_soon(work, cache, *one)
-            assert not room.in_handover
+            assert not handover.given
             check_consistency(cache)
 
     lab.run(run, seed=seed, loop=loop)
@@ -238,11 +239,11 @@ class TestKept:
         async with allocator() as kmem:
             cache = kmem.create_cache("c", SIZE, max_objects=8, reserve=4)
             await kmem.ready()
-            assert cache._pool.reserve.kept == 0
+            assert pool_of(cache).reserve.kept == 0
             for asked, kept in ((1, 1), (2, 2), (1, 2), (5, 3)):
                 for buf in await cache.alloc_many(asked, KM.MEMALLOC):
                     buf.free()
-                assert cache._pool.reserve.kept == kept
+                assert pool_of(cache).reserve.kept == kept
             await settle()
             assert cache.stats().obj_reserved == 4
 
@@ -251,10 +252,10 @@ class TestKept:
             cache = kmem.create_cache("c", SIZE, max_objects=4, objects_per_slab=1, reserve=3)
             for buf in await cache.alloc_many(2, KM.MEMALLOC):
                 buf.free()
-            assert cache._pool.reserve.kept == 2
+            assert pool_of(cache).reserve.kept == 2
             for buf in await cache.alloc_many(3, KM.PUSHPAGE, timeout=1):
                 buf.free()
-            assert cache._pool.reserve.kept == 1
+            assert pool_of(cache).reserve.kept == 1
 
     async def test_without_a_reserve_nothing_is_learned_and_no_other_cache_goes_short(self) -> None:
         async with allocator(limit=8 * SIZE) as kmem:
@@ -346,7 +347,7 @@ class TestClaims:
             cache = kmem.create_cache("c", SIZE, max_objects=4, objects_per_slab=1, memalloc_reserve=1)
             await kmem.ready()
             bufs = [await cache.alloc() for _ in range(3)]
-            claims = cache._pool.room.passing.claims
+            claims = pool_of(cache).handover.claims
             mine: list[bool] = []
 
             async def free() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aslab import KM
-from aslab._kmem._waiters import Line, Waiter
+from aslab._kmem._waiters import Waiter, WaitQueue
 
 from .helpers import Loop
 from .support import settle
@@ -23,7 +23,7 @@ def rank(waiter: Waiter[object]) -> tuple[bool, int]:
     return waiter.flags is not KM.PUSHPAGE, waiter.rank[1]
 
 
-def pop(line: Line[object]) -> Waiter[object] | None:
+def pop(line: WaitQueue[object]) -> Waiter[object] | None:
     waiter = line.first
     assert waiter is None or line.leave(waiter)
     return waiter
@@ -31,7 +31,7 @@ def pop(line: Line[object]) -> Waiter[object] | None:
 
 @given(OPERATIONS, FLAGS)
 def test_any_sequence_gives_the_order_of_a_sorted_list(operations: list[tuple[str, int]], flags: list[KM]) -> None:
-    line: Line[object] = Line()
+    line: WaitQueue[object] = WaitQueue()
     waiters: list[Waiter[object]] = [Waiter(flag, ticket) for ticket, flag in enumerate(flags)]
     model: set[Waiter[object]] = set()
     for what, number in operations:
@@ -54,7 +54,7 @@ def test_any_sequence_gives_the_order_of_a_sorted_list(operations: list[tuple[st
 
 
 def test_rejoining_keeps_the_old_place() -> None:
-    line: Line[object] = Line()
+    line: WaitQueue[object] = WaitQueue()
     one, two, three = (Waiter[object](KM.SLEEP, ticket) for ticket in range(3))
     for waiter in (one, two, three):
         line.join(waiter)
@@ -64,7 +64,7 @@ def test_rejoining_keeps_the_old_place() -> None:
 
 
 def test_joining_twice_is_joining_once() -> None:
-    line: Line[object] = Line()
+    line: WaitQueue[object] = WaitQueue()
     waiter: Waiter[object] = Waiter(KM.SLEEP, 0)
     line.join(waiter)
     line.join(waiter)
@@ -73,13 +73,13 @@ def test_joining_twice_is_joining_once() -> None:
 
 
 def test_leaving_without_a_place_changes_nothing() -> None:
-    line: Line[object] = Line()
+    line: WaitQueue[object] = WaitQueue()
     line.leave(Waiter(KM.SLEEP, 0))
     assert len(line) == 0
 
 
 def test_those_who_join_and_leave_for_ever_leave_no_trace() -> None:
-    line: Line[object] = Line()
+    line: WaitQueue[object] = WaitQueue()
     first: Waiter[object] = Waiter(KM.SLEEP, 0)
     line.join(first)
     restless: list[Waiter[object]] = [Waiter(KM.SLEEP, ticket) for ticket in range(1, 11)]
@@ -93,7 +93,7 @@ def test_those_who_join_and_leave_for_ever_leave_no_trace() -> None:
 
 
 def test_the_line_may_be_left_while_it_is_walked() -> None:
-    line: Line[object] = Line()
+    line: WaitQueue[object] = WaitQueue()
     for ticket in range(3):
         line.join(Waiter(KM.SLEEP, ticket))
     for waiter in line:

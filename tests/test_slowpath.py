@@ -13,7 +13,8 @@ import pytest
 
 import aslab
 from aslab import GFP, KM, CacheClosedError, CacheFlags
-from aslab._kmem._slowpath import WaitingRoom
+from aslab._cache import pool_of
+from aslab._kmem._handover import Handover
 from aslab.backends import Region
 from aslab.faults import Deadlock, Failslab, Latency
 from aslab.testing import check_consistency
@@ -176,7 +177,7 @@ async def test_last_look_at_the_slabs_before_an_emergency_object() -> None:
 
         await start(tasks, caller)
         await anyio.sleep(0.05)
-        cache._pool.magazine.append(held._claim())
+        pool_of(cache).magazine.append(held._claim())
         await anyio.sleep(0.06)
         assert got == [False]
         assert cache.stats().obj_emergency_max == 0
@@ -332,7 +333,7 @@ async def test_who_was_told_to_try_and_is_cancelled_passes_the_chance_on() -> No
         cache = kmem.create_cache("c", SIZE, max_emergency=1)
         scope = anyio.CancelScope()
         got = anyio.Event()
-        assert cache._pool.emergency.permit(1)
+        assert pool_of(cache).emergency.try_charge(1)
 
         async def first() -> None:
             with scope:
@@ -345,8 +346,8 @@ async def test_who_was_told_to_try_and_is_cancelled_passes_the_chance_on() -> No
         await start(tasks, first)
         await start(tasks, second)
         await anyio.sleep(1)
-        cache._pool.emergency.forgo(1)
-        while cache._pool.room._refused.first is not None and len(cache._pool.room._refused) == 2:
+        pool_of(cache).emergency.uncharge(1)
+        while pool_of(cache).emergency.refused.first is not None and len(pool_of(cache).emergency.refused) == 2:
             await anyio.lowlevel.checkpoint()
         scope.cancel()
         await settle(60)
@@ -515,7 +516,7 @@ async def test_what_a_finaliser_frees_while_waiters_are_served_is_served_next(
 
         for number in range(2):
             await start(tasks, caller, number)
-        take = cache._pool.depot.take
+        take = pool_of(cache).depot.take
 
         def take_while_another_is_freed(**options: bool) -> object:
             monkeypatch.undo()
@@ -523,7 +524,7 @@ async def test_what_a_finaliser_frees_while_waiters_are_served_is_served_next(
             assert not got
             return take(**options)
 
-        monkeypatch.setattr(cache._pool.depot, "take", take_while_another_is_freed)
+        monkeypatch.setattr(pool_of(cache).depot, "take", take_while_another_is_freed)
         one.free()
         await settle()
         assert sorted(got) == [0, 1]
@@ -705,14 +706,14 @@ async def test_cache_closed_while_a_caller_is_at_its_checkpoint_gives_nothing(fl
 async def test_late_waiters_are_not_woken_by_each_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A herd would look as often as there are grows: the cost of a waiter would grow with their number."""
     looks = 0
-    serve = WaitingRoom.serve
+    serve = Handover.serve
 
-    def counted(room: WaitingRoom[Any]) -> None:
+    def counted(room: Handover[Any]) -> bool:
         nonlocal looks
         looks += 1
-        serve(room)
+        return serve(room)
 
-    monkeypatch.setattr(WaitingRoom, "serve", counted)
+    monkeypatch.setattr(Handover, "serve", counted)
     slabs = Latency(Instant(), 0.01)
     options = {"slabs": slabs, "grow_timeout": 0.005}
     async with allocator(**options) as kmem, anyio.create_task_group() as tasks:
@@ -763,7 +764,7 @@ async def test_finaliser_that_frees_in_the_middle_of_a_join_disturbs_nothing() -
                 order.append(number)
 
         await start(tasks, caller, 1)
-        line: Any = cache._pool.line
+        line: Any = pool_of(cache).waiters
         serial = line._serial
 
         def in_the_middle() -> Iterator[int]:

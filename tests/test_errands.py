@@ -20,7 +20,7 @@ from anyio import to_thread
 import aslab
 from aslab import KM, CacheClosedError
 from aslab._kmem._depot import Depot
-from aslab._kmem._waiters import Line
+from aslab._kmem._waiters import WaitQueue
 from aslab.backends import Heap, Mmap, _threads
 from aslab.testing import check_consistency
 
@@ -226,13 +226,13 @@ class TestAllocBlocking:
 async def test_what_belongs_to_the_loops_thread_is_touched_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A line rebuilds its heap as who is first leaves: from another thread waiters fell out of it."""
     mine, others = threading.get_ident(), set()
-    find_first = Line._find_first
+    find_first = WaitQueue._find_first
 
-    def looking(self: Line[Any]) -> Any:
+    def looking(self: WaitQueue[Any]) -> Any:
         others.add(threading.get_ident())
         return find_first(self)
 
-    monkeypatch.setattr(Line, "_find_first", looking)
+    monkeypatch.setattr(WaitQueue, "_find_first", looking)
     async with allocator(limit=16 * SIZE) as kmem, anyio.create_task_group() as tasks:
         caches = [kmem.create_cache(name, SIZE) for name in ("one", "two")]
 

@@ -8,7 +8,7 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from aslab._kmem._wakeup import Bell
+from aslab._kmem._wakeup import Wakeup
 
 from .support import settle
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_ring_from_a_thread_wakes_the_waiter() -> None:
-    with Bell() as bell:
+    with Wakeup() as bell:
         async with anyio.create_task_group() as tasks:
             heard = anyio.Event()
 
@@ -27,7 +27,7 @@ async def test_ring_from_a_thread_wakes_the_waiter() -> None:
             tasks.start_soon(waiter)
             await settle(3)
             assert not heard.is_set()
-            thread = threading.Thread(target=bell.ring)
+            thread = threading.Thread(target=bell.wake)
             thread.start()
             with anyio.fail_after(10):
                 await heard.wait()
@@ -35,16 +35,16 @@ async def test_ring_from_a_thread_wakes_the_waiter() -> None:
 
 
 async def test_ring_from_the_loops_own_thread_wakes_the_waiter() -> None:
-    with Bell() as bell:
-        bell.ring()
+    with Wakeup() as bell:
+        bell.wake()
         with anyio.fail_after(10):
             await bell.wait()
 
 
 async def test_many_rings_are_one_wake_up() -> None:
-    with Bell() as bell:
+    with Wakeup() as bell:
         for _ in range(100_000):  # more bytes than a socket pair takes, if each were one
-            bell.ring()
+            bell.wake()
         with anyio.fail_after(10):
             await bell.wait()
         with anyio.move_on_after(0.002) as scope:
@@ -53,20 +53,20 @@ async def test_many_rings_are_one_wake_up() -> None:
 
 
 async def test_a_ring_after_a_wake_up_is_heard_again() -> None:
-    with Bell() as bell:
+    with Wakeup() as bell:
         for _ in range(3):
-            bell.ring()
+            bell.wake()
             with anyio.fail_after(10):
                 await bell.wait()
 
 
 async def test_a_cancelled_wait_loses_no_ring() -> None:
-    with Bell() as bell:
+    with Wakeup() as bell:
         with anyio.CancelScope() as scope:
             scope.cancel()
             await bell.wait()
         assert scope.cancelled_caught
-        bell.ring()
+        bell.wake()
         with anyio.fail_after(10):
             await bell.wait()
 
@@ -74,12 +74,12 @@ async def test_a_cancelled_wait_loses_no_ring() -> None:
 async def test_no_work_is_missed_however_threads_ring() -> None:
     """Each thread puts its work in place, then rings; the loop looks after each wake-up."""
     done: list[int] = []
-    with Bell() as bell:
+    with Wakeup() as bell:
 
         def work() -> None:
             for number in range(500):
                 done.append(number)
-                bell.ring()
+                bell.wake()
 
         threads = [threading.Thread(target=work) for _ in range(3)]
         for thread in threads:
@@ -94,7 +94,7 @@ async def test_no_work_is_missed_however_threads_ring() -> None:
 
 
 async def test_ring_after_close_is_harmless() -> None:
-    with Bell() as bell:
+    with Wakeup() as bell:
         pass
-    bell.ring()
-    bell.ring()
+    bell.wake()
+    bell.wake()

@@ -1,0 +1,165 @@
+"""Frees: how a slot comes back into its pool, from any thread and at any moment.
+
+    free      end the handle ──► magazine ── watched, or over its capacity ──► `settle`
+    collected, by the garbage collector ──► the same, but for the event loop to look after
+    forgotten, and still exported ──► parked ── `unpark` ──► collected
+    a view object is kept ──► lingering ── it goes, or `look_at_lingering` ──► collected
+
+Always true: nothing here waits for a lock or for the event loop, as a finaliser may run it in the middle of
+anything. What cannot be done at once is left to the loop (`Arena.attend_soon`).
+
+Any thread.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import Any, TypeVar, cast
+
+from .._fastpath import KEPT, WAITERS, KeptView, Slot
+from .._stats import Counters
+from ._emergency import EmergencySlot
+from ._orphans import look_after_collections
+from ._parking import AT_ONCE, Parked
+from ._pool import Pool
+from ._state import Mark
+from ._wakeup import take_turns
+
+T = TypeVar("T")
+_DESTROY = Mark.DESTROY.value
+
+
+def take_back(pool: Pool[T], slot: Slot[T]) -> None:
+    """A free of a slot that may need more than the magazine, which `Buffer.free` fills by itself."""
+    if not clean_up(pool, slot):
+        if not (slot.kept and pool.depot.lingering.admit(slot)):
+            pool.magazine.append(slot)
+        if pool.magazine.watch or len(pool.magazine) > pool.magazine.capacity:
+            settle(pool)
+    elif pool.magazine.watch or (pool.growth.unwell and pool.emergency.spares):
+        pool.arena.attend(pool, partial(_freed_single, pool))
+
+
+def give_back(pool: Pool[T], slots: list[Slot[T]]) -> None:
+    """What was fetched for a thread that does not want it any more."""
+    for slot in slots:
+        take_back(pool, slot)
+
+
+def settle(pool: Pool[Any]) -> None:
+    """After a free that is watched, or finds the magazine full."""
+    arena, magazine = pool.arena, pool.magazine
+    over = len(magazine) > magazine.capacity or pool.depot.slabs.condemned is not None
+    if over and not pool.depot.flush():
+        arena.attend_soon(pool)
+    elif pool.marks.bits & _DESTROY:
+        if arena.closed:  # there may be no event loop any more to leave it to
+            pool.empty_out()
+        else:
+            arena.attend(pool, pool.empty_out)
+    elif magazine.watch:
+        if arena.on_its_thread and not pool.depot.lock.locked():  # else we may be in a finaliser that holds it
+            _freed(pool)
+        else:
+            arena.attend_soon(pool)
+
+
+def _freed(pool: Pool[Any]) -> None:
+    if pool.reserve.kept:
+        pool.handover.claims.note()
+    if pool.magazine.watch & ~(WAITERS | KEPT) or not pool.handover.tell():
+        pool.serve_all()
+
+
+def _freed_single(pool: Pool[Any]) -> None:
+    if pool.reserve.kept:
+        pool.handover.claims.note()
+    pool.offer_spares()
+
+
+def clean_up(pool: Pool[T], slot: Slot[T]) -> bool:
+    """Zero it, where frees do; an emergency object goes, or is kept. Returns whether it was one."""
+    if pool.config.init_on_free:
+        pool.zero(slot)
+    if slot.slab is not None:
+        return False
+    keep = pool.growth.unwell
+    pool.emergency.free(cast("EmergencySlot[T]", slot), keep=keep)
+    if keep and not pool.growth.unwell:  # since just now, on another thread
+        pool.emergency.clear()
+    if pool.emergency.lingering:
+        pool.arena.attend_soon(pool)  # for those that wait until there may be one more
+    return True
+
+
+def collected(pool: Pool[T], slot: Slot[T]) -> None:
+    """What the garbage collector returns."""
+    if sys.is_finalizing():  # modules are coming apart, and the end of the process releases all memory
+        return
+    if clean_up(pool, slot):
+        if pool.emergency.spares:
+            pool.arena.attend_soon(pool)
+        return
+    if not (slot.kept and pool.depot.lingering.admit(slot)):
+        pool.magazine.append(slot)
+    if pool.marks.bits & _DESTROY and pool.arena.closed:
+        settle(pool)
+    elif pool.magazine.watch or len(pool.magazine) > pool.magazine.capacity:
+        pool.arena.attend_soon(pool)
+
+
+def park(pool: Pool[T], counters: Counters, slot: Slot[T], emergency: bool) -> None:
+    """A handle is gone while its memory is still exported: keep the slot until it is not."""
+    pool.parking.park(counters, slot, emergency)
+    if pool.closed:
+        orphan(pool)
+
+
+def unpark(pool: Pool[Any]) -> None:
+    """Take back some of those that nobody exports any more."""
+    for parked in pool.parking.look():
+        _unpark(pool, parked)
+
+
+def _unpark(pool: Pool[Any], parked: Parked) -> None:
+    parked.counters.count_return(parked.emergency)
+    collected(pool, parked.slot)
+
+
+async def look_at_all(pool: Pool[Any]) -> None:
+    """Take all of them back, and let other tasks have their turn now and then. Event loop's thread only."""
+    for number in range(-(-len(pool.parking) // AT_ONCE)):
+        unpark(pool)
+        await take_turns(number)
+    look_at_lingering(pool)
+
+
+def view_gone(pool: Pool[Any], kept: KeptView) -> None:
+    """The object of a view that had ended is gone, too."""
+    slot: Any = kept.place
+    lingering: Any = pool.emergency.lingering if slot.slab is None else pool.depot.lingering
+    if lingering and lingering.let_go(slot):
+        collected(pool, slot)
+
+
+def look_at_lingering(pool: Pool[Any]) -> None:
+    """Take those back that need not linger any more."""
+    for slot in (*pool.depot.lingering.look(), *pool.emergency.lingering.look()):
+        collected(pool, slot)
+
+
+def orphan(pool: Pool[Any]) -> None:
+    """The pool is closed: soon nobody looks now and then."""
+    pool.parking.orphan(partial(_unpark, pool))
+    if not _all_back(pool) and not pool.parking.orphaned:
+        pool.parking.orphaned = True
+        look_after_collections(partial(_all_back, pool))
+
+
+def _all_back(pool: Pool[Any]) -> bool:
+    """Look once; whether that was the last time."""
+    look_at_lingering(pool)
+    back = not len(pool.depot.slabs) and not len(pool.emergency)
+    pool.parking.orphaned = pool.parking.orphaned and not back
+    return back

@@ -1,0 +1,86 @@
+"""A cache at one moment: its counters, and the few words that messages have of it. Any thread."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._checks import format_size
+from .._flags import ORDINARY
+from .._stats import CacheStats, Counters
+from ._member import Member
+from ._pool import Pool
+from ._state import Mark
+
+KVMEM = 1 << 7
+"""SPL's flag bit for a cache whose slabs are virtually contiguous; all of aslab's are."""
+
+
+def held(pool: Pool[Any], counters: Counters) -> int:
+    """Objects that the callers of a cache hold: those that are nowhere else."""
+    if pool.config.merge:
+        return counters.handed_out - counters.returned
+    elsewhere = len(pool.magazine) + _in_handover(pool) + len(pool.reserve)
+    return pool.depot.slabs.slots_out - elsewhere + len(pool.emergency) - _lingering(pool)
+
+
+def _in_handover(pool: Pool[Any]) -> int:
+    """Objects on their way to waiters, or which something moves into."""
+    return pool.handover.given + pool.emergency.in_hand + pool.moving.in_hand
+
+
+def _lingering(pool: Pool[Any]) -> int:
+    return len(pool.depot.lingering) + len(pool.emergency.lingering)
+
+
+def cache_stats(pool: Pool[Any], member: Member) -> CacheStats:
+    """The counters as one of the pool's caches sees them."""
+    slabs, shared, counters = pool.depot.slabs, pool.config.merge, member.counters
+    emergency = len(pool.emergency)
+    return CacheStats(
+        name=member.name,
+        flags=pool.marks.bits | pool.config.flags.value | KVMEM,
+        size=pool.config.shape.size,
+        slab_size=pool.config.shape.slab_size,
+        slab_total=len(slabs),
+        slab_alloc=slabs.slabs_used,
+        slab_max=slabs.slabs_used_max,
+        slab_fail=pool.growth.failures,
+        slab_create=slabs.created,
+        slab_destroy=slabs.destroyed,
+        slab_regret=pool.working_set.regrets,
+        obj_total=slabs.slots_total + emergency,
+        obj_alloc=slabs.slots_out,
+        obj_max=slabs.slots_out_max,
+        obj_deadlock=pool.growth.deadlocks,
+        obj_emergency=counters.emergency if shared else emergency,
+        obj_emergency_spare=len(pool.emergency.spares),
+        obj_emergency_max=counters.emergency_max if shared else pool.emergency.highest,
+        obj_held=held(pool, counters),
+        obj_cached=len(pool.magazine),
+        obj_reserved=len(pool.reserve),
+        obj_handover=_in_handover(pool),
+        obj_lingering=len(pool.depot.lingering) if shared else _lingering(pool),
+        obj_reclaimed=counters.reclaimed,
+        waiters=counters.waiters,
+        hits=counters.hits,
+        misses=counters.misses,
+        waits=counters.waits,
+        grow_timeout=pool.growth.patience.of(ORDINARY),
+        timeouts=counters.timeouts,
+        sealed=counters.sealed,
+        **{f"move_{answer.value}": count for answer, count in pool.moving.answers.items()},
+        growing=Mark.GROWING in pool.marks,
+        deadlocked=Mark.DEADLOCKED in pool.marks,
+        merged=tuple(one.name for one in pool.members if one is not member),
+    )
+
+
+def situation(pool: Pool[Any], member: Member) -> str:
+    """A cache, and why it may have nothing to give, in a few words for messages."""
+    words = [f"{held(pool, member.counters)} held", f"{len(pool.waiters)} waiting"]
+    if pool.config.max_objects is not None:
+        words.append(f"max_objects {pool.config.max_objects}")
+    limit = pool.arena.config.limit
+    if limit is not None:
+        words.append(f"{format_size(pool.arena.budget.used)} of slabs under a limit of {format_size(limit)}")
+    return f"cache {member.name!r} ({', '.join(words)})"
