@@ -24,6 +24,7 @@ from aslab import KM, Cache, CacheStats
 from aslab._allocator import tasks_of
 from aslab.lab._story import _computer
 from aslab.lab._story import _run as _story
+from aslab.lab._story._buffers import caches_of
 from aslab.lab._story._chapters import Row
 from aslab.lab._story._computer import Computer
 from aslab.lab._story._machines import CONTROLS, MACHINES, TICK, Aslab, Machine
@@ -36,7 +37,7 @@ COMPUTER = _computer.COMPUTER if SEEDS > 1 else dataclasses.replace(_computer.CO
 ROOT = Path(__file__).parent.parent
 BY_NAME = {machine.name: machine for machine in MACHINES}
 ALL = {machine.name: machine for machine in (*MACHINES, *CONTROLS)}
-CACHES = _story.caches_of(COMPUTER)
+CACHES = caches_of(COMPUTER)
 FINISHING = ("kernel_patch", "emergency", "emergency_v2", "aslab", "aslab_reserve")
 FRAGMENTED = 1 / 32
 LONG = 15.0
@@ -508,7 +509,7 @@ class TestMachines:
             MACHINES[0].memalloc = True  # type: ignore[misc]
 
     def test_no_module_of_the_model_knows_a_machine_by_its_name(self) -> None:
-        models = ("_run", "_spl", "_zfs", "_disk", "_swap", "_index", "_compaction")
+        models = ("_run", "_buffers", "_spl", "_zfs", "_disk", "_swap", "_index", "_compaction")
         story = [ROOT / "aslab/lab/_story" / f"{name}.py" for name in models]
         for path in [*(ROOT / "aslab" / "emulation").glob("*.py"), *story]:
             for name in BY_NAME.keys() - {"aslab"}:

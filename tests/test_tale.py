@@ -166,7 +166,7 @@ def test_every_machine_has_a_chart_with_its_curves_over_the_same_time_on_the_sam
 def test_being_stuck_is_shaded_to_the_end_and_groups_are_bands(tmp_path: Path) -> None:
     original, other, *_ = machines(page_of(tmp_path))
     assert [(start, length) for start, _, length, _ in rects(original, "shade stuck")] == [(0.25, 7.91)] * 2
-    assert "stuck for ever" in original
+    assert "stuck forever" in original
     assert not rects(other, "shade stuck")
     first, second = rects(other, "shade band0"), rects(other, "shade band1")
     assert [start for start, *_ in first[:8]] == list(range(8))

@@ -219,7 +219,7 @@ def _shades(area: Area, one: Told, spans: Iterable[Span], end: float) -> None:
     by_kind: dict[str, list[tuple[float, float, str]]] = {}
     for span in spans:
         finish = end if not one.finished and span.end >= one.time else min(span.end, end)
-        told = "stuck for ever" if span.kind == "stuck" else f"{span.kind}, {lasting(span.end - span.start)}"
+        told = "stuck forever" if span.kind == "stuck" else f"{span.kind}, {lasting(span.end - span.start)}"
         by_kind.setdefault(span.kind, []).append((span.start, finish, told))
     for kind, those in by_kind.items():
         if kind == "stuck":

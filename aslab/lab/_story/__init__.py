@@ -4,6 +4,7 @@ _machines            those ways, and which of them should get stuck
 _computer            every constant of the computer that all of them run on
 _run                 one machine with one seed
 _spl  _index         the caches of SPL, and how it looked up emergency objects
+_buffers             the caches of a machine, as ZFS uses them
 _zfs  _disk          what swap is written to, and the disk below it
 _swap  _compaction   how memory is freed, and defragmented
 _chapters            many seeds: one row per machine

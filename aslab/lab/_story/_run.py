@@ -10,14 +10,13 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
-from ... import GFP, KM, Buffer, Cache, open_allocator
+from ... import open_allocator
 from ..._cache import pool_of
-from ...backends import Backend, Region
+from ...backends import Backend
 from ...emulation import AddressSpace, Kmalloc, PhysicalMemory, Vmalloc
 from ...emulation._memory import PF_MEMALLOC
 from .._scenario._machine import seed_for
@@ -25,11 +24,12 @@ from .._scenario._recording import Span
 from .._simulation._run import current, housekeeping
 from .._simulation._run import run as run_simulated
 from .._simulation._waits import WaitGraph
+from ._buffers import AslabBuffers, SplBuffers, Traced, caches_of
 from ._compaction import Compaction
 from ._computer import CLUSTER, Computer
 from ._disk import Disk
 from ._machines import Aslab, Machine
-from ._spl import Growth, SplCache, SplObject, SplQueue
+from ._spl import Growth, SplCache, SplQueue
 from ._swap import Anonymous, hog
 from ._zfs import Buffers, Zfs
 
@@ -72,86 +72,11 @@ class Chapter:
     counters: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
 
-class _Traced:
-    """Vmalloc as a node in the wait graph."""
-
-    def __init__(self, backend: Backend, waits: WaitGraph, worker: str | None, *, high: bool = False) -> None:
-        self.backend = backend
-        self._waits = waits
-        self._worker = worker
-        self._high = high  # requests that must not start I/O may use part of the reserve
-
-    async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
-        if self._worker is not None:
-            self._waits.be(self._worker)
-        if self._high and GFP.IO not in gfp:
-            gfp |= GFP.HIGH
-        with self._waits.on("vmalloc"):
-            return await self.backend.acquire(nbytes, align, gfp)
-
-    def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
-        return self.backend.acquire_nowait(nbytes, align, gfp)
-
-    async def release(self, region: Region) -> None:
-        await self.backend.release(region)
-
-
-class _AslabBuffers:
-    """An aslab cache, as ZFS uses it."""
-
-    def __init__(self, cache: Cache[Any], aslab: Aslab, waits: WaitGraph) -> None:
-        self.cache = cache
-        self.longest_wait = 0.0
-        self._aslab = aslab
-        self._waits = waits
-        self._out: dict[Buffer[Any], None] = {}
-
-    async def alloc(self, *, finishes: bool, converted: bool = True) -> Buffer[Any]:
-        flags = (self._aslab.finishes if finishes else self._aslab.starts) if converted else KM.SLEEP
-        began = anyio.current_time()
-        try:
-            with self._waits.on(f"cache {self.cache.name}", "growth worker"):
-                buffer = await self.cache.alloc(flags)
-        finally:
-            self.longest_wait = max(self.longest_wait, anyio.current_time() - began)
-        self._out[buffer] = None
-        return buffer
-
-    def free(self, buffer: Buffer[Any]) -> None:
-        del self._out[buffer]
-        buffer.free()
-
-    def free_all(self) -> None:
-        """Free what is still allocated when the run is cut off."""
-        for buffer in tuple(self._out):
-            self.free(buffer)
-
-
-def caches_of(computer: Computer) -> tuple[str, str]:
-    """The names of ZFS' two caches: for data, and for the pipeline."""
-    return f"zio_data_buf_{computer.block}", f"zio_buf_{computer.block}"
-
-
 def tell(machine: Machine, computer: Computer, seed: int, *, loop: str = "asyncio") -> Chapter:
     """Run one machine with one seed. Blocks until it has finished, is stuck, or is given up."""
     chapter = Chapter(machine.name, seed)
     run_simulated(_Telling(machine, computer, seed, chapter).run, seed=seed, loop=loop, until=computer.until)
     return chapter
-
-
-class _SplBuffers:
-    """An SPL cache, as ZFS uses it."""
-
-    def __init__(self, cache: SplCache, tasks: TaskGroup) -> None:
-        self.cache = cache
-        self._tasks = tasks
-
-    async def alloc(self, *, finishes: bool, converted: bool = True) -> SplObject:
-        """Allocate the same way for all: SPL cannot be told whether a buffer finishes a write."""
-        return await self.cache.alloc(None if converted else GFP.KERNEL)
-
-    def free(self, buffer: SplObject) -> None:
-        self._tasks.start_soon(self.cache.free, buffer)
 
 
 class _Telling:
@@ -193,7 +118,7 @@ class _Telling:
     async def _tell_aslab(self, aslab: Aslab, vmalloc: Backend, single: Backend) -> None:
         computer = self._computer
         options = {"movable": True, "objects_per_slab": computer.slab_objects, **aslab.cache}
-        slabs = _Traced(vmalloc, self._waits, "growth worker", high=aslab.high)
+        slabs = Traced(vmalloc, self._waits, "growth worker", high=aslab.high)
         async with open_allocator(slabs=slabs, emergency=single, **aslab.allocator) as kmem:
             kept = self._reserve or aslab.kept
             caches = [
@@ -205,7 +130,7 @@ class _Telling:
                     pool_of(cache).handover.beside = aslab.beside  # only for this experiment
             await caches[0].prefill(computer.arc_buffers)
             await kmem.ready()
-            buffers = [_AslabBuffers(cache, aslab, self._waits) for cache in caches]
+            buffers = [AslabBuffers(cache, aslab, self._waits) for cache in caches]
 
             async def shrink() -> bool:
                 return await kmem.reap() > 0
@@ -235,7 +160,7 @@ class _Telling:
                     name,
                     computer.block,
                     growth,
-                    slabs=_Traced(vmalloc, waits, None),
+                    slabs=Traced(vmalloc, waits, None),
                     emergency=single,
                     queue=queue,
                     magazine=computer.magazine or None,
@@ -257,7 +182,7 @@ class _Telling:
 
             await caches[0].prefill(computer.arc_buffers)
             await caches[1].prefill(self._reserve)
-            arc, zio = (_SplBuffers(cache, tasks) for cache in caches)
+            arc, zio = (SplBuffers(cache, tasks) for cache in caches)
             await self._swap(tasks, arc, zio, shrink, note)
             tasks.cancel_scope.cancel()
 
