@@ -28,7 +28,7 @@ from aslab.cli._lab._grid import foot
 from aslab.cli._lab._progress import progress_bar
 from aslab.cli._lab._story import parse_seeds
 from aslab.cli._prose import say, tabulate
-from aslab.lab._story._experiments import Notebook, Told, play_grid, rows_of, runs_of
+from aslab.lab._story._experiments import Notebook, Result, play_grid, rows_of, runs_of
 from aslab.lab._story._grid import Grid, load_grid
 from aslab.lab._story._machines import CONTROLS, MACHINES
 
@@ -83,7 +83,7 @@ def _write(given: argparse.Namespace) -> int:
     return 0
 
 
-def _table(results: list[Told], grid: Grid, seeds: int) -> str:
+def _table(results: list[Result], grid: Grid, seeds: int) -> str:
     out = Console(file=io.StringIO(), width=80, highlight=False, markup=False, emoji=False)
     with out.capture() as captured:
         tabulate(out, rows_of(results), left=("machine",))

@@ -12,7 +12,7 @@ import pytest
 from aslab import ConfigError
 from aslab.lab._story import _experiments
 from aslab.lab._story._computer import COMPUTER, KEYS, Computer, check_value, computer_with, settings
-from aslab.lab._story._experiments import RESULTS, Notebook, Told, play_grid, rows_of
+from aslab.lab._story._experiments import RESULTS, Notebook, Result, play_grid, rows_of
 from aslab.lab._story._grid import MOST, Grid, load_grid
 from aslab.lab._story._machines import MACHINES
 
@@ -258,11 +258,11 @@ def two(file: Path) -> Grid:
 PAIR = [BY_NAME["original"], BY_NAME["pf_memalloc"]]
 
 
-def play(two: Grid, notebook: Notebook, **options: Any) -> list[Told]:
+def play(two: Grid, notebook: Notebook, **options: Any) -> list[Result]:
     return play_grid(two, PAIR, range(2), notebook=notebook, **options)
 
 
-def play_into(path: Path, two: Grid, **options: Any) -> list[Told]:
+def play_into(path: Path, two: Grid, **options: Any) -> list[Result]:
     with Notebook(path) as notebook:
         return play(two, notebook, **options)
 

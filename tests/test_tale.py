@@ -13,7 +13,7 @@ import pytest
 
 from aslab.lab._report._figures import other_colour
 from aslab.lab._report._ring import ring
-from aslab.lab._report._tale import MOST_SPANS, Curve, Tale, Told, write_tale
+from aslab.lab._report._tale import MOST_SPANS, Curve, Entry, Tale, write_tale
 from aslab.lab._scenario._recording import Span
 from aslab.lab._story._chapters import Row
 from aslab.lab._story._machines import MACHINES
@@ -54,7 +54,7 @@ OTHER = Tale(
     about=f"It is another one {EVIL}.",
     seed=7,
     machines=[
-        Told(
+        Entry(
             name=f"fair {EVIL}",
             about=f"In turn {EVIL}.",
             outcome="good",

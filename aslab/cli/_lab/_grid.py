@@ -15,7 +15,7 @@ from ._common import need, print_json
 from ._progress import progress_bar
 
 if TYPE_CHECKING:
-    from ...lab._story._experiments import Notebook, Told
+    from ...lab._story._experiments import Notebook, Result
     from ...lab._story._grid import Grid
     from ...lab._story._machines import Machine
 
@@ -77,7 +77,7 @@ def _notebook(path: Path | None) -> Iterator[Notebook]:
         yield notebook
 
 
-def _show(results: list[Told], grid: Grid, seeds: int) -> None:
+def _show(results: list[Result], grid: Grid, seeds: int) -> None:
     from ...lab._story._experiments import rows_of
 
     out = console()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from .._scenario._recording import Span
 from .._simulation._parallel import for_each
-from ._tale import Outcome, Told
+from ._tale import Entry, Outcome
 
 
 class Machine(Protocol):
@@ -82,9 +82,9 @@ class Seeds(Generic[M, C]):
         """The run with that seed."""
         return next(chapter for chapter in self.chapters if chapter.seed == seed)
 
-    def told(
+    def entry(
         self, seed: int, verdict: tuple[Outcome, str], cells: dict[str, str], more: dict[str, str], expected: str
-    ) -> Told:
+    ) -> Entry:
         """What a page shows: the run with that seed in the charts, all runs in the tables.
 
         :param verdict: used if the machine finished with every seed
@@ -93,7 +93,7 @@ class Seeds(Generic[M, C]):
         chapter = self.with_seed(seed)
         if self.stuck:
             verdict = "bad", f"gets stuck in {self.stuck} runs" if self.finished else "gets stuck"
-        return Told(
+        return Entry(
             name=self.machine.name,
             about=self.machine.about,
             outcome=verdict[0],

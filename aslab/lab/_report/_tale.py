@@ -32,14 +32,14 @@ class Curve:
     """A counter in every machine's chart, on the same scale for all."""
 
     name: str
-    """Its key in `Told.counters`."""
+    """Its key in `Entry.counters`."""
     unit: str
     height: int
     """Pixels."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Entry:
     """What the page shows of one machine."""
 
     name: str
@@ -71,7 +71,7 @@ class Tale:
     about: str
     seed: int
     """The seed of the runs that are drawn."""
-    machines: Sequence[Told]
+    machines: Sequence[Entry]
     curves: Sequence[Curve]
     how_to_read: Sequence[str]
     """Sentences specific to this story."""
@@ -214,7 +214,7 @@ def _one_chart(tale: Tale, number: int, tops: dict[str, float], end: float, left
     )
 
 
-def _shades(area: Area, one: Told, spans: Iterable[Span], end: float) -> None:
+def _shades(area: Area, one: Entry, spans: Iterable[Span], end: float) -> None:
     """Shade behind the curve; a span still open when the machine is given up extends to the end of the axis."""
     by_kind: dict[str, list[tuple[float, float, str]]] = {}
     for span in spans:

@@ -1,4 +1,4 @@
-"""The machine of a scenario: its memory, and its backends with their faults.
+"""The machine of a scenario: its memory, and its backends with their faults, observed.
 
 Each random part has its own seed, derived from the run's seed and the part's name, so that what one part
 draws does not affect the others.
@@ -146,7 +146,7 @@ def _page_cache(memory: PhysicalMemory, section: Memory, seed: int) -> PageCache
     )
 
 
-class Told:
+class Observed:
     """Wraps a backend and reports every request and every result.
 
     ``tell`` is called with the name, a word, a detail, and the time of the request on the event loop's clock.

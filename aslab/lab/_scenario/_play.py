@@ -23,7 +23,7 @@ from .._simulation._log import EventLog
 from .._simulation._run import Lab, current, housekeeping, wait_for_timers
 from .._simulation._run import run as run_simulated
 from ._load import cache_options
-from ._machine import Machine, Told
+from ._machine import Machine, Observed
 from ._notes import Notes
 from ._recording import Recording
 from ._result import Result
@@ -88,8 +88,8 @@ class Run:
         self._lab = notes.lab
         wait_for_timers(self._lab)  # the end of the workload is one
         section = scenario.allocator
-        self._slabs = Told(machine.backends[section.slabs], "slabs", notes.backend)
-        self._single = Told(machine.backends[section.emergency], "emergency", notes.backend)
+        self._slabs = Observed(machine.backends[section.slabs], "slabs", notes.backend)
+        self._single = Observed(machine.backends[section.emergency], "emergency", notes.backend)
         self._signal = Signal()
         self._pressure: list[Source] = [self._signal]
         if section.shrinker:

@@ -46,18 +46,18 @@ class Row(Seeds[Machine, Chapter]):
 
     def in_words(self) -> dict[str, str]:
         """The results, by column."""
-        told = self.as_json()
-        rate = told["requests_per_second"]
+        figures = self.as_json()
+        rate = figures["requests_per_second"]
         return {
             "machine": self.machine.name,
-            "finished": f"{told['finished']} of {told['seeds']}",
-            "wait": _seconds(told["longest_wait"]),
-            "worst": _seconds(told["longest_wait_worst"]),
-            "stores": _seconds(told["longest_store_wait_worst"]),
+            "finished": f"{figures['finished']} of {figures['seeds']}",
+            "wait": _seconds(figures["longest_wait"]),
+            "worst": _seconds(figures["longest_wait_worst"]),
+            "stores": _seconds(figures["longest_store_wait_worst"]),
             "req/s": "-" if rate is None else f"{rate:.1f}",
-            "tries/s": str(told["tries_per_second"]),
-            "pinned MiB": f"{told['pinned_max'] / 2**20:.0f}",
-            "paged MiB": f"{told['emergency_max'] * SERVER.buffer / 2**20:.0f}",
+            "tries/s": str(figures["tries_per_second"]),
+            "pinned MiB": f"{figures['pinned_max'] / 2**20:.0f}",
+            "paged MiB": f"{figures['emergency_max'] * SERVER.buffer / 2**20:.0f}",
         }
 
     def stuck_in_words(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .._report._seeds import facts
-from .._report._tale import Curve, Outcome, Tale, Told
+from .._report._tale import Curve, Entry, Outcome, Tale
 from ._chapters import Row
 from ._machines import SERVER
 
@@ -36,7 +36,7 @@ def as_tale(rows: list[Row], seed: int, loop: str) -> Tale:
         "Storing frees room on the GPU; it needs a buffer, and requests that wait for room hold the buffers. "
         "The machines differ only in the pool.",
         seed=seed,
-        machines=[_told(row, seed) for row in rows],
+        machines=[_entry(row, seed) for row in rows],
         curves=CURVES,
         how_to_read=[
             "The tall curve counts requests served: while it rises, the machine makes progress.",
@@ -51,7 +51,7 @@ def as_tale(rows: list[Row], seed: int, loop: str) -> Tale:
     )
 
 
-def _told(row: Row, seed: int) -> Told:
+def _entry(row: Row, seed: int) -> Entry:
     words = row.in_words()
     cells = {
         "finished": words["finished"],
@@ -65,12 +65,12 @@ def _told(row: Row, seed: int) -> Told:
         "MiB pinned": words["pinned MiB"],
         "MiB pageable": words["paged MiB"],
     }
-    return row.told(seed, _verdict(row), cells, more, f"expected: it {EXPECTED[row.machine.ends]}")
+    return row.entry(seed, _verdict(row), cells, more, f"expected: it {EXPECTED[row.machine.ends]}")
 
 
 def _verdict(row: Row) -> tuple[Outcome, str]:
     """The outcome of a machine that finishes, and at what price."""
-    told = row.as_json()
-    if told["pinned_max"] > SERVER.limit * SERVER.buffer:
+    figures = row.as_json()
+    if figures["pinned_max"] > SERVER.limit * SERVER.buffer:
         return "poor", "finishes, but pins without limit"
-    return "good", "finishes, with emergency objects" if told["emergency_max"] else "finishes"
+    return "good", "finishes, with emergency objects" if figures["emergency_max"] else "finishes"

@@ -75,30 +75,30 @@ class Row(Seeds[Machine, Chapter]):
 
     def ended(self) -> dict[str, str]:
         """How it ended, by column."""
-        told = self.as_json()
+        figures = self.as_json()
         finish = self.time_to_finish
         return {
             "machine": self.machine.name,
-            "finished": f"{told['finished']} of {told['seeds']}",
+            "finished": f"{figures['finished']} of {figures['seeds']}",
             "time": "-" if finish is None else f"{finish:.2f} s",
-            "txg sync": format_seconds(round(told["longest_txg_sync"], 4)),
-            "wait": format_seconds(round(told["longest_wait"], 4)),
-            "emerg": str(told["emergency_left"]),
-            "max": str(told["emergency_max"]),
-            "dlock": str(told["deadlocks"]),
+            "txg sync": format_seconds(round(figures["longest_txg_sync"], 4)),
+            "wait": format_seconds(round(figures["longest_wait"], 4)),
+            "emerg": str(figures["emergency_left"]),
+            "max": str(figures["emergency_max"]),
+            "dlock": str(figures["deadlocks"]),
         }
 
     def needed(self) -> dict[str, str]:
         """What it needed, by column."""
-        told = self.as_json()
+        figures = self.as_json()
         failed = ", ".join(f"{count} of order {order}" for order, count in self.failed_by_order.items())
         cost = self.free_cost.get(OUTSTANDING[-1])
         return {
             "machine": self.machine.name,
             "failed": failed or "-",
-            "lowest free": str(told["lowest_free_pages"]),
-            "reserve used": f"{told['reserve_used'] / self.computer.min:.0%}",
-            "va lock": format_seconds(round(told["va_lock_time"], 6)),
+            "lowest free": str(figures["lowest_free_pages"]),
+            "reserve used": f"{figures['reserve_used'] / self.computer.min:.0%}",
+            "va lock": format_seconds(round(figures["va_lock_time"], 6)),
             f"free 1 of {OUTSTANDING[-1]:,}": format_seconds(round(cost, 8)) if cost else "-",
         }
 

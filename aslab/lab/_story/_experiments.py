@@ -22,7 +22,7 @@ from ._grid import Config, Grid
 from ._machines import Machine
 from ._run import tell
 
-Told = dict[str, Any]
+Result = dict[str, Any]
 """The result of one experiment, as JSON."""
 RESULTS = ("machine", "config", "seed", "finished", "longest_wait", "time", "emergency_max")
 """Its keys in the output; a notebook has two more."""
@@ -63,7 +63,7 @@ class Notebook:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._file: IO[str] | None = None
-        self.known: dict[str, Told] = {}
+        self.known: dict[str, Result] = {}
 
     def __enter__(self) -> Self:
         if self._path is not None:
@@ -74,11 +74,11 @@ class Notebook:
         if self._file is not None:
             self._file.close()
 
-    def add(self, told: Told) -> None:
+    def add(self, result: Result) -> None:
         """Add a result, and write it to the file at once."""
-        self.known[key_of(told["machine"], told["set"], told["seed"], told["loop"])] = told
+        self.known[key_of(result["machine"], result["set"], result["seed"], result["loop"])] = result
         if self._file is not None:
-            self._file.write(json.dumps(told) + "\n")
+            self._file.write(json.dumps(result) + "\n")
             self._file.flush()
 
     def _open(self, path: Path) -> None:
@@ -86,15 +86,15 @@ class Notebook:
         data = path.read_bytes()
         end = data.rfind(b"\n") + 1
         for number, line in enumerate(data[:end].split(b"\n")[:-1], 1):
-            told = self._parse(number, line)
-            self.known[key_of(told["machine"], told["set"], told["seed"], told["loop"])] = told
+            result = self._parse(number, line)
+            self.known[key_of(result["machine"], result["set"], result["seed"], result["loop"])] = result
         cut_off = data[end:]
         if cut_off[: len(BEGIN)] != BEGIN[: len(cut_off)]:  # not our file: leave it alone
             self._parse(data.count(b"\n") + 1, cut_off)
         os.truncate(path, end)
         self._file = path.open("a", encoding="utf-8")
 
-    def _parse(self, number: int, line: bytes) -> Told:
+    def _parse(self, number: int, line: bytes) -> Result:
         try:
             return Line.model_validate_json(line).model_dump()
         except ValidationError:
@@ -107,7 +107,7 @@ def key_of(machine: str, changed: Mapping[str, Any], seed: int, loop: str) -> st
     return json.dumps([machine, changed, seed, loop], sort_keys=True)
 
 
-def experiment(machine: Machine, computer: Computer, seed: int, config: Config, *, loop: str) -> Told:
+def experiment(machine: Machine, computer: Computer, seed: int, config: Config, *, loop: str) -> Result:
     """Run one experiment. Blocks."""
     chapter = tell(machine, computer, seed, loop=loop)
     return {
@@ -144,7 +144,7 @@ def play_grid(
     loop: str = "asyncio",
     jobs: int = 1,
     progress: Callable[[str, int], object] | None = None,
-) -> list[Told]:
+) -> list[Result]:
     """Run every machine on every computer with every seed, except what the notebook already has. Blocks.
 
     :param jobs: how many processes at once
@@ -152,10 +152,10 @@ def play_grid(
     """
     runs = runs_of(grid, machines, seeds, loop)
 
-    def note(told: Told) -> None:
-        notebook.add(told)
+    def note(result: Result) -> None:
+        notebook.add(result)
         if progress is not None:
-            progress(told["machine"], told["seed"])
+            progress(result["machine"], result["seed"])
 
     todo = [run for key, run in runs.items() if key not in notebook.known]
     for key in runs:
@@ -168,17 +168,17 @@ def play_grid(
     ]
 
 
-def rows_of(results: Iterable[Told]) -> list[dict[str, str]]:
+def rows_of(results: Iterable[Result]) -> list[dict[str, str]]:
     """One row per machine, for people."""
-    by_machine: dict[str, list[Told]] = {}
-    for told in results:
-        by_machine.setdefault(told["machine"], []).append(told)
+    by_machine: dict[str, list[Result]] = {}
+    for result in results:
+        by_machine.setdefault(result["machine"], []).append(result)
     return [_row(machine, found) for machine, found in by_machine.items()]
 
 
-def _row(machine: str, found: list[Told]) -> dict[str, str]:
-    waits = [told["longest_wait"] for told in found]
-    times = [told["time"] for told in found if told["finished"]]
+def _row(machine: str, found: list[Result]) -> dict[str, str]:
+    waits = [result["longest_wait"] for result in found]
+    times = [result["time"] for result in found if result["finished"]]
     return {
         "machine": machine,
         "finished": f"{len(times)} of {len(found)}",

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from .._report._figures import lasting
 from .._report._seeds import facts
-from .._report._tale import Curve, Outcome, Tale, Told
+from .._report._tale import Curve, Entry, Outcome, Tale
 from .._scenario._metrics import format_seconds
 from ._chapters import Row
 
@@ -57,7 +57,7 @@ def as_tale(rows: list[Row], seed: int, loop: str) -> Tale:
         about="A computer is out of memory and swaps to a ZFS volume. To free memory it has to write, and "
         "to write it needs a buffer, which needs memory. The machines differ only in how they get that buffer.",
         seed=seed,
-        machines=[_told(row, seed) for row in rows],
+        machines=[_entry(row, seed) for row in rows],
         curves=CURVES,
         how_to_read=[
             "The tall curve counts pages written to swap: while it rises, the machine makes progress.",
@@ -74,7 +74,7 @@ def as_tale(rows: list[Row], seed: int, loop: str) -> Tale:
     )
 
 
-def _told(row: Row, seed: int) -> Told:
+def _entry(row: Row, seed: int) -> Entry:
     figures = row.as_json()
     finish = row.time_to_finish
     cells = {
@@ -85,7 +85,7 @@ def _told(row: Row, seed: int) -> Told:
     }
     more = {name: value for name, value in row.needed().items() if name != "machine"}
     expected = f"the change of 2012 says {'it finishes' if row.machine.ends == 'finished' else 'it gets stuck'}"
-    return row.told(seed, _verdict(row), cells, more, expected)
+    return row.entry(seed, _verdict(row), cells, more, expected)
 
 
 def _verdict(row: Row) -> tuple[Outcome, str]:
