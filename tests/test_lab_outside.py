@@ -413,7 +413,7 @@ def test_stuck_in_clean_up_names_a_bare_future() -> None:
 
 def test_stuck_in_clean_up_names_a_loop_that_waits_for_nothing() -> None:
     assert told_of(SimulatedLoop.run_forever) == (
-        "every task is stuck: no task is left, the loop waits for a callback"
+        "every task is stuck: no task is left; the loop waits for a callback"
     )
 
 

@@ -424,7 +424,7 @@ def test_a_run_that_is_stuck_in_its_clean_up_raises_instead_of_hanging(loop: str
         ({"seed": "1"}, "seed: '1'"),
         ({"seed": None}, "seed: None"),
         ({"seed": True}, "seed: True"),
-        ({"loop": "uvloop"}, "loop: 'uvloop' is not allowed; allowed are asyncio, trio"),
+        ({"loop": "uvloop"}, "loop: 'uvloop' is not allowed; must be one of asyncio, trio"),
         ({"loop": ["asyncio"]}, "loop: "),
         ({"until": -1}, "until: -1 is not allowed; allowed are seconds from 0 on"),
         ({"until": float("nan")}, "until: nan"),
