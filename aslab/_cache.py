@@ -12,6 +12,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from functools import partial
+from threading import get_ident
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -193,7 +194,8 @@ class Cache(Generic[T]):
         pool, arena = self._pool, self._arena
         if timeout is not None:
             seconds("timeout", timeout, zero=True)
-        arena.check_thread()
+        if get_ident() != arena.thread:
+            arena.check_thread()
         if arena.config.checkpoints:
             await anyio.lowlevel.checkpoint()
             self._check_open()
@@ -219,7 +221,7 @@ class Cache(Generic[T]):
 
     def _check(self, flags: KM, *allowed: KM) -> None:
         if type(flags) is not KM or flags not in allowed:
-            raise ConfigError("flags", flags, f"allowed here are {', '.join(map(str, allowed))}")
+            raise ConfigError("flags", flags, f"it must be one of {', '.join(map(str, allowed))}")
         self._check_open()
 
     def _check_open(self) -> None:
@@ -303,11 +305,11 @@ class Cache(Generic[T]):
         """
         self._check_open()
         if not callable(callback):
-            raise ConfigError("callback", callback, "allowed is a function of old, new and size")
+            raise ConfigError("callback", callback, "it must be a function of old, new and size")
         if self._config.movable or self._config.merge:
-            raise ConfigError("callback", callback, "allowed where neither movable nor merge is set")
+            raise ConfigError("callback", callback, "it excludes movable and merge")
         if self._counters.hits or self._counters.misses or self._pool.moving.able:
-            raise ConfigError("callback", callback, "allowed once, and before the first allocation")
+            raise ConfigError("callback", callback, "it must be set once, before the first allocation")
         self._pool.moving.callback, self._pool.moving.able = callback, True
         self._managed = True
         self._magazine.divert(OPTIONS)

@@ -1,4 +1,4 @@
-"""Every error of aslab, under one base; each says whose fault it is."""
+"""All errors of aslab, under one base class; each says whose fault it is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class SlabError(Exception):
 class ConfigError(SlabError, ValueError):
     """The caller passed something that is not allowed; nothing was changed.
 
-    The message names the field, what was given, and what is allowed.
+    The message names the field and the value, and says what the value must be: ``allowed`` is a clause such as
+    "it must be True or False".
     """
 
     def __init__(self, field: str, given: object, allowed: str) -> None:
@@ -26,39 +27,39 @@ class ConfigError(SlabError, ValueError):
 
 
 class BufferFreedError(SlabError, ValueError):
-    """The caller used a `Buffer` after freeing it, or freed it twice. Nobody else is harmed."""
+    """The caller used a `Buffer` after freeing it, or freed it twice. No other buffer is affected."""
 
 
 class WrongCacheError(SlabError, ValueError):
-    """The caller gave a buffer to a cache that it was not allocated from; it stays allocated."""
+    """The caller gave a buffer to a cache that did not allocate it. The buffer stays allocated."""
 
 
 class CacheClosedError(SlabError, anyio.ClosedResourceError):
-    """The caller used a cache that is closed, or it was closed while the caller waited."""
+    """The cache is closed, or was closed while the caller waited."""
 
 
 class SealedError(SlabError):
-    """The caller asked a sealed allocator for what only growth can give."""
+    """The caller asked a sealed allocator for something that takes growth."""
 
 
 class BackendError(SlabError):
     """A backend broke its contract: too little memory, a wrong type, or an unexpected exception.
 
-    Want of memory is not this: a backend says that with `MemoryError`, and growth is tried again.
-    The backend's own exception, if there was one, is the ``__cause__``.
+    A backend that is out of memory raises `MemoryError` instead, and growth is retried. The backend's own
+    exception, if any, is the ``__cause__``.
     """
 
 
 class ConstructorError(SlabError):
-    """The ``ctor`` of a cache raised; its exception is the ``__cause__``. What it had built was destroyed."""
+    """The ``ctor`` of a cache raised; its exception is the ``__cause__``. Objects built so far were destroyed."""
 
 
 class ImpossibleTransition(SlabError, RuntimeError):
-    """A cache was told an event that its state does not allow: a bug in aslab, please report it."""
+    """A cache received an event that its state does not allow: a bug in aslab, please report it."""
 
 
 def copy_for_raise(error: Exception) -> Exception:
-    """The same error again, to be raised in another task: a traceback belongs to one."""
+    """A copy of the error for another task to raise: tasks must not share one traceback."""
     try:
         again = copy.copy(error)
     except Exception:  # a subclass whose constructor asks for more than its args
@@ -68,10 +69,10 @@ def copy_for_raise(error: Exception) -> Exception:
 
 
 def clear_frames(error: BaseException | None, older: BaseException | None = None) -> None:
-    """Have the frames that an error went through let go of what they hold: memory that is to go back.
+    """Clear the local variables of the frames in an error's traceback: they may keep memory in use.
 
-    Frames that still run keep theirs, and so does the error itself. From ``older`` on, which was being handled
-    before, its context is none of our business.
+    Frames that are still running keep theirs, and so does the error itself. The chain of contexts is followed up
+    to ``older``, the exception that was already being handled before.
     """
     seen = {older}
     while error is not None and error not in seen:

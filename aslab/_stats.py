@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Counters:
-    """What is counted for each cache by itself, also where several share their slabs.
+    """Counters of one cache, kept apart even where several caches share their slabs.
 
-    The last five only for managed buffers, whose every coming and going is seen.
+    The last five count managed buffers only: every allocation and free of those takes the slow path.
     """
 
     hits: int = 0
@@ -39,8 +39,8 @@ class CacheStats:
     """The counters of one cache at one moment. The slab and object names have SPL's meaning.
 
     ``obj_alloc == obj_held - obj_emergency + obj_cached + obj_reserved + obj_handover + obj_lingering`` at every
-    moment. Where caches share slabs, what is said of slabs and of free objects holds for all of them together, the
-    other counters for this cache alone, and ``obj_alloc`` has what all of them hold.
+    moment. Where caches share slabs, the counters of slabs and free objects are those of all of them together, and
+    so is ``obj_alloc``; the other counters are those of this cache alone.
     """
 
     name: str
@@ -52,76 +52,76 @@ class CacheStats:
     slab_size: int
     """Bytes of one slab, in whole pages."""
     slab_total: int
-    """Slabs there are."""
+    """Slabs that exist now."""
     slab_alloc: int
-    """Slabs with at least one object out."""
+    """Slabs with at least one object in use."""
     slab_max: int
-    """The most ``slab_alloc`` has been."""
+    """The highest ``slab_alloc`` so far."""
     slab_fail: int
-    """Grows that ended without a slab."""
+    """Grows that failed to make a slab."""
     slab_create: int
-    """Slabs ever made."""
+    """Slabs made so far."""
     slab_destroy: int
-    """Slabs ever given back."""
+    """Slabs given back so far."""
     slab_regret: int
-    """Times that it grew again within its ageing time after it gave slabs back under pressure."""
+    """How often it grew again within one ageing period after giving slabs back under pressure."""
     obj_total: int
     """Objects in all slabs, plus emergency objects."""
     obj_alloc: int
-    """Objects out of their slabs, those in the magazine included, emergency objects not."""
+    """Objects taken from their slabs, including those in the magazine, without emergency objects."""
     obj_max: int
-    """The most ``obj_alloc`` has been."""
+    """The highest ``obj_alloc`` so far."""
     obj_deadlock: int
-    """Times that DEADLOCKED was set: one for each episode, however many callers waited."""
+    """How often DEADLOCKED was set: once per episode, no matter how many callers waited."""
     obj_emergency: int
     """Emergency objects outstanding."""
     obj_emergency_max: int
-    """The most of them there have been."""
+    """The highest ``obj_emergency`` so far."""
     obj_emergency_spare: int
-    """Emergency objects that were freed while growth is late, and are kept for the next caller."""
+    """Emergency objects that were freed while growth was late and are kept for the next caller."""
     obj_held: int
-    """Objects that callers hold, emergency objects included."""
+    """Objects held by callers, including emergency objects."""
     obj_cached: int
     """Free objects in the magazine."""
     obj_reserved: int
-    """Objects set aside for PUSHPAGE and MEMALLOC callers now."""
+    """Objects now set aside for PUSHPAGE and MEMALLOC callers."""
     obj_handover: int
-    """Objects on their way to waiters, or which something moves into just now."""
+    """Objects on their way to a waiter, or the target of a move in progress."""
     obj_lingering: int
-    """Objects that were freed while others kept a view object of theirs: used last, and not given back before that
-    is gone. Emergency objects included, unless caches share slabs."""
+    """Objects that were freed while a view object of them was still referenced. They are reused last, and their
+    memory is not given back before the view is gone. Includes emergency objects, unless caches share slabs."""
     obj_reclaimed: int
-    """Objects that its ``reclaim`` callback says it has freed."""
+    """Objects that the ``reclaim`` callback reported as freed."""
     waiters: int
-    """Callers that wait in line now."""
+    """Callers waiting now."""
     hits: int
     """Allocations that the magazine served."""
     misses: int
-    """Allocations that found it empty."""
+    """Allocations that found the magazine empty."""
     waits: int
     """Allocations that had to wait."""
     grow_timeout: float
-    """Seconds that a SLEEP caller waits for growth now, before it takes an emergency object."""
+    """Seconds that a SLEEP caller now waits for growth before it tries an emergency object."""
     timeouts: int
-    """Waits that outlasted that, or what a more urgent caller has."""
+    """Waits that exceeded that, or the shorter time of a more urgent caller."""
     sealed: int
-    """Allocations that would have had it grow, had the allocator not been sealed."""
+    """Allocations that would have caused growth if the allocator were not sealed."""
     move_yes: int
     """Objects moved."""
     move_no: int
-    """Answers NO of the move callback, exceptions included."""
+    """NO answers of the move callback, including exceptions."""
     move_later: int
-    """Answers LATER; in a movable cache, moves in vain since the buffer was pinned meanwhile."""
+    """LATER answers; in a movable cache, moves given up because the buffer was pinned in the meantime."""
     move_dont_need: int
-    """Answers DONT_NEED: objects that the client gave up."""
+    """DONT_NEED answers: objects that the client gave up."""
     move_dont_know: int
-    """Answers DONT_KNOW."""
+    """DONT_KNOW answers."""
     growing: bool
-    """A slab has been asked for and has not come yet."""
+    """A slab has been requested and is not there yet."""
     deadlocked: bool
-    """It is late: callers take emergency objects without waiting."""
+    """Growth is late: callers take emergency objects without waiting."""
     merged: tuple[str, ...]
-    """Other caches that share its slabs."""
+    """The names of other caches that share its slabs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,25 +129,25 @@ class AllocatorStats:
     """Totals over all caches at one moment."""
 
     slab_bytes: int
-    """Bytes of all slabs, until their backend has them back."""
+    """Bytes of all slabs; a slab counts until its backend has released it."""
     limit: int | None
-    """The most ``slab_bytes`` may become."""
+    """The most that ``slab_bytes`` may reach."""
     emergency_bytes: int
-    """Bytes of all emergency objects, those that are kept included, until their backend has them back."""
+    """Bytes of all emergency objects, spare ones included, until their backend has released them."""
     emergency_bytes_max: int
-    """The most ``emergency_bytes`` has been."""
+    """The highest ``emergency_bytes`` so far."""
     emergency_limit: int | None
-    """The most it may become."""
+    """The most that ``emergency_bytes`` may reach."""
     kicked: int
-    """Grows that were set aside because they were stuck."""
+    """Stuck grows that were set aside."""
     sealed: bool
-    """Nothing grows any more."""
+    """Growth is off for good, see `Allocator.seal`."""
     caches: tuple[CacheStats, ...]
     """Each cache, in the order of creation."""
 
     @property
     def obj_held(self) -> int:
-        """Objects that callers hold, over all caches."""
+        """Objects held by callers, over all caches."""
         return sum(cache.obj_held for cache in self.caches)
 
     @property
@@ -157,7 +157,7 @@ class AllocatorStats:
 
     @property
     def waiters(self) -> int:
-        """Callers that wait, over all caches."""
+        """Callers waiting, over all caches."""
         return sum(cache.waiters for cache in self.caches)
 
 

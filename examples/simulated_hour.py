@@ -1,6 +1,6 @@
-"""An hour of a service, in half a second: its memory is stuck for ten minutes, just when a rush comes.
+"""An hour of a service in half a second: its memory is stuck for ten minutes, just when a rush arrives.
 
-The same seed gives the same hour, to the byte of the log, in every process. ``trio`` as an argument runs it there.
+The same seed gives the same log, to the byte, in every process. With the argument ``trio`` it runs on trio.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The same on trio: nothing of aslab changes. `checkpoints=True` keeps trio's rule to the letter."""
+"""The same on trio: nothing about aslab changes. `checkpoints=True` makes every call a checkpoint, as on trio."""
 
 import trio
 

@@ -1,6 +1,6 @@
 """A TCP echo service whose connections share one cache.
 
-Each connection takes a buffer only while it has data under way, receives straight into it and sends
+Each connection takes a buffer only while it has data in flight, receives straight into it and sends
 straight out of it. 200 clients are served with at most 32 buffers: more clients wait, and memory
 stays bounded. Run it to see it serve its own clients; give a port to serve others.
 """

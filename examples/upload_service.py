@@ -1,6 +1,6 @@
 """An upload service whose memory is bounded: Starlette on uvicorn, each body in a buffer of one cache.
 
-At most `LIMIT` bytes of bodies are held at once: who comes later waits for a buffer, and its bytes wait in the
+At most `LIMIT` bytes of bodies are held at once: later uploads wait for a buffer, and their bytes wait in the
 sockets. Run it to see it serve 50 clients of its own; give a port to serve others.
 """
 
@@ -25,12 +25,12 @@ from aslab.backends import Backend
 LARGEST = 4 * 2**20
 LIMIT = 64 * 2**20
 UNREAD = 32 * 2**10
-"""Bytes that a socket takes before somebody reads them; Linux doubles it. uvicorn keeps what one read brings of
-each body that waits for its turn: with 200 of them 18 MiB so, and 34 MiB with the system's default."""
+"""Bytes that a socket accepts before anybody reads them; Linux doubles it. uvicorn keeps the bytes of one read for
+each body that waits for its turn: for 200 bodies 18 MiB with this value, and 34 MiB with the system's default."""
 
 
 async def upload(request: Request) -> PlainTextResponse:
-    """Receive a body into a buffer and answer its checksum."""
+    """Receive a body into a buffer, and reply with its checksum."""
     bodies: aslab.Cache[memoryview] = request.state.bodies
     async with bodies.lease() as buf:
         end = 0
@@ -56,14 +56,14 @@ def make_app(slabs: Backend | None = None) -> Starlette:
 
 
 def listen(port: int = 0) -> socket.socket:
-    """A socket that takes little of a body before somebody reads it."""
+    """A socket that accepts little of a body before anybody reads it."""
     listener = socket.create_server(("127.0.0.1", port), backlog=1024)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UNREAD)  # its connections inherit it
     return listener
 
 
 async def client(port: int, body: bytes) -> bool:
-    """Upload it; whether the service had all of it right."""
+    """Upload it, and return whether the service got all of it right."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     writer.write(head.encode() + body)

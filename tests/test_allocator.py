@@ -64,7 +64,7 @@ async def test_interrupt_while_closing_leaves_no_task_behind(monkeypatch: pytest
     async def interrupted(_: object) -> list[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("aslab._tasks.Engine.close", interrupted)
+    monkeypatch.setattr("aslab._tasks.Tasks.close", interrupted)
     with anyio.fail_after(30):
         try:
             async with aslab.open_allocator():
@@ -129,7 +129,7 @@ async def test_closing_with_a_grow_stuck_in_a_thread_returns_with_a_warning_and_
         go_on.wait()
         return bytearray(nbytes + align)
 
-    with pytest.warns(ResourceWarning, match="'c' stuck"):
+    with pytest.warns(ResourceWarning, match="'c' that has been stuck"):
         async with aslab.open_allocator(slabs=Callback(acquire, lambda _: released.set())) as kmem:
             cache = kmem.create_cache("c", SIZE)
             (await cache.alloc()).free()
@@ -297,7 +297,7 @@ async def test_growth_stuck_for_long_is_logged(caplog: pytest.LogCaptureFixture)
         async with allocator(slabs=gate, kick_after=0.01) as kmem:
             cache = kmem.create_cache("frames", SIZE)
             (await cache.alloc()).free()
-    assert "'frames' is stuck" in caplog.text
+    assert "'frames' has been stuck for" in caplog.text
 
 
 async def test_repr_of_a_cache_tells_its_state_in_words() -> None:

@@ -126,7 +126,7 @@ def test_freeing_what_is_not_allocated_so_is_refused_and_changes_nothing(pfn: in
 
 @pytest.mark.parametrize("order", [-1, 11])
 def test_an_order_out_of_bounds_is_refused(order: int) -> None:
-    with pytest.raises(ConfigError, match=r"^order: .*0\.\.10"):
+    with pytest.raises(ConfigError, match=r"^order: .* from 0 to 10$"):
         Buddy(4096).allocate(order)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
+from aslab._fastpath import Magazine
 from aslab._kmem._budget import Account, Budget, Claim, Tenant
 from aslab._kmem._wakeup import Wakeup
 
@@ -28,6 +29,7 @@ class Nobody:
     """A pool that does nothing when it is asked."""
 
     waiting_since: float | None = None
+    magazine: Magazine[Any] = Magazine(2)
 
     def ask(self) -> bool:
         return False
@@ -132,7 +134,7 @@ async def test_who_came_later_yields_to_who_waits_longer_and_only_then(wakeup: W
         account(budget, 10),
     )
     assert budget.yields(younger)
-    budget.order_changed()
+    budget.note(older, None)
     assert budget.asking, "they ask again, soon"
     assert budget.yields(nobody), "growth in advance comes last"
     assert not budget.yields(older)

@@ -20,6 +20,7 @@ import aslab
 from aslab import Buffer, BufferFreedError, Cache, WrongCacheError
 from aslab._cache import pool_of
 from aslab._fastpath import lease_view
+from aslab._kmem._frees import unpark
 from aslab.testing import check_consistency
 
 from .support import SIZE, Gate, allocator, settle, start
@@ -521,7 +522,7 @@ async def test_slice_that_a_finaliser_brings_back_is_nobody_elses_memory() -> No
         assert bytes(next_owner.view) == bytes(SIZE)
         next_owner.free()
         kept.clear()
-        pool_of(cache).attend()
+        unpark(pool_of(cache))
         assert cache.stats().obj_held == 0
         check_consistency(cache)
 

@@ -151,7 +151,7 @@ def test_a_file_that_cannot_be_read_is_one_line(here: Here, tmp_path: Path) -> N
 def test_a_file_that_is_wrong_is_one_line_with_file_key_value_and_what_is_allowed(here: Here, good: Path) -> None:
     good.write_text(good.read_text().replace('"4KiB"', '"4 parsecs"'))
     message = told(here("lab", "run", good), 2)
-    assert "good.toml: caches.io.size: '4 parsecs' is not allowed; allowed are sizes such as" in message
+    assert "good.toml: caches.io.size: '4 parsecs' is not allowed; it must be a size such as" in message
 
 
 def test_a_file_that_is_no_text_is_one_line(here: Here, tmp_path: Path) -> None:

@@ -260,14 +260,14 @@ class TestSet:
     @pytest.mark.parametrize(
         ("given", "says"),
         [
-            ("hogs=0", "--set hogs: 0 is not allowed; must be a whole number from 1 to 256"),
-            ("hogs=x", "--set hogs: 'x' is not allowed; must be a whole number from 1 to 256"),
-            ("hogs=", "--set hogs: '' is not allowed; must be a whole number"),
-            ("hogs=1\nx=2", "--set hogs: '1\\nx=2' is not allowed; must be a whole number"),
-            ("disk=0.1", "--set disk: 0.1 is not allowed; must be two numbers of seconds"),
+            ("hogs=0", "--set hogs: 0 is not allowed; it must be a whole number from 1 to 256"),
+            ("hogs=x", "--set hogs: 'x' is not allowed; it must be a whole number from 1 to 256"),
+            ("hogs=", "--set hogs: '' is not allowed; it must be a whole number"),
+            ("hogs=1\nx=2", "--set hogs: '1\\nx=2' is not allowed; it must be a whole number"),
+            ("disk=0.1", "--set disk: 0.1 is not allowed; it must be two numbers of seconds"),
             (
                 "disk=0.2,0.1",
-                "--set disk: [0.2, 0.1] is not allowed; must be two numbers of seconds, the smaller",
+                "--set disk: [0.2, 0.1] is not allowed; it must be two numbers of seconds, the smaller",
             ),
             ("hog=3", "--set hog: 3 is not allowed; unknown key; known keys are pages, min_share, "),
             ("hogs", "--set 'hogs': must be KEY=VALUE, such as hogs=8"),
@@ -276,7 +276,7 @@ class TestSet:
             ("hogs=" + "9" * 5000, "--set 'hogs=999"),
             (
                 "pages=4096",
-                "txg_blocks: 64 is not allowed; must let ZFS fit in 1856 pages, half of",
+                "txg_blocks: 64 is not allowed; it must let ZFS fit in 1856 pages, half of",
             ),
         ],
     )
@@ -357,9 +357,9 @@ class TestGrid:
     @pytest.mark.parametrize(
         ("text", "says"),
         [
-            ("[vary]\nhogs = [0]", "vary.hogs.0: 0 is not allowed; must be a whole number from 1 to 256"),
+            ("[vary]\nhogs = [0]", "vary.hogs.0: 0 is not allowed; it must be a whole number from 1 to 256"),
             ("[vary]\nhog = [3]", "vary.hog: [3] is not allowed; unknown key; known keys are pages, "),
-            ("draw", "text: 'draw' is not allowed; must be TOML"),
+            ("draw", "text: 'draw' is not allowed; it must be TOML"),
             ("[fixed]\npages = 4096", "no configuration makes sense; the first: txg_blocks: 64 is not allowed"),
         ],
     )

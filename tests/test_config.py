@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from dataclasses import fields
+from typing import Any, assert_type, get_type_hints
 
 import anyio
 import pytest
 
 import aslab
-from aslab import KM, CacheFlags, ConfigError
+from aslab import KM, Cache, CacheFlags, ConfigError
+from aslab._options import AllocatorKeywords, AllocatorOptions, CacheKeywords, CacheOptions
 
 from .helpers import Loop
 from .support import SIZE, Gate, Instant, allocator, settle
@@ -71,7 +74,7 @@ CREATE = [
 ]
 
 
-def names(field: str, given: object, allowed: str = "allowed") -> str:
+def names(field: str, given: object, allowed: str = "it (must|needs a ctor)") -> str:
     return f"^{re.escape(f'{field}: {given!r} is not allowed; ')}.*{allowed}"
 
 
@@ -123,11 +126,11 @@ async def test_create_cache_refuses_it_and_creates_nothing(field: str, given: An
 @pytest.mark.parametrize(
     ("arguments", "field", "allowed"),
     [
-        ({"size": 5000, "max_slab_size": 4096}, "size", r"1\.\.4096 bytes"),
-        ({"objects_per_slab": 3, "max_slab_size": 2 * SIZE}, "objects_per_slab", r"1\.\.2:"),
-        ({"objects_per_slab": 4, "max_objects": 3}, "max_objects", "at least one slab, 4 objects"),
-        ({"watermark": 17, "max_objects": 16}, "watermark", r"0\.\.16"),
-        ({"size": 9 * SIZE}, "limit", "at least one slab of cache 'new', 36864 bytes"),
+        ({"size": 5000, "max_slab_size": 4096}, "size", "at most 4096 bytes"),
+        ({"objects_per_slab": 3, "max_slab_size": 2 * SIZE}, "objects_per_slab", "at most 2: a slab must fit"),
+        ({"objects_per_slab": 4, "max_objects": 3}, "max_objects", "at least 4, the objects of one slab"),
+        ({"watermark": 17, "max_objects": 16}, "watermark", "at most max_objects, 16"),
+        ({"size": 9 * SIZE}, "limit", "at least 36864 bytes, one slab of cache 'new'"),
     ],
 )
 async def test_arguments_that_do_not_go_together(arguments: dict[str, Any], field: str, allowed: str) -> None:
@@ -227,7 +230,7 @@ async def test_alloc_nowait_refuses_sleep() -> None:
         (1.0, "a whole number"),
         (True, "a whole number"),
         (None, "a whole number"),
-        (17, "max_objects, 16"),
+        (17, "into max_objects, 16, in whole slabs"),
     ],
 )
 async def test_prefill_refuses_what_can_never_come(n: Any, allowed: str) -> None:
@@ -245,9 +248,7 @@ async def test_prefill_refuses_what_can_never_come(n: Any, allowed: str) -> None
 async def test_prefill_refuses_more_than_the_limit_allows() -> None:
     async with allocator(limit=20 * SIZE) as kmem:
         cache = kmem.create_cache("c", SIZE, objects_per_slab=8)
-        with pytest.raises(
-            ConfigError, match=names("n", 17, f"limit, less others' guarantees, {20 * SIZE} bytes")
-        ):
+        with pytest.raises(ConfigError, match=names("n", 17, f"limit less other guarantees, {20 * SIZE} bytes")):
             await cache.prefill(17)
         await cache.prefill(16)
         assert kmem.stats().slab_bytes == 16 * SIZE
@@ -265,3 +266,116 @@ async def test_a_closed_cache_is_no_config_error(call: Callable[[aslab.Cache[mem
         with pytest.raises(anyio.ClosedResourceError):
             cache.alloc_nowait()
         kmem.create_cache("c", SIZE)
+
+
+# -- one list: the dataclasses; what else names the options agrees with them
+
+BY_NAME = ("ctor", "dtor")
+"""Keywords of `create_cache` that decide what its cache is a cache of, so they are not in `CacheKeywords`."""
+
+
+@pytest.mark.parametrize(
+    ("keywords", "options"), [(CacheKeywords, CacheOptions), (AllocatorKeywords, AllocatorOptions)]
+)
+def test_what_type_checkers_see_has_the_same_names_types_and_order(keywords: type, options: type) -> None:
+    types = get_type_hints(options)
+    expected = [(one.name, types[one.name]) for one in fields(options) if one.name not in BY_NAME]
+    assert list(get_type_hints(keywords).items()) == expected
+    assert not keywords.__required_keys__  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "before"),
+    [
+        (aslab.Allocator.create_cache, CacheOptions, ["self", "name", "size"]),
+        (aslab.open_allocator, AllocatorOptions, []),
+    ],
+)
+def test_help_shows_each_option_with_its_type_default_and_description(
+    function: Callable[..., Any], options: type, before: list[str]
+) -> None:
+    parameters = inspect.signature(function).parameters
+    assert list(parameters) == before + [one.name for one in fields(options)]
+    doc = inspect.getdoc(function) or ""
+    assert re.findall(r"^:param (\w+): \S", doc, re.MULTILINE) == list(parameters)[bool(before) :]
+    for one in fields(options):
+        shown = parameters[one.name]
+        assert (shown.kind, shown.default, shown.annotation) == (shown.KEYWORD_ONLY, one.default, one.type)
+        assert one.default is not inspect.Parameter.empty
+
+
+async def test_an_unknown_keyword_is_a_type_error_that_names_the_function() -> None:
+    unknown: Any = {"sise": 1}
+    with pytest.raises(TypeError, match=r"^open_allocator\(\) got an unexpected keyword argument 'sise'"):
+        async with aslab.open_allocator(**unknown):
+            pass
+    async with allocator() as kmem:
+        with pytest.raises(TypeError, match=r"create_cache\(\) got an unexpected keyword argument 'sise'"):
+            kmem.create_cache("c", SIZE, **unknown)
+        assert kmem.caches == ()
+
+
+async def test_type_checkers_know_what_a_cache_is_a_cache_of() -> None:
+    async with allocator() as kmem:
+        assert_type(kmem.create_cache("plain", SIZE, align=8), Cache[memoryview])
+        assert_type(kmem.create_cache("none", SIZE, ctor=None), Cache[memoryview])
+        assert_type(kmem.create_cache("bytes", SIZE, ctor=bytes, reserve=1), Cache[bytes])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "", "size": 0, "align": 7}, "name: '' is not allowed; it must be a printable string"),
+        ({"size": 0, "align": 7}, "size: 0 is not allowed; it must be a whole number from 1 to "),
+        (
+            {"align": 7, "watermark": -1, "dtor": print},
+            "align: 7 is not allowed; it must be a power of two from 8",
+        ),
+        (
+            {"watermark": -1, "dtor": print},
+            "watermark: -1 is not allowed; it must be a whole number of at least 0",
+        ),
+        (
+            {"watermark": 2, "max_objects": 1, "dtor": print},
+            "watermark: 2 is not allowed; it must be at most max_",
+        ),
+    ],
+    ids=str,
+)
+async def test_each_option_by_itself_is_checked_before_what_depends_on_several(
+    arguments: dict[str, Any], message: str
+) -> None:
+    given: dict[str, Any] = {"name": "c", "size": SIZE} | arguments
+    async with allocator() as kmem:
+        with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+            kmem.create_cache(**given)
+        assert kmem.caches == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"kick_after": 0},
+            "kick_after: 0 is not allowed; it must be a number of seconds, at least 0.01, or None",
+        ),
+        ({"limit": 0}, "limit: 0 is not allowed; it must be a whole number of at least 1, or None"),
+        ({"checkpoints": 1}, "checkpoints: 1 is not allowed; it must be True or False"),
+        ({"pressure": 7}, "pressure: 7 is not allowed; it must be a sequence of sources, such as "),
+        ({"pressure": [7]}, "pressure: 7 is not allowed; it must be a source, such as aslab.pressure.Psi()"),
+    ],
+    ids=str,
+)
+async def test_a_message_is_a_sentence(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        async with aslab.open_allocator(**options):
+            pass
+
+
+async def test_caches_share_slabs_when_one_is_told_what_the_other_has_by_default() -> None:
+    async with allocator() as kmem:
+        kmem.create_cache("default", SIZE, merge=True)
+        told = kmem.create_cache("told", SIZE, merge=True, objects_per_slab=8, max_slab_size=16 * SIZE, align=64)
+        other = kmem.create_cache("other", SIZE, merge=True, objects_per_slab=4)
+        assert told.stats().merged == ("default",)
+        assert other.stats().merged == ()

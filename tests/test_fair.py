@@ -60,10 +60,10 @@ async def test_beyond_its_minimum_a_cache_is_one_of_many() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"min_objects": -1}, r"allowed is 0\.\.32"),
-        ({"min_objects": 33}, r"allowed is 0\.\.32"),
-        ({"min_objects": 9, "max_objects": 8}, r"allowed is 0\.\.8"),
-        ({"min_objects": 24}, f"allowed is what {2 * SLAB} bytes hold: the limit less other guarantees"),
+        ({"min_objects": -1}, "it must be a whole number of at least 0"),
+        ({"min_objects": 33}, "it must be at most 32, the objects that fit limit and max_objects"),
+        ({"min_objects": 9, "max_objects": 8}, "it must be at most 8,"),
+        ({"min_objects": 24}, f"it must fit into the limit less other guarantees, {2 * SLAB} bytes"),
     ],
     ids=str,
 )
@@ -496,7 +496,9 @@ async def test_several_that_others_guarantees_leave_no_room_for_are_refused() ->
         kmem.create_cache("one", SIZE, min_objects=24)
         other = kmem.create_cache("other", SIZE)
         for call in (other.alloc_many, other.prefill):
-            with pytest.raises(ConfigError, match=rf"within the limit, less others' guarantees, {SLAB} bytes"):
+            with pytest.raises(
+                ConfigError, match=rf"fit into the limit less other guarantees, {SLAB} bytes, in whole slabs"
+            ):
                 await call(9)
         for buf in await other.alloc_many(8):
             buf.free()

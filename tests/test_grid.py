@@ -108,7 +108,7 @@ class TestComputer:
         if about["kind"] == "pair":
             bad += [1.0, [], [1.0], [1.0, 2.0, 3.0], [2.0, 1.0], [0.0, "1"], [0.0, True], [-1.0, 1.0]]
         for value in bad:
-            with pytest.raises(ValueError, match=r"^must be "):
+            with pytest.raises(ValueError, match=r"^it must be "):
                 check_value(key, value)
 
     def test_block_is_a_power_of_two(self) -> None:

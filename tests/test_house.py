@@ -17,16 +17,15 @@ MODULES = {str(path.relative_to(PACKAGE).with_suffix("")): path for path in sort
 """Every module by its place, such as ``_kmem/_slab``; a package is its ``__init__``."""
 
 FLOORS = """
-_errors _flags _stats _checks _clients
+_errors _flags _stats _checks _clients _keywords
 _fastpath/_views _fastpath/_magazine _fastpath/_home _fastpath/_buffer _fastpath/_managed _fastpath/__init__
 backends
 pressure
-_config _lease
-_kmem/__init__ _kmem/_clock _kmem/_wakeup _kmem/_state _kmem/_working_set _kmem/_member _kmem/_patience
-_kmem/_moving _kmem/_slab _kmem/_budget _kmem/_lingering _kmem/_orphans _kmem/_parking _kmem/_supply
-_kmem/_waiters _kmem/_permits _kmem/_arena _kmem/_reserve _kmem/_depot _kmem/_errands _kmem/_growth
-_kmem/_emergency _kmem/_lateness _kmem/_handover _kmem/_admission _kmem/_pool _kmem/_attempts _kmem/_frees
-_kmem/_snapshot _kmem/_worker _kmem/_reclaim _kmem/_slowpath _kmem/_move
+_options _config _lease
+_kmem/__init__ _kmem/_clock _kmem/_wakeup _kmem/_state _kmem/_working_set _kmem/_member _kmem/_moving _kmem/_slab
+_kmem/_budget _kmem/_lingering _kmem/_orphans _kmem/_parking _kmem/_supply _kmem/_waiters _kmem/_reserve
+_kmem/_depot _kmem/_emergency _kmem/_arena _kmem/_errands _kmem/_growth _kmem/_handover _kmem/_admission
+_kmem/_pool _kmem/_attempts _kmem/_frees _kmem/_snapshot _kmem/_worker _kmem/_reclaim _kmem/_slowpath _kmem/_move
 _home _cache _reaper _tasks _allocator
 __init__
 faults emulation testing
@@ -42,7 +41,7 @@ __main__
 
 An import under ``TYPE_CHECKING`` or inside of a function is one like any other.
 """
-UPWARDS = {"_buffer imports _cache", "_fastpath/_buffer imports _cache"}
+UPWARDS = {"_fastpath/_buffer imports _cache"}
 """The one exception: the return type of `Buffer.cache`."""
 
 SOURCES = ("pressure/", "emulation/_shrinker")
@@ -76,15 +75,12 @@ STILL: dict[str, set[str]] = {
         "_kmem/__init__ leaves _frees out",
         "_kmem/__init__ leaves _growth out",
         "_kmem/__init__ leaves _handover out",
-        "_kmem/__init__ leaves _lateness out",
         "_kmem/__init__ leaves _lingering out",
         "_kmem/__init__ leaves _member out",
         "_kmem/__init__ leaves _move out",
         "_kmem/__init__ leaves _moving out",
         "_kmem/__init__ leaves _orphans out",
         "_kmem/__init__ leaves _parking out",
-        "_kmem/__init__ leaves _patience out",
-        "_kmem/__init__ leaves _permits out",
         "_kmem/__init__ leaves _pool out",
         "_kmem/__init__ leaves _reclaim out",
         "_kmem/__init__ leaves _reserve out",

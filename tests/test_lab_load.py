@@ -126,7 +126,7 @@ def more(text: str, key: str, allowed: str) -> Bad:
 DIGITS = "9" * 5000
 TIMES = "must be a time with a unit, such as '40us', '250ms', '3s', '2m'"
 DELAYS = "must be a time such as '250ms', {low = '1ms', high = '5ms'}, {mean = '10ms'}, or a list of times"
-SIZES = "allowed are sizes such as 4096, 64KiB, 1M, up to "
+SIZES = "it must be a size such as 4096, 64KiB or 1M, up to "
 KINDS = "must be one of vmalloc, kmalloc, mmap, heap, latency, deadlock, failslab"
 CIRCLE = "must not lead back to itself: "
 
@@ -221,7 +221,7 @@ BAD: dict[str, Bad] = {
         'low = "1ms", high = "2ms"',
         'low = "3ms", high = "2ms"',
         "backends.slow.acquire",
-        "must be at least low",
+        "it must be at least low",
     ),
     "expiry at once": change("limit =", 'expire = "0s"\nlimit =', "allocator.expire", "or 'never'"),
     "kick_after without a time": change(
@@ -340,16 +340,13 @@ BAD: dict[str, Bad] = {
     "after the end": change('time = "1s"', 'time = "11s"', "at.0.time", "must be within the duration, 10 s"),
     # what the parts refuse
     "a window with at": change(
-        'duration = "3s"',
-        'window = ["1s", "2s"]',
-        "backends.stuck.window",
-        "cannot be combined with at, duration or prob",
+        'duration = "3s"', 'window = ["1s", "2s"]', "backends.stuck.window", "it excludes at, duration and prob"
     ),
     "a window with one end": change(
         'at = 3\nduration = "3s"', 'window = ["1s"]', "backends.stuck.window", "allowed"
     ),
     "a window that ends before it begins": change(
-        'at = 3\nduration = "3s"', 'window = ["2s", "1s"]', "backends.stuck.window", "must end after it begins"
+        'at = 3\nduration = "3s"', 'window = ["2s", "1s"]', "backends.stuck.window", "it must end after it begins"
     ),
     "align that is no power of two": change("prefill = 4", "align = 48", "caches.io.align", "a power of two"),
     "align over a page": change("prefill = 4", "align = 8192", "caches.io.align", "4096"),
@@ -360,16 +357,18 @@ BAD: dict[str, Bad] = {
         "max_objects = 64\nprefill = 4", "prefill = 300", "caches.io.prefill", "within the limit, 4194304 bytes"
     ),
     "less than a slab of objects": change(
-        "max_objects = 64", "objects_per_slab = 8\nmax_objects = 4", "caches.io.max_objects", "at least one slab"
+        "max_objects = 64", "objects_per_slab = 8\nmax_objects = 4", "caches.io.max_objects", "one slab"
     ),
     "a watermark over max_objects": change(
-        "prefill = 4", "watermark = 65", "caches.io.watermark", "allowed is 0..64"
+        "prefill = 4", "watermark = 65", "caches.io.watermark", "it must be at most max_objects, 64"
     ),
     "an object over max_slab_size": change(
         "prefill = 4", 'max_slab_size = "8KiB"', "caches.io.size", "one object must fit max_slab_size"
     ),
-    "a limit below one slab": change('"4MiB"', '"2KiB"', "allocator.limit", "at least one slab"),
-    "marks in the wrong order": change("clean = 100", "min = 100\nlow = 50", "memory.low", "allowed is 100..4096"),
+    "a limit below one slab": change('"4MiB"', '"2KiB"', "allocator.limit", "one slab"),
+    "marks in the wrong order": change(
+        "clean = 100", "min = 100\nlow = 50", "memory.low", "it must be a whole number from 100 to 4096"
+    ),
     "pages too few for the dirty ones": change(
         "dirty = 100", "dirty = 4000", "memory.dirty", "must be at most 3968 pages, clean and dirty together"
     ),

@@ -420,13 +420,13 @@ def test_a_run_that_is_stuck_in_its_clean_up_raises_instead_of_hanging(loop: str
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"seed": 1.5}, "seed: 1.5 is not allowed; allowed is a whole number"),
+        ({"seed": 1.5}, "seed: 1.5 is not allowed; it must be a whole number"),
         ({"seed": "1"}, "seed: '1'"),
         ({"seed": None}, "seed: None"),
         ({"seed": True}, "seed: True"),
-        ({"loop": "uvloop"}, "loop: 'uvloop' is not allowed; must be one of asyncio, trio"),
+        ({"loop": "uvloop"}, "loop: 'uvloop' is not allowed; it must be one of asyncio, trio"),
         ({"loop": ["asyncio"]}, "loop: "),
-        ({"until": -1}, "until: -1 is not allowed; allowed are seconds from 0 on"),
+        ({"until": -1}, "until: -1 is not allowed; it must be a number of seconds, at least 0"),
         ({"until": float("nan")}, "until: nan"),
         ({"until": float("inf")}, "until: inf"),
         ({"until": "5"}, "until: '5'"),

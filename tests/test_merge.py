@@ -183,7 +183,7 @@ async def test_each_is_asked_for_its_own_objects_under_pressure() -> None:
 )
 async def test_what_can_not_be_shared_is_refused(with_: dict[str, Any]) -> None:
     async with allocator() as kmem:
-        with pytest.raises(ConfigError, match=r"^merge: True is not allowed; allowed only without ctor, movable,"):
+        with pytest.raises(ConfigError, match=r"^merge: True is not allowed; it excludes ctor, movable,"):
             kmem.create_cache("c", SIZE, merge=True, **with_)
 
 

@@ -340,9 +340,9 @@ async def test_constructed_objects_are_moved_to_constructed_objects() -> None:
 @pytest.mark.parametrize(
     ("options", "callback", "words"),
     [
-        ({}, None, "allowed is a function"),
-        ({"movable": True}, Client().move, "neither movable nor merge"),
-        ({"merge": True}, Client().move, "neither movable nor merge"),
+        ({}, None, "it must be a function"),
+        ({"movable": True}, Client().move, "it excludes movable and merge"),
+        ({"merge": True}, Client().move, "it excludes movable and merge"),
     ],
 )
 async def test_set_move_refuses_what_makes_no_sense(options: dict[str, Any], callback: Any, words: str) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from aslab import GFP, KM, Cache
 from aslab._cache import pool_of
 from aslab._flags import FINISHES, ORDINARY, URGENT
-from aslab._kmem._patience import AT_FIRST, GROWS, LEAST, MOST, SLOW, TIMES, Patience
+from aslab._kmem._growth import AT_FIRST, GROWS, LEAST, MOST, SLOW, TIMES, Patience
 from aslab.backends import Region, _threads
 from aslab.backends._threads import LAG, run_blocking
 
@@ -70,20 +70,20 @@ def test_it_is_a_multiple_of_the_median_of_the_last_grows_within_bounds(took: li
     late = TIMES * median_low(took[-GROWS:])
     assume(len(took) > 1 or took[0] <= MOST)
     patience = learned(*took)
-    assert patience.of(ORDINARY) == min(max(late, LEAST), MOST)
+    assert patience.of[ORDINARY] == min(max(late, LEAST), MOST)
     for level in (URGENT, FINISHES):
-        assert patience.of(level) == min(max(late / 2, LEAST), MOST)
+        assert patience.of[level] == min(max(late / 2, LEAST), MOST)
 
 
 def test_a_first_one_that_was_stuck_teaches_nothing_and_two_do() -> None:
-    assert learned(100.0).of(ORDINARY) == AT_FIRST
-    assert learned(100.0, 100.0).of(ORDINARY) == MOST
-    assert learned(100.0, 0.001).of(ORDINARY) == LEAST
+    assert learned(100.0).of[ORDINARY] == AT_FIRST
+    assert learned(100.0, 100.0).of[ORDINARY] == MOST
+    assert learned(100.0, 0.001).of[ORDINARY] == LEAST
 
 
 def test_whose_progress_frees_memory_waits_half_as_long() -> None:
     patience = learned(0.02)
-    assert [patience.of(level) for level in (ORDINARY, URGENT, FINISHES)] == [0.08, 0.04, 0.04]
+    assert [patience.of[level] for level in (ORDINARY, URGENT, FINISHES)] == [0.08, 0.04, 0.04]
 
 
 @pytest.mark.parametrize(
@@ -99,13 +99,13 @@ def test_before_the_first_grow_it_goes_by_the_size_of_a_slab(
     slab_size: int, ordinary: float, urgent: float
 ) -> None:
     patience = learned(slab_size=slab_size)
-    assert [patience.of(level) for level in (ORDINARY, URGENT, FINISHES)] == [ordinary, urgent, urgent]
+    assert [patience.of[level] for level in (ORDINARY, URGENT, FINISHES)] == [ordinary, urgent, urgent]
 
 
 def test_what_was_given_is_for_all_and_learns_nothing() -> None:
     patience = Patience(0.3, 2**30)
     patience.note(0.001)
-    assert [patience.of(level) for level in (ORDINARY, URGENT, FINISHES)] == [0.3] * 3
+    assert [patience.of[level] for level in (ORDINARY, URGENT, FINISHES)] == [0.3] * 3
 
 
 @pytest.mark.anyio

@@ -246,7 +246,7 @@ class TestCgroup:
         monkeypatch.undo()
         monkeypatch.setattr("aslab.pressure._cgroup.find_directory", lambda cgroup, mountinfo: None)
         await ended(Cgroup(), heard)
-        assert "this process has no mounted cgroup v2" in caplog.text
+        assert "no cgroup v2 of this process" in caplog.text
 
 
 V2 = "31 23 0:28 {root} {point} rw,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -563,7 +563,7 @@ BAD = [
 def test_a_bad_option_is_refused_by_name_value_and_what_is_allowed(
     kind: Callable[..., Source], field: str, given: Any
 ) -> None:
-    with pytest.raises(ConfigError, match=f"^{re.escape(f'{field}: {given!r} is not allowed; ')}(.*allowed|must)"):
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'{field}: {given!r} is not allowed; it must be ')}"):
         kind(**{field: given})
 
 
@@ -675,7 +675,7 @@ class TestShrinker:
         def kswapd() -> None: ...
 
         memory.wake_kswapd = kswapd
-        with pytest.raises(ConfigError, match=r"^wake_kswapd: .*kswapd.* is not allowed; must"):
+        with pytest.raises(ConfigError, match=r"^wake_kswapd: .*kswapd.* is not allowed; it must be None"):
             await Shrinker(memory).run(Heard())
         assert memory.wake_kswapd is kswapd
 

@@ -339,7 +339,7 @@ async def test_a_source_that_the_machine_does_not_have_is_no_matter(tmp_path: Pa
 
 @pytest.mark.parametrize("source", [None, Signal, "psi", 3], ids=repr)
 async def test_what_is_no_source_is_refused(source: Any) -> None:
-    with pytest.raises(ConfigError, match=r"^pressure: .* allowed are sources"):
+    with pytest.raises(ConfigError, match=r"^pressure: .* it must be a source"):
         async with allocator(pressure=[source]):
             pass
 

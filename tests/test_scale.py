@@ -18,11 +18,11 @@ import anyio.lowlevel
 import pytest
 
 import aslab
+from aslab import _tasks
 from aslab._allocator import tasks_of
 from aslab._cache import Cache, pool_of
 from aslab._fastpath import _views
 from aslab._kmem._depot import Depot
-from aslab._kmem._growth import Growth
 from aslab._kmem._handover import Handover
 from aslab._kmem._parking import AT_ONCE as PARKED_AT_ONCE
 from aslab._kmem._pool import Pool
@@ -76,8 +76,8 @@ class Calls:
 
 
 @contextmanager
-def counted(owner: type, name: str) -> Iterator[Calls]:
-    """Count the calls of a method."""
+def counted(owner: Any, name: str) -> Iterator[Calls]:
+    """Count the calls of a method, or of a function as a module calls it."""
     calls, method = Calls(), getattr(owner, name)
 
     def counting(self: Any, *args: Any, **options: Any) -> Any:
@@ -174,7 +174,7 @@ async def test_who_comes_to_the_limit_looks_closer_only_at_caches_that_may_have_
 async def test_of_very_many_that_a_slab_leaves_no_room_for_a_few_are_told_at_once() -> None:
     gate = Gate()
     gate.open()
-    with counted(Growth, "called_off") as called_off:
+    with counted(Pool, "call_off") as called_off:
         async with allocator(slabs=gate, limit=SIZE, grow_timeout=60, kick_after=None, expire=None) as kmem:
             held = await caches(kmem, 1, "held")[0].alloc()
             waiters = caches(kmem, MANY, "waits")
@@ -204,7 +204,7 @@ async def test_of_very_many_that_found_no_room_some_ask_at_once_and_the_rest_a_l
             async with turns(asks):
                 await large.reap()
                 await settle(3 * MANY)
-            assert asks.by >= {pool_of(cache).growth for cache in small}
+            assert asks.by >= {pool_of(cache) for cache in small}
             assert asks.most_at_once <= AT_ONCE
             assert all(cache.stats().slab_total == 1 for cache in small)
 
@@ -228,7 +228,7 @@ async def test_a_bell_rung_for_very_many_caches_lets_other_tasks_have_their_turn
 async def test_ageing_of_very_many_caches_lets_other_tasks_have_their_turns() -> None:
     async with allocator(expire=3.0) as kmem:
         all_of_them = caches(kmem, MANY, "c")
-        with counted(Pool, "age") as ages:
+        with counted(_tasks, "age") as ages:
             async with turns(ages):
                 await anyio.sleep(1.5)
         assert ages.by == {pool_of(cache) for cache in all_of_them}
@@ -237,7 +237,7 @@ async def test_ageing_of_very_many_caches_lets_other_tasks_have_their_turns() ->
 
 @pytest.mark.parametrize("keeping", [False, True], ids=["all free", "some buffers held"])
 async def test_closing_very_many_caches_lets_other_tasks_have_their_turns(keeping: bool) -> None:
-    with counted(Cache, "_shut") as shuts, counted(Pool, "attend") as attends, warnings.catch_warnings():
+    with counted(_tasks, "shut") as shuts, counted(Pool, "attend") as attends, warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         async with anyio.create_task_group() as tasks:
             async with aslab.open_allocator(slabs=Instant(), expire=None) as kmem:

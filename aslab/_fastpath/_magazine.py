@@ -16,6 +16,7 @@ its reason holds. Whoever owns a reason sets the bit when it begins and clears i
 from __future__ import annotations
 
 import weakref
+from ctypes import c_ubyte
 from typing import Generic, TypeVar
 
 from ._views import Exported
@@ -79,7 +80,8 @@ class Slot(Exported, Generic[T]):
     """What the cache's constructor built here; kept from one owner to the next (Bonwick 1994)."""
 
     def __init__(self, slab: object | None, memory: memoryview, start: int, offset: int, size: int) -> None:
-        super().__init__(memory, offset, size)
+        self.exporter = (c_ubyte * size).from_buffer(memory, offset)  # `Exported.__init__`, for each of very many
+        self.kept = ()
         self.slab = slab
         self.out = False
         self.owner = None

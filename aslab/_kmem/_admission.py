@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from ._emergency import Emergency
+from ._emergency import Emergency, Permits
 from ._growth import Growth
 from ._handover import Handover
-from ._permits import Permits
 from ._waiters import Waiter, Waiters
 
 T = TypeVar("T")
@@ -44,12 +43,13 @@ class Admission(Generic[T]):
         missing = self._missing(waiter)
         waiter.seen = waiter.need - missing if waiter.need > 1 else None
         granted, waiter.permitted = waiter.permitted, 0
-        if granted >= missing > 0:
-            self._emergency.uncharge(granted - missing)
+        enough = granted >= missing > 0
+        if granted:  # by now it may miss less; or nothing, or more than it was permitted
+            self._emergency.uncharge(granted - missing if enough else granted)
+        if enough:
             return missing
-        self._emergency.uncharge(granted)  # by now it misses nothing, or more than it was permitted
         here, everywhere = self._emergency.refused, self._permits.refused
-        queue = here if here.overtaken_by(waiter) else everywhere if everywhere.overtaken_by(waiter) else None
+        queue = next((one for one in (here, everywhere) if one.first and one.first.rank < waiter.rank), None)
         if missing > 0 and queue is None and self._emergency.try_charge(missing, waiter.level):
             return missing
         if self._emergency.possible(missing, waiter.level):

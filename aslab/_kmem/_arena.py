@@ -23,7 +23,7 @@ from anyio.abc import TaskGroup
 from .._config import AllocatorConfig
 from ._budget import Budget, Tenant
 from ._clock import Clock, clock_of_this_loop, events_of_this_loop
-from ._permits import Permits
+from ._emergency import Permits
 from ._supply import Supply
 from ._wakeup import UrgentWork, Wakeup, WorkQueue, take_turns
 
@@ -65,7 +65,8 @@ class Arena:
         """What threads wait for (_errands.py)."""
         self.tasks: TaskGroup | None = None
         """Where `start` starts tasks; none before the allocator runs."""
-        self._thread = threading.get_ident()
+        self.thread: int = threading.get_ident()
+        """That of the event loop."""
         self._left: dict[Tenant, None] = {}  # pools that other threads have left something to do
         self._calls: deque[Callable[[], object]] = deque()  # that they have left for the loop
 
@@ -77,14 +78,14 @@ class Arena:
     @property
     def on_its_thread(self) -> bool:
         """Whether this is the event loop's thread. Any thread."""
-        return threading.get_ident() == self._thread
+        return threading.get_ident() == self.thread
 
     def check_thread(self) -> None:
         """Refuse a caller that could never be woken.
 
         :raises RuntimeError: on another thread than that of the allocator's event loop
         """
-        if threading.get_ident() != self._thread:
+        if threading.get_ident() != self.thread:
             raise RuntimeError(
                 "this allocator belongs to the event loop of another thread; from here call alloc_nowait(), "
                 "alloc_blocking() or free()"
@@ -92,7 +93,7 @@ class Arena:
 
     def attend(self, tenant: Tenant, call: Callable[[], object]) -> None:
         """Call on the event loop's thread: now if this is it; else the pool looks after everything, soon."""
-        if threading.get_ident() == self._thread:
+        if threading.get_ident() == self.thread:
             call()
         else:
             self.attend_soon(tenant)

@@ -13,7 +13,6 @@ Event loop's thread only.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Generic, TypeVar
 
 from .._clients import keep_interrupt
@@ -77,7 +76,9 @@ async def _one(pool: Pool[T], waiter: Waiter[T]) -> Slot[T] | None:
     :raises MemoryError: if the backend has none
     """
     attempt: Attempt[T] = Attempt()
-    pool.arena.start(partial(_make, pool, attempt, waiter))
+    tasks = pool.arena.tasks
+    assert tasks is not None, "callers wait while the allocator runs"
+    tasks.start_soon(_make, pool, attempt, waiter)
     try:
         has_waited = waiter.has_waited
         while not (attempt.over or waiter.slots is not None or waiter.error is not None):

@@ -150,6 +150,7 @@ class Budget:
         self._guaranteed += account.guaranteed
         self._not_held += account.not_held
         self._not_promised += account.not_promised
+        account.tenant.magazine.set_watch(SHORT, on=self.short)
 
     def close(self, account: Account) -> None:
         """A pool is closed: nothing is set aside for it any more. What it holds counts until it is back."""
@@ -246,6 +247,9 @@ class Budget:
         account.rank = rank
         if rank is not None:
             heapq.heappush(self._claims, (rank, account))
+        if self._yielding:  # somebody let others go first, whose order has changed now
+            self._yielding = False
+            self._ask_soon()
         if len(self._claims) > 2 * len(self._accounts) + 64:
             entries, self._claims = self._claims, []
             for entry in entries:
@@ -272,12 +276,6 @@ class Budget:
             return False
         self._yielding = True
         return True
-
-    def order_changed(self) -> None:
-        """The order of those who wait has changed. If anybody let others go first, they all ask again, soon."""
-        if self._yielding:
-            self._yielding = False
-            self._ask_soon()
 
     def _ask_soon(self) -> None:
         self.asking = True

@@ -67,7 +67,7 @@ class Depot(Generic[T]):
         :param age: the tick at which it came back, if that is not now
         """
         with self.lock:
-            for slot in self.lingering.look():
+            for slot in self.lingering.look() if self.lingering else ():
                 self.slabs.put(slot, age)
             self._put_back(len(self.magazine), age)
 

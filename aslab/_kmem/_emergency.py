@@ -1,8 +1,8 @@
 """Emergency objects: single objects from another backend, for when slabs do not come.
 
 Always true, between calls: an object that the backend has outstanding, or that room was set aside for, is charged
-to the pool and to the allocator's `Permits`, once. It belongs to a caller (`objects`), is spare, lingers, or is on
-its way to or from the backend.
+to its pool and to the allocator's `Permits`, once, and both are within their bounds. It belongs to a caller
+(`objects`), is spare, lingers, or is on its way to or from the backend.
 
 They live in a hash by address, so that freeing one costs the same whether 10 are outstanding or
 100,000 (the 2012 change of SPL walked a list, today's SPL a tree), and a free of any other object
@@ -21,16 +21,17 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from typing import Generic, TypeVar
+from collections.abc import Callable
+from types import EllipsisType
+from typing import Any, Generic, TypeVar
 
 from .._clients import keep_interrupt
 from .._config import CacheConfig
 from .._errors import ConstructorError, clear_frames
-from .._flags import FINISHES, GFP, KM, ORDINARY, CacheFlags, gfp_for_emergency
+from .._flags import FINISHES, GFP, GFP_FOR_EMERGENCY, KM, ORDINARY, CacheFlags
 from ..backends._protocol import Region
 from ._budget import Tenant
 from ._lingering import Lingering
-from ._permits import Permits
 from ._reserve import Reserve
 from ._slab import Slot, construct, destroy
 from ._supply import Supply
@@ -38,6 +39,8 @@ from ._waiters import WaitQueue
 
 T = TypeVar("T")
 
+SHARE = 4
+"""Of ``limit``, emergency objects may have one part in so many; and of that, urgent callers keep one."""
 PAUSE_FIRST, PAUSE_MOST = 0.01, 1.0
 """Seconds between tries in vain: doubled from the first, a timer tick of 2012, to the most; urgent callers wait no
 longer than the first."""
@@ -55,17 +58,97 @@ class EmergencySlot(Slot[T]):
         self.region = region
 
 
+class Permits:
+    """How many bytes of emergency objects there may be, over all caches of an allocator.
+
+    They make progress certain while growth is late, so they never count against ``limit``; but a service could
+    fill its memory with them meanwhile, so they have a bound of their own. The last quarter is for PUSHPAGE and
+    MEMALLOC callers, whose progress frees memory for the others; and once there was a MEMALLOC caller, the last
+    object is for such callers alone, so that somebody can always finish. So the allocator never has more than
+    ``limit`` + ``emergency_limit`` bytes outstanding at its backends.
+
+    :param limit: bytes; None is no bound, ``...`` a quarter of ``slab_limit``, if there is one
+    :param slab_limit: the allocator's ``limit``
+    """
+
+    def __init__(self, limit: int | EllipsisType | None, slab_limit: int | None) -> None:
+        self._limit = limit
+        self._slab_limit = slab_limit
+        self._largest = 0
+        self._lock = threading.Lock()
+        self.finishing: bool = False
+        """There was a MEMALLOC caller."""
+        self.outstanding: int = 0
+        self.highest: int = 0
+        """The most ``outstanding`` has been."""
+        self.refused: WaitQueue[Any] = WaitQueue()
+        """Waiters of all caches that found no room; event loop's thread only."""
+        self.spares: dict[Callable[[], object], None] = {}
+        """How to have each cache that keeps objects for its next caller give them back."""
+
+    def open(self, size: int) -> None:
+        """A cache may make emergency objects of so many bytes: the default allows at least one."""
+        self._largest = max(self._largest, size)
+
+    @property
+    def limit(self) -> int | None:
+        """The most bytes; None is no bound."""
+        if not isinstance(self._limit, EllipsisType):
+            return self._limit
+        return None if self._slab_limit is None else max(self._slab_limit // SHARE, self._largest)
+
+    def most(self, level: int) -> int | None:
+        """The most bytes after an object for such a caller. One object is for anybody."""
+        limit = self.limit
+        if limit is None or level == FINISHES:
+            return limit
+        kept = max(self._largest * self.finishing, limit // SHARE * (level == ORDINARY))
+        return max(limit - kept, min(self._largest, limit))
+
+    def room(self, nbytes: int, level: int) -> bool:
+        """Whether so many more bytes would be within bounds now. Any thread."""
+        most = self.most(level)
+        return most is None or self.outstanding + nbytes <= most
+
+    def try_charge(self, nbytes: int, level: int) -> bool:
+        """Charge so many bytes, if there is room. Any thread, but no finaliser."""
+        with self._lock:
+            if not self.room(nbytes, level):
+                return False
+            self.outstanding += nbytes
+            self.highest = max(self.highest, self.outstanding)
+            return True
+
+    def uncharge(self, nbytes: int) -> None:
+        """So many bytes are back, or were never had. Any thread, but no finaliser."""
+        with self._lock:
+            self.outstanding -= nbytes
+
+    def clear_spares(self) -> None:
+        """Somebody found no room: what is kept for callers that may come goes back. Event loop's thread."""
+        for give_back in tuple(self.spares):
+            give_back()
+
+    def grant(self) -> None:
+        """There may be room again: permit those who were refused, in order. Event loop's thread."""
+        while (waiter := self.refused.first) is not None:
+            if waiter.refused_by is not None and waiter.refused_by.hopeless(waiter):
+                waiter.wake()
+            elif waiter.refused_by is not None and not waiter.refused_by.grant(waiter):
+                if not waiter.refused_by.bound_here(waiter):
+                    break
+                waiter.wake()  # it is the bound of its cache now: let it wait for that
+            self.refused.leave(waiter)
+
+
 class Backoff:
     """When the backend is asked again, once it had none. Event loop's thread only."""
 
     def __init__(self) -> None:
         self._pause = 0.0
         self._failed_at = -math.inf
-
-    @property
-    def failing(self) -> bool:
-        """Whether the backend had none when it was asked last."""
-        return self._pause > 0
+        self.failing: bool = False
+        """The backend had none when it was asked last."""
 
     def retry_at(self, level: int) -> float:
         """When the backend may be asked again for such a caller."""
@@ -76,10 +159,11 @@ class Backoff:
         if now >= self.retry_at(level):  # else several asked at the same moment
             self._failed_at = now
             self._pause = min(max(2 * self._pause, PAUSE_FIRST), PAUSE_MOST)
+            self.failing = True
 
     def succeeded(self) -> None:
         """It had some."""
-        self._pause = 0.0
+        self._pause, self.failing = 0.0, False
 
 
 class Emergency(Generic[T]):
@@ -179,7 +263,7 @@ class Emergency(Generic[T]):
         :raises MemoryError: if the backend has none
         """
         shape = self._config.shape
-        region = await self._supply.acquire(shape.size, shape.align, gfp_for_emergency(flags), self._gone)
+        region = await self._supply.acquire(shape.size, shape.align, GFP_FOR_EMERGENCY[flags], self._gone)
         return self._add(region)
 
     def make_nowait(self, flags: KM) -> EmergencySlot[T]:
@@ -189,7 +273,7 @@ class Emergency(Generic[T]):
         :raises anyio.WouldBlock: if it would have to wait
         """
         shape = self._config.shape
-        gfp = gfp_for_emergency(flags) & ~GFP.RECLAIM
+        gfp = GFP_FOR_EMERGENCY[flags] & ~GFP.RECLAIM
         return self._add(self._supply.acquire_nowait(shape.size, shape.align, gfp, self._gone))
 
     def at_hand(self, level: int) -> int:

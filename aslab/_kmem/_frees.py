@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from threading import get_ident
 from typing import Any, TypeVar, cast
 
 from .._fastpath import KEPT, WAITERS, KeptView, Slot
@@ -59,7 +60,7 @@ def settle(pool: Pool[Any]) -> None:
         else:
             arena.attend(pool, pool.empty_out)
     elif magazine.watch:
-        if arena.on_its_thread and not pool.depot.lock.locked():  # else we may be in a finaliser that holds it
+        if get_ident() == arena.thread and not pool.depot.lock.locked():  # else: perhaps in a finaliser
             _freed(pool)
         else:
             arena.attend_soon(pool)
@@ -111,7 +112,7 @@ def collected(pool: Pool[T], slot: Slot[T]) -> None:
 
 def park(pool: Pool[T], counters: Counters, slot: Slot[T], emergency: bool) -> None:
     """A handle is gone while its memory is still exported: keep the slot until it is not."""
-    pool.parking.park(counters, slot, emergency)
+    pool.parking.append(Parked(counters, slot, emergency))
     if pool.closed:
         orphan(pool)
 

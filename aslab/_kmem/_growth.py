@@ -16,6 +16,8 @@ Decides, and starts nothing: `Pool.ask` acts on it. Event loop's thread only, bu
 from __future__ import annotations
 
 import logging
+import math
+from collections import deque
 from typing import Generic, TypeVar
 
 from .._config import CacheConfig
@@ -24,7 +26,6 @@ from .._flags import GFP, KM, LEVEL, ORDINARY, URGENT, gfp_for
 from ._arena import Arena
 from ._budget import Account, Claim, Tenant
 from ._depot import Depot
-from ._patience import Patience
 from ._reserve import Reserve
 from ._slab import Slab
 from ._state import Mark, Marks
@@ -35,10 +36,58 @@ log = logging.getLogger("aslab")
 
 PAUSE_FIRST, PAUSE_MOST = 0.01, 1.0
 """Seconds between tries while memory is short: doubled from the first to the most."""
+LEAST, MOST = 0.01, 1.0
+"""Seconds."""
+AT_FIRST = 0.1
+"""Seconds: SPL's HZ/10."""
+SLOW = 256 * 2**20
+"""Bytes a second that any memory is believed to come at."""
+TIMES = 4
+"""What usually takes so much less is late."""
+GROWS = 8
+"""As many are remembered."""
 _GROWING = Mark.GROWING.value
 _DEADLOCKED = Mark.DEADLOCKED.value
 _DESTROY = Mark.DESTROY.value
 _BLOCKED = (Mark.GROWING | Mark.REAPING | Mark.DESTROY).value
+
+
+class Patience:
+    """How long a caller waits for growth before it takes an emergency object: a number, or learned from the grows.
+
+    What a grow usually takes is the median of the last few: one that was stuck teaches nothing, a backend that has
+    become slow is believed after a handful. Four times that is late. A caller whose progress frees memory waits
+    half as long. Nothing is late before a timer tick of 2012 (HZ=100), and everything after a second. Before the
+    first grow has ended, SPL's HZ/10 stands in, or what slow memory takes for so many bytes.
+
+    :param fixed: the same for all; None where it is learned
+    """
+
+    def __init__(self, fixed: float | None, slab_size: int) -> None:
+        self._fixed = fixed
+        self._at_first = slab_size / SLOW
+        self._took: deque[float] = deque(maxlen=GROWS)
+        self.of: tuple[float, ...] = ()
+        """By level, what such a caller has now."""
+        self._look()
+
+    def note(self, seconds: float) -> None:
+        """A grow has brought its slab; it took the backend so long."""
+        self._took.append(seconds)
+        self._look()
+
+    def _look(self) -> None:
+        took, fixed = sorted(self._took), self._fixed
+        if fixed is not None:
+            ordinary = urgent = fixed
+        elif not took or (len(took) == 1 and took[0] > MOST):  # a first one that was stuck teaches nothing, either
+            ordinary, urgent = max(self._at_first, AT_FIRST), self._at_first
+        else:
+            ordinary = TIMES * took[(len(took) - 1) // 2]
+            urgent = ordinary / 2
+        if fixed is None:
+            ordinary, urgent = (min(max(late, LEAST), MOST) for late in (ordinary, urgent))
+        self.of = (urgent, urgent, ordinary)  # as the levels: FINISHES, URGENT, ORDINARY
 
 
 class Growth(Generic[T]):
@@ -67,6 +116,7 @@ class Growth(Generic[T]):
         self.account: Account = Account(config.shape.slab_size, config.guaranteed, tenant)
         self.patience: Patience = Patience(arena.config.grow_timeout, config.shape.slab_size)
         """How long callers wait before growth is late."""
+        self._gfp = {flags: gfp_for(flags, alone=not config.has_emergency) for flags in KM}
         self._pause = PAUSE_FIRST
         self._pausing = False
         self._limit_noted = False
@@ -85,6 +135,10 @@ class Growth(Generic[T]):
         """The worker was busy with others when a slab was asked for: that they take long counts."""
         self.arrived: bool = False
         """The backend has done its part; the slab is being made. Whatever that takes, growth is not late."""
+        self.judging: bool = False
+        """A waiter lets the event loop catch up, to see whether growth is late."""
+        self.found_late: float = -math.inf
+        """`due_from` of the growth that was found late last."""
         self.failures: int = 0
         self.deadlocks: int = 0
 
@@ -129,13 +183,7 @@ class Growth(Generic[T]):
     def gfp(self) -> GFP:
         """What a grow may do now: never weaker than the most urgent waiter needs."""
         first = self._waiters.first
-        return gfp_for(KM.SLEEP if first is None else first.flags, alone=not self._config.has_emergency)
-
-    @property
-    def level(self) -> int:
-        """How urgent the first in line is."""
-        first = self._waiters.first
-        return ORDINARY if first is None else first.level
+        return self._gfp[KM.SLEEP if first is None else first.flags]
 
     @property
     def claim(self) -> Claim | None:
@@ -169,10 +217,10 @@ class Growth(Generic[T]):
         most, limit = config.max_objects, self._budget.unpromised
         but = f", less the reserve of {reserved}" if reserved else ""
         if most is not None and slabs * shape.objects > most:
-            raise ConfigError("n", n, f"allowed are whole slabs within max_objects, {most}{but}")
+            raise ConfigError("n", n, f"it must fit into max_objects, {most}, in whole slabs{but}")
         if limit is not None and slabs * shape.slab_size > limit + config.guaranteed:
-            allowed = f"the limit, less others' guarantees, {limit + config.guaranteed} bytes"
-            raise ConfigError("n", n, f"allowed are whole slabs within {allowed}{but}")
+            room = f"the limit less other guarantees, {limit + config.guaranteed} bytes"
+            raise ConfigError("n", n, f"it must fit into {room}, in whole slabs{but}")
 
     def note_limit(self) -> None:
         """A caller waits at the limit; the first one ever is worth a line in the log."""
@@ -201,7 +249,7 @@ class Growth(Generic[T]):
         if not bits & _GROWING or bits & _DESTROY:
             return
         self.unwell = True
-        if not bits & _DEADLOCKED and self._clock() - self.due_from >= self.patience.of(ORDINARY):
+        if not bits & _DEADLOCKED and self._clock() - self.due_from >= self.patience.of[ORDINARY]:
             self.marks.fire("late")
             self.deadlocks += 1
             log.warning(

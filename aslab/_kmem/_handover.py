@@ -112,7 +112,8 @@ class Handover(Generic[T]):
 
     def at_hand(self, level: int) -> int:
         """How many free objects there are for such a caller."""
-        found = self._depot.free
+        depot = self._depot
+        found = len(depot.magazine) + len(depot.lingering) + (depot.slabs.free if depot.slabs.partial else 0)
         if self._reserve:
             found += self._reserve.at_hand(level)
         if self._emergency.spares or self._emergency.lingering:

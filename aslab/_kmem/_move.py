@@ -136,7 +136,7 @@ async def _new_place(pool: Pool[T], objects: int) -> Slot[T] | None:
     if not slabs.free:
         pool.depot.drain()
     if not slabs.free and not pool.growth.at_limit:
-        with anyio.move_on_after(pool.growth.patience.of(ORDINARY)):
+        with anyio.move_on_after(pool.growth.patience.of[ORDINARY]):
             try:
                 await fill(pool, 1, pool.counters)
             except SlabError:

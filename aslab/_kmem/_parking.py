@@ -14,13 +14,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from .._fastpath import Slot
 from .._stats import Counters
 from ._orphans import Orphan
-
-T = TypeVar("T")
 
 AT_ONCE = 16
 """Parked slots that a miss looks at; the ageing task looks at all."""
@@ -34,37 +32,28 @@ class Parked(NamedTuple):
     emergency: bool
 
 
-class Parking(Generic[T]):
+class Parking(deque[Parked]):
     """The parked slots of one pool."""
 
-    def __init__(self) -> None:
-        self._parked: deque[Parked] = deque()
-        self.orphaned: bool = False
-        """The pool is closed, and what it lacks is looked for after each garbage collection."""
-
-    def __len__(self) -> int:
-        return len(self._parked)
-
-    def park(self, counters: Counters, slot: Slot[T], emergency: bool) -> None:
-        """Keep a slot whose handle is gone while somebody still exports its memory."""
-        self._parked.append(Parked(counters, slot, emergency))
+    orphaned: bool = False
+    """The pool is closed, and what it lacks is looked for after each garbage collection."""
 
     def look(self) -> list[Parked]:
         """Take out those that nobody exports any more. Looks at a few, and at the next ones next time."""
         gone = []
-        for _ in range(min(AT_ONCE, len(self._parked))):
+        for _ in range(min(AT_ONCE, len(self))):
             try:
-                parked = self._parked.popleft()
+                parked = self.popleft()
             except IndexError:  # another thread looks, too
                 break
             if parked.slot.in_use():
-                self._parked.append(parked)
+                self.append(parked)
             else:
                 gone.append(parked)
         return gone
 
     def orphan(self, tell: Callable[[Parked], object]) -> None:
         """Nobody looks any more: have that called for each, in any thread, once nobody exports it."""
-        while self._parked:
-            parked = self._parked.pop()
+        while self:
+            parked = self.pop()
             Orphan(parked.slot, partial(tell, parked))

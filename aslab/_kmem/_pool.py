@@ -30,7 +30,6 @@ from ._depot import Depot
 from ._emergency import Emergency
 from ._growth import Growth
 from ._handover import Handover
-from ._lateness import Lateness
 from ._member import Member
 from ._moving import Moving
 from ._parking import Parking
@@ -70,18 +69,17 @@ class Pool(Generic[T]):
         self.growth: Growth[T] = Growth(config, arena, self, self.waiters, self.depot, self.reserve)
         self.marks = self.growth.marks
         self.account = self.growth.account
-        self.lateness: Lateness[T] = Lateness(self.growth, arena.clock)
         self.admission: Admission[T] = Admission(
             self.waiters, self.handover, self.emergency, self.growth, arena.permits
         )
         self.working_set: WorkingSet = WorkingSet(arena.interval * AGEING_STEPS)
         self.moving: Moving = Moving(config.movable)
-        self.parking: Parking[T] = Parking()
+        self.parking: Parking = Parking()
         self.guard: threading.RLock = threading.RLock()
         """Held while the handle of a managed buffer changes hands; a finaliser may come in between."""
         self.reaped: anyio.Event = anyio.Event()
         """Set when the slabs that go back now are back."""
-        self._patience = self.growth.patience.of(ORDINARY)  # when growth began last
+        self._patience = self.growth.patience.of[ORDINARY]  # when growth began last
         self._queued_at: int | None = None  # the level at which it stands in the queue of grows
         self._spared_for, self._spared_until = 1, 0  # ticks for which no slab is condemned
         self._ages_spares = False
@@ -122,11 +120,13 @@ class Pool(Generic[T]):
             self.admission.let_others_try()
             return
         self.serve_all()
+        if self.reserve.objects:
+            self.handover.note()
         if self.emergency.spares:
             if not self.growth.unwell:
                 self.emergency.clear()
             self.offer_spares()
-        if self.emergency.wanted:
+        if self.emergency.refused.first is not None or self.arena.permits.refused.first is not None:
             self.admission.let_others_try()
         if self.moving.able:
             self.note_moving()
@@ -174,14 +174,16 @@ class Pool(Generic[T]):
     def note_rank(self) -> None:
         """Who waits first has changed, or whether a slab would help."""
         arena, account = self.arena, self.account
+        first = self.waiters.first
+        if first is None and account.rank is None:
+            return
         while account.rank != (rank := self.growth.claim):  # again, as a finaliser may have come in between
             arena.budget.note(account, rank)
-            arena.budget.order_changed()
-        first = self.waiters.first
-        level = ORDINARY if first is None else first.level
-        if self._queued_at is not None and self._queued_at != level:
-            self._queued_at = level
-            arena.grows.note(self, level)
+        if self._queued_at is not None:
+            level = ORDINARY if first is None else first.level
+            if self._queued_at != level:
+                self._queued_at = level
+                arena.grows.note(self, level)
 
     @property
     def waiting_since(self) -> float | None:
@@ -222,15 +224,17 @@ class Pool(Generic[T]):
             arena.budget.make_room(self.account)
             return False
         growth.begin()
-        growth.behind_others = bool(arena.busy_growing or len(arena.grows))
-        self._queued_at = growth.level
+        growth.behind_others = bool(arena.busy_growing or arena.grows.places)
+        first = self.waiters.first
+        self._queued_at = ORDINARY if first is None else first.level
         arena.grows.put(self, self._queued_at)
         self.note_rank()
-        patience, before = growth.patience.of(ORDINARY), self._patience
+        patience, before = growth.patience.of[ORDINARY], self._patience
         self._patience = patience
         if self.waiters.untimed or patience < before:  # it has learned to wait no longer
             self.waiters.wake_untimed(everybody=patience < before)
-        self.working_set.grows(growth.began)
+        if self.working_set.watching:
+            self.working_set.grows(growth.began)
         return True
 
     def grow_begins(self) -> None:

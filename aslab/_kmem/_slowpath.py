@@ -23,9 +23,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from .._errors import copy_for_raise
 from .._fastpath import Slot
@@ -40,6 +41,9 @@ from ._state import Mark, Wait, go
 from ._waiters import Waiter
 
 T = TypeVar("T")
+
+TURNS = 10
+"""Turns of the loop; a thread takes up to eight to begin and be heard of."""
 _GROWING = Mark.GROWING.value
 _DEADLOCKED = Mark.DEADLOCKED.value
 
@@ -65,7 +69,7 @@ def at_hand(pool: Pool[T], flags: KM, counters: Counters, *, runs: bool = False)
         counters.hits += 1
         return passing
     counters.misses += 1
-    if len(pool.parking):
+    if pool.parking:
         unpark(pool)
     if pool.waiters.first is not None:
         return None
@@ -144,7 +148,7 @@ def _change_line(pool: Pool[T], change: Callable[[Waiter[T]], object], waiter: W
 def _leave(pool: Pool[T], waiter: Waiter[T]) -> None:
     waiter.counters.waiters -= 1
     pool.waiters.untimed.pop(waiter, None)
-    pool.lateness.undecided.pop(waiter, None)
+    pool.waiters.undecided.pop(waiter, None)
     if _change_line(pool, pool.waiters.leave, waiter):  # else it left when it was served
         pool.line_changed()
         pool.serve()  # what was too little for this one may be enough for the next
@@ -206,7 +210,7 @@ class Caller(Generic[T]):
         if self._timed_from is None:
             self._timed_from = now
         late = self._late_from == growth.due_from
-        patience = math.inf if late else max(self._timed_from, growth.due_from) + growth.patience.of(waiter.level)
+        patience = math.inf if late else max(self._timed_from, growth.due_from) + growth.patience.of[waiter.level]
         if now >= patience:
             return Wait.JUDGING
         self._until = patience
@@ -271,7 +275,7 @@ class Caller(Generic[T]):
     async def _judge(self) -> None:
         """Its time is up: whether growth is late, and not the loop."""
         pool, waiter = self._pool, self._waiter
-        if await pool.lateness.found(waiter, pool.arena.clock() - self._until):
+        if await _found_late(pool, waiter, pool.arena.clock() - self._until):
             self._late_from = pool.growth.due_from
             waiter.counters.timeouts += 1
             pool.growth.late()
@@ -290,6 +294,48 @@ class Caller(Generic[T]):
         pool.emergency.in_hand -= len(made)
         self.state = go(self.state, Wait.SERVED)
         return slots + made
+
+
+async def _found_late(pool: Pool[Any], waiter: Waiter[Any], lag: float) -> bool:
+    """Whether growth is late: the backend, and not the event loop that has not heard of it yet.
+
+    A waiter whose time is up on a busy loop knows little: the thread that brings its slab may have finished long
+    ago. So the loop first gets what it owes: the time by which it was late to tell the waiter, since all else was
+    as late, and some turns, in which it delivers what has come. One waiter sees to that, for all whose time is up
+    with it; they look again then.
+
+    :param lag: seconds by which the waiter was told late
+    """
+    growth, undecided = pool.growth, pool.waiters.undecided
+    if growth.found_late == growth.due_from:
+        return True
+    if growth.judging:
+        undecided[waiter] = None
+        await waiter.suspend(math.inf)
+        undecided.pop(waiter, None)
+        return False
+    growth.judging = True
+    try:
+        if lag > 0:
+            await waiter.suspend(pool.arena.clock() + lag)
+        for _ in range(TURNS):
+            if _is_well(pool, waiter):
+                return False
+            await anyio.lowlevel.checkpoint()
+        if _is_well(pool, waiter):
+            return False
+        growth.found_late = growth.due_from
+        return True
+    finally:
+        growth.judging = False
+        for other in tuple(undecided):
+            other.wake()
+
+
+def _is_well(pool: Pool[Any], waiter: Waiter[Any]) -> bool:
+    if waiter.slots is not None or waiter.error is not None or pool.growth.arrived:
+        return True
+    return not pool.marks.bits & _GROWING and pool.growth.at_limit
 
 
 async def fill(pool: Pool[T], objects: int, counters: Counters) -> None:

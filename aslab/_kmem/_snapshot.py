@@ -65,7 +65,7 @@ def cache_stats(pool: Pool[Any], member: Member) -> CacheStats:
         hits=counters.hits,
         misses=counters.misses,
         waits=counters.waits,
-        grow_timeout=pool.growth.patience.of(ORDINARY),
+        grow_timeout=pool.growth.patience.of[ORDINARY],
         timeouts=counters.timeouts,
         sealed=counters.sealed,
         **{f"move_{answer.value}": count for answer, count in pool.moving.answers.items()},

@@ -93,6 +93,7 @@ class Supply:
         """Release what is queued, one after the other, until cancelled."""
         while True:
             item = region, gone, before = await self._queue.take()
+            self._idle = anyio.Event() if self._idle.is_set() else self._idle
             self._releasing = True
             try:
                 for _ in before:

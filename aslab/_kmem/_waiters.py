@@ -205,10 +205,6 @@ class WaitQueue(Generic[T]):
             heapq.heappop(self._heap)
         return None
 
-    def overtaken_by(self, waiter: Waiter[T]) -> bool:
-        """Whether somebody here comes before it."""
-        return self.first is not None and self.first.rank < waiter.rank
-
 
 class Waiters(WaitQueue[T]):
     """All that wait in one pool: those in line for objects, and fillers, which want objects to be free."""
@@ -218,6 +214,8 @@ class Waiters(WaitQueue[T]):
         self._magazine = magazine
         self.untimed: dict[Waiter[T], None] = {}
         """Those in line whose time does not run, in order: at the limit, or while their slab is being made."""
+        self.undecided: dict[Waiter[T], None] = {}
+        """Those in line whose time is up, while one of them sees whether growth is late."""
         self.fillers: dict[Waiter[T], Callable[[], bool]] = {}
         """Those that take nothing, in order, and what each waits for; its ``need`` is to be free."""
 

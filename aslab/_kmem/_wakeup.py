@@ -128,11 +128,12 @@ class UrgentWork(WorkQueue[W]):
     def __init__(self) -> None:
         super().__init__()
         self._heap: list[tuple[int, int, W]] = []  # entries that are no place are void
-        self._places: dict[W, tuple[int, int]] = {}
+        self.places: dict[W, tuple[int, int]] = {}
+        """Each piece, its level and its number."""
         self._numbers = itertools.count()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
     def put(self, work: W, level: int = 0) -> None:
         """Add a piece of work, and wake who does it."""
@@ -141,27 +142,27 @@ class UrgentWork(WorkQueue[W]):
 
     def note(self, work: W, level: int) -> None:
         """A piece, if it is here, may be more urgent now, or less; it keeps its age."""
-        place = self._places.get(work)
+        place = self.places.get(work)
         if place is not None and place[0] != level:
             self._enqueue(work, level, place[1])
 
     def _enqueue(self, work: W, level: int, number: int) -> None:
-        place = self._places[work] = (level, number)
+        place = self.places[work] = (level, number)
         heapq.heappush(self._heap, (*place, work))
 
     def look(self) -> W | None:
         """The first piece that was not looked at yet, or None. `take_out` or `put_back` must follow."""
         while self._heap:
             level, number, work = heapq.heappop(self._heap)
-            if self._places.get(work) == (level, number):
+            if self.places.get(work) == (level, number):
                 return work
         return None
 
     def take_out(self, work: W) -> None:
         """It is done, or about to be."""
-        del self._places[work]
+        del self.places[work]
 
     def put_back(self, works: list[W]) -> None:
         """They stay, where they were."""
         for work in works:
-            heapq.heappush(self._heap, (*self._places[work], work))
+            heapq.heappush(self._heap, (*self.places[work], work))

@@ -26,6 +26,8 @@ class WorkingSet:
         self._lasting = lasting
         self._peaks: deque[tuple[float, int]] = deque()  # when an interval ended, and its peak
         self._gave_back = -math.inf
+        self.watching: bool = False
+        """Slabs went because of pressure: `grows` wants to know of the next grow."""
         self._last_used: object = None
         self.idle_ticks: int = 0
         """Looks of the ageing task since the pool was used last."""
@@ -51,11 +53,11 @@ class WorkingSet:
     def gave_back(self, now: float) -> None:
         """Slabs went because of pressure."""
         self._gave_back = now
-        self.cautious = False
+        self.watching, self.cautious = True, False
 
     def grows(self, now: float) -> None:
         """A slab is asked for."""
+        self.watching = False  # once for each time
         if now - self._gave_back < self._lasting:
             self.cautious = True
             self.regrets += 1
-            self._gave_back = -math.inf  # once for each time

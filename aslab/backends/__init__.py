@@ -1,8 +1,8 @@
 """Where memory comes from: the protocol, and the backends on real memory.
 
-`Mmap` for slabs, `Heap` for emergency objects, `Callback` for anything else. Your own is any class
-with the three methods of `Backend`; `aslab.testing.check_backend` tells whether it keeps the
-contract, and `run_blocking` is the way to a thread that can be walked away from.
+`Mmap` is for slabs, `Heap` for emergency objects, `Callback` for anything else. To write your own, implement the
+three methods of `Backend`; `aslab.testing.check_backend` checks the contract, and `run_blocking` runs blocking
+calls in threads that can be abandoned.
 """
 
 from ._callback import Callback as Callback

@@ -1,4 +1,4 @@
-"""A backend of two functions: for memory that a library gives out, for tests, for teaching."""
+"""A backend made of two functions: for memory that a library provides, for tests, for teaching."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ ReleaseFunction = Callable[[object], object]
 class Callback:
     """Memory from ``acquire(nbytes, align, gfp)``, given back with ``release(what acquire returned)``.
 
-    ``acquire`` answers any writable buffer (a bytearray, an mmap, a numpy array, a `Region`) or raises
-    `MemoryError`. Where the buffer does not start at a multiple of ``align``, the memory used starts at
-    the next one, so let it have ``nbytes + align`` bytes. Plain functions run in a thread;
-    ``async def`` functions are awaited on the event loop, and must clean up if they are cancelled.
+    ``acquire`` returns any writable buffer (a bytearray, an mmap, a numpy array, a `Region`) or raises
+    `MemoryError`. If the buffer does not start at a multiple of ``align``, the region starts at the next one, so
+    allocate ``nbytes + align`` bytes. Plain functions run in a thread; ``async def`` functions are awaited on the
+    event loop and must clean up when they are cancelled.
 
-    `acquire_nowait` always answers `anyio.WouldBlock`: nobody knows how long the function takes.
+    `acquire_nowait` always raises `anyio.WouldBlock`, because nobody knows how long the function takes.
     """
 
     def __init__(self, acquire: AcquireFunction, release: ReleaseFunction) -> None:
@@ -33,7 +33,7 @@ class Callback:
         self._release = release
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
-        """Call ``acquire``; what it raises comes out as it is."""
+        """Call ``acquire``; its exceptions propagate unchanged."""
         if inspect.iscoroutinefunction(self._acquire):
             given = await cast("Awaitable[object]", self._acquire(nbytes, align, gfp))
         else:
@@ -47,14 +47,14 @@ class Callback:
             raise
 
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
-        """Never.
+        """Never succeed.
 
         :raises anyio.WouldBlock: always
         """
         raise anyio.WouldBlock
 
     async def release(self, region: Region) -> None:
-        """Call ``release``; what it raises comes out as it is."""
+        """Call ``release``; its exceptions propagate unchanged."""
         given, region.token, region.memory = region.token, None, memoryview(b"")
         await self._give_back(given)
 

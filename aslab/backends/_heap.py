@@ -1,4 +1,4 @@
-"""Single objects, aligned. For emergency objects: small next to a slab, quick to get."""
+"""Single aligned objects, for emergency objects: small compared with a slab, and quick to allocate."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from ._mmap import Mmap
 from ._protocol import Region
 from ._threads import NoThread
 
-INLINE = 256 * 2**10  # bytes that are got and zeroed faster than a thread is asked (about 50 µs)
+INLINE = 256 * 2**10  # bytes; up to here allocating and zeroing is faster than a hop to a thread (about 50 µs)
 
 
 class Heap:
     """Memory from the process's heap; the default for emergency objects. Usable on any loop, and on several.
 
-    Small objects come from malloc, at once. Larger ones are mappings of their own, as malloc itself would
-    make them, but faulted in beforehand, in a thread. The memory goes when the last thing that exports
-    it is gone. User space has no say in how the kernel reclaims, so the GFP flags change nothing here.
+    Small objects come from malloc, at once. Larger ones are mappings of their own, as malloc would make them,
+    but their pages are faulted in beforehand, in a thread. The memory is freed when its last export is gone.
+    User space cannot influence how the kernel reclaims, so the GFP flags have no effect here.
     """
 
     def __init__(self) -> None:
         self._large = Mmap()
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
-        """Allocate zeroed memory; in a thread where that takes time, if there is one to be had.
+        """Allocate zeroed memory; large objects in a thread, if one can be started.
 
-        :raises MemoryError: if there is none
+        :raises MemoryError: if there is no memory
         """
         if nbytes <= INLINE:
             return _small(nbytes, align)
         try:
             return await self._large.acquire(nbytes, align, gfp)
-        except NoThread:  # an object that is not faulted in is better than none
+        except NoThread:  # an object without its pages is better than none
             return self._large.acquire_nowait(nbytes, align, gfp)
 
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
-        """Allocate. Large objects are not faulted in: that would block. The caller meets the page faults.
+        """Allocate. Large objects are not faulted in, because that would block: the caller takes the page faults.
 
-        :raises MemoryError: if there is none
+        :raises MemoryError: if there is no memory
         """
         if nbytes <= INLINE:
             return _small(nbytes, align)
         return self._large.acquire_nowait(nbytes, align, gfp)
 
     async def release(self, region: Region) -> None:
-        """Let go; in a thread where that takes time."""
+        """Free the memory; large objects in a thread."""
         if isinstance(region.token, ctypes.Array):
             region.token = None
             region.memory = memoryview(b"")
@@ -54,7 +54,7 @@ class Heap:
 
 
 def _small(nbytes: int, align: int) -> Region:
-    # The array owns its memory, and every view owns the array, so it cannot be freed too early.
+    # The array owns its memory and every view keeps the array alive, so it cannot be freed too early.
     block = (ctypes.c_ubyte * (nbytes + align))()
     region = Region.over(block, align=align, token=block)
     region.memory = region.memory[:nbytes]

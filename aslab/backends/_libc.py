@@ -1,4 +1,4 @@
-"""The few C calls that the backends need, through ctypes, which releases the GIL for each of them."""
+"""The few C calls that the backends need, by ctypes, which releases the GIL during each call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def address_of(view: memoryview) -> int:
 
 
 def madvise(address: int, nbytes: int, advice: int) -> None:
-    """Give advice on whole pages.
+    """Tell the kernel how whole pages will be used (madvise).
 
     :raises OSError: with the kernel's errno
     """
@@ -34,7 +34,7 @@ def zero(address: int, nbytes: int) -> None:
 
 
 def prefault(address: int, nbytes: int) -> None:
-    """Give every page its memory now, so that nobody meets a page fault later.
+    """Back every page with memory now, so that no page fault comes later.
 
     :raises MemoryError: if the kernel has none
     """
@@ -43,4 +43,4 @@ def prefault(address: int, nbytes: int) -> None:
     except OSError as exc:
         if exc.errno != errno.EINVAL:
             raise MemoryError(f"cannot populate {nbytes} bytes: {exc.strerror}") from exc
-        zero(address, nbytes)  # a kernel that does not know the advice
+        zero(address, nbytes)  # a kernel older than the advice

@@ -1,9 +1,9 @@
-"""Slabs from anonymous private mappings: page-aligned, faulted in beforehand, given back for real.
+"""Slabs from anonymous private mappings: page-aligned, faulted in beforehand, and unmapped when given back.
 
-Private, so that a forked child writes into copies and never into its parent's slabs.
+The mappings are private, so a forked child writes into copies and never into its parent's slabs.
 
-Huge pages are opt-in. They make use faster and the wait for them unpredictable: faulting in
-256 MiB of them was seen to take 30 ms, and 1,000 ms, on one machine.
+Huge pages are opt-in. They are faster to use, but take an unpredictable time to get: faulting in 256 MiB of them
+took between 30 ms and 1,000 ms on the same machine.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ HUGE_PAGE = 2 * 2**20
 class Mmap:
     """Anonymous memory from the kernel; the default for slabs. Usable on any loop, and on several.
 
-    ``huge_pages=True`` asks for transparent huge pages, with plain ones where the kernel refuses;
-    mappings are then aligned to 2 MiB. User space has no say in how the kernel reclaims, so the GFP
-    flags change nothing here.
+    ``huge_pages=True`` asks for transparent huge pages, and uses ordinary ones if the kernel refuses; mappings
+    are then aligned to 2 MiB. User space cannot influence how the kernel reclaims, so the GFP flags have no
+    effect here.
     """
 
     def __init__(self, *, huge_pages: bool = False) -> None:
@@ -39,7 +39,7 @@ class Mmap:
         return await run_blocking(partial(self._map, nbytes, align, populate=True), undo=_unmap)
 
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
-        """Map without faulting in: that would block. The caller meets the page faults.
+        """Map without faulting in, because that would block: the caller takes the page faults.
 
         :raises MemoryError: if the kernel has no address space
         """
@@ -48,8 +48,8 @@ class Mmap:
     async def release(self, region: Region) -> None:
         """Give the pages back, in a thread.
 
-        Memory that somebody still exports (an object that a ``ctor`` built and the caller kept) stays
-        mapped until they let go.
+        Memory that is still exported (by an object that a ``ctor`` built and the caller kept) stays mapped until
+        the last export is gone.
         """
         await run_blocking(partial(_unmap, region))
 
@@ -79,7 +79,7 @@ class Mmap:
 
 def _unmap(region: Region) -> None:
     mapping, region.token = region.token, None
-    # Whatever still exports the memory keeps the mapping, which then goes with the last of them.
+    # Memory that is still exported keeps its mapping, which goes away with the last export.
     with contextlib.suppress(BufferError):
         region.memory.release()
         if isinstance(mapping, mmap.mmap):

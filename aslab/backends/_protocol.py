@@ -1,4 +1,4 @@
-"""What the allocator asks of memory: three methods, and the region they speak of."""
+"""What the allocator requires of a source of memory: three methods, and the region they pass."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Region:
     memory: memoryview
     """The bytes: writable, contiguous, format ``B``, at least as many as were asked for."""
     address: int
-    """Where they start; a multiple of the alignment asked for."""
+    """The address of the first byte; a multiple of the alignment asked for."""
     token: object = None
-    """Whatever the backend needs to release it. Nobody else looks at it."""
+    """Whatever the backend needs to release it. Nothing else uses it."""
 
     @classmethod
     def over(cls, buffer: object, *, align: int = 1, token: object = None) -> Region:
-        """A region over any writable buffer, starting at its first address that ``align`` divides.
+        """A region over any writable buffer, from its first address that is a multiple of ``align``.
 
         :raises TypeError: if ``buffer`` has no writable, contiguous buffer
         """
@@ -36,30 +36,30 @@ class Region:
 
 @runtime_checkable
 class Backend(Protocol):
-    """Where memory comes from. Any object with these three methods is one."""
+    """A source of memory. Any object with these three methods is one."""
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
         """Get ``nbytes`` bytes at a multiple of ``align`` (a power of two). May take long.
 
-        It runs on the event loop, so it must not block it: slow calls belong in a thread. It may be
-        cancelled, and must then leave nothing behind.
+        It runs on the event loop and must not block it: slow calls belong in a thread. It may be cancelled, and
+        must then leave nothing behind.
 
-        :raises MemoryError: if there is no memory now; growth will ask again, later
+        :raises MemoryError: if there is no memory now; growth retries later
         """
         ...
 
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
-        """As `acquire`, at once, from any thread, without blocking.
+        """Like `acquire`, but at once, without blocking, and from any thread.
 
         :raises MemoryError: if there is no memory now
-        :raises anyio.WouldBlock: if it cannot be known without waiting
+        :raises anyio.WouldBlock: if it would have to wait
         """
         ...
 
     async def release(self, region: Region) -> None:
-        """Take back a region that this backend gave. May take long; must not block the event loop.
+        """Take back a region that this backend provided. May take long; must not block the event loop.
 
-        A region that comes back after its allocator was closed is released in another thread, on an asyncio
-        loop of that thread's own.
+        A region that is given back after its allocator was closed is released in another thread, on an asyncio
+        event loop of its own.
         """
         ...

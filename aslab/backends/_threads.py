@@ -1,10 +1,10 @@
-"""Blocking calls, off the event loop, that can be walked away from.
+"""Blocking calls in threads that can be abandoned.
 
-A thread stuck in a system call cannot be killed. So a cancelled caller leaves it behind, and
-whatever the call still brings is undone by the thread itself, when it gets there.
+A thread stuck in a system call cannot be killed. So a cancelled caller abandons it, and the thread itself undoes
+the result of the call if one still comes.
 
-The threads have a limiter of their own: a service whose every worker thread waits for a buffer
-must still be able to grow the pool.
+The threads have a limiter of their own: a service must be able to grow its pool even while every worker thread
+waits for a buffer.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ T = TypeVar("T")
 
 MAX_THREADS = 64
 PAUSE_FIRST, PAUSE_MOST = 0.01, 1.0
-"""Seconds between tries to have a thread for what must be done: doubled from the first to the most."""
+"""Seconds between attempts to start a thread for a call that must run: doubled from the first to the most."""
 LAG: ContextVar[list[float] | None] = ContextVar("aslab_lag", default=None)
-"""Told of the seconds from the end of each call until the event loop came to hear of it."""
+"""Collects the seconds from the end of each call until the event loop noticed."""
 _limiter: RunVar[anyio.CapacityLimiter] = RunVar("aslab_threads")
 
 
 class NoThread(MemoryError):
-    """The system has no thread to give now: want of memory, as any other."""
+    """The system cannot start a thread now. Like any shortage of memory, this is temporary."""
 
 
 async def run_blocking(call: Callable[[], T], *, undo: Callable[[T], object] | None = None) -> T:
-    """Run ``call`` in a thread; if cancelled meanwhile, leave it behind.
+    """Run ``call`` in a thread; if cancelled meanwhile, abandon it.
 
-    With ``undo``, what ``call`` brings then is given to it, in the thread too, and a call that had not
-    begun yet does not happen. Without, ``call`` is a thing that must be done, and is done in any case: where no
-    thread is to be had it waits for one.
+    With ``undo``, the result of an abandoned call is passed to ``undo``, in the same thread, and a call that has
+    not begun yet is dropped. Without it, ``call`` must run and does so in any case: if no thread can be started,
+    it waits for one.
 
-    :raises NoThread: with ``undo``, if no thread is to be had
+    :raises NoThread: with ``undo``, if no thread can be started
     """
     pause = PAUSE_FIRST
     while True:
@@ -81,7 +81,7 @@ async def _run(call: Callable[[], T], undo: Callable[[T], object] | None) -> T:
             raise
         raise NoThread(f"no thread can be started: {exc}") from exc
     lag = LAG.get()
-    if lag is not None:  # simulated time stands still while a thread is at work, and then nothing was late
+    if lag is not None:  # simulated time stands still while a thread runs: then nothing was late
         lag.append(min(time.monotonic() - job.ended, anyio.current_time() - began))
     return result
 
@@ -95,11 +95,11 @@ class _Job(Generic[T]):
         self._abandoned = False
         self._results: list[T] = []
         self.ended: float = math.inf
-        """When the call had ended, by the system's monotonic clock."""
+        """When the call ended, by the system's monotonic clock."""
 
     @property
     def begun(self) -> bool:
-        """Whether a thread has taken it up."""
+        """Whether a thread has started on it."""
         return self._begun
 
     def run(self) -> T:
@@ -122,12 +122,12 @@ class _Job(Generic[T]):
             begun, finished = self._begun, bool(self._results)
         if self._undo is None and not begun:
             _in_thread("aslab abandoned", self.run)
-        elif self._undo is not None and finished:  # the cancellation overtook the result on its way
+        elif self._undo is not None and finished:  # the cancellation overtook the result
             _in_thread("aslab undo", partial(self._undo, self._results.pop()))
 
 
 def _in_thread(name: str, call: Callable[[], object]) -> None:
-    """Have a thread of its own do what must be done; without one to be had, this one does it."""
+    """Run the call in a new thread, or in this one if none can be started: it must run."""
     try:
         threading.Thread(target=call, name=name).start()
     except RuntimeError:

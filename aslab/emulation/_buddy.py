@@ -42,7 +42,7 @@ class Buddy:
         :raises ConfigError: if ``order`` is not 0..10
         """
         if not 0 <= order <= MAX_ORDER:
-            raise ConfigError("order", order, f"allowed is 0..{MAX_ORDER}")
+            raise ConfigError("order", order, f"it must be from 0 to {MAX_ORDER}")
         free = self._free
         for larger in range(order, MAX_ORDER + 1):
             if free[larger]:

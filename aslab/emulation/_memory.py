@@ -186,7 +186,7 @@ class PhysicalMemory:
         :raises ConfigError: if ``share`` is not a number in 0..1
         """
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-            raise ConfigError("share", share, "must be a number, 0..1")
+            raise ConfigError("share", share, "it must be a number from 0 to 1")
         count = round(self.pages * share)
         if seed is None:
             chosen = [number * self.pages // count for number in range(count)]

@@ -29,7 +29,7 @@ class Shrinker:
 
     def __init__(self, memory: PhysicalMemory) -> None:
         if not isinstance(memory, PhysicalMemory):
-            raise ConfigError("memory", memory, "must be a PhysicalMemory")
+            raise ConfigError("memory", memory, "it must be a PhysicalMemory")
         self.memory = memory
         """The memory it watches."""
 
@@ -40,9 +40,7 @@ class Shrinker:
         """
         memory = self.memory
         if memory.wake_kswapd is not None:
-            raise ConfigError(
-                "wake_kswapd", memory.wake_kswapd, "must be a memory whose wake_kswapd is not in use"
-            )
+            raise ConfigError("wake_kswapd", memory.wake_kswapd, "it must be None: one listener per memory")
         woken = anyio.Event()
 
         def wake() -> None:  # called in the middle of an allocation: nothing may happen here

@@ -142,16 +142,16 @@ def _check(at: int, duration: float | None, probability: object, window: object,
     if probability is not None:
         number = isinstance(probability, (int, float)) and not isinstance(probability, bool)
         if not number or not 0 <= probability <= 100:  # type: ignore[operator]
-            raise ConfigError("probability", probability, "must be a percentage, 0..100")
+            raise ConfigError("probability", probability, "it must be a percentage from 0 to 100")
     elif seed:
-        raise ConfigError("seed", seed, "needs a probability: nothing else is random")
+        raise ConfigError("seed", seed, "it needs a probability: nothing else is random")
     if window is None:
         return
     if at != 1 or duration is not None or probability is not None:
-        raise ConfigError("window", window, "cannot be combined with at, duration or probability")
+        raise ConfigError("window", window, "it excludes at, duration and probability")
     if not isinstance(window, tuple) or len(window) != 2:
-        raise ConfigError("window", window, "must be a pair of seconds, begin and end")
+        raise ConfigError("window", window, "it must be a pair of times in seconds, begin and end")
     for end in window:
         seconds("window", end, zero=True)
     if window[0] >= window[1]:
-        raise ConfigError("window", window, "must end after it begins")
+        raise ConfigError("window", window, "it must end after it begins")

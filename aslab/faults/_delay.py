@@ -22,7 +22,7 @@ class Uniform:
         seconds("low", self.low, zero=True)
         seconds("high", self.high, zero=True)
         if self.high < self.low:
-            raise ConfigError("high", self.high, f"must be at least low, {self.low}")
+            raise ConfigError("high", self.high, f"it must be at least low, {self.low}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def drawing(field: str, delay: Delay, seed: int) -> Callable[[], float]:
         return lambda: draw.expovariate(1 / mean) if mean else 0.0
     if isinstance(delay, Sequence):
         if not delay:
-            raise ConfigError(field, delay, "must be a list of at least one delay")
+            raise ConfigError(field, delay, "it must be a list of at least one delay")
         for one in delay:
             seconds(field, one, zero=True)  # this also refuses the characters of a string
         return itertools.cycle(tuple(delay)).__next__

@@ -15,7 +15,7 @@ from ._failslab import Failslab
 from ._latency import Latency
 
 ALLOWED = (
-    "must be a fault such as latency:250ms, latency:10ms-50ms, latency:mean=20ms, deadlock, deadlock:3s, "
+    "it must look like latency:250ms, latency:10ms-50ms, latency:mean=20ms, deadlock, deadlock:3s, "
     "deadlock:3s,at=2, deadlock:probability=20,duration=1s,seed=3, deadlock:window=3s-5s, "
     "failslab:probability=20 (also interval, times, space, fail_nth, seed)"
 )

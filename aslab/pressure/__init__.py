@@ -1,9 +1,9 @@
-"""Sources of memory pressure, which tell a service to return idle memory: the protocol, and those of Linux.
+"""How a service learns that it should give idle memory back: the protocol, and the sources that Linux has.
 
-`Cgroup` is for a service with its own memory limit, such as a container; `Psi` for one that shares a machine;
-`Signal` is triggered by hand. Any class with the method of `Source` is a source, too.
-`aslab.emulation.Shrinker` is one for an emulated machine. Importing this is safe everywhere; if the kernel does
-not support a source, the source ends at once.
+`Cgroup` is for a service with a memory limit of its own, such as a container; `Psi` for one that shares a
+machine; `Signal` is triggered by hand. To write your own, implement the one method of `Source`.
+`aslab.emulation.Shrinker` does the same for an emulated machine. Importing this is safe anywhere; where the
+kernel lacks the feature, a source returns as soon as it is run.
 """
 
 from ._cgroup import Cgroup as Cgroup

@@ -1,7 +1,7 @@
-"""Pressure from a service's own memory limit: the events of a cgroup v2.
+"""Pressure from a memory limit of one's own: the events of a cgroup v2.
 
-A container near its limit is throttled or made to reclaim long before the machine itself is short of memory.
-The kernel counts these events in ``memory.events`` and signals changes. Reference:
+A container near its limit is throttled or made to reclaim long before the machine itself is short of memory. The
+kernel counts these events in ``memory.events`` and notifies changes. Reference:
 Documentation/admin-guide/cgroup-v2.rst, "Memory Interface Files".
 """
 
@@ -21,39 +21,39 @@ from ._inotify import DELETE, DELETE_SELF, MODIFY, Inotify
 log = logging.getLogger("aslab.pressure")
 
 COUNTERS = ("high", "max", "oom")
-"""Throttled above memory.high; about to exceed memory.max; reclaim could not prevent that."""
+"""Throttled above memory.high; about to exceed memory.max; out of memory in spite of reclaim."""
 
 
 class Cgroup:
     """A `Source`: the cgroup v2 of this process, or the one whose directory is given.
 
-    Each time the kernel has counted more ``high``, ``max`` or ``oom`` events in the group or below it, the source
-    asks for the bytes by which memory.current exceeds memory.high, or memory.max if there is no high; None if it
-    exceeds neither. The kernel signals at most 100 times a second.
+    Reports pressure whenever the kernel has counted more ``high``, ``max`` or ``oom`` events, in the group or in
+    a group below it. The bytes wanted are those that memory.current is above memory.high, or above memory.max if
+    there is no high; None if it is not above. The kernel notifies at most 100 times a second.
 
-    Parent groups with limits (a slice, a pod) have their own events: pass their directory. Reading needs no
-    privilege. There is nothing to watch in the root group, with cgroup v1, or if the memory controller is not
-    enabled; then, or when the group is removed, `run` returns.
+    The limits of groups above (a slice, a pod) have events of their own: pass that directory to watch them.
+    Reading needs no privilege. There is nothing to watch in the root group, under cgroup v1, or where the memory
+    controller is not enabled; then, and when the group is removed, `run` returns.
 
-    Costs two file descriptors, a wake-up per change, and one for each sibling group that is removed.
+    Costs two file descriptors, a wake-up for each change, and one for each sibling group that is removed.
 
-    :param path: the group's directory; a relative path is resolved when `run` starts
+    :param path: the group's directory; a relative path is resolved when it runs
     :raises ConfigError: if ``path`` is neither a path nor None
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         if path is not None and not isinstance(path, (str, os.PathLike)):
-            raise ConfigError("path", path, "must be the directory of a cgroup, or None")
+            raise ConfigError("path", path, "it must be the directory of a cgroup, or None")
         self._path = None if path is None else os.fspath(path)
 
     async def run(self, on_pressure: Callable[[int | None], object]) -> None:
-        """As `Source.run`. For one event loop; several runs of one object do not interfere."""
+        """As `Source.run`. For one event loop; concurrent runs of one object do not interfere."""
         with contextlib.ExitStack() as stack:
             try:
                 group = stack.enter_context(_Group(own_directory() if self._path is None else self._path))
                 inotify = stack.enter_context(Inotify())
                 group.watch(inotify)
-                seen = group.events()  # after setting the watch, so that nothing is missed in between
+                seen = group.events()  # after the watch, so that no event in between is missed
             except OSError as exc:
                 log.debug("no memory pressure from a cgroup: %s", exc)
                 return
@@ -64,7 +64,7 @@ class Cgroup:
                     risen = any(events.get(name, 0) > seen.get(name, 0) for name in COUNTERS)
                     wanted = group.excess() if risen else None
                 except OSError as exc:
-                    log.debug("no more memory pressure from a cgroup, which is gone: %s", exc)
+                    log.debug("no more memory pressure from a cgroup, it is gone: %s", exc)
                     return
                 seen = events
                 if risen:
@@ -72,7 +72,7 @@ class Cgroup:
 
 
 class _Group:
-    """The files of one cgroup, through its open directory: a new group of the same name is another group."""
+    """The files of one cgroup, by its open directory: a new group of the same name is another group."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -80,9 +80,9 @@ class _Group:
 
     def watch(self, inotify: Inotify) -> None:
         inotify.watch(os.path.join(self._path, "memory.events"), MODIFY | DELETE_SELF)  # noqa: PTH118
-        # When a cgroup is removed, Linux 6.18 only signals watches on its parent directory.
+        # When a cgroup is removed, Linux 6.18 notifies only watchers of the directory above.
         with contextlib.suppress(OSError):
-            inotify.watch(os.path.join(self._path, os.pardir), DELETE)  # noqa: PTH118 - not resolved by name
+            inotify.watch(os.path.join(self._path, os.pardir), DELETE)  # noqa: PTH118 - must not be resolved by name
 
     def events(self) -> dict[str, int]:
         """All counters, by name."""
@@ -90,7 +90,7 @@ class _Group:
         return {name: int(count) for name, count in pairs}
 
     def excess(self) -> int | None:
-        """Bytes above the relevant limit; None if not above."""
+        """Bytes above the limit in effect; None if there is no limit, or nothing above it."""
         limit = self._read("memory.high").strip()
         if limit == "max":
             limit = self._read("memory.max").strip()
@@ -114,21 +114,21 @@ class _Group:
 
 
 def own_directory() -> str:
-    """The directory of this process' cgroup v2.
+    """The directory of the cgroup v2 that this process is in.
 
     :raises OSError: if there is none
     """
     process = Path("/proc/self")
     found = find_directory((process / "cgroup").read_text(), (process / "mountinfo").read_text())
     if found is None:
-        raise FileNotFoundError(errno.ENOENT, "this process has no mounted cgroup v2")
+        raise FileNotFoundError(errno.ENOENT, "no cgroup v2 of this process is mounted")
     return found
 
 
 def find_directory(cgroup: str, mountinfo: str) -> str | None:
-    """Find it from the contents of the two files in /proc (formats: cgroups(7), proc_pid_mountinfo(5)).
+    """The directory, from the text of two files in /proc (formats: cgroups(7), proc_pid_mountinfo(5)).
 
-    Only part of the tree may be mounted, and the group may be outside of it.
+    A mount may show only part of the hierarchy, and the group may lie outside of it.
     """
     path = next((line[3:] for line in cgroup.splitlines() if line.startswith("0::")), None)
     if path is None:

@@ -1,7 +1,8 @@
-"""Waits for files to change, on the event loop: Linux' inotify(7) through ctypes.
+"""Waiting on the event loop for files to change: Linux' inotify(7), by ctypes.
 
-The kernel signals changes to the files of a cgroup, and this receives them without polling. It does not say what
-changed: the caller reads the few files it needs anyway, which is also correct when events were merged or lost.
+The kernel notifies changes of a cgroup's files, so there is no need to poll them. What changed is not reported:
+the caller reads the few files it cares about anyway, which is also right when events were merged or the queue
+overflowed.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import os
 import anyio
 
 MODIFY = 0x2
-"""The file was written, or its contents from the kernel changed (linux/inotify.h: IN_MODIFY)."""
+"""The file was written, or the kernel changed its contents (linux/inotify.h: IN_MODIFY)."""
 DELETE = 0x200
-"""Something in the directory was removed (IN_DELETE)."""
+"""An entry of the directory was removed (IN_DELETE)."""
 DELETE_SELF = 0x400
-"""The file itself was removed (IN_DELETE_SELF). Kernel file systems do not always signal this."""
+"""The file itself was removed (IN_DELETE_SELF). The kernel's own file systems do not always report it."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -26,24 +27,24 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Inotify:
     """Watches files. For one task; closed by its ``with`` block.
 
-    Costs one file descriptor, and one of the user's inotify instances (fs.inotify.max_user_instances, 128 on
-    most systems).
+    Uses one file descriptor and one of the user's inotify instances (fs.inotify.max_user_instances, 128 on most
+    systems).
 
-    :raises OSError: if there is no inotify, or too many are in use
+    :raises OSError: where there is no inotify, or too many are in use
     """
 
     def __init__(self) -> None:
         self._fd = _call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
 
     def watch(self, path: str, events: int) -> None:
-        """From now on, make `changed` return on these events of the file or directory.
+        """Let `changed` return for these events of the file or directory, from now on.
 
-        :raises OSError: if it does not exist, or cannot be read
+        :raises OSError: if it does not exist, or may not be read
         """
         _call("inotify_add_watch", self._fd, os.fsencode(path), ctypes.c_uint32(events))
 
     async def changed(self) -> None:
-        """Suspend until there were events since the last call. Cancelling loses none."""
+        """Suspend until there was an event since the last call. Cancellation loses none."""
         await anyio.wait_readable(self._fd)
         with contextlib.suppress(BlockingIOError):
             os.read(self._fd, 65536)

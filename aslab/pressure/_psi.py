@@ -1,14 +1,14 @@
-"""Pressure on the machine: Linux' pressure stall information, with a trigger that wakes the event loop.
+"""Pressure on the machine: Linux' pressure stall information (PSI), by a trigger.
 
-Reference: Documentation/accounting/psi.rst, kernel/sched/psi.c. A trigger's file descriptor reports POLLPRI,
-which event loops cannot wait for. But an epoll descriptor is readable when anything it watches is ready, so
-the trigger goes into an epoll of its own, and the loop waits for that.
+Reference: Documentation/accounting/psi.rst, kernel/sched/psi.c. A trigger's file descriptor reports POLLPRI, which
+event loops do not wait for. But an epoll descriptor is readable when anything it watches is ready; so the trigger
+is put into an epoll of its own, and the loop waits for that one.
 
-The kernel clears the event as soon as the trigger is polled, and the loop's poll of the epoll does that. So the
-wake-up of the loop is the event; polling the epoll afterwards finds nothing, unless the trigger is gone. And the
-poll when the loop starts to wait would lose an event, hence the check before each wait. What remains is the
-moment between the two: events are at least a window apart, so a loop would have to be late by a window to hit
-that moment, and lasting pressure is reported again in the next window.
+The kernel clears the event as soon as the trigger is polled, and the loop's own poll of the epoll counts. So the
+wake-up of the loop is the event: a poll of the epoll afterwards finds nothing, unless the trigger is gone for
+good. An event that the loop polls away while it starts to wait would be lost, hence the poll before each wait. A
+gap remains between that poll and the wait. But the next event is a window away, so only a loop that is late by a
+whole window can hit the gap, and lasting pressure is reported again in the next window.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ log = logging.getLogger("aslab.pressure")
 SHORTEST_WINDOW, LONGEST_WINDOW = 0.5, 10.0
 MICROSECOND = 1e-6
 CLOSE_PATIENCE = 1.0
-"""Seconds that `Psi.run` waits at its end for the thread that closes the trigger, before it leaves it behind."""
+"""Seconds that `run` waits at its end for the thread that closes the trigger, before it abandons it."""
 
 
 class Psi:
-    """A `Source`: tasks were stalled on memory for ``stall`` seconds within ``window`` seconds.
+    """A `Source`: tasks were stalled because memory was short, for ``stall`` seconds within ``window`` seconds.
 
-    ``on_pressure`` is called with None, for everything that can be spared: stalls say how bad it is, not how
-    many bytes would help. It is called at most once per window.
+    Calls ``on_pressure`` with None (everything that can be spared), because stalls tell how bad it is but not how
+    many bytes would help. At most once per window.
 
-    Since Linux 6.4 any user may set a trigger whose window is a multiple of 2 s; the kernel then checks every
-    2 s. Other windows, and any window before 6.4, need CAP_SYS_RESOURCE; the kernel checks ten times per window.
-    If there is no such file (other systems, a kernel without PSI), or the kernel refuses, `run` returns; it also
-    returns when the cgroup that ``path`` belongs to is removed.
+    Since Linux 6.4 any process may set a trigger whose window is a multiple of 2 s; the kernel then checks every
+    2 s. Other windows, and all windows before 6.4, require CAP_SYS_RESOURCE, and the kernel checks ten times per
+    window. If there is no such file (other systems, a kernel without PSI) or the kernel refuses, `run` returns.
+    It also returns when the cgroup that ``path`` belongs to is removed.
 
-    Costs two file descriptors, and nothing while there is no pressure. Removing the trigger blocks for 10 to
-    20 ms (measured), so it is done in a thread.
+    Costs two file descriptors, and no time while there is no pressure. Removing the trigger blocks for 10 to 20 ms
+    (measured), so a thread does it.
 
-    :param stall: seconds of stall, at most ``window``
-    :param window: seconds, 0.5..10
-    :param full: count only time in which all tasks are stalled, rather than at least one
+    :param stall: seconds of stall that trigger it, up to ``window``
+    :param window: seconds, from 0.5 to 10
+    :param full: count only the time in which all tasks are stalled, not at least one
     :param path: the file, such as the ``memory.pressure`` of a cgroup v2
-    :raises ConfigError: if an option is wrong
+    :raises ConfigError: for an option that is not allowed
     """
 
     def __init__(
@@ -66,19 +66,21 @@ class Psi:
     ) -> None:
         seconds("window", window)
         if not SHORTEST_WINDOW <= window <= LONGEST_WINDOW:
-            raise ConfigError("window", window, f"must be {SHORTEST_WINDOW:g}..{LONGEST_WINDOW:g} seconds")
+            raise ConfigError(
+                "window", window, f"it must be from {SHORTEST_WINDOW:g} to {LONGEST_WINDOW:g} seconds"
+            )
         seconds("stall", stall)
         if not MICROSECOND <= stall <= window:
-            raise ConfigError("stall", stall, f"must be seconds from {MICROSECOND:f} to the window, {window:g}")
+            raise ConfigError("stall", stall, f"it must be from {MICROSECOND:f} seconds to the window, {window:g}")
         boolean("full", full)
         if not isinstance(path, (str, os.PathLike)):
-            raise ConfigError("path", path, "must be the path of a pressure file")
+            raise ConfigError("path", path, "it must be the path of a pressure file")
         self._path = os.fspath(path)
         self._trigger = f"{'full' if full else 'some'} {_microseconds(stall)} {_microseconds(window)}"
         self._arm: Callable[[str, str], int] = arm
 
     async def run(self, on_pressure: Callable[[int | None], object]) -> None:
-        """As `Source.run`. For one event loop; several runs of one object do not interfere."""
+        """As `Source.run`. For one event loop; concurrent runs of one object do not interfere."""
         if not hasattr(select, "epoll"):
             self._absent("this system has no epoll")
             return
@@ -104,10 +106,10 @@ class Psi:
             while True:
                 events = epoll.poll(0)
                 if events:
-                    await anyio.lowlevel.checkpoint()  # whatever the descriptor does, other tasks run
+                    await anyio.lowlevel.checkpoint()  # the loop gets its turn, whatever the descriptor does
                 else:
                     await anyio.wait_readable(epoll.fileno())
-                    events = epoll.poll(0)  # an event leaves nothing to find
+                    events = epoll.poll(0)  # an event is no longer there
                 if any(flags & (select.EPOLLERR | select.EPOLLHUP) for _, flags in events):
                     log.debug("no more memory pressure from %s: it is gone", self._path)
                     return
@@ -118,7 +120,7 @@ class Psi:
 
 
 def arm(path: str, trigger: str) -> int:
-    """Set a trigger, which lasts as long as the file descriptor. Quick; does not block.
+    """Set a trigger, which lasts as long as its file descriptor. Quick; does not block.
 
     :raises OSError: if there is no such file, or the kernel refuses
     """

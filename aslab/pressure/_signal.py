@@ -1,4 +1,4 @@
-"""Pressure reported by hand."""
+"""Pressure that is triggered by hand."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import anyio
 
 
 class Signal:
-    """A `Source` triggered by hand, for a service that knows before the kernel does, and for tests."""
+    """A `Source` that is triggered by hand: for a service that knows before the kernel does, and for tests."""
 
     def __init__(self) -> None:
         self._listeners: list[Callable[[int | None], object]] = []
 
     def press(self, nbytes: int | None = None) -> None:
-        """Ask for that many bytes; None means everything that can be spared.
+        """Ask for ``nbytes`` bytes back; None is everything that can be spared.
 
-        Reaches every allocator currently open with this source. Does not suspend; event loop's thread only.
+        Reaches every open allocator that uses this source. Does not suspend; event loop's thread only.
         """
         for listener in tuple(self._listeners):
             listener(nbytes)
 
     async def run(self, on_pressure: Callable[[int | None], object]) -> None:
-        """As `Source.run`; it only ends when cancelled."""
+        """As `Source.run`; ends only when cancelled."""
         self._listeners.append(on_pressure)
         try:
             await anyio.sleep_forever()

@@ -31,5 +31,5 @@ def find(name: str) -> Path:
         return path
     scenarios = builtin()
     if name not in scenarios:
-        raise ConfigError("scenario", name, f"must be a file, or one of {', '.join(scenarios)}")
+        raise ConfigError("scenario", name, f"it must be a file, or one of {', '.join(scenarios)}")
     return scenarios[name]

@@ -12,17 +12,17 @@ from ._schema import Scenario
 
 _WORDS = {
     "missing": "it is missing",
-    "model_type": "must be a table",
-    "dict_type": "must be a table",
-    "model_attributes_type": "must be a table",
-    "list_type": "must be a list",
-    "int_type": "must be a whole number",
-    "bool_type": "must be true or false",
-    "string_type": "must be text in quotes",
-    "string_too_short": "must have 1 to 1000 characters",
-    "string_too_long": "must have 1 to 1000 characters",
+    "model_type": "it must be a table",
+    "dict_type": "it must be a table",
+    "model_attributes_type": "it must be a table",
+    "list_type": "it must be a list",
+    "int_type": "it must be a whole number",
+    "bool_type": "it must be true or false",
+    "string_type": "it must be text in quotes",
+    "string_too_short": "it must have 1 to 1000 characters",
+    "string_too_long": "it must have 1 to 1000 characters",
     "string_pattern_mismatch": (
-        "must be a name of up to 61 letters, digits, spaces and _ . -, starting with a letter or digit"
+        "it must be a name of up to 61 letters, digits, spaces and _ . -, starting with a letter or digit"
     ),
 }
 """For kinds of pydantic errors whose own message speaks of Python types."""
@@ -41,14 +41,16 @@ def complaint(exc: ValidationError, model: type[BaseModel] = Scenario) -> Config
         return ConfigError(key, given, f"unknown key; known keys are {', '.join(_known_keys(loc, model))}")
     elif kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = error["input"].get("kind") if isinstance(error["input"], dict) else None
-        return ConfigError(f"{key}.kind", short(tag), f"must be one of {', '.join(_kinds())}")
+        return ConfigError(f"{key}.kind", short(tag), f"it must be one of {', '.join(_kinds())}")
     elif kind in ("too_short", "too_long"):
         two = key.endswith(".window")
-        return ConfigError(key, given, "must be two times, begin and end" if two else "must have 1 to 100 entries")
-    allowed = message.removeprefix("Value error, ").replace("Input should be", "must be")
+        return ConfigError(
+            key, given, "it must be two times, begin and end" if two else "it must have 1 to 100 entries"
+        )
+    allowed = message.removeprefix("Value error, ").replace("Input should be", "it must be")
     allowed = _WORDS.get(kind, allowed)
     return ConfigError(
-        key, given, allowed if kind in _WORDS or allowed.startswith(("must", "allowed")) else f"must be: {allowed}"
+        key, given, allowed if kind in _WORDS or allowed.startswith("it ") else f"it must be: {allowed}"
     )
 
 

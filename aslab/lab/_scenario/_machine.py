@@ -65,9 +65,11 @@ class Machine:
         key = f"backends.{outer[-1]}.of" if outer else ""
         if name in outer:
             circle = ", which wraps ".join(repr(one) for one in (*outer[outer.index(name) :], name))
-            raise ConfigError(key, name, f"must not lead back to itself: {circle}")
+            raise ConfigError(key, name, f"it must not lead back to itself: {circle}")
         if name not in self._sections:
-            raise ConfigError(key, name, f"must be one of the backends in the file: {', '.join(self._sections)}")
+            raise ConfigError(
+                key, name, f"it must be one of the backends in the file: {', '.join(self._sections)}"
+            )
         if name not in self.backends:
             section = self._sections[name]
             wrapped = self._get(section.of, (*outer, name)) if isinstance(section, Fault) else None
@@ -133,7 +135,7 @@ def _page_cache(memory: PhysicalMemory, section: Memory, seed: int) -> PageCache
     for field, held in (("clean", section.clean), ("dirty", section.clean + section.dirty)):
         if held > most:
             allowed = (
-                f"must be at most {most} pages, clean and dirty together: the rest is below the watermark min"
+                f"it must be at most {most} pages, clean and dirty together: the rest is below the watermark min"
             )
             raise ConfigError(f"memory.{field}", getattr(section, field), allowed)
     return PageCache(

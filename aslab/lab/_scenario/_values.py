@@ -18,8 +18,10 @@ LARGEST = 2**30  # bytes, for one object or slab; an allocator's limit may be la
 
 SHORTEST = 1e-9  # seconds; less is lost in the rounding of the clock
 
-TIMES = "must be a time with a unit, such as '40us', '250ms', '3s', '2m', from 1 ns to a week"
-DISTRIBUTIONS = "must be a time such as '250ms', {low = '1ms', high = '5ms'}, {mean = '10ms'}, or a list of times"
+TIMES = "it must be a time with a unit, such as '40us', '250ms', '3s', '2m', from 1 ns to a week"
+DISTRIBUTIONS = (
+    "it must be a time such as '250ms', {low = '1ms', high = '5ms'}, {mean = '10ms'}, or a list of times"
+)
 
 
 def parse_time(given: object) -> float:
@@ -84,7 +86,7 @@ def _share(given: object) -> float:
         share = float(given[:-1]) / 100
         if share <= 1:
             return share
-    raise ValueError("must be a share, from '0%' to '100%'")
+    raise ValueError("it must be a share, from '0%' to '100%'")
 
 
 def _limit(given: Any) -> int:

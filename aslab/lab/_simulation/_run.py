@@ -143,7 +143,7 @@ def run(
     """
     whole_number("seed", seed, 0)
     if loop not in LOOPS:
-        raise ConfigError("loop", loop, f"must be one of {', '.join(LOOPS)}")
+        raise ConfigError("loop", loop, f"it must be one of {', '.join(LOOPS)}")
     if until is not None:
         check_seconds("until", until, zero=True)
     idle = Idle()

@@ -169,19 +169,19 @@ class Computer:
         """
         room, held = self.pages - self.high, self._held()
         if held > room // 2:
-            allowed = f"must let ZFS fit in {room // 2} pages, half of those above high; it needs {held}"
+            allowed = f"it must let ZFS fit in {room // 2} pages, half of those above high; it needs {held}"
             raise ConfigError("txg_blocks", self.txg_blocks, allowed)
         if held > room - int(self.pages * self.pinned):
-            raise ConfigError("pinned", self.pinned, f"must leave {held} pages for ZFS")
+            raise ConfigError("pinned", self.pinned, f"it must leave {held} pages for ZFS")
         if self.min // 2 < 2 * self.cluster:
             least = 4 * self.cluster / self.pages
-            allowed = f"must be at least {least:g}, so that half of min holds the two buffers of one write"
+            allowed = f"it must be at least {least:g}, so that half of min holds the two buffers of one write"
             raise ConfigError("min_share", self.min_share, allowed)
         if not self.clusters:
-            raise ConfigError("hogs", self.hogs, "must leave at least one block for each")
+            raise ConfigError("hogs", self.hogs, "it must leave at least one block for each")
         slowest = self.clusters * self.hogs * self.disk[1] / self.depth
         if 2 * slowest > self.until:
-            allowed = f"must be at least {2 * slowest:.4g}, twice what the disk may take"
+            allowed = f"it must be at least {2 * slowest:.4g}, twice what the disk may take"
             raise ConfigError("until", self.until, allowed)
 
     def _held(self) -> int:
@@ -206,11 +206,11 @@ def check_value(key: str, given: object) -> Any:
     about = KEYS[key].metadata
     least, most = about["least"], about["most"]
     if key == "block" and not (_is_whole(given, least, most) and given & (given - 1) == 0):  # type: ignore[operator]
-        raise ValueError(f"must be a power of two from {least} to {most}")
+        raise ValueError(f"it must be a power of two from {least} to {most}")
     if about["kind"] == "whole" and not _is_whole(given, least, most):
-        raise ValueError(f"must be a whole number from {least} to {most}")
+        raise ValueError(f"it must be a whole number from {least} to {most}")
     if about["kind"] == "number" and not _is_number(given, least, most):
-        raise ValueError(f"must be a number from {least:g} to {most:g}")
+        raise ValueError(f"it must be a number from {least:g} to {most:g}")
     if about["kind"] == "number":
         return float(given)  # type: ignore[arg-type]  # so that 3 and 3.0 compare equal as text
     if about["kind"] == "whole":
@@ -220,10 +220,10 @@ def check_value(key: str, given: object) -> Any:
         or len(given) != 2
         or not all(_is_number(x, least, most) for x in given)
     ):
-        raise ValueError("must be two numbers of seconds, such as [0.02, 0.06]")
+        raise ValueError("it must be two numbers of seconds, such as [0.02, 0.06]")
     low, high = given
     if low > high:
-        raise ValueError("must be two numbers of seconds, the smaller one first")
+        raise ValueError("it must be two numbers of seconds, the smaller one first")
     return float(low), float(high)
 
 

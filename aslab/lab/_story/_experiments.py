@@ -99,7 +99,7 @@ class Notebook:
             return Line.model_validate_json(line).model_dump()
         except ValidationError:
             where = f"{printable(str(self._path))}: line {number}"
-            raise ConfigError(where, short(line), "must be a result written by --resume") from None
+            raise ConfigError(where, short(line), "it must be a result written by --resume") from None
 
 
 def key_of(machine: str, changed: Mapping[str, Any], seed: int, loop: str) -> str:

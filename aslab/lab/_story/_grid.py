@@ -35,7 +35,7 @@ Config = dict[str, Any]
 
 def _different(values: list[Any]) -> list[Any]:
     if len(set(values)) < len(values):
-        raise ValueError("must be distinct values")
+        raise ValueError("it must be distinct values")
     return values
 
 
@@ -96,10 +96,10 @@ def _check(data: dict[str, Any]) -> tuple[GridFile, Config, dict[str, list[Any]]
         raise complaint(exc, GridFile) from None
     fixed, vary = file.fixed.model_dump(exclude_unset=True), file.vary.model_dump(exclude_unset=True)
     for key in fixed.keys() & vary.keys():
-        raise ConfigError(f"fixed.{key}", short(fixed[key]), "cannot be given with a list in [vary]")
+        raise ConfigError(f"fixed.{key}", short(fixed[key]), "it cannot be given with a list in [vary]")
     size = math.prod(map(len, vary.values()))
     if file.draw is None and size > MOST:
-        raise ConfigError("draw", None, f"must be given for more than {MOST} combinations; there are {size}")
+        raise ConfigError("draw", None, f"it must be given for more than {MOST} combinations; there are {size}")
     return file, fixed, vary
 
 
@@ -109,7 +109,7 @@ def make_grid(file: GridFile, fixed: Config, vary: dict[str, list[Any]], more: M
     :raises ConfigError: if a key in ``more`` is varied
     """
     for key in more.keys() & vary.keys():
-        raise ConfigError(f"--set {key}", more[key], "cannot be given for a key that the grid varies")
+        raise ConfigError(f"--set {key}", more[key], "it cannot be given for a key that the grid varies")
     base = computer_with({**fixed, **more})
     configs, skipped = [], []
     for config in _combinations(vary, file.draw, file.seed):
