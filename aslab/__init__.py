@@ -1,26 +1,18 @@
-# A map of the package, from what a service sees to what lies beneath:
+# A map of the package, from the ground up; imports point up this list, never down:
 #
-#   _allocator  _cache  _lease             the public objects
-#   _fastpath/                             the handle of an allocation, and the magazine: a hit and its free
-#   _flags  _errors  _stats  _state        their words: urgency, errors, counters, marks
-#   _depot  _slab                          slabs, behind the magazine
-#   _lingering  _parking  _orphans         memory that somebody may still reach after its owner has gone
-#   _pool                                  brings together, for one cache or several, what follows
-#   _line  _waiting  _lateness  _blocking  who waits, for how long, and from which thread
-#   _emergency  _permits  _attempts        the way out of waiting, and its bound
-#   _passing  _reserve  _claims            who comes first
-#   _patience                              how long the others wait
-#   _growth  _worker  _budget  _starved    getting slabs, within limits that are fair
-#   _reclaim  _demand  _relief             giving them back: what is idle, what can be spared
-#   _move                                  moving objects so that whole slabs go
-#   _engine  _supply  _bell  _clock        the tasks that do it
-#   _snapshot  _clients                    what messages say; what a client's code may raise
-#   backends/  faults/  testing/           where memory comes from; making it fail; checking that it works
-#   pressure/                              what tells that memory is short
-#   emulation/  lab/                       a machine short of memory; simulated time and scenarios
-#   cli/  bench/                           the commands
+#   _errors  _flags  _stats  _checks       words: errors, urgency, counters, checks of values
+#   _clients  _keywords                    what a client's code may raise; options as keywords
+#   _fastpath/                             a hit and its free: views, slots, magazines, buffers
+#   backends/  pressure/                   where memory comes from, and what tells that it is short
+#   _options  _config                      what may be configured, checked
+#   _kmem/                                 the allocator proper, floor by floor
+#   _lease  _home  _cache                  what callers hold, and what their buffers go back to
+#   _reaper  _tasks                        the tasks that serve all caches
+#   _allocator                             what a service opens
+#   testing/  faults/  emulation/          checking, failing and pretending
+#   lab/  bench/  cli/                     simulations, measurements, commands
 #
-# Imports point downwards only.
+# docs/design.md has the same with the reasons.
 """An async slab allocator: pooled buffers for asyncio and trio services."""
 
 from ._allocator import Allocator as Allocator

@@ -31,7 +31,7 @@ from ._kmem._move import defragment
 from ._kmem._moving import Move
 from ._kmem._pool import Pool
 from ._kmem._reclaim import reap
-from ._kmem._slowpath import at_hand, fill, get_now, wait
+from ._kmem._slowpath import at_hand, fill, get_now, learn, wait
 from ._kmem._snapshot import cache_stats, situation
 from ._lease import Lease, ManyLease
 from ._stats import CacheStats
@@ -200,7 +200,7 @@ class Cache(Generic[T]):
             await anyio.lowlevel.checkpoint()
             self._check_open()
         if n > 1:
-            pool.learn(n, LEVEL[flags])
+            learn(pool, n, LEVEL[flags])
         elif (slot := at_hand(pool, flags, self._counters, runs=True)) is not None:
             return [slot]
         else:

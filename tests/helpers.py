@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from aslab._config import Shape
-from aslab._fastpath import Magazine
+from aslab._fastpath import Magazine, Slot
 from aslab._kmem._depot import Depot
-from aslab._kmem._slab import Slab, Slot
+from aslab._kmem._slab import Slab
 from aslab.backends import Region
 
 Loop = tuple[str, dict[str, Any]]

@@ -134,7 +134,7 @@ async def test_who_came_later_yields_to_who_waits_longer_and_only_then(wakeup: W
         account(budget, 10),
     )
     assert budget.yields(younger)
-    budget.note(older, None)
+    budget.note(older, (1, 5))
     assert budget.asking, "they ask again, soon"
     assert budget.yields(nobody), "growth in advance comes last"
     assert not budget.yields(older)

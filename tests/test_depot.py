@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aslab._kmem._slab import Slot
+from aslab._fastpath import Slot
 
 from .helpers import all_slots, new_depot
 

@@ -21,12 +21,11 @@ import aslab
 from aslab import _tasks
 from aslab._allocator import tasks_of
 from aslab._cache import Cache, pool_of
-from aslab._fastpath import _views
+from aslab._fastpath import Slot, _views
 from aslab._kmem._depot import Depot
 from aslab._kmem._handover import Handover
 from aslab._kmem._parking import AT_ONCE as PARKED_AT_ONCE
 from aslab._kmem._pool import Pool
-from aslab._kmem._slab import Slot
 from aslab._kmem._supply import Supply
 from aslab._kmem._wakeup import Wakeup
 

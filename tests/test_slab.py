@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aslab._config import Shape
-from aslab._fastpath import Slot
-from aslab._fastpath._views import lease_view
+from aslab._fastpath import Slot, lease_view
 from aslab._kmem._slab import Slab, SlabLists, construct
 from aslab.backends import Region
 from aslab.backends._libc import address_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aslab import ImpossibleTransition
-from aslab._kmem._state import NONE, TABLE, Mark, Marks, fire, reachable, words
+from aslab._kmem._state import NONE, TABLE, WAITS, Mark, Marks, Wait, fire, go, reachable, words
 
 G, D, R, X = Mark.GROWING, Mark.DEADLOCKED, Mark.REAPING, Mark.DESTROY
 EVENTS = ["grow", "late", "grown", "reap", "reaped", "close"]
@@ -31,6 +31,30 @@ def as_markdown() -> str:
         cells = (words(moves[event]) if event in moves else "·" for event in TABLE)
         lines.append(f"| {words(state)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def as_mermaid() -> str:
+    """The diagram of a caller that waits, and its table."""
+    names = {state: state.value.replace(" ", "_") for state in Wait}
+    lines = ["```mermaid", "stateDiagram-v2"]
+    lines += [f'    state "{state.value}" as {name}' for state, name in names.items()]
+    lines.append(f"    [*] --> {names[Wait.LOOKING]}")
+    for state, ways in WAITS.items():
+        lines += [f"    {names[state]} --> {names[to]}" for to in ways]
+        if not ways:
+            lines.append(f"    {names[state]} --> [*]")
+    lines += ["```", "", "| from | to | when |", "| --- | --- | --- |"]
+    lines += [
+        f"| {state.value} | {to.value} | {why} |" for state, ways in WAITS.items() for to, why in ways.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def generated(name: str) -> str:
+    """What docs/states.md holds under that name."""
+    found = re.search(rf"<!-- generated: {re.escape(name)} -->\n(.*?)<!-- end -->", DOCS.read_text(), re.DOTALL)
+    assert found is not None
+    return found[1].strip("\n") + "\n"
 
 
 def expected(state: Mark, event: str) -> Mark | None:
@@ -106,8 +130,28 @@ def test_marks_say_what_they_are() -> None:
 
 
 def test_the_docs_hold_the_generated_tables_verbatim() -> None:
-    found = re.search(
-        r"<!-- generated: aslab\._state\.as_markdown\(\) -->\n(.*)<!-- end -->", DOCS.read_text(), re.DOTALL
-    )
-    assert found is not None
-    assert found[1].strip("\n") + "\n" == as_markdown()
+    assert generated("from _state.TABLE") == as_markdown()
+    assert generated("from _state.WAITS") == as_mermaid()
+
+
+def test_a_caller_that_waits_can_reach_each_state_and_always_an_end() -> None:
+    reached, todo = {Wait.LOOKING}, [Wait.LOOKING]
+    while todo:
+        for to in WAITS[todo.pop()]:
+            if to not in reached:
+                reached.add(to)
+                todo.append(to)
+    assert reached == set(Wait) == set(WAITS)
+    assert [state for state, ways in WAITS.items() if not ways] == [Wait.SERVED, Wait.FAILED]
+    sleeping = set(Wait) - {Wait.LOOKING, Wait.SERVED, Wait.FAILED}
+    assert all(Wait.LOOKING in WAITS[state] for state in sleeping), "whoever sleeps or tries looks again"
+
+
+@pytest.mark.parametrize("state", Wait)
+@pytest.mark.parametrize("to", Wait)
+def test_a_caller_goes_where_the_table_says_and_nowhere_else(state: Wait, to: Wait) -> None:
+    if to in WAITS[state]:
+        assert go(state, to) is to
+    else:
+        with pytest.raises(ImpossibleTransition, match=f"{state.value} cannot be {to.value} next"):
+            go(state, to)

@@ -1,21 +1,22 @@
 """Buffer: the handle of one allocation.
 
-A slot is used again and again; a handle is used once. After `Buffer.free` the handle is dead for
-good, so whoever still holds it cannot reach the next owner. And memory that somebody can still write
-through, by a numpy array, a slice, a second memoryview, is not freed at all: `BufferError`.
+A slot is used again and again; a handle is used once. After `Buffer.free` the handle is dead for good, so code
+that still holds it cannot reach the next owner's memory. And memory that somebody can still write to, through a
+numpy array, a slice, or a second memoryview, is not freed at all: `BufferError`.
 
-States of a handle, told by two attributes so that the hot path sets as little as it can:
+Two attributes tell the state of a handle, so that the hot path sets as little as possible:
 
     _slot present, _view None       allocated, never looked at
     _slot present, _view a view     allocated
     _slot absent                    freed, or being freed by some thread right now
 
-Deleting ``_slot`` is the claim: the interpreter makes it atomic, so of two threads that free one
-buffer one gets an AttributeError.
+Always true between calls:
 
-A free looks for a view after its claim, and who asks for the view looks for ``_slot`` after the view is in
-place, and before anybody gets it. So either the free finds the view, or nobody gets it. For that ``_view``
-is never None again once it was a view.
+1. Deleting ``_slot`` is the claim. The interpreter makes it atomic: of two threads that free a buffer, one gets an
+   AttributeError, and the other owns the slot.
+2. Once ``_view`` was a view it is never None again, unless a move makes it so (_managed.py).
+3. A free looks for a view after its claim. `Buffer.view` looks for ``_slot`` after storing the view and before
+   returning it. So either the free finds the view, or nobody gets it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _FREED, _LENT = memoryview(b""), memoryview(b"")
-"""In place of the view of a handle that was freed; the other if somebody used its own buffer protocol."""
+"""Take the place of the view once a handle is freed; the second if its own buffer protocol was used."""
 
 
 class Buffer(Generic[T]):
@@ -55,7 +56,7 @@ class Buffer(Generic[T]):
     _slot: Slot[T]
     _view: memoryview | None
     _lent: tuple[object, ...]
-    """The managed buffers of the views behind its own buffer protocol; absent where nobody used that."""
+    """The managed buffers behind its own buffer protocol; absent until that is used."""
 
     emergency: bool = False
     """True for an emergency object: one that did not come out of a slab."""
@@ -78,8 +79,8 @@ class Buffer(Generic[T]):
     def pin(self) -> Pin:
         """``with buf.pin() as view:`` is the memory for the time of a block, for any buffer.
 
-        In a cache that is ``movable`` this is the way to it: the buffer stays where it is inside the block, and
-        may be moved between two. The view ends with the block. A slice or an array of it that is kept longer
+        In a ``movable`` cache this is how to reach the memory: the buffer stays where it is during the block, and
+        may move between blocks. The view ends with the block. A slice or an array of it that outlives the block
         keeps the buffer where it is.
 
         :raises BufferFreedError: on entry, after `free`
@@ -90,7 +91,7 @@ class Buffer(Generic[T]):
     def obj(self) -> T:
         """What the cache's ``ctor`` built in this slot; the view where there is no ``ctor``.
 
-        A constructed object belongs to its slot, and serves one owner after the other: do not keep it.
+        A constructed object belongs to its slot and serves one owner after another: do not keep it.
 
         :raises BufferFreedError: after `free`
         """
@@ -117,12 +118,12 @@ class Buffer(Generic[T]):
         return self._home.size
 
     def free(self) -> None:
-        """Give the memory back to the cache; to a waiting caller, if there is one.
+        """Give the memory back to the cache, or to a waiting caller if there is one.
 
         :raises BufferFreedError: if it was freed before
         :raises BufferError: if something still exports the memory (a numpy array, a slice of the view, a
-            pending ``recv_into``): the buffer stays allocated. Holding the view itself is no hindrance; while its
-            object lives the memory is used last, and not given back (`CacheStats.obj_lingering`).
+            pending ``recv_into``): the buffer stays allocated. Keeping the view object itself is allowed, but
+            while it lives the memory is reused last and not released (`CacheStats.obj_lingering`).
         """
         # The hot path: `_claim` and `Pool.take_back`, written out.
         try:
@@ -130,18 +131,17 @@ class Buffer(Generic[T]):
             del self._slot
         except AttributeError:
             raise self._freed_error() from None
-        home = self._home
         if self._view is None:
             self._view = _FREED
         else:
             self._end_view(slot)
             if slot.kept:
-                home.take_back(slot)
+                self._home.take_back(slot)
                 return
-        magazine = home.magazine
+        magazine = self._home.magazine
         magazine.append(slot)
         if magazine.watch or len(magazine) > magazine.capacity:
-            home.settle()
+            self._home.settle()
 
     def __enter__(self) -> Self:
         self._allocated()
@@ -155,8 +155,8 @@ class Buffer(Generic[T]):
         try:
             self.free()
         except BufferError:
-            # An exception on its way out often keeps a slice alive in its frames. It must not be
-            # hidden behind ours, and the memory comes back when the slice goes.
+            # An exception on its way out often keeps a slice alive in its frames. Ours must not hide it;
+            # the memory comes back when the slice goes.
             if exc is None:
                 raise
             self._abandon()
@@ -179,13 +179,13 @@ class Buffer(Generic[T]):
         )
 
     if sys.version_info >= (3, 12):
-        # Each consumer gets a view of its own. With __release_buffer__ numpy holds on to it; without, it
-        # would let go of it at once, and keep only the handle.
+        # Each consumer gets a view of its own. With __release_buffer__ numpy keeps it; without, numpy would
+        # release it at once and keep only the handle.
         def __buffer__(self, flags: int, /) -> memoryview:
             view = self.view
             (managed,) = get_referents(view)
             lent = getattr(self, "_lent", ())
-            if managed not in lent:  # who keeps the handle instead of an export counts as one who keeps the view
+            if managed not in lent:  # a consumer that keeps the handle, and no export, counts as keeping the view
                 self._lent = (*lent, managed)
             return memoryview(view)
 
@@ -209,7 +209,7 @@ class Buffer(Generic[T]):
         )
 
     def _look(self) -> memoryview:
-        """Put a view in place of none, or of one that the caller has released."""
+        """Make the view, or make it again after the caller has released it."""
         slot = self._allocated()
         fresh = lease_view(slot.exporter)
         view = old = self._view
@@ -227,7 +227,7 @@ class Buffer(Generic[T]):
         return cast("memoryview", view)
 
     def _pinned_view(self) -> memoryview:
-        """A view of its own, that `free` knows to look for."""
+        """Return a separate view, and have `free` look for it."""
         _ = self.view
         return self._pin()
 
@@ -251,7 +251,7 @@ class Buffer(Generic[T]):
         return BufferFreedError(f"this buffer of cache {home.name!r} was freed" if home else "not allocated")
 
     def _claim(self, *, quiet: bool = False) -> Slot[T]:
-        """End the handle and its view; the slot is the caller's then. ``quiet``: nobody reads the error."""
+        """End the handle and its view. The caller owns the slot then. ``quiet``: nobody reads the error."""
         slot = self._allocated()
         try:
             del self._slot
@@ -264,7 +264,7 @@ class Buffer(Generic[T]):
         return slot
 
     def _end_view(self, slot: Slot[T], *, quiet: bool = False) -> None:
-        """Release the view; if anybody else exports the memory, give the handle its slot back and raise."""
+        """Release the view. If somebody else exports the memory, restore the handle and raise."""
         view = cast("memoryview", self._view)
         try:
             if not is_released(view):
@@ -292,11 +292,11 @@ class Buffer(Generic[T]):
         )
 
     def _let_go(self) -> None:
-        """Give the memory back as soon as nobody exports it. Safe in a finaliser: takes no lock."""
+        """Give the memory back as soon as no export is left. Safe in a finaliser: takes no lock."""
         try:
             slot = self._claim(quiet=True)
         except BufferError:
-            pass  # as in `_end_quietly`
+            pass  # the error's frames hold the view, so `_park` has to wait until they are gone
         else:
             self._home.collected(slot)
             return
@@ -320,7 +320,11 @@ class Buffer(Generic[T]):
 
 
 class Pin:
-    """What `Buffer.pin` answers. May be entered again and again, and inside of itself."""
+    """What `Buffer.pin` returns. Reentrant, and can be entered again.
+
+    A view refers to its slot's exporter, and a slot whose exporter is in use never moves. So a pin is a view with
+    an end: nothing is counted, and a slice or an array that outlives it keeps the buffer in place until it goes.
+    """
 
     __slots__ = ("_buffer", "_views")
 
@@ -336,5 +340,5 @@ class Pin:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        with contextlib.suppress(BufferError):  # an array is kept: the pin lasts as long as that does
+        with contextlib.suppress(BufferError):  # an array outlives the block: the pin lasts as long as it does
             self._views.pop().release()

@@ -1,8 +1,8 @@
-"""Managed buffers: handles whose coming and going is counted, and which may lead from one slot to another.
+"""Managed buffers: handles that are counted, and that may be led from one slot to another.
 
-Always true: ``_slot``, ``moving`` and ``left`` change together, under the guard of `Home`, but in a finaliser. A
-handle that is ``moving`` is referred to by the mover, so a finaliser never finds one. A slot goes to one place
-only: the mover takes it where ``left`` is set, the free itself elsewhere.
+Always true between calls: except in a finaliser, ``_slot``, ``moving`` and ``left`` change only under
+`Home.guard`. The mover holds a reference to a handle that is ``moving``, so a finaliser never sees one. A slot is
+taken back once: by the mover if ``left`` is set, by the free otherwise.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ T = TypeVar("T")
 
 
 class ManagedBuffer(Buffer[T]):
-    """A buffer whose coming and going needs more than the magazine.
+    """A buffer whose allocation and free take more than the magazine.
 
-    Emergency objects, and those of a cache that zeroes on free, shares its slabs, or moves its objects. What
-    another thread may do at the same time as a move is done under the guard of `Home`.
+    Used for emergency objects, and in caches that zero on free, share their slabs, or move their objects. Whatever
+    may race with a move is done under `Home.guard`.
     """
 
     __slots__ = ("emergency", "left", "moving", "touched")
 
     emergency: bool
     moving: bool
-    """The mover copies it now; a free meanwhile leaves the slot to the mover."""
+    """It is being copied; a free meanwhile leaves the slot to the mover."""
     left: bool
-    """It did."""
+    """It was freed while moving."""
     touched: bool
-    """Somebody could write into it since the copy began."""
+    """Somebody may have written to it since the copy began."""
 
     @property
     def view(self) -> memoryview:
@@ -53,18 +53,18 @@ class ManagedBuffer(Buffer[T]):
             self._home.take_back(slot)
 
     def end_quietly(self) -> Slot[T] | None:
-        """End the handle for its client; None where it had ended before, or somebody exports the memory still."""
+        """End the handle. None if it had ended before, or if its memory is still exported: then it is parked."""
         try:
             return self._claim(quiet=True)
         except BufferFreedError:
             return None
         except BufferError:
-            pass  # the error's frames hold the view, so it has to be gone first
+            pass  # the error's frames hold the view, so `_park` has to wait until they are gone
         self._park()
         return None
 
     def _abandon(self) -> None:
-        with self._home.guard:  # not in a finaliser: that never finds it moving, since the mover holds on to it
+        with self._home.guard:  # never in a finaliser
             slot = self.end_quietly()
             self.left = slot is not None and self.moving
         if slot is not None and not self.left:
@@ -80,12 +80,12 @@ class ManagedBuffer(Buffer[T]):
         return getattr(self, "_slot", None) is slot
 
     def lead_to(self, slot: Slot[T]) -> None:
-        """From here on this handle is that of another place: it was moved."""
+        """Point the handle at another slot: its object was moved."""
         old = self._slot
         slot.owner, old.owner = old.owner, None
         self._slot = slot
         view, self._view = self._view, None
-        if view is not None and is_kept(view):  # released, else it would not move; who kept it knows the old place
+        if view is not None and is_kept(view):  # released, or it would not have moved; but its object is kept
             old.remember(view, self._home.view_gone)
         if self.emergency:
             self.emergency = False

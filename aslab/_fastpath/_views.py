@@ -1,23 +1,25 @@
-"""Who else can still reach this memory?
+"""Who can still reach this memory?
 
-A `memoryview` cannot be asked directly: a slice of it, or a second memoryview of it, does not count
-as an export of the first, and outlives its release. But each view made from a ctypes array has a
-managed buffer of its own, which its slices and copies share and which holds on to the array until the
-last of them is released:
+A `memoryview` cannot be asked: a slice of it, or a second memoryview of it, is no export of the first, and
+outlives its release. But each view made from a ctypes array has a managed buffer of its own, which its slices and
+copies share, and which refers to the array until the last of them is released:
 
     region.memory ── ctypes array of the slot ─┬─ managed buffer of one view ── the view, slices, arrays
                                                └─ managed buffer of another ── ...
 
-So once the lease's own view is released, the reference count of the array tells whether anybody is
-left: that is `in_use`, and the truth. `has_company` answers beforehand, without touching the view, so
-that a refused free can leave everything as it was.
+So once the lease's own view is released, the array's reference count says whether anybody is left. `in_use` reads
+it, and is the truth. `has_company` predicts it without touching the view, so that a refused free can leave
+everything as it was.
 
-Some libraries (torch) take a view's address, end their export at once, and keep the view object alone: it may be
-released under them, and they use the address all the same. A view that is released still holds on to its managed
-buffer. So the reference count of that tells whether any view object is left, released or not: `KeptView`.
+Some libraries (torch) take a view's address, end their export at once, and keep only the view object. The view
+may be released under them, and they go on using the address. But a released view still refers to its managed
+buffer, so the reference count of that says whether any view object is left, released or not: `KeptView`.
 
-(A `pickle.PickleBuffer` in place of the array would cost less, but it exports a memoryview, and CPython
-3.11 and 3.12 crash when the garbage collector clears a memoryview that is exported.)
+Always true between calls: a place that somebody may know from a view that has ended has a `KeptView` of it in
+``kept``, and is in `HAUNTED`. ``kept`` is replaced as a whole and never changed in place.
+
+(A `pickle.PickleBuffer` instead of the array would cost less, but it exports a memoryview, and CPython 3.11 and
+3.12 crash when the garbage collector clears a memoryview that is exported.)
 
 Cost on CPython 3.11: 0.2 µs to make a view, 0.1 µs to check it.
 """
@@ -34,25 +36,25 @@ from sys import getrefcount
 from typing import Any
 
 FEW = 20_000
-"""Objects that are looked through for a text: some milliseconds."""
+"""The most objects searched for a message: takes some milliseconds."""
 Exporter = ctypes.Array[ctypes.c_ubyte]
 
 
 def exporter(memory: memoryview, offset: int, size: int) -> Exporter:
-    """Something over a part of ``memory`` that makes independent views."""
+    """Return an object over part of ``memory`` that independent views can be made from."""
     return (ctypes.c_ubyte * size).from_buffer(memory, offset)
 
 
 def lease_view(source: Exporter) -> memoryview:
-    """A writable view of bytes, with a managed buffer of its own."""
+    """Return a writable view of bytes, with a managed buffer of its own."""
     whole = memoryview(source)
     view = whole.cast("B")
-    whole.release()  # not left to its end: whoever lists all objects just now keeps it alive
+    whole.release()  # not left to its end: a thread that lists all objects may keep it alive
     return view
 
 
 def _unreleased(managed: object) -> int:
-    """``exports`` of a _PyManagedBufferObject: it follows the object header and an int of flags."""
+    """Read ``exports`` of a _PyManagedBufferObject, which follows the object header and an int of flags."""
     place = id(managed) + object.__basicsize__ + ctypes.sizeof(ctypes.c_ssize_t)
     return ctypes.c_ssize_t.from_address(place).value
 
@@ -80,10 +82,10 @@ _CAN_COUNT = _can_count()
 def has_company(view: memoryview) -> bool:
     """Whether another unreleased memoryview shares the managed buffer of an unreleased one.
 
-    The garbage collector names the managed buffer as the only referent of a view. If nothing else refers
-    to it there is no company. Else it may be views that were released and lie around in a variable, as
-    after ``with view[:n] as part:``, so the buffer's own count is read, from where CPython keeps it; at
-    import it is checked that this is the place.
+    The garbage collector names the managed buffer as the only referent of a view. If nothing else refers to it,
+    there is no company. Otherwise it may only be released views left in a variable, as after
+    ``with view[:n] as part:``, so the buffer's own count is read from where CPython keeps it. Whether it is kept
+    there is checked at import.
     """
     if getrefcount(get_referents(view)[0]) <= _ALONE:  # as in `_references`
         return False
@@ -91,10 +93,10 @@ def has_company(view: memoryview) -> bool:
 
 
 def company(view: memoryview) -> str:
-    """In words, the other unreleased memoryviews that share the managed buffer of a view: how many, and how large.
+    """Describe the other unreleased memoryviews that share a view's managed buffer: how many, and how large.
 
-    Sizes only of those that the garbage collector has not yet seen twice, and not where those are very many, since
-    it is off: to look at all objects takes too long.
+    Gives sizes only for views in the collector's two young generations, and none if those have grown large because
+    the collector is off: searching all objects takes too long.
     """
     (managed,) = get_referents(view)
     youngest, since, _ = gc.get_count()
@@ -102,7 +104,7 @@ def company(view: memoryview) -> str:
     sizes = [
         f"{one.nbytes} bytes"
         for generation in ((0, 1) if few else ())
-        for one in _views_of(generation)  # never in a list that it would find, and be a cycle with
+        for one in _views_of(generation)  # never bind it to a name here: it would find itself
         if one is not view and managed in get_referents(one) and not is_released(one)
     ]
     others = _unreleased(managed) - 1 if _CAN_COUNT else max(1, len(sizes))
@@ -112,12 +114,12 @@ def company(view: memoryview) -> str:
 
 
 def _views_of(generation: int) -> list[Any]:
-    """In one go: as long as a list of all objects lives, other threads find every buffer in use."""
+    """Build the list in one call: while a list of all objects lives, other threads find every buffer in use."""
     return list(filter(partial(type.__instancecheck__, memoryview), gc.get_objects(generation)))
 
 
 def is_released(view: memoryview) -> bool:
-    """Whether nothing can be reached through it any more."""
+    """Whether a view was released, by whomever."""
     try:
         view.nbytes  # noqa: B018
     except ValueError:
@@ -126,7 +128,7 @@ def is_released(view: memoryview) -> bool:
 
 
 def is_kept(view: memoryview, names: int = 1) -> bool:
-    """Whether anybody has the object of a view, or of one made from it, besides so many names of its owner's."""
+    """Whether somebody refers to a view, or to one made from it, besides ``names`` references of its owner."""
     return getrefcount(view) > _ONCE + names or getrefcount(get_referents(view)[0]) > _ALONE
 
 
@@ -143,46 +145,45 @@ _ONCE = _measure()
 
 
 class KeptView(weakref.ref[memoryview]):
-    """What is left of a view that has ended, while its object, or that of a slice, lives. Any thread."""
+    """A view that has ended while its object, or a slice's object, lives on. Any thread."""
 
     __slots__ = ("managed", "place")
 
     managed: object
-    """The managed buffer: whatever object the memory was reached through refers to it."""
+    """The managed buffer. Every object that reached the memory refers to it."""
     place: Exported
 
 
 HAUNTED: set[Exported] = set()
-"""Places that kept views lead to. Nothing else might hold on to the memory behind them: a view that was released
-does not."""
+"""Places that kept views lead to. Nothing else may keep their memory alive: a released view does not."""
 
 
 class Exported:
-    """Something that holds an exporter in an attribute, as a slot does."""
+    """A place with an exporter of its own, such as a slot."""
 
     __slots__ = ("exporter", "kept")
 
     def __init__(self, memory: memoryview, offset: int, size: int) -> None:
         self.exporter: Exporter = exporter(memory, offset, size)
         self.kept: tuple[KeptView, ...] = ()
-        """Of views that have ended, those whose object was kept, when it was looked for last."""
+        """The views that have ended and whose object was kept when last looked at."""
 
     def in_use(self, own: int = 0) -> bool:
-        """Whether any view of this memory is unreleased, besides so many of its owner's."""
+        """Whether any view of this memory is unreleased, besides ``own`` views of its owner."""
         return getrefcount(self.exporter) > _UNUSED + own
 
     def remember(self, view: memoryview, call: Callable[[Any], object]) -> None:
-        """A view ends whose object is kept; ``call`` is told when that goes, with a `KeptView`."""
+        """Note that a view ends whose object is kept. ``call`` gets the `KeptView` when that object goes."""
         kept = KeptView(view, call)
         kept.managed = get_referents(view)[0]
         kept.place = self
         if self.kept:
-            self.haunted()  # those that are gone need not be remembered
+            self.haunted()  # forget those that are gone
         self.kept = (*self.kept, kept)
         HAUNTED.add(self)
 
     def haunted(self) -> bool:
-        """Whether somebody may know its address from a view that has ended. For who owns the place alone."""
+        """Whether somebody may know the address from a view that has ended. Only for the owner of the place."""
         kept = self.kept
         left = tuple([one for one in kept if getrefcount(one.managed) > _UNKEPT])
         if self.kept is kept:  # no other thread has pinned it meanwhile; nothing may come between these two lines

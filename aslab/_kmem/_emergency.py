@@ -28,12 +28,13 @@ from typing import Any, Generic, TypeVar
 from .._clients import keep_interrupt
 from .._config import CacheConfig
 from .._errors import ConstructorError, clear_frames
+from .._fastpath import Slot
 from .._flags import FINISHES, GFP, GFP_FOR_EMERGENCY, KM, ORDINARY, CacheFlags
 from ..backends._protocol import Region
 from ._budget import Tenant
 from ._lingering import Lingering
 from ._reserve import Reserve
-from ._slab import Slot, construct, destroy
+from ._slab import construct, destroy
 from ._supply import Supply
 from ._waiters import WaitQueue
 

@@ -220,16 +220,15 @@ class Handover(Generic[T]):
         """The line has changed, or what is set aside: what frees and allocations look at."""
         first, reserve, magazine = self._waiters.first, self._reserve, self._depot.magazine
         short = len(reserve) < reserve.objects
-        watch = magazine.watch & ~(WAITERS | KEPT | RESERVE)
-        if first is not None:
-            watch |= WAITERS
-            if short or not self._passed_by_anybody(first):
-                magazine.detour |= WAITERS
-            else:
-                magazine.detour = magazine.detour & ~WAITERS or False
-        else:
-            magazine.detour = magazine.detour & ~WAITERS or False
-        magazine.watch = watch | KEPT * (reserve.kept > 0) | RESERVE * short or False
+        if first is not None and (short or not self._passed_by_anybody(first)):
+            magazine.divert(WAITERS)
+        elif magazine.detour:
+            magazine.let_pop(WAITERS)
+        bits = WAITERS * (first is not None) | KEPT * (reserve.kept > 0) | RESERVE * short
+        # In one statement: no finaliser, and no other thread, comes between reading the others and writing them.
+        magazine.watch = magazine.watch & ~(WAITERS | KEPT | RESERVE) | bits or False
+        if not short and len(reserve) < reserve.objects:  # another thread took one meanwhile
+            magazine.watch_for(RESERVE)
 
     def empty_reserve(self) -> None:
         """Put what is set aside back into its slabs: `serve` sets it aside again, in the fullest."""
@@ -256,7 +255,11 @@ class Handover(Generic[T]):
             return None
         if level == FINISHES and len(reserve) + len(emergency.spares) <= self.claims.others:
             return None
-        return reserve.take(level) or emergency.take(level)
+        slot = reserve.take(level)
+        if slot is None:
+            return emergency.take(level)
+        self._depot.magazine.watch_for(RESERVE)  # from now on frees refill it
+        return slot
 
     def standing(self, waiter: Waiter[T]) -> int:
         """Its level, but for what is kept for MEMALLOC callers: those that run have that before those in line.

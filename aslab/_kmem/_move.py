@@ -150,7 +150,8 @@ async def _new_place(pool: Pool[T], objects: int) -> Slot[T] | None:
 async def _consolidate(pool: Pool[T], steps: int) -> None:
     pool.depot.sort()
     if pool.reserve:
-        pool.repack_reserve()
+        pool.handover.empty_reserve()  # it is set aside again in the fullest
+        pool.serve_all()
     for slab in pool.depot.slabs.sparse(steps, STEPS):
         if pool.waiters.first is not None or not pool.depot.slabs.may_empty(slab, steps, STEPS):
             break  # those that follow are fuller

@@ -1,10 +1,12 @@
-"""What a closed pool waits for when no event loop is left that looks now and then.
+"""How a closed pool gets its last memory back, when no event loop is left to look now and then.
 
-A buffer was forgotten while somebody exported its memory, or a view object is kept: the region goes back when they
-are gone. A weak reference tells of that, but not of all: whether the object that has just ended its export is
-itself kept; and whether a finaliser brings back what the garbage collector took for garbage, since that calls weak
-references first. So what it tells of then is looked at after the next collection. What lives until the process
-ends is not given back: nothing can run any more.
+A buffer was dropped while its memory was exported, or a view object is kept: the region is released once they are
+gone. A weak reference tells of that, but not of everything: not whether the object that has just ended its export
+is itself kept, nor whether a finaliser brings back what the garbage collector took for garbage, since the
+collector calls weak references first. So whatever a weak reference reports is checked again after the next
+collection. Memory that is still reachable at exit is not released: no code can run any more.
+
+Always true between calls: an `Orphan` that has not reported is in ``_orphans``, which keeps it alive.
 """
 
 from __future__ import annotations
@@ -18,15 +20,15 @@ from typing import Any, cast
 from .._fastpath import Exported, exporter
 
 _NOTHING = exporter(memoryview(bytearray(1)), 0, 1)
-_orphans: set[Orphan] = set()  # else nobody would hold them
+_orphans: set[Orphan] = set()  # nothing else refers to them
 _looks: set[Callable[[], bool]] = set()
 
 
 class Orphan:
-    """A place that nobody exports but those who do already. ``tell`` is called when they are gone, in any thread.
+    """A place that gets no new exports. ``tell`` is called, in any thread, when the existing ones are gone.
 
-    The way to the memory is the exporter, and that holds on to it by a memoryview of its own: that is waited for,
-    not the exporter, since once it is gone nothing exports the region any more.
+    The exporter keeps the memory alive by a memoryview of its own. That view is waited for, not the exporter: once
+    it is gone, nothing exports the region.
     """
 
     def __init__(self, place: Exported, tell: Callable[[], object]) -> None:
@@ -42,7 +44,7 @@ class Orphan:
         self._ref: Any = weakref.ref(inner, self._gone)
 
     def _gone(self, _: object) -> None:
-        if ctypes.c_ssize_t.from_address(self._number).value:  # its reference count: the collector is at work
+        if ctypes.c_ssize_t.from_address(self._number).value:  # its reference count: the collector is running
             self._again = ctypes.cast(self._number, ctypes.py_object).value
             look_after_collections(self._look)
         else:
@@ -52,12 +54,12 @@ class Orphan:
     def _look(self) -> bool:
         inner, self._again = self._again, None
         if inner is not None:
-            self._wait_for(inner)  # told at once if it is ours alone
+            self._wait_for(inner)  # reported at once if ours is the last reference
         return True
 
 
 def look_after_collections(look: Callable[[], bool]) -> None:
-    """Have that called after each garbage collection, in any thread, until it answers True."""
+    """Call ``look`` after each garbage collection, in any thread, until it returns True."""
     _looks.add(look)
     if _after_collection not in gc.callbacks:
         gc.callbacks.append(_after_collection)

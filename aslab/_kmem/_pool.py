@@ -1,14 +1,11 @@
 """Pool: slabs of one shape, and all that serves them. One cache's, or that of several which share (merge).
 
-The parts of a pool lie below it, and know nothing of each other's business; here they come together. A free finds
-who waits, a slab that came finds who wanted it, a cache that closes has its memory go back. What acts on a pool
-lies above: waiting (_slowpath.py), growing (_worker.py), giving back (_reclaim.py), moving (_move.py).
+The parts of a pool lie below it; here they come together. What acts on a pool lies above it.
 
 Always true, between calls, for each slot: it is free in its slab or at hand in the magazine; or set aside, handed
 over, lingering, parked or moving; or in exactly one caller's hands. `held` counts the latter.
 
-Threads: frees and the garbage collector's returns come from any. Waiters and marks belong to the event loop's
-thread alone; the others have the loop attend to the pool.
+Event loop's thread only, but for what says otherwise: other threads have the loop attend to the pool.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ import anyio
 
 from .._config import CacheConfig
 from .._fastpath import REPACK, Magazine, Slot
-from .._flags import FINISHES, ORDINARY
+from .._flags import ORDINARY
 from .._stats import Counters
 from ..backends._libc import zero
 from ._admission import Admission
@@ -98,15 +95,6 @@ class Pool(Generic[T]):
     def closed(self) -> bool:
         """Whether the last of its caches is closed."""
         return bool(self.marks.bits & _DESTROY)
-
-    def learn(self, objects: int, level: int) -> None:
-        """Such a caller asks for so many at once: what is to be set aside for those that finish. Any thread."""
-        if level == FINISHES:
-            self.arena.permits.finishing = True
-        kept = self.reserve.kept
-        self.reserve.learn(objects, level, self.growth.most)
-        if self.reserve.kept != kept:
-            self.arena.attend(self, self.handover.note)
 
     # -- those that wait
 
@@ -245,6 +233,7 @@ class Pool(Generic[T]):
     def grown(self, slab: Slab[T]) -> None:
         """The grow ended with a slab."""
         self.growth.brought(slab)
+        self.note_rank()
         self.attend()
 
     def grow_failed(self, error: Exception) -> float:
@@ -382,11 +371,6 @@ class Pool(Generic[T]):
         moving = self.moving
         hungry = moving.able and not moving.in_vain and len(self.emergency) > 0
         self.magazine.set_watch(REPACK, on=hungry)
-
-    def repack_reserve(self) -> None:
-        """Have what is set aside lie in the fullest slabs."""
-        self.handover.empty_reserve()
-        self.serve_all()
 
     # -- closing
 

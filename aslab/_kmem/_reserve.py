@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from .._fastpath import Slot
 from .._flags import FINISHES, ORDINARY
-from ._slab import Slot
 
 T = TypeVar("T")
 

@@ -18,8 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar, cast
 
 from .._config import Shape
-from .._fastpath import Slot as Slot
-from .._fastpath import exporter, lease_view
+from .._fastpath import Slot, exporter, lease_view
 from ..backends._protocol import Region
 
 T = TypeVar("T")

@@ -48,6 +48,16 @@ _GROWING = Mark.GROWING.value
 _DEADLOCKED = Mark.DEADLOCKED.value
 
 
+def learn(pool: Pool[Any], objects: int, level: int) -> None:
+    """Such a caller asks for so many at once: what is to be set aside for those that finish. Any thread."""
+    if level == FINISHES:
+        pool.arena.permits.finishing = True
+    kept = pool.reserve.kept
+    pool.reserve.learn(objects, level, pool.growth.most)
+    if pool.reserve.kept != kept:
+        pool.arena.attend(pool, pool.handover.note)
+
+
 def at_hand(pool: Pool[T], flags: KM, counters: Counters, *, runs: bool = False) -> Slot[T] | None:
     """A free object, or None. Those that wait for one come first, but a task that ``runs`` now may pass them.
 
@@ -55,7 +65,7 @@ def at_hand(pool: Pool[T], flags: KM, counters: Counters, *, runs: bool = False)
     """
     level = LEVEL[flags]
     if level == FINISHES:
-        pool.learn(1, FINISHES)
+        learn(pool, 1, FINISHES)
     first = pool.waiters.first
     if first is None:
         try:

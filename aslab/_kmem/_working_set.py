@@ -57,7 +57,7 @@ class WorkingSet:
 
     def grows(self, now: float) -> None:
         """A slab is asked for."""
-        self.watching = False  # once for each time
         if now - self._gave_back < self._lasting:
             self.cautious = True
             self.regrets += 1
+        self.watching, self._gave_back = False, -math.inf  # once for each time
