@@ -14,8 +14,8 @@ import pytest
 import aslab
 from aslab import GFP, KM, CacheFlags, ConfigError, ConstructorError
 from aslab.backends import Heap, Mmap, Region
-from aslab.cli._files import File
-from aslab.cli._service import Settings, checksum
+from aslab.cli._demo._files import File
+from aslab.cli._demo._service import Settings, checksum
 from aslab.faults import Deadlock, Latency
 from aslab.lab.scenarios import builtin, load, play
 from aslab.testing import check_consistency
@@ -525,7 +525,7 @@ def test_no_scenario_has_more_outstanding_than_its_bounds(
     path: Path, loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     books = Books(aslab.open_allocator)
-    monkeypatch.setattr("aslab.lab._play.open_allocator", books.open)
+    monkeypatch.setattr("aslab.lab._scenario._play.open_allocator", books.open)
     scenario = load(path)
     if scenario.allocator.limit is None:
         allocator = scenario.allocator.model_copy(update={"limit": 8 * 2**20})
@@ -540,7 +540,7 @@ def test_demo_has_no_more_outstanding_than_its_bounds(
     loop: str, stuck: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     books = Books(aslab.open_allocator)
-    monkeypatch.setattr("aslab.cli._service.open_allocator", books.open)
+    monkeypatch.setattr("aslab.cli._demo._service.open_allocator", books.open)
     files = [File(str(path), path.stat().st_size) for path in Path(aslab.__file__).parent.rglob("*.py")]
     settings = Settings(buffer=64 * 2**10, limit=2**20, tasks=64)
     slabs = Deadlock(Mmap(), duration=0.3) if stuck else Mmap()

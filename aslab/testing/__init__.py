@@ -1,4 +1,4 @@
-"""For tests: of your own backends, and of the bookkeeping of a cache."""
+"""For tests: does a backend keep its contract, and are the books of a cache consistent?"""
 
 from ._conformance import check_backend as check_backend
 from ._consistency import check_consistency as check_consistency

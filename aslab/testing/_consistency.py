@@ -11,9 +11,9 @@ from .._kmem._state import reachable
 
 
 def check_consistency(cache: Cache[Any]) -> None:
-    """Recount everything in a cache. Event loop's thread, between two suspensions, no other thread busy.
+    """Recount everything in a cache. Event loop's thread only, with no other thread using the cache.
 
-    :raises AssertionError: naming what does not add up
+    :raises AssertionError: with what does not add up
     """
     pool, stats = pool_of(cache), cache.stats()
     depot, magazine = pool.depot, pool.magazine
