@@ -470,6 +470,37 @@ async def test_a_pinned_buffer_stays_and_moves_when_nothing_holds_it(hold: str) 
             one.free()
 
 
+async def test_nothing_leaves_a_slab_in_which_something_is_pinned() -> None:
+    """It could not go all the same, so nothing is copied out of it, nor is it tried in vain."""
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=4, movable=True, magazine_size=2)
+        bufs = [await cache.alloc() for _ in range(8)]
+        bufs.sort(key=lambda buf: buf.address)  # one slab, then the other
+        for number in (6, 4, 3):
+            bufs.pop(number).free()
+        addresses = [buf.address for buf in bufs]
+        with bufs[-1].pin():
+            await cache.defragment()
+        assert (cache.stats().move_yes, cache.stats().move_later) == (0, 0)
+        assert [buf.address for buf in bufs] == addresses
+        await cache.defragment()
+        assert cache.stats().move_yes == 1
+        for buf in bufs:
+            buf.free()
+
+
+async def test_the_reserve_moves_out_of_a_slab_that_is_emptied() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=4, movable=True, magazine_size=2, reserve=1)
+        bufs = [await cache.alloc() for _ in range(7)]  # the reserve has the eighth
+        assert (cache.stats().slab_total, cache.stats().obj_reserved) == (2, 1)
+        for buf in bufs[1:]:
+            buf.free()
+        await cache.defragment()
+        assert (cache.stats().slab_total, cache.stats().obj_reserved) == (1, 1)
+        bufs[0].free()
+
+
 async def test_objects_that_nobody_holds_a_handle_of_are_in_nobodys_way() -> None:
     async with allocator() as kmem:
         cache, kept = await sparse(kmem, slabs=3)
