@@ -69,7 +69,7 @@ def _options() -> argparse.Namespace:
         "--jobs", type=int, default=1, help="how many at the same time, each in a process (default 1)"
     )
     parser.add_argument("--cap", type=float, default=60.0, help="seconds of tests for one mutant (default 60)")
-    parser.add_argument("--only", default="", help="draw from modules whose path matches this pattern")
+    parser.add_argument("--only", default="", help="draw from where path:Qualified.name matches this pattern")
     parser.add_argument("--pick", type=int, nargs="*", help="only these of the drawn mutants, by number")
     parser.add_argument("--at-least", type=float, default=92.0, help="percent that must be killed (default 92)")
     parser.add_argument("--dry", action="store_true", help="print the drawn mutants and run nothing")

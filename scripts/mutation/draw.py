@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import parso
-from cosmic_ray.ast import ast_nodes
-from cosmic_ray.mutating import mutate_code
-from cosmic_ray.operators.operator import Example, Operator
-from cosmic_ray.plugins import get_operator, operator_names
+from cosmic_ray.ast import ast_nodes, get_ast  # type: ignore[import-untyped]
+from cosmic_ray.mutating import mutate_code  # type: ignore[import-untyped]
+from cosmic_ray.operators.operator import Example, Operator  # type: ignore[import-untyped]
+from cosmic_ray.plugins import get_operator, operator_names  # type: ignore[import-untyped]
 from parso.python.tree import Keyword
 
 Position = tuple[int, int]
@@ -27,7 +26,7 @@ Position = tuple[int, int]
 ORDERED = ("Eq", "NotEq", "Lt", "LtE", "Gt", "GtE")
 
 
-class DropStatement(Operator):
+class DropStatement(Operator):  # type: ignore[misc]
     """Leave out a statement that only acts: a call, setting an attribute or item, a raise, a bare return."""
 
     def mutation_positions(self, node: Any) -> Iterator[tuple[Position, Position]]:
@@ -99,13 +98,14 @@ def operators() -> dict[str, Operator]:
 
 
 def draw(tree: Path, seed: int, count: int, only: str = "") -> list[Mutant]:
-    """So many mutants, each of another place; ``only`` is a pattern for the names of modules."""
+    """So many mutants, each of another place; ``only`` is a pattern for ``path:Qualified.name``."""
     places: dict[tuple[str, Position, str], list[tuple[str, int]]] = {}
     for module in core(tree):
-        if re.search(only, module):
-            for position, name, occurrence in _mutations((tree / module).read_text()):
-                family = name.partition("_")[0]
-                places.setdefault((module, position, family), []).append((name, occurrence))
+        source = (tree / module).read_text()
+        parsed = ast.parse(source)
+        for position, name, occurrence in _mutations(source):
+            if not only or re.search(only, f"{module}:{_place(parsed, position[0])[0]}"):
+                places.setdefault((module, position, name.partition("_")[0]), []).append((name, occurrence))
     chance = random.Random(seed)
     chosen = chance.sample(sorted(places), min(count, len(places)))
     return [_mutant(tree, place[0], place[1], *chance.choice(places[place])) for place in chosen]
@@ -113,7 +113,7 @@ def draw(tree: Path, seed: int, count: int, only: str = "") -> list[Mutant]:
 
 def _mutations(source: str) -> Iterator[tuple[Position, str, int]]:
     left_out = list(_left_out(ast.parse(source)))
-    nodes = list(ast_nodes(parso.parse(source)))
+    nodes = list(ast_nodes(get_ast(source)))
     for name, operator in operators().items():
         positions = (position for node in nodes for position in operator.mutation_positions(node))
         for occurrence, (start, end) in enumerate(positions):
@@ -175,5 +175,5 @@ def _place(module: ast.Module, line: int) -> tuple[str, tuple[int, int]]:
 
 
 def _first_line(node: ast.stmt) -> int:
-    decorators = getattr(node, "decorator_list", ())
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
     return min([node.lineno, *(decorator.lineno for decorator in decorators)])

@@ -55,7 +55,7 @@ class Plugin:
             signal.signal(signal.SIGALRM, lambda *_: self._hangs(item.nodeid))
             signal.setitimer(signal.ITIMER_REAL, 10 + 10 * self.order[item.nodeid])
         try:
-            return (yield)  # type: ignore[return-value]
+            return (yield)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             self.result["ran"] += 1

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .contexts import environment
 from .draw import Mutant
@@ -76,7 +77,9 @@ def judge(mutant: Mutant, copy: Path, tests: dict[str, float], cap: float) -> Ve
         place.write_text(original)
         os.utime(place, ns=(stamp, stamp))
     seconds = time.monotonic() - begun
-    came = json.loads(result.read_text()) if result.exists() else {"ran": 0, "failed": [], "capped": False}
+    came: dict[str, Any] = {"ran": 0, "failed": [], "capped": False}
+    if result.exists():
+        came = json.loads(result.read_text())
     ran, failed = came["ran"], came["failed"]
     if status == 0 or (came["capped"] and not failed):
         return Verdict(mutant, False, "capped" if came["capped"] else "", len(tests), ran, seconds)
