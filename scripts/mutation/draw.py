@@ -104,7 +104,10 @@ def draw(tree: Path, seed: int, count: int, only: str = "") -> list[Mutant]:
         source = (tree / module).read_text()
         parsed = ast.parse(source)
         for position, name, occurrence in _mutations(source):
-            if not only or re.search(only, f"{module}:{_place(parsed, position[0])[0]}"):
+            where = _place(parsed, position[0])[0]
+            if name == "DropStatement" and where.endswith("__init__"):
+                continue  # what is not there at all is found at once: that proves nothing
+            if re.search(only, f"{module}:{where}"):
                 places.setdefault((module, position, name.partition("_")[0]), []).append((name, occurrence))
     chance = random.Random(seed)
     chosen = chance.sample(sorted(places), min(count, len(places)))
@@ -146,9 +149,8 @@ def _mutant(tree: Path, module: str, position: Position, name: str, occurrence: 
     if mutated is None:
         raise AssertionError(f"{name} does not apply to {module}:{position[0]} any more")
     diff = list(difflib.unified_diff(source.splitlines(), mutated.splitlines(), module, module, lineterm="", n=2))
-    changed = [[line[1:].strip() for line in diff[2:] if line.startswith(sign)] for sign in "-+"]
+    was, now = (" ".join(" ".join(line[1:] for line in diff[2:] if line[0] == sign).split()) for sign in "-+")
     where, lines = _place(ast.parse(source), position[0])
-    was, now = (" ".join(part) for part in changed)
     return Mutant(module, where, lines, name, was, now, mutated, "\n".join(diff))
 
 
