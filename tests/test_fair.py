@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from typing import Any
 
 import anyio
@@ -498,4 +499,27 @@ async def test_several_that_others_guarantees_leave_no_room_for_are_refused() ->
             with pytest.raises(ConfigError, match=rf"within the limit, less others' guarantees, {SLAB} bytes"):
                 await call(9)
         for buf in await other.alloc_many(8):
+            buf.free()
+
+
+async def test_a_slab_that_another_thread_leaves_idle_goes_at_once_to_who_waits_for_one() -> None:
+    async with allocator(limit=2 * SLAB, emergency_limit=0) as kmem, anyio.create_task_group() as tasks:
+        one = kmem.create_cache("one", SIZE, objects_per_slab=8, magazine_size=2)
+        other = kmem.create_cache("other", SIZE, objects_per_slab=8)
+        bufs = await one.alloc_many(16)
+        bufs.sort(key=lambda buf: buf.address)  # one slab, then the other
+        served: list[float] = []
+
+        async def wait() -> None:
+            async with other.lease():
+                served.append(anyio.current_time())
+
+        await start(tasks, wait)
+        began = anyio.current_time()
+        thread = threading.Thread(target=lambda: [buf.free() for buf in bufs[:11]])
+        thread.start()
+        thread.join()  # the loop hears of it when all of the first slab is past the magazine
+        await anyio.sleep(10)
+        assert served and served[0] - began < 0.1
+        for buf in bufs[11:]:
             buf.free()

@@ -489,6 +489,35 @@ async def test_nothing_leaves_a_slab_in_which_something_is_pinned() -> None:
             buf.free()
 
 
+@pytest.mark.parametrize("meanwhile", ["freed", "pinned"])
+async def test_a_slab_is_emptied_though_something_of_it_is_freed_meanwhile_and_not_if_it_is_pinned(
+    meanwhile: str,
+) -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", move.AT_ONCE, objects_per_slab=8, movable=True, magazine_size=2)
+        bufs = [await cache.alloc() for _ in range(16)]
+        bufs.sort(key=lambda buf: buf.address)
+        for number in reversed([5, 6, 7, *range(11, 16)]):
+            bufs.pop(number).free()
+        pin = bufs[-2].pin()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(cache.defragment)
+            while not cache.stats().move_yes:
+                await anyio.lowlevel.checkpoint()
+            # There is a turn for others after each object so large.
+            if meanwhile == "freed":
+                bufs.pop(-2).free()
+            else:
+                pin.__enter__()
+        if meanwhile == "freed":
+            assert (cache.stats().slab_total, cache.stats().move_yes) == (1, 2)
+        else:
+            assert (cache.stats().slab_total, cache.stats().move_yes) == (2, 1)
+            pin.__exit__(None, None, None)
+        for buf in bufs:
+            buf.free()
+
+
 async def test_the_reserve_moves_out_of_a_slab_that_is_emptied() -> None:
     async with allocator() as kmem:
         cache = kmem.create_cache("c", SIZE, objects_per_slab=4, movable=True, magazine_size=2, reserve=1)
