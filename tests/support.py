@@ -11,6 +11,7 @@ import anyio.lowlevel
 
 import aslab
 from aslab import GFP
+from aslab._sizes import parse_size as parse_size
 from aslab._slab import Slot
 from aslab._views import HAUNTED
 from aslab.backends import Backend, Region

@@ -14,7 +14,7 @@ import aslab
 from aslab import KM, CacheFlags, ConfigError
 
 from .helpers import Loop
-from .support import SIZE, Gate, Instant, allocator, settle
+from .support import SIZE, Gate, Instant, allocator, parse_size, settle
 
 pytestmark = pytest.mark.anyio
 
@@ -265,3 +265,16 @@ async def test_a_closed_cache_is_no_config_error(call: Callable[[aslab.Cache[mem
         with pytest.raises(anyio.ClosedResourceError):
             cache.alloc_nowait()
         kmem.create_cache("c", SIZE)
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"), [("1", 1), ("4096", 4096), ("64KiB", 65536), ("1m", 2**20), ("2G", 2**31)]
+)
+def test_sizes_are_read_as_people_write_them(text: str, nbytes: int) -> None:
+    assert parse_size("size", text, 2**31) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5M", "1 M", "64KB", "1T", "KiB", "2147483649", "3G"])
+def test_other_sizes_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="up to 2 GiB"):
+        parse_size("size", text, 2**31)

@@ -943,8 +943,8 @@ async def test_repacking_ends_in_time_where_growth_is_stuck_again() -> None:
         slabs.shut()
         begin = anyio.current_time()
         await cache.defragment()
-        assert anyio.current_time() - begin < 1
-        assert 0 < cache.stats().obj_emergency < 6
+        assert anyio.current_time() - begin < 0.15, "it waits for growth once, and not for each object"
+        assert 0 < cache.stats().obj_emergency < 5
         slabs.open()
         for buf in bufs:
             buf.free()
