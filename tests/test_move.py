@@ -18,7 +18,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from aslab import KM, KMEM_CBRC, Allocator, Buffer, BufferFreedError, Cache, ConfigError
+from aslab import KM, KMEM_CBRC, Allocator, Buffer, BufferFreedError, Cache, CacheClosedError, ConfigError
 from aslab import _move as move
 from aslab.faults import Deadlock
 from aslab.testing import check_consistency
@@ -348,6 +348,16 @@ async def test_set_move_refuses_what_makes_no_sense(options: dict[str, Any], cal
         cache = kmem.create_cache("c", SIZE, **options)
         with pytest.raises(ConfigError, match=words):
             cache.set_move(callback)
+
+
+async def test_a_closed_cache_moves_nothing_and_learns_no_callback() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        await cache.aclose()
+        with pytest.raises(CacheClosedError):
+            cache.set_move(Client(YES).move)
+        with pytest.raises(CacheClosedError):
+            await cache.defragment()
 
 
 async def test_set_move_comes_once_and_before_the_first_allocation() -> None:
