@@ -112,7 +112,10 @@ def _one(
 ) -> Verdict:
     if mutant.key in listed:
         return Verdict(mutant, False, "", 0, 0, 0.0, listed[mutant.key])
-    return judge(mutant, copy, contexts.of(mutant), cap)
+    verdict = judge(mutant, copy, contexts.of(mutant), cap)
+    if not verdict.killed and not contexts.reached(mutant):
+        verdict.by = "no test reaches the line"
+    return verdict
 
 
 def _state(verdict: Verdict) -> str:

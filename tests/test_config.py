@@ -64,6 +64,13 @@ CREATE = [
     *not_counts("max_objects", 0),
     *not_counts("max_emergency"),
     *not_counts("watermark", None),
+    *not_counts("reserve", None),
+    *not_counts("memalloc_reserve"),
+    *not_counts("min_objects", None),
+    *((field, bad) for field in ("movable", "merge") for bad in (1, None, "yes")),
+    *(
+        (field, bad) for field in ("init_on_alloc", "init_on_free") for bad in (1, "yes")
+    ),  # None is the allocator's
     *(("flags", bad) for bad in (0, 512, "NOEMERGENCY", KM.SLEEP, None)),
     ("ctor", 7),
     ("dtor", "close"),

@@ -52,20 +52,23 @@ class Contexts:
     def of(self, mutant: Mutant) -> dict[str, float]:
         """The tests that reach a mutant, with their seconds, in the order to run them.
 
-        Those of the module's own test file come first. What runs at import, a constant say, is reached by no test:
-        there it is whatever reaches the module.
+        Those of the module's own test file come first. Where no test is known to reach the line, it is whatever
+        reaches the module: constants are set at import.
         """
-        first, last = mutant.lines
-        found = self._reaching(mutant.module, range(first, last + 1))
-        if not found:
-            found = self._reaching(mutant.module)
+        found = self._reaching(mutant.module, mutant.lines) or self._reaching(mutant.module)
         own = f"test_{Path(mutant.module).stem.strip('_')}.py"
         ranked = sorted(found, key=lambda test: (self.seconds[test] * (0.05 if own in test else 1), test))
         return {test: self.seconds[test] for test in ranked}
 
-    def _reaching(self, module: str, lines: Iterable[int] | None = None) -> set[str]:
-        if lines is None:
+    def reached(self, mutant: Mutant) -> bool:
+        """Whether any test is known to reach the line."""
+        return bool(self._reaching(mutant.module, mutant.lines))
+
+    def _reaching(self, module: str, span: tuple[int, int] | None = None) -> set[str]:
+        if span is None:
             lines = [line for name, line in self._tests if name == module]
+        else:
+            lines = list(range(span[0], span[1] + 1))
         found = {test for line in lines for test in self._tests.get((module, line), ())}
         return {test for test in found if test in self.seconds and test not in self.failed}
 
