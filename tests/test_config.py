@@ -68,9 +68,7 @@ CREATE = [
     *not_counts("memalloc_reserve"),
     *not_counts("min_objects", None),
     *((field, bad) for field in ("movable", "merge") for bad in (1, None, "yes")),
-    *(
-        (field, bad) for field in ("init_on_alloc", "init_on_free") for bad in (1, "yes")
-    ),  # None is the allocator's
+    *((field, bad) for field in ("init_on_alloc", "init_on_free") for bad in (1, "yes")),  # None: as the allocator
     *(("flags", bad) for bad in (0, 512, "NOEMERGENCY", KM.SLEEP, None)),
     ("ctor", 7),
     ("dtor", "close"),

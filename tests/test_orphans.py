@@ -71,7 +71,18 @@ def raises_late(memory: memoryview) -> Any:
     return np.frombuffer(memory, np.uint8)
 
 
-CTORS: list[Callable[[memoryview], Any]] = [raises_plainly, raises_with_an_array_in_its_frames, raises_late]
+def raises_what_is_the_cause_of_its_cause(memory: memoryview) -> Any:
+    one, other = ValueError(len(memory)), KeyError()
+    one.__cause__, other.__cause__ = other, one
+    raise one
+
+
+CTORS: list[Callable[[memoryview], Any]] = [
+    raises_plainly,
+    raises_with_an_array_in_its_frames,
+    raises_late,
+    raises_what_is_the_cause_of_its_cause,
+]
 
 
 @pytest.mark.parametrize("ctor", CTORS)
