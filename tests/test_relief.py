@@ -178,22 +178,6 @@ async def test_what_was_in_use_just_before_is_back_an_interval_later() -> None:
         assert kmem.stats().slab_bytes == 0
 
 
-async def test_where_more_came_back_than_was_wanted_nothing_follows_an_interval_later() -> None:
-    signal = Signal()
-    async with allocator(pressure=[signal], expire=None) as kmem:
-        cache = kmem.create_cache("c", SIZE)
-        await use_and_free(cache, 80)
-        await anyio.sleep(2 * INTERVAL + 0.1)
-        bufs = await cache.alloc_many(10)
-        signal.press(SLAB)
-        await settle()
-        assert cache.stats().slab_total == 6, "what was idle, in one piece"
-        await anyio.sleep(INTERVAL + 0.1)
-        assert cache.stats().slab_total == 6
-        for buf in bufs:
-            buf.free()
-
-
 async def test_what_callers_use_again_and_again_stays() -> None:
     signal = Signal()
     async with allocator(pressure=[signal]) as kmem, anyio.create_task_group() as tasks:
