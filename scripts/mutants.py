@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mutation.contexts import Contexts, gather, test_files
-from mutation.draw import Mutant, draw
+from mutation.draw import Mutant, draw, is_there
 from mutation.runner import Verdict, copy_of, judge
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -47,6 +47,9 @@ def main() -> int:
                 f"{number}. {mutant.where} ({mutant.operator})\n{mutant.diff}", markup=False, highlight=False
             )
         return 0
+    for where, was, _ in listed:
+        if not is_there(TREE, was):
+            console.print(f"listed as harmless, but not there any more: {where}: {was}", markup=False)
     verdicts = _judge_all(mutants, listed, options, console)
     killed = sum(verdict.killed for verdict in verdicts)
     rate = 100 * killed / max(1, len(verdicts))

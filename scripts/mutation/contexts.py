@@ -1,7 +1,7 @@
 """Which test reaches which line of the core, and how long it takes.
 
-Gathered once by coverage's contexts, one run for each test file, and kept in ``.mutants/`` until that file,
-the core or what tests share has changed.
+Gathered once by coverage's contexts, one run for each test file, and kept in ``.mutants/`` until that file or
+the core has changed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ OTHERS = (
     " "
 )
 """Test files that are not about the core, or that reach all of it, slowly."""
-SHARED = ("conftest.py", "support.py", "helpers.py")
 CONFIG = "[run]\nrelative_files = true\nsource = aslab\n"
 
 
@@ -83,7 +82,7 @@ def gather(tree: Path, kept: Path, jobs: int, told: Callable[[str], object]) -> 
     """Of all test files, from what is kept where it is still true. ``tree`` is a copy: tests run there."""
     kept.mkdir(exist_ok=True)
     (kept / "coveragerc").write_text(CONFIG)
-    shared = _hash(tree, [*core(tree), *(f"tests/{name}" for name in SHARED)])
+    shared = _hash(tree, core(tree))
     contexts = Contexts()
 
     def one(file: str) -> dict[str, Any]:

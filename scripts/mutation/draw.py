@@ -82,6 +82,11 @@ def core(tree: Path) -> list[str]:
     return sorted(str(file.relative_to(tree)) for file in files if not file.name.startswith("__"))
 
 
+def is_there(tree: Path, text: str) -> bool:
+    """Whether the core has that text, whatever the spaces and line breaks."""
+    return any(text in " ".join((tree / module).read_text().split()) for module in core(tree))
+
+
 def operators() -> dict[str, Operator]:
     """By name. Left out: what needs arguments, and comparisons that cannot matter, such as ``is`` for ``==``."""
     found: dict[str, Operator] = {"DropStatement": DropStatement()}
