@@ -549,7 +549,7 @@ async def test_slice_that_a_finaliser_brings_back_is_nobody_elses_memory() -> No
 
 async def test_init_on_free_holds_for_emergency_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     zeroed: list[int] = []
-    monkeypatch.setattr("aslab._kmem._pool.zero", lambda address, size: zeroed.append(address))
+    monkeypatch.setattr("aslab._kmem._slab.zero", lambda address, size: zeroed.append(address))
     async with allocator(slabs=Gate(), grow_timeout=0, kick_after=None) as kmem:
         cache = kmem.create_cache("c", SIZE, init_on_free=True)
         buf = await cache.alloc()

@@ -24,6 +24,7 @@ from ._emergency import EmergencySlot
 from ._orphans import look_after_collections
 from ._parking import AT_ONCE, Parked
 from ._pool import Pool
+from ._slab import zero_out
 from ._state import Mark
 from ._wakeup import take_turns
 
@@ -82,7 +83,7 @@ def _freed_single(pool: Pool[Any]) -> None:
 def clean_up(pool: Pool[T], slot: Slot[T]) -> bool:
     """Zero it, where frees do; an emergency object goes, or is kept. Returns whether it was one."""
     if pool.config.init_on_free:
-        pool.zero(slot)
+        zero_out(slot)
     if slot.slab is not None:
         return False
     keep = pool.growth.unwell

@@ -366,7 +366,8 @@ async def _until(pool: Pool[T], objects: int, counters: Counters, done: Callable
         pool.waiters.begin_to_fill(filler, done)
         try:
             pool.ask()
-            await woken.wait()
+            if not done():  # by a free on another thread, before it was told to tell
+                await woken.wait()
         finally:
             pool.waiters.end_to_fill(filler)
         if filler.error is not None:
