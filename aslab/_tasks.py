@@ -17,7 +17,6 @@ Event loop's thread only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -31,7 +30,6 @@ from ._kmem._errands import failing_at_the_end
 from ._kmem._frees import look_at_all
 from ._kmem._pool import Pool
 from ._kmem._reclaim import age
-from ._kmem._supply import Supply
 from ._kmem._wakeup import HOUSEKEEPING, take_turns
 from ._kmem._worker import Worker
 from ._reaper import Reaper
@@ -151,17 +149,3 @@ class Tasks:
         for supply in (self.arena.slabs, self.arena.singles):
             if not supply.closed:
                 supply.close()
-
-
-SERVICES: tuple[Callable[..., Any], ...] = (
-    Tasks.run,
-    Tasks._run_ageing,
-    Tasks._run_source,
-    Arena.run_wakeups,
-    Supply.run,
-    Worker.run,
-    Reaper.run,
-    Reaper.run_at_the_limit,
-    move.run,
-)
-"""What an allocator's tasks run: they wait for work whenever all is well."""

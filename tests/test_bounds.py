@@ -232,6 +232,29 @@ class TestRefused:
             await settle()
             two.alloc_nowait().free()
 
+    async def test_one_that_can_never_have_so_many_any_more_lets_those_behind_it_try(self) -> None:
+        """Once there was a MEMALLOC caller the last object is for such, which leaves too few for who wants two."""
+        gate = Gate()
+        bounds: dict[str, Any] = {"slabs": gate, "emergency_limit": SIZE * 28 // 10, "kick_after": None}
+        async with allocator(**bounds) as kmem, anyio.create_task_group() as tasks:
+            one, two, three = (kmem.create_cache(name, SIZE) for name in ("one", "two", "three"))
+            held = await one.alloc()
+
+            async def both() -> None:
+                for buf in await two.alloc_many(2):
+                    buf.free()
+
+            tasks.start_soon(both)
+            await anyio.sleep(1)
+            (await one.alloc(KM.MEMALLOC)).free()
+            tasks.start_soon(use, three)
+            await anyio.sleep(1)
+            assert (two.stats().waiters, three.stats().waiters) == (1, 1)
+            held.free()
+            await anyio.sleep(1)
+            assert (two.stats().waiters, three.stats().waiters) == (1, 0)
+            gate.open()
+
     async def test_one_that_gives_up_lets_those_behind_it_try(self) -> None:
         async with self.two() as (one, two), anyio.create_task_group() as tasks:
             held = [await one.alloc() for _ in range(2)]

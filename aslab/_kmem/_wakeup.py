@@ -78,12 +78,29 @@ class Wakeup:
         self._sender.close()
 
 
-class WorkQueue(Generic[W]):
-    """Work for one task, or for several that are alike, in order. Event loop's thread, but for `leave`."""
+class Sleepers:
+    """Tasks that are alike, and sleep until there is work for one of them. Event loop's thread."""
 
     def __init__(self) -> None:
-        self._work: deque[W] = deque()
         self._woken = anyio.Event()
+
+    def wake(self) -> None:
+        """There may be work: something was put, or has changed."""
+        self._woken.set()
+
+    async def more(self) -> None:
+        """Suspend until woken from now on. Looks at nothing: look before."""
+        if self._woken.is_set():
+            self._woken = anyio.Event()
+        await self._woken.wait()
+
+
+class WorkQueue(Sleepers, Generic[W]):
+    """Work for them, in order. Event loop's thread, but for `leave`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._work: deque[W] = deque()
 
     def __len__(self) -> int:
         return len(self._work)
@@ -91,7 +108,7 @@ class WorkQueue(Generic[W]):
     def put(self, work: W) -> None:
         """Add a piece of work, and wake who does it."""
         self._work.append(work)
-        self._woken.set()
+        self.wake()
 
     def leave(self, work: W) -> None:
         """Add a piece of work, and wake nobody: `wake` must follow on the event loop's thread. Any thread."""
@@ -100,16 +117,6 @@ class WorkQueue(Generic[W]):
     def return_first(self, work: W) -> None:
         """Put a piece back that was taken and not done."""
         self._work.appendleft(work)
-
-    def wake(self) -> None:
-        """Something else has changed that the work may have to do with."""
-        self._woken.set()
-
-    async def more(self) -> None:
-        """Suspend until something is put or changes from now on. Looks at nothing: look before."""
-        if self._woken.is_set():
-            self._woken = anyio.Event()
-        await self._woken.wait()
 
     def take_nowait(self) -> W | None:
         """The first piece, or None."""
@@ -122,7 +129,7 @@ class WorkQueue(Generic[W]):
         return self._work.popleft()
 
 
-class UrgentWork(WorkQueue[W]):
+class UrgentWork(Sleepers, Generic[W]):
     """Work that is taken by its level, the smaller first, and within one in order; each piece is here once."""
 
     def __init__(self) -> None:
@@ -132,13 +139,10 @@ class UrgentWork(WorkQueue[W]):
         """Each piece, its level and its number."""
         self._numbers = itertools.count()
 
-    def __len__(self) -> int:
-        return len(self.places)
-
     def put(self, work: W, level: int = 0) -> None:
         """Add a piece of work, and wake who does it."""
         self._enqueue(work, level, next(self._numbers))
-        self._woken.set()
+        self.wake()
 
     def note(self, work: W, level: int) -> None:
         """A piece, if it is here, may be more urgent now, or less; it keeps its age."""
