@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 import aslab
@@ -327,6 +328,40 @@ class TestRefused:
                 buf.free()
             await anyio.sleep(1)
             assert got == [2]
+            gate.open()
+
+    @pytest.mark.parametrize("turns", range(8))
+    async def test_what_it_was_permitted_and_misses_no_more_is_for_others(self, turns: int) -> None:
+        """An object of a slab comes free at any moment while it is being permitted two emergency objects."""
+        gate = Gate()
+        gate.open()
+        options = {"slabs": gate, "kick_after": None, "expire": 3600.0, "emergency_limit": 4 * SIZE}
+        async with allocator(**options) as kmem, anyio.create_task_group() as tasks:
+            one, two, three = (
+                kmem.create_cache(name, SIZE, objects_per_slab=4) for name in ("one", "two", "three")
+            )
+            held = await one.alloc_many(4)
+            gate.shut()
+            others = await two.alloc_many(2)
+
+            async def many() -> None:
+                for buf in await one.alloc_many(2):
+                    buf.free()
+
+            await start(tasks, many)
+            await anyio.sleep(1)
+            assert one.stats().waiters == 1
+            others.pop().free()
+            for _ in range(turns):
+                await anyio.lowlevel.checkpoint()
+            held.pop().free()
+            await anyio.sleep(1)
+            assert one.stats().waiters == 0
+            for buf in held + others:
+                buf.free()
+            await anyio.sleep(1)
+            for buf in await three.alloc_many(3, timeout=2):  # all that there may be for such a caller
+                buf.free()
             gate.open()
 
 
