@@ -116,7 +116,7 @@ class Cache(Generic[T]):
             slot = magazine.pop()
         except IndexError:
             return await self._alloc_slowly(flags, timeout)
-        self._counters.hits += 1
+        magazine.hits += 1
         buf: Buffer[T] = Buffer()
         buf._home = self._home
         buf._view = None
@@ -140,7 +140,7 @@ class Cache(Generic[T]):
             slot = magazine.pop()
         except IndexError:
             return self._alloc_now(flags)
-        self._counters.hits += 1
+        magazine.hits += 1
         buf: Buffer[T] = Buffer()
         buf._home = self._home
         buf._view = None
@@ -312,7 +312,7 @@ class Cache(Generic[T]):
             raise ConfigError("callback", callback, "it must be a function of old, new and size")
         if self._config.movable or self._config.merge:
             raise ConfigError("callback", callback, "it excludes movable and merge")
-        if self._counters.hits or self._counters.misses or self._pool.moving.able:
+        if self._magazine.hits or self._counters.hits or self._counters.misses or self._pool.moving.able:
             raise ConfigError("callback", callback, "it must be set once, before the first allocation")
         self._pool.moving.callback, self._pool.moving.able = callback, True
         self._managed = True

@@ -20,7 +20,6 @@ Event loop's thread only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -34,7 +33,6 @@ from ._kmem._errands import failing_at_the_end
 from ._kmem._frees import look_at_all
 from ._kmem._pool import Pool
 from ._kmem._reclaim import age
-from ._kmem._supply import Supply
 from ._kmem._wakeup import HOUSEKEEPING, take_turns
 from ._kmem._worker import Worker
 from ._reaper import Reaper
@@ -154,17 +152,3 @@ class Tasks:
         for supply in (self.arena.slabs, self.arena.singles):
             if not supply.closed:
                 supply.close()
-
-
-SERVICES: tuple[Callable[..., Any], ...] = (
-    Tasks.run,
-    Tasks._run_ageing,
-    Tasks._run_source,
-    Arena.run_wakeups,
-    Supply.run,
-    Worker.run,
-    Reaper.run,
-    Reaper.run_at_the_limit,
-    move.run,
-)
-"""The functions that an allocator's tasks run; when nothing is wrong, all of them wait for work."""

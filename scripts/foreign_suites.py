@@ -119,10 +119,10 @@ def simulate() -> None:
 
     import trio
 
-    from aslab.lab._asyncio import SimulatedLoop
-    from aslab.lab._idle import Idle
-    from aslab.lab._order import ordered
-    from aslab.lab._trio import simulated_clock
+    from aslab.lab._simulation._asyncio import SimulatedLoop
+    from aslab.lab._simulation._idle import Idle
+    from aslab.lab._simulation._order import ordered
+    from aslab.lab._simulation._trio import simulated_clock
 
     unix_events._UnixDefaultEventLoopPolicy._loop_factory = SimulatedLoop  # type: ignore[attr-defined]
     _for_good.enter_context(ordered())

@@ -24,13 +24,13 @@ from rich.console import Console
 
 from aslab import ConfigError
 from aslab.cli._errors import BadInput
-from aslab.cli._grid import foot
+from aslab.cli._lab._grid import foot
+from aslab.cli._lab._progress import progress_bar
+from aslab.cli._lab._story import parse_seeds
 from aslab.cli._prose import say, tabulate
-from aslab.cli._story import parse_seeds
-from aslab.cli._story_progress import progress_bar
-from aslab.lab._experiments import Notebook, Told, play_grid, rows_of, runs_of
-from aslab.lab._grid import Grid, load_grid
-from aslab.lab._machines import CONTROLS, MACHINES
+from aslab.lab._story._experiments import Notebook, Result, play_grid, rows_of, runs_of
+from aslab.lab._story._grid import Grid, load_grid
+from aslab.lab._story._machines import CONTROLS, MACHINES
 
 ROOT = Path(__file__).resolve().parent.parent
 DOC = ROOT / "docs" / "story.md"
@@ -83,7 +83,7 @@ def _write(given: argparse.Namespace) -> int:
     return 0
 
 
-def _table(results: list[Told], grid: Grid, seeds: int) -> str:
+def _table(results: list[Result], grid: Grid, seeds: int) -> str:
     out = Console(file=io.StringIO(), width=80, highlight=False, markup=False, emoji=False)
     with out.capture() as captured:
         tabulate(out, rows_of(results), left=("machine",))

@@ -17,9 +17,9 @@ import uvloop
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from aslab.cli import main
-from aslab.lab._asyncio import SimulatedLoop
-from aslab.lab._idle import Idle
-from aslab.lab._trio import simulated_clock
+from aslab.lab._simulation._asyncio import SimulatedLoop
+from aslab.lab._simulation._idle import Idle
+from aslab.lab._simulation._trio import simulated_clock
 
 hypothesis.settings.register_profile("aslab", deadline=None)  # how long an example takes says nothing
 hypothesis.settings.load_profile("aslab")

@@ -12,6 +12,7 @@ import anyio.lowlevel
 import aslab
 from aslab import GFP
 from aslab._allocator import tasks_of
+from aslab._checks import parse_size as parse_size
 from aslab._fastpath import HAUNTED, Slot
 from aslab.backends import Backend, Region
 from aslab.faults import Deadlock

@@ -325,3 +325,31 @@ class TestCancelled:
             await settle()
             assert scene.served == {"second": 1.0}
             scene.end()
+
+
+async def test_a_caller_for_whom_none_could_be_made_counts_one_wait() -> None:
+    gate, none = Gate(), Gate()
+    async with allocator(slabs=gate, emergency=none, kick_after=None) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=8)
+        none.open()
+        held = await cache.alloc()
+        assert (cache.stats().waits, cache.stats().obj_emergency) == (1, 1)
+        none.shut()
+        served: list[bool] = []
+
+        async def wait() -> None:
+            async with cache.lease():
+                served.append(True)
+
+        await start(tasks, wait)
+        assert none.waiting == 1, "growth is late: it tries at once, and that is no wait"
+        assert cache.stats().waits == 1
+        none.error = MemoryError()
+        none.open()
+        await settle()
+        assert cache.stats().waits == 2
+        gate.open()
+        await anyio.sleep(1)
+        assert served
+        assert cache.stats().waits == 2
+        held.free()

@@ -48,7 +48,7 @@ def test_the_long_one_says_how_long_it_takes_before_it_begins(monkeypatch: pytes
     def stop(*args: object, **options: object) -> None:
         raise SystemExit(7)
 
-    monkeypatch.setattr(_lab, "Progress", stop)
+    monkeypatch.setattr(_lab, "bar", stop)
     done = CliRunner().invoke(app, ["lab"])
     assert done.exit_code == 7
     assert re.fullmatch(r"aslab: this takes about \d+ (s|minutes) on this machine; --most .*\n", done.stderr)

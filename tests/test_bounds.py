@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 import aslab
 from aslab import GFP, KM, CacheFlags, ConfigError, ConstructorError
 from aslab.backends import Heap, Mmap, Region
-from aslab.cli._files import File
-from aslab.cli._service import Settings, checksum
+from aslab.cli._demo._files import File
+from aslab.cli._demo._service import Settings, checksum
 from aslab.faults import Deadlock, Latency
 from aslab.lab.scenarios import builtin, load, play
 from aslab.testing import check_consistency
@@ -232,6 +233,29 @@ class TestRefused:
             await settle()
             two.alloc_nowait().free()
 
+    async def test_one_that_can_never_have_so_many_any_more_lets_those_behind_it_try(self) -> None:
+        """Once there was a MEMALLOC caller the last object is for such, which leaves too few for who wants two."""
+        gate = Gate()
+        bounds: dict[str, Any] = {"slabs": gate, "emergency_limit": SIZE * 28 // 10, "kick_after": None}
+        async with allocator(**bounds) as kmem, anyio.create_task_group() as tasks:
+            one, two, three = (kmem.create_cache(name, SIZE) for name in ("one", "two", "three"))
+            held = await one.alloc()
+
+            async def both() -> None:
+                for buf in await two.alloc_many(2):
+                    buf.free()
+
+            tasks.start_soon(both)
+            await anyio.sleep(1)
+            (await one.alloc(KM.MEMALLOC)).free()
+            tasks.start_soon(use, three)
+            await anyio.sleep(1)
+            assert (two.stats().waiters, three.stats().waiters) == (1, 1)
+            held.free()
+            await anyio.sleep(1)
+            assert (two.stats().waiters, three.stats().waiters) == (1, 0)
+            gate.open()
+
     async def test_one_that_gives_up_lets_those_behind_it_try(self) -> None:
         async with self.two() as (one, two), anyio.create_task_group() as tasks:
             held = [await one.alloc() for _ in range(2)]
@@ -304,6 +328,40 @@ class TestRefused:
                 buf.free()
             await anyio.sleep(1)
             assert got == [2]
+            gate.open()
+
+    @pytest.mark.parametrize("turns", range(8))
+    async def test_what_it_was_permitted_and_misses_no_more_is_for_others(self, turns: int) -> None:
+        """An object of a slab comes free at any moment while it is being permitted two emergency objects."""
+        gate = Gate()
+        gate.open()
+        options = {"slabs": gate, "kick_after": None, "expire": 3600.0, "emergency_limit": 4 * SIZE}
+        async with allocator(**options) as kmem, anyio.create_task_group() as tasks:
+            one, two, three = (
+                kmem.create_cache(name, SIZE, objects_per_slab=4) for name in ("one", "two", "three")
+            )
+            held = await one.alloc_many(4)
+            gate.shut()
+            others = await two.alloc_many(2)
+
+            async def many() -> None:
+                for buf in await one.alloc_many(2):
+                    buf.free()
+
+            await start(tasks, many)
+            await anyio.sleep(1)
+            assert one.stats().waiters == 1
+            others.pop().free()
+            for _ in range(turns):
+                await anyio.lowlevel.checkpoint()
+            held.pop().free()
+            await anyio.sleep(1)
+            assert one.stats().waiters == 0
+            for buf in held + others:
+                buf.free()
+            await anyio.sleep(1)
+            for buf in await three.alloc_many(3, timeout=2):  # all that there may be for such a caller
+                buf.free()
             gate.open()
 
 
@@ -525,7 +583,7 @@ def test_no_scenario_has_more_outstanding_than_its_bounds(
     path: Path, loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     books = Books(aslab.open_allocator)
-    monkeypatch.setattr("aslab.lab._play.open_allocator", books.open)
+    monkeypatch.setattr("aslab.lab._scenario._play.open_allocator", books.open)
     scenario = load(path)
     if scenario.allocator.limit is None:
         allocator = scenario.allocator.model_copy(update={"limit": 8 * 2**20})
@@ -540,7 +598,7 @@ def test_demo_has_no_more_outstanding_than_its_bounds(
     loop: str, stuck: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     books = Books(aslab.open_allocator)
-    monkeypatch.setattr("aslab.cli._service.open_allocator", books.open)
+    monkeypatch.setattr("aslab.cli._demo._service.open_allocator", books.open)
     files = [File(str(path), path.stat().st_size) for path in Path(aslab.__file__).parent.rglob("*.py")]
     settings = Settings(buffer=64 * 2**10, limit=2**20, tasks=64)
     slabs = Deadlock(Mmap(), duration=0.3) if stuck else Mmap()

@@ -287,6 +287,26 @@ async def test_with_tells_of_a_holder_that_is_left() -> None:
         buf.free()
 
 
+@pytest.mark.parametrize("options", [{}, {"movable": True}], ids=["plain", "managed"])
+async def test_exception_ends_the_handle_and_a_holder_keeps_the_memory(options: dict[str, Any]) -> None:
+    async with allocator(expire=0.03) as kmem:
+        cache = kmem.create_cache("c", SIZE, **options)
+        parts = []
+        with pytest.raises(RuntimeError), await cache.alloc() as buf:
+            parts.append(buf.view[:8])
+            raise RuntimeError
+        with pytest.raises(BufferFreedError):
+            buf.free()
+        with pytest.raises(BufferFreedError):
+            buf.view
+        assert cache.stats().obj_held == 1
+        parts.pop().release()
+        with anyio.fail_after(10):
+            while cache.stats().obj_held:
+                await anyio.sleep(0.01)
+        check_consistency(cache)
+
+
 async def test_exception_in_the_block_is_not_hidden_by_a_holder_in_its_frames() -> None:
     async with allocator(expire=0.03) as kmem:
         cache = kmem.create_cache("c", SIZE)
@@ -529,7 +549,7 @@ async def test_slice_that_a_finaliser_brings_back_is_nobody_elses_memory() -> No
 
 async def test_init_on_free_holds_for_emergency_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     zeroed: list[int] = []
-    monkeypatch.setattr("aslab._kmem._pool.zero", lambda address, size: zeroed.append(address))
+    monkeypatch.setattr("aslab._kmem._slab.zero", lambda address, size: zeroed.append(address))
     async with allocator(slabs=Gate(), grow_timeout=0, kick_after=None) as kmem:
         cache = kmem.create_cache("c", SIZE, init_on_free=True)
         buf = await cache.alloc()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aslab.cli._errors import BadInput
-from aslab.cli._lab import need
+from aslab.cli._lab._common import need
 from aslab.lab.scenarios import builtin
 
 from .test_cli import Here, aslab, told
@@ -145,7 +145,7 @@ def test_real_time_takes_the_same_file_on_the_wall_clock(tmp_path: Path) -> None
 def test_a_file_that_cannot_be_read_is_one_line(here: Here, tmp_path: Path) -> None:
     assert "No such file" in told(here("lab", "run", tmp_path / "none.toml"), 2)
     assert "Is a directory" in told(here("lab", "run", tmp_path), 2)
-    assert "allowed are a file, or one of" in told(here("lab", "run", "nope"), 2)
+    assert "must be a file, or one of" in told(here("lab", "run", "nope"), 2)
 
 
 def test_a_file_that_is_wrong_is_one_line_with_file_key_value_and_what_is_allowed(here: Here, good: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_file_that_is_wrong_is_one_line_with_file_key_value_and_what_is_allowe
 def test_a_file_that_is_no_text_is_one_line(here: Here, tmp_path: Path) -> None:
     path = tmp_path / "binary.toml"
     path.write_bytes(bytes(range(256)))
-    assert "allowed is TOML, in UTF-8" in told(here("lab", "run", path), 2)
+    assert "must be TOML in UTF-8" in told(here("lab", "run", path), 2)
 
 
 @pytest.mark.parametrize("option", ["--report", "--trace", "--log"])

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import pytest
 
-from aslab.cli._staging import _show
-from aslab.lab._staging import Chapter
-from aslab.lab._staging_machines import MACHINES
-from aslab.lab._staging_rows import Row
+from aslab.cli._lab._rows import show
+from aslab.lab._staging._chapters import Row
+from aslab.lab._staging._machines import MACHINES
+from aslab.lab._staging._run import Chapter
 
 from .test_cli import Finished, Here, aslab, told
 
@@ -95,7 +95,7 @@ def test_table_of_all_machines_with_large_figures_is_not_cut(capsys: pytest.Capt
         pinned_max=9999 * 2**20,
         emergency_max=8,
     )
-    _show([Row(machine, (large,) * 100) for machine in MACHINES])
+    show([Row(machine, (large,) * 100) for machine in MACHINES])
     text = capsys.readouterr().out
     assert "…" not in text
     assert text.count("100 of 100") == text.count("99999") == text.count(" 9999 ") == len(MACHINES)
@@ -110,7 +110,7 @@ def test_as_told_is_stuck_with_half_of_the_seeds_or_finished_with_all(
     name: str, finished: int, as_told: bool
 ) -> None:
     chapters = tuple(Chapter(name, seed, finished=seed < finished, time=1.0) for seed in range(10))
-    assert Row(BY_NAME[name], chapters).as_told is as_told
+    assert Row(BY_NAME[name], chapters).as_expected is as_told
 
 
 def test_machine_that_ends_otherwise_than_foretold_exits_1() -> None:
@@ -121,7 +121,7 @@ def test_machine_that_ends_otherwise_than_foretold_exits_1() -> None:
 
 def test_unknown_machine_is_one_line_that_says_which_there_are(here: Here) -> None:
     message = told(here(*STAGING, "--machine", "original"), 2)
-    assert "--machine 'original': allowed with --of staging are " in message
+    assert "--machine 'original' with --of staging: must be one of " in message
     assert all(machine.name in message for machine in MACHINES)
 
 
@@ -129,7 +129,7 @@ def test_unknown_machine_is_one_line_that_says_which_there_are(here: Here) -> No
     "given", [("--fragmented", "3"), ("--set", "hogs=8"), ("--grid", "x.toml"), ("--resume", "x"), ("--controls",)]
 )
 def test_options_of_the_other_story_are_refused(here: Here, given: tuple[str, ...]) -> None:
-    assert f"{given[0]}: allowed not with --of staging" in told(here(*STAGING, *given), 2)
+    assert f"{given[0]}: cannot be given with --of staging" in told(here(*STAGING, *given), 2)
 
 
 def test_report_that_cannot_be_written_is_told_before_anything_is_run(here: Here, tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from aslab.cli._story import _machines, _show
-from aslab.lab._chapters import Row
-from aslab.lab._computer import COMPUTER, KEYS
-from aslab.lab._grid import load_grid
-from aslab.lab._machines import CONTROLS, MACHINES
-from aslab.lab._story import Chapter
+from aslab.cli._lab._rows import show
+from aslab.cli._lab._story import _machines
+from aslab.lab._story._chapters import Row
+from aslab.lab._story._computer import COMPUTER, KEYS
+from aslab.lab._story._grid import load_grid
+from aslab.lab._story._machines import CONTROLS, MACHINES
+from aslab.lab._story._run import Chapter
 
 from .test_cli import ROOT, Finished, Here, aslab, python, told
 
@@ -135,7 +136,7 @@ def test_table_of_all_machines_with_large_figures_is_not_cut(capsys: pytest.Capt
         va_lock_time=12.345678,
     )
     cost = dict.fromkeys((10, 1_000, 10_000), 0.123456)
-    _show([Row(machine, (large,), cost) for machine in MACHINES])
+    show([Row(machine, (large,), cost) for machine in MACHINES])
     text = capsys.readouterr().out
     names = [machine.name for machine in MACHINES]
     for table in text.split("\n\n")[:2]:
@@ -163,14 +164,14 @@ def test_machine_that_ends_otherwise_than_the_change_says_exits_1() -> None:
 )
 def test_original_is_as_told_if_9_of_10_seeds_are_stuck(finished: int, as_told: bool) -> None:
     chapters = tuple(Chapter("original", seed, finished=seed < finished) for seed in range(10))
-    assert Row(MACHINES[0], chapters).as_told is as_told
+    assert Row(MACHINES[0], chapters).as_expected is as_told
 
 
 def test_others_are_as_told_only_if_every_seed_finishes() -> None:
     chapters = [Chapter("aslab", seed, finished=True) for seed in range(200)]
-    assert Row(MACHINES[-1], tuple(chapters)).as_told
+    assert Row(MACHINES[-1], tuple(chapters)).as_expected
     chapters[77].finished = False
-    assert not Row(MACHINES[-1], tuple(chapters)).as_told
+    assert not Row(MACHINES[-1], tuple(chapters)).as_expected
 
 
 def test_controls_run_only_where_they_are_asked_for(both: Both) -> None:
@@ -186,7 +187,7 @@ def test_name_that_is_too_long_for_the_table_is_broken_at_an_underscore(
     chapter = Chapter(
         "", 0, finished=True, time=7.31, longest_txg_sync=0.3, longest_wait=59.9853, deadlocks=99_999
     )
-    _show([Row(machine, (chapter,)) for machine in (*MACHINES, *CONTROLS)])
+    show([Row(machine, (chapter,)) for machine in (*MACHINES, *CONTROLS)])
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
@@ -198,7 +199,7 @@ def test_name_that_is_too_long_for_the_table_is_broken_at_an_underscore(
 
 def test_unknown_machine_is_one_line_that_says_which_there_are(here: Here) -> None:
     message = told(here("lab", "story", "--machine", "nope"), 2)
-    assert "--machine 'nope': allowed are " in message
+    assert "--machine 'nope': must be one of " in message
     assert all(machine.name in message for machine in (*MACHINES, *CONTROLS))
 
 
@@ -206,7 +207,7 @@ def test_unknown_machine_is_one_line_that_says_which_there_are(here: Here) -> No
 def test_bad_seeds_are_one_line_that_says_what_is_allowed(here: Here, seeds: str) -> None:
     message = told(here("lab", "story", f"--seeds={seeds}"), 2)
     assert "--seeds" in message
-    assert "allowed are a number, such as 20, or a range, such as 20:40" in message
+    assert "must be a number, such as 20, or a range, such as 20:40" in message
 
 
 @pytest.mark.parametrize("option", [("--fragmented", "51"), ("--fragmented", "-1"), ("--loop", "curio")])
@@ -259,23 +260,23 @@ class TestSet:
     @pytest.mark.parametrize(
         ("given", "says"),
         [
-            ("hogs=0", "--set hogs: 0 is not allowed; allowed are whole numbers from 1 to 256"),
-            ("hogs=x", "--set hogs: 'x' is not allowed; allowed are whole numbers from 1 to 256"),
-            ("hogs=", "--set hogs: '' is not allowed; allowed are whole numbers"),
-            ("hogs=1\nx=2", "--set hogs: '1\\nx=2' is not allowed; allowed are whole numbers"),
-            ("disk=0.1", "--set disk: 0.1 is not allowed; allowed are two numbers of seconds"),
+            ("hogs=0", "--set hogs: 0 is not allowed; it must be a whole number from 1 to 256"),
+            ("hogs=x", "--set hogs: 'x' is not allowed; it must be a whole number from 1 to 256"),
+            ("hogs=", "--set hogs: '' is not allowed; it must be a whole number"),
+            ("hogs=1\nx=2", "--set hogs: '1\\nx=2' is not allowed; it must be a whole number"),
+            ("disk=0.1", "--set disk: 0.1 is not allowed; it must be two numbers of seconds"),
             (
                 "disk=0.2,0.1",
-                "--set disk: [0.2, 0.1] is not allowed; allowed are two numbers of seconds, the smaller",
+                "--set disk: [0.2, 0.1] is not allowed; it must be two numbers of seconds, the smaller",
             ),
-            ("hog=3", "--set hog: 3 is not allowed; unknown key, allowed are pages, min_share, "),
-            ("hogs", "--set 'hogs': allowed are KEY=VALUE, such as hogs=8"),
-            ("=3", "--set '=3': allowed are KEY=VALUE"),
-            ("a\x1bb=3", "--set 'a\\x1bb=3': allowed are KEY=VALUE"),
+            ("hog=3", "--set hog: 3 is not allowed; unknown key; known keys are pages, min_share, "),
+            ("hogs", "--set 'hogs': must be KEY=VALUE, such as hogs=8"),
+            ("=3", "--set '=3': must be KEY=VALUE"),
+            ("a\x1bb=3", "--set 'a\\x1bb=3': must be KEY=VALUE"),
             ("hogs=" + "9" * 5000, "--set 'hogs=999"),
             (
                 "pages=4096",
-                "txg_blocks: 64 is not allowed; allowed is what leaves ZFS with 1856 pages, half of",
+                "txg_blocks: 64 is not allowed; it must let ZFS fit in 1856 pages, half of",
             ),
         ],
     )
@@ -290,8 +291,8 @@ class TestSet:
         ("args", "says"),
         [
             (("--set", "hogs=3", "--set", "hogs=4"), "hogs is set twice"),
-            (("--set", "pinned=0.1", "--fragmented", "3"), "--fragmented: allowed not with --set pinned"),
-            (("--resume", "results"), "--resume: allowed with --grid"),
+            (("--set", "pinned=0.1", "--fragmented", "3"), "--fragmented: cannot be given with --set pinned"),
+            (("--resume", "results"), "--resume: needs --grid"),
         ],
     )
     def test_options_that_do_not_go_together_are_one_line(
@@ -328,7 +329,7 @@ class TestGrid:
         head, row, empty, foot = first.stdout.decode().splitlines()
         assert head.split() == ["machine", "finished", "median", "wait", "worst", "wait", "median", "time"]
         assert row.split()[:4] == ["pf_memalloc", "2", "of", "2"]
-        assert (empty, foot) == ("", "2 configurations, seeds of each: 1.")
+        assert (empty, foot) == ("", "2 configurations, 1 seed each.")
         kept = (tmp_path / "results.jsonl").read_text()
         assert kept.count("\n") == 2
         lines = [json.loads(line) | {"longest_wait": 7.5} for line in kept.splitlines()]
@@ -345,20 +346,20 @@ class TestGrid:
         assert done.returncode == 0, done.stderr
         message = done.stderr.decode()
         assert message.startswith(
-            "aslab: 2 of 4 configurations make no sense, and are skipped; the first: txg_blocks"
+            "aslab: 2 of 4 configurations make no sense and are skipped; the first: txg_blocks"
         )
         assert message.count("\n") == 1
         foot = " ".join(done.stdout.decode().split("\n\n")[1].split())
         assert foot == (
-            "2 configurations, seeds of each: 1. Skipped, as they make no sense: 2 of 4 (txg_blocks 2)."
+            "2 configurations, 1 seed each. Skipped because they make no sense: 2 of 4 (txg_blocks 2)."
         )
 
     @pytest.mark.parametrize(
         ("text", "says"),
         [
-            ("[vary]\nhogs = [0]", "vary.hogs.0: 0 is not allowed; allowed are whole numbers from 1 to 256"),
-            ("[vary]\nhog = [3]", "vary.hog: [3] is not allowed; unknown key, allowed are pages, "),
-            ("draw", "text: 'draw' is not allowed; allowed is TOML"),
+            ("[vary]\nhogs = [0]", "vary.hogs.0: 0 is not allowed; it must be a whole number from 1 to 256"),
+            ("[vary]\nhog = [3]", "vary.hog: [3] is not allowed; unknown key; known keys are pages, "),
+            ("draw", "text: 'draw' is not allowed; it must be TOML"),
             ("[fixed]\npages = 4096", "no configuration makes sense; the first: txg_blocks: 64 is not allowed"),
         ],
     )
@@ -374,7 +375,7 @@ class TestGrid:
         (tmp_path / "notes").write_text("not to be lost")
         assert "line 1: b'not to be lost' is not" in told(here(*SMOKE, "--resume", tmp_path / "notes"), 2)
         assert (tmp_path / "notes").read_text() == "not to be lost"
-        assert "--report: allowed not with --grid" in told(here(*SMOKE, "--report", tmp_path / "a.html"), 2)
+        assert "--report: cannot be given with --grid" in told(here(*SMOKE, "--report", tmp_path / "a.html"), 2)
         assert "--set hogs: 3 is not allowed; " in told(here(*SMOKE, "--set", "hogs=3"), 2)
 
 

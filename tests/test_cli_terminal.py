@@ -14,24 +14,27 @@ from pathlib import Path
 
 import pytest
 
-from aslab.lab._chapters import play_story
-from aslab.lab._machines import MACHINES
+from aslab.lab._story._chapters import play_story
+from aslab.lab._story._machines import MACHINES
 from aslab.lab.scenarios import builtin
 
 from .test_cli import ROOT, SMALL, Here, environment, python
 
 AT_WORK = {
-    "demo": ("aslab.cli._service", "_open"),
-    "demo --loop trio --inject deadlock": ("aslab.cli._service", "_open"),
-    "demo --loop uvloop": ("aslab.cli._service", "_open"),
-    "lab run deadlock-for-good": ("aslab.lab._play", "shuffled"),
-    "lab run deadlock-for-good --loop trio": ("aslab.lab._play", "shuffled"),
-    "lab run deadlock-for-good --real-time": ("aslab.lab._play", "shuffled"),
-    "lab story --seeds 2000": ("aslab.lab._chapters", "tell"),
-    "lab story --seeds 2000 --jobs 2": ("aslab.lab._parallel", "_next"),
-    "lab story --grid examples/grids/smoke.toml --seeds 2000": ("aslab.lab._experiments", "experiment"),
-    "lab story --grid examples/grids/smoke.toml --seeds 2000 --jobs 2": ("aslab.lab._parallel", "_next"),
-    "bench lab": ("aslab.bench._lab", "Progress"),
+    "demo": ("aslab.cli._demo._service", "_open"),
+    "demo --loop trio --inject deadlock": ("aslab.cli._demo._service", "_open"),
+    "demo --loop uvloop": ("aslab.cli._demo._service", "_open"),
+    "lab run deadlock-for-good": ("aslab.lab._scenario._play", "shuffled"),
+    "lab run deadlock-for-good --loop trio": ("aslab.lab._scenario._play", "shuffled"),
+    "lab run deadlock-for-good --real-time": ("aslab.lab._scenario._play", "shuffled"),
+    "lab story --seeds 2000": ("aslab.lab._story._chapters", "tell"),
+    "lab story --seeds 2000 --jobs 2": ("aslab.lab._simulation._parallel", "_next"),
+    "lab story --grid examples/grids/smoke.toml --seeds 2000": ("aslab.lab._story._experiments", "experiment"),
+    "lab story --grid examples/grids/smoke.toml --seeds 2000 --jobs 2": (
+        "aslab.lab._simulation._parallel",
+        "_next",
+    ),
+    "bench lab": ("aslab.bench._lab", "bar"),
     "bench pair --rounds 9999": ("aslab.bench._pair", "_queue"),
     "bench index --rounds 99999": ("aslab.bench._index", "removal_cost"),
 }

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from aslab import GFP, ConfigError
 from aslab.emulation import Block, PhysicalMemory
-from aslab.emulation._compaction import MOST_DEFERRED, Compaction
-from aslab.emulation._waits import WaitGraph
+from aslab.lab._simulation._waits import WaitGraph
+from aslab.lab._story._compaction import MOST_DEFERRED, Compaction
 
 from .helpers import Loop
 from .support import settle

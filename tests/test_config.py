@@ -17,7 +17,7 @@ from aslab import KM, Cache, CacheFlags, ConfigError
 from aslab._options import AllocatorKeywords, AllocatorOptions, CacheKeywords, CacheOptions
 
 from .helpers import Loop
-from .support import SIZE, Gate, Instant, allocator, settle
+from .support import SIZE, Gate, Instant, allocator, parse_size, settle
 
 pytestmark = pytest.mark.anyio
 
@@ -67,6 +67,11 @@ CREATE = [
     *not_counts("max_objects", 0),
     *not_counts("max_emergency"),
     *not_counts("watermark", None),
+    *not_counts("reserve", None),
+    *not_counts("memalloc_reserve"),
+    *not_counts("min_objects", None),
+    *((field, bad) for field in ("movable", "merge") for bad in (1, None, "yes")),
+    *((field, bad) for field in ("init_on_alloc", "init_on_free") for bad in (1, "yes")),  # None: as the allocator
     *(("flags", bad) for bad in (0, 512, "NOEMERGENCY", KM.SLEEP, None)),
     ("ctor", 7),
     ("dtor", "close"),
@@ -379,3 +384,16 @@ async def test_caches_share_slabs_when_one_is_told_what_the_other_has_by_default
         other = kmem.create_cache("other", SIZE, merge=True, objects_per_slab=4)
         assert told.stats().merged == ("default",)
         assert other.stats().merged == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"), [("1", 1), ("4096", 4096), ("64KiB", 65536), ("1m", 2**20), ("2G", 2**31)]
+)
+def test_sizes_are_read_as_people_write_them(text: str, nbytes: int) -> None:
+    assert parse_size("size", text, 2**31) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5M", "1 M", "64KB", "1T", "KiB", "2147483649", "3G"])
+def test_other_sizes_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="up to 2 GiB"):
+        parse_size("size", text, 2**31)

@@ -7,7 +7,7 @@ import pytest
 
 from aslab import GFP
 from aslab.emulation import Block, PhysicalMemory
-from aslab.emulation._disk import Disk
+from aslab.lab._story._disk import Disk
 
 from .helpers import Loop
 from .support import settle

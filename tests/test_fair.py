@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from typing import Any
 
 import anyio
 import pytest
 
-from aslab import KM, Cache, ConfigError
+from aslab import KM, Buffer, Cache, ConfigError
 from aslab._cache import pool_of
 from aslab.backends import Region
 from aslab.faults import Latency
@@ -501,4 +502,63 @@ async def test_several_that_others_guarantees_leave_no_room_for_are_refused() ->
             ):
                 await call(9)
         for buf in await other.alloc_many(8):
+            buf.free()
+
+
+async def test_a_slab_that_another_thread_leaves_idle_goes_at_once_to_who_waits_for_one() -> None:
+    async with allocator(limit=2 * SLAB, emergency_limit=0) as kmem, anyio.create_task_group() as tasks:
+        one = kmem.create_cache("one", SIZE, objects_per_slab=8, magazine_size=2)
+        other = kmem.create_cache("other", SIZE, objects_per_slab=8)
+        bufs = await one.alloc_many(16)
+        bufs.sort(key=lambda buf: buf.address)  # one slab, then the other
+        served: list[float] = []
+
+        async def wait() -> None:
+            async with other.lease():
+                served.append(anyio.current_time())
+
+        await start(tasks, wait)
+        began = anyio.current_time()
+        thread = threading.Thread(target=lambda: list(map(Buffer.free, bufs[:11])))
+        thread.start()
+        thread.join()  # the loop hears of it when all of the first slab is past the magazine
+        await anyio.sleep(10)
+        assert served
+        assert served[0] - began < 0.1
+        for buf in bufs[11:]:
+            buf.free()
+
+
+async def test_nothing_goes_to_the_starved_from_a_cache_whose_callers_come_before_them() -> None:
+    async with allocator(limit=2 * SLAB, emergency_limit=0) as kmem, anyio.create_task_group() as tasks:
+        urgent = kmem.create_cache("urgent", SIZE, objects_per_slab=8)
+        bufs = await urgent.alloc_many(16)
+        bufs.sort(key=lambda buf: buf.address)
+        late = kmem.create_cache("late", SIZE, objects_per_slab=8)
+        served = 0
+
+        async def wait() -> None:
+            async with late.lease():
+                pass
+
+        async def call() -> None:
+            """Somebody always waits, and never for long."""
+            nonlocal served
+            while True:
+                try:
+                    bufs.append(await urgent.alloc(KM.PUSHPAGE, timeout=0.5))
+                except TimeoutError:
+                    continue
+                served += 1
+
+        await start(tasks, wait)
+        await start(tasks, call)
+        await anyio.sleep(20)
+        for buf in (bufs[0], bufs[8]):  # of either slab
+            buf.free()
+            await settle()
+        assert (served, late.stats().waiters) == (2, 1)
+        del bufs[8], bufs[0]
+        tasks.cancel_scope.cancel()
+        for buf in bufs:
             buf.free()

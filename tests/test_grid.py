@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from aslab import ConfigError
-from aslab.lab import _experiments
-from aslab.lab._computer import COMPUTER, KEYS, Computer, check_value, computer_with, settings
-from aslab.lab._experiments import RESULTS, Notebook, Told, play_grid, rows_of
-from aslab.lab._grid import MOST, Grid, load_grid
-from aslab.lab._machines import MACHINES
+from aslab.lab._story import _experiments
+from aslab.lab._story._computer import COMPUTER, KEYS, Computer, check_value, computer_with, settings
+from aslab.lab._story._experiments import RESULTS, Notebook, Result, play_grid, rows_of
+from aslab.lab._story._grid import MOST, Grid, load_grid
+from aslab.lab._story._machines import MACHINES
 
 ROOT = Path(__file__).parent.parent
 GRIDS = ROOT / "examples" / "grids"
@@ -108,12 +108,12 @@ class TestComputer:
         if about["kind"] == "pair":
             bad += [1.0, [], [1.0], [1.0, 2.0, 3.0], [2.0, 1.0], [0.0, "1"], [0.0, True], [-1.0, 1.0]]
         for value in bad:
-            with pytest.raises(ValueError, match=r"^allowed are "):
+            with pytest.raises(ValueError, match=r"^it must be "):
                 check_value(key, value)
 
     def test_block_is_a_power_of_two(self) -> None:
         assert [check_value("block", 1 << bit) for bit in range(14, 21)]
-        with pytest.raises(ValueError, match="powers of two, from 16384 to 1048576"):
+        with pytest.raises(ValueError, match="power of two from 16384 to 1048576"):
             check_value("block", 100_000)
 
     def test_marks_keep_their_proportion(self) -> None:
@@ -194,33 +194,33 @@ class TestFile:
     def test_more_can_be_fixed_from_outside_but_not_what_is_varied(self, file: Path) -> None:
         [(_, computer), _] = grid(file, TWO, pages=8192, queue_depth=7).configs
         assert (computer.pages, computer.queue_depth, computer.txg_blocks) == (8192, 7, 16)
-        with pytest.raises(ConfigError, match=r"^--set hogs: 3 .*the grid varies it"):
+        with pytest.raises(ConfigError, match=r"^--set hogs: 3 .*cannot be given for a key that the grid varies"):
             grid(file, TWO, hogs=3)
 
     @pytest.mark.parametrize(
         ("text", "key", "allowed"),
         [
-            ("[fixed]\nhog = 3", "fixed.hog: 3", "unknown key, allowed are pages, min_share, "),
-            ("[vary]\nhog = [3]", "vary.hog: [3]", "unknown key, allowed are pages, min_share, "),
-            ("[fixd]\n", "fixd: {}", "unknown key, allowed are draw, seed, fixed, vary"),
-            ("[fixed]\nhogs = 0", "fixed.hogs: 0", "allowed are whole numbers from 1 to 256"),
-            ("[fixed]\nhogs = 2.0", "fixed.hogs: 2.0", "allowed are whole numbers from 1 to 256"),
-            ("[fixed]\nhogs = true", "fixed.hogs: True", "allowed are whole numbers from 1 to 256"),
-            ("[fixed]\nmin_share = nan", "fixed.min_share: nan", "allowed are numbers from 0.001 to 0.25"),
-            ("[fixed]\ndisk = 0.1", "fixed.disk: 0.1", "allowed are two numbers of seconds"),
+            ("[fixed]\nhog = 3", "fixed.hog: 3", "unknown key; known keys are pages, min_share, "),
+            ("[vary]\nhog = [3]", "vary.hog: [3]", "unknown key; known keys are pages, min_share, "),
+            ("[fixd]\n", "fixd: {}", "unknown key; known keys are draw, seed, fixed, vary"),
+            ("[fixed]\nhogs = 0", "fixed.hogs: 0", "must be a whole number from 1 to 256"),
+            ("[fixed]\nhogs = 2.0", "fixed.hogs: 2.0", "must be a whole number from 1 to 256"),
+            ("[fixed]\nhogs = true", "fixed.hogs: True", "must be a whole number from 1 to 256"),
+            ("[fixed]\nmin_share = nan", "fixed.min_share: nan", "must be a number from 0.001 to 0.25"),
+            ("[fixed]\ndisk = 0.1", "fixed.disk: 0.1", "must be two numbers of seconds"),
             ("[fixed]\ndisk = [2, 1]", "fixed.disk: [2, 1]", "the smaller one first"),
-            ("[vary]\ndisk = [0.1, 0.2]", "vary.disk.0: 0.1", "allowed are two numbers of seconds"),
-            ("[vary]\nhogs = [2, '3']", "vary.hogs.1: '3'", "allowed are whole numbers"),
-            ("[vary]\nhogs = 2", "vary.hogs: 2", "allowed is a list"),
-            ("[vary]\nhogs = []", "vary.hogs: []", "allowed are 1 to 100"),
-            ("[vary]\nhogs = [2, 3, 2]", "vary.hogs: [2, 3, 2]", "allowed are values that differ"),
-            ("[vary]\nretry = [1, 1.0]", "vary.retry: [1, 1.0]", "allowed are values that differ"),
-            ("fixed = 3", "fixed: 3", "allowed is a table"),
+            ("[vary]\ndisk = [0.1, 0.2]", "vary.disk.0: 0.1", "must be two numbers of seconds"),
+            ("[vary]\nhogs = [2, '3']", "vary.hogs.1: '3'", "must be a whole number"),
+            ("[vary]\nhogs = 2", "vary.hogs: 2", "must be a list"),
+            ("[vary]\nhogs = []", "vary.hogs: []", "must have 1 to 100 entries"),
+            ("[vary]\nhogs = [2, 3, 2]", "vary.hogs: [2, 3, 2]", "must be distinct values"),
+            ("[vary]\nretry = [1, 1.0]", "vary.retry: [1, 1.0]", "must be distinct values"),
+            ("fixed = 3", "fixed: 3", "must be a table"),
             ("draw = 0", "draw: 0", "greater than or equal to 1"),
-            ("draw = 'x'", "draw: 'x'", "allowed are whole numbers"),
+            ("draw = 'x'", "draw: 'x'", "must be a whole number"),
             ("seed = -1", "seed: -1", "greater than or equal to 0"),
-            ("[fixed]\nhogs = 2\n[vary]\nhogs = [3]", "fixed.hogs: 2", "allowed not with a list in [vary]"),
-            ("draw = ", "text: 'draw = '", "allowed is TOML"),
+            ("[fixed]\nhogs = 2\n[vary]\nhogs = [3]", "fixed.hogs: 2", "cannot be given with a list in [vary]"),
+            ("draw = ", "text: 'draw = '", "must be TOML"),
         ],
     )
     def test_bad_file_is_one_line_that_names_key_value_and_what_is_allowed(
@@ -235,7 +235,7 @@ class TestFile:
 
     def test_more_combinations_than_anybody_waits_for_have_to_be_drawn(self, file: Path) -> None:
         lists = "".join(f"{key} = {list(range(1, 101))}\n" for key in ("hogs", "zvol_tasks", "issue_tasks"))
-        with pytest.raises(ConfigError, match=f"draw: None .*up to {MOST} combinations; without draw .* 1000000"):
+        with pytest.raises(ConfigError, match=f"draw: None .*more than {MOST} combinations; there are 1000000"):
             grid(file, "[vary]\n" + lists)
         assert len(configs(file, "draw = 20\n[vary]\n" + lists)) == 20
 
@@ -258,11 +258,11 @@ def two(file: Path) -> Grid:
 PAIR = [BY_NAME["original"], BY_NAME["pf_memalloc"]]
 
 
-def play(two: Grid, notebook: Notebook, **options: Any) -> list[Told]:
+def play(two: Grid, notebook: Notebook, **options: Any) -> list[Result]:
     return play_grid(two, PAIR, range(2), notebook=notebook, **options)
 
 
-def play_into(path: Path, two: Grid, **options: Any) -> list[Told]:
+def play_into(path: Path, two: Grid, **options: Any) -> list[Result]:
     with Notebook(path) as notebook:
         return play(two, notebook, **options)
 
@@ -346,7 +346,7 @@ class TestNotebook:
     def test_another_file_is_refused_and_left_alone(self, tmp_path: Path, text: str) -> None:
         path = tmp_path / "notes"
         path.write_text(text, encoding="latin-1")
-        with pytest.raises(ConfigError, match=r"line 1: .* allowed are results that --resume has written"):
+        with pytest.raises(ConfigError, match=r"line 1: .* must be a result written by --resume"):
             Notebook(path).__enter__()
         assert path.read_text(encoding="latin-1") == text
 

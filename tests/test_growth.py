@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -588,3 +589,32 @@ async def test_a_slab_of_many_objects_is_built_and_taken_apart_with_turns_for_ot
         for buf in bufs:
             buf.free()
         assert await turns_of_another(plain.reap) > 10_000 // 256
+
+
+@pytest.mark.parametrize("object_takes", [0.0, 0.001], ids=["quick", "slow"])
+def test_on_a_busy_loop_some_objects_are_built_at_a_stretch_and_not_all(object_takes: float) -> None:
+    """Else each object would wait for all other tasks once, or they for all objects."""
+    objects, turns = 60, 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            time.sleep(0.005)  # noqa: ASYNC251
+            turns += 1
+
+    async def build() -> None:
+        nonlocal turns
+        async with allocator(grow_timeout=60.0) as kmem, anyio.create_task_group() as tasks:
+            cache = kmem.create_cache(
+                "c", 64, objects_per_slab=objects, ctor=lambda _: time.sleep(object_takes), max_emergency=0
+            )
+            tasks.start_soon(other)
+            await settle()
+            turns = 0
+            await cache.prefill(1)
+            tasks.cancel_scope.cancel()
+
+    anyio.run(build)  # time that passes
+    # A stretch is 2 ms: of the slow objects, two.
+    assert turns > objects // 4 if object_takes else turns < objects // 2

@@ -106,6 +106,29 @@ async def test_view_that_a_free_overtakes_reaches_nobody(way: str, monkeypatch: 
         check_consistency(cache)
 
 
+@pytest.mark.parametrize("way", ["view", "pin"])
+async def test_error_of_a_view_that_a_free_overtook_may_be_kept(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its frames hold nothing that would keep the next owner from giving the memory back."""
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=2, max_objects=2)
+        buf = await cache.alloc()
+        address = buf.address
+        if way == "pin":
+            buf.view[0] = 1
+        look = (lambda: buf.pin().__enter__()) if way == "pin" else (lambda: buf.view)
+        stalled = Stalled(monkeypatch, look, before=way != "view")
+        buf.free()
+        stalled.finish()
+        stalled.made.clear()
+        assert stalled.errors
+        heirs = [await cache.alloc() for _ in range(2)]
+        assert address in [heir.address for heir in heirs]
+        for heir in heirs:
+            heir.view[0] = 2
+            heir.free()
+        assert cache.stats().obj_held == 0
+
+
 async def test_of_view_free_view_in_three_threads_none_gets_memory_of_the_next_owner(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aslab.emulation._index import INDEXES, Index, TreeIndex, _Node
+from aslab.lab._story._index import INDEXES, Index, TreeIndex, _Node
 
 PAGE = 4096
 

@@ -15,9 +15,9 @@ from pydantic import BaseModel
 
 from aslab import ConfigError
 from aslab.faults import Exponential, Uniform
-from aslab.lab import _scenario
-from aslab.lab._builtin import find
-from aslab.lab._load import LARGEST_FILE, parse
+from aslab.lab._scenario import _schema as _scenario
+from aslab.lab._scenario._builtin import find
+from aslab.lab._scenario._load import LARGEST_FILE, parse
 from aslab.lab.scenarios import METRICS, Scenario, builtin, check, load
 
 ROOT = Path(__file__).parent.parent
@@ -124,40 +124,44 @@ def more(text: str, key: str, allowed: str) -> Bad:
 
 
 DIGITS = "9" * 5000
-TIMES = "allowed are times with a unit, such as '40us', '250ms', '3s', '2m'"
-DELAYS = "allowed are a time such as '250ms', {low = '1ms', high = '5ms'}, {mean = '10ms'}, or a list of times"
+TIMES = "must be a time with a unit, such as '40us', '250ms', '3s', '2m'"
+DELAYS = "must be a time such as '250ms', {low = '1ms', high = '5ms'}, {mean = '10ms'}, or a list of times"
 SIZES = "it must be a size such as 4096, 64KiB or 1M, up to "
-KINDS = "allowed are vmalloc, kmalloc, mmap, heap, latency, deadlock, failslab"
-CIRCLE = "allowed is a backend that does not wrap this one: "
+KINDS = "must be one of vmalloc, kmalloc, mmap, heap, latency, deadlock, failslab"
+CIRCLE = "must not lead back to itself: "
 
 BAD: dict[str, Bad] = {
     # no TOML
     "empty file": Bad("", "name", "missing"),
-    "not TOML": Bad("name =", "text", "allowed is TOML"),
-    "prose": Bad("Once upon a time", "text", "allowed is TOML"),
-    "binary": Bad(b"\x7fELF\x02\x01\x01\x00\xff\xfe", "text", "allowed is TOML, in UTF-8"),
-    "UTF-16": Bad(GOOD.encode("utf-16"), "text", "allowed is TOML, in UTF-8"),
-    "zero bytes": Bad(b"\0" * 100, "text", "allowed is TOML"),
-    "too large": Bad(GOOD + "#" * LARGEST_FILE, "size", f"allowed are files of up to {LARGEST_FILE} bytes"),
-    "key twice": change("count = 5", "count = 5\ncount = 6", "text", "allowed is TOML"),
-    "table twice": more("[memory]\npages = 100", "text", "allowed is TOML"),
-    "nested lists": change("count = 5", f"count = {'[' * 5000}{']' * 5000}", "text", "not nested without end"),
+    "not TOML": Bad("name =", "text", "must be TOML"),
+    "prose": Bad("Once upon a time", "text", "must be TOML"),
+    "binary": Bad(b"\x7fELF\x02\x01\x01\x00\xff\xfe", "text", "must be TOML in UTF-8"),
+    "UTF-16": Bad(GOOD.encode("utf-16"), "text", "must be TOML in UTF-8"),
+    "zero bytes": Bad(b"\0" * 100, "text", "must be TOML"),
+    "too large": Bad(GOOD + "#" * LARGEST_FILE, "size", f"must be a file of at most {LARGEST_FILE} bytes"),
+    "key twice": change("count = 5", "count = 5\ncount = 6", "text", "must be TOML"),
+    "table twice": more("[memory]\npages = 100", "text", "must be TOML"),
+    "nested lists": change("count = 5", f"count = {'[' * 5000}{']' * 5000}", "text", "not nested so deeply"),
     "nested keys": change("name =", f"{'.'.join('a' * 1500)} = 1\nname =", "a", "unknown key"),
     # keys
-    "unknown key": change("name =", 'nmae = "x"\nname =', "nmae", "unknown key, allowed are name, about,"),
-    "unknown key of memory": change("pages =", "pgaes =", "memory.pgaes", "unknown key, allowed are pages, min"),
+    "unknown key": change("name =", 'nmae = "x"\nname =', "nmae", "unknown key; known keys are name, about,"),
+    "unknown key of memory": change(
+        "pages =", "pgaes =", "memory.pgaes", "unknown key; known keys are pages, min"
+    ),
     "unknown key of a backend": change(
-        "per_page =", "per_pag =", "backends.vmalloc.per_pag", "unknown key, allowed are kind, per_page,"
+        "per_page =", "per_pag =", "backends.vmalloc.per_pag", "unknown key; known keys are kind, per_page,"
     ),
     "unknown key of a fault": change(
-        "at = 3", "on = 3", "backends.stuck.on", "allowed are kind, of, at, duration"
+        "at = 3", "on = 3", "backends.stuck.on", "known keys are kind, of, at, duration"
     ),
-    "unknown key of the allocator": change("limit =", "limt =", "allocator.limt", "allowed are slabs, emergency"),
-    "unknown key of a cache": change("prefill =", "fill =", "caches.io.fill", "allowed are size, align"),
-    "unknown key of tasks": change("count =", "number =", "tasks.writer.number", "allowed are cache, count"),
+    "unknown key of the allocator": change(
+        "limit =", "limt =", "allocator.limt", "known keys are slabs, emergency"
+    ),
+    "unknown key of a cache": change("prefill =", "fill =", "caches.io.fill", "known keys are size, align"),
+    "unknown key of tasks": change("count =", "number =", "tasks.writer.number", "known keys are cache, count"),
     "unknown key of a happening": change("time =", "when =", "at.0.when", "unknown key"),
     "unknown key of an expectation": change(
-        "at_least = 1", "at_lest = 1", "expect.1.at_lest", "allowed are what, at_most, at_least, tasks, cache"
+        "at_least = 1", "at_lest = 1", "expect.1.at_lest", "known keys are what, at_most, at_least, tasks, cache"
     ),
     "key of two lines": change("name =", '"a\\nb" = 1\nname =', "a\\nb", "unknown key"),
     "key that colours the terminal": change("name =", '"a\\u001b[31m" = 1\nname =', "a\\x1b[31m", "unknown key"),
@@ -187,7 +191,9 @@ BAD: dict[str, Bad] = {
     "text for a flag": more(
         '[backends.v]\nkind = "vmalloc"\nhonour_gfp = "yes"', "backends.v.honour_gfp", "allowed"
     ),
-    "text for a table": Bad('tasks = "x"\n' + GOOD.replace("[tasks", "[other"), "other", "unknown key, allowed"),
+    "text for a table": Bad(
+        'tasks = "x"\n' + GOOD.replace("[tasks", "[other"), "other", "unknown key; known keys are"
+    ),
     "a number for a backend": Bad(
         GOOD.replace("[memory]", "[backends]\nodd = 5\n\n[memory]", 1), "backends.odd", "allowed"
     ),
@@ -195,7 +201,7 @@ BAD: dict[str, Bad] = {
     "one happening": change("[[at]]", "[at]", "at", "allowed"),
     "a number for an expectation": Bad("expect = [5]\n" + GOOD[: GOOD.index("[[expect]]")], "expect.0", "allowed"),
     "text for the flags of a cache": change(
-        "prefill = 4", 'flags = "NOEMERGENCY"', "caches.io.flags", "allowed is a"
+        "prefill = 4", 'flags = "NOEMERGENCY"', "caches.io.flags", "must be a"
     ),
     # times
     "an unknown unit": change('duration = "10s"', 'duration = "10h"', "duration", TIMES),
@@ -223,18 +229,18 @@ BAD: dict[str, Bad] = {
     ),
     "no patience at all": change("count = 5", 'timeout = "0s"', "tasks.writer.timeout", "above 0"),
     # numbers
-    "a count of 10**30": change("count = 5", f"count = {10**30}", "tasks.writer.count", "allowed is less than"),
-    "a count of 5000 digits": change("count = 5", f"count = {DIGITS}", "text", "allowed is TOML"),
+    "a count of 10**30": change("count = 5", f"count = {10**30}", "tasks.writer.count", "must be less than"),
+    "a count of 5000 digits": change("count = 5", f"count = {DIGITS}", "text", "must be TOML"),
     "a count of 5000 hexadecimal digits": change(
         "count = 5", f"count = 0x{'f' * 5000}", "tasks.writer.count", "allowed"
     ),
     "a count of 1e400": change("count = 5", "count = 1e400", "tasks.writer.count", "allowed"),
     "a count of nan": change("count = 5", "count = nan", "tasks.writer.count", "allowed"),
     "a count of inf": change("count = 5", "count = -inf", "tasks.writer.count", "allowed"),
-    "a count of 0": change("count = 5", "count = 0", "tasks.writer.count", "allowed is greater"),
+    "a count of 0": change("count = 5", "count = 0", "tasks.writer.count", "must be greater"),
     "half a count": change("count = 5", "count = 0.5", "tasks.writer.count", "allowed"),
-    "a negative seed": change("seed = 7", "seed = -7", "seed", "allowed is greater"),
-    "a seed of 10**30": change("seed = 7", f"seed = {10**30}", "seed", "allowed is less than"),
+    "a negative seed": change("seed = 7", "seed = -7", "seed", "must be greater"),
+    "a seed of 10**30": change("seed = 7", f"seed = {10**30}", "seed", "must be less than"),
     "a probability of 101": change("probability = 1", "probability = 101", "backends.fails.probability", "100"),
     "failures below -1": change("probability = 1", "times = -2", "backends.fails.times", "-1"),
     "no growth workers": change("limit =", "growth_workers = 0\nlimit =", "allocator.growth_workers", "allowed"),
@@ -247,9 +253,9 @@ BAD: dict[str, Bad] = {
     "a size of 10**30": change('size = "16KiB"', f"size = {10**30}", "caches.io.size", SIZES),
     "a size of true": change('size = "16KiB"', "size = true", "caches.io.size", SIZES),
     "a limit of 10**30": change('limit = "4MiB"', f"limit = {10**30}", "allocator.limit", SIZES + "1024 TiB"),
-    "a share over 100 %": change('"1%"', '"101%"', "memory.pinned", "allowed are shares from '0%' to '100%'"),
-    "a number for a share": change('"1%"', "0.5", "memory.pinned", "allowed are shares"),
-    "a share of nan": change('"1%"', '"nan%"', "memory.pinned", "allowed are shares"),
+    "a share over 100 %": change('"1%"', '"101%"', "memory.pinned", "must be a share, from '0%' to '100%'"),
+    "a number for a share": change('"1%"', "0.5", "memory.pinned", "must be a share"),
+    "a share of nan": change('"1%"', '"nan%"', "memory.pinned", "must be a share"),
     # names
     "a name of two lines": change('"good"', '"a\\nb"', "name", "allowed"),
     "a name with a tag": change('"good"', '"<b>"', "name", "allowed"),
@@ -261,11 +267,14 @@ BAD: dict[str, Bad] = {
     "an unknown kind": change('kind = "vmalloc"', 'kind = "malloc"', "backends.vmalloc.kind", KINDS),
     "a number for a kind": change('kind = "vmalloc"', "kind = 5", "backends.vmalloc.kind", KINDS),
     "a fault of an unknown backend": change(
-        'of = "slow"', 'of = "swift"', "backends.stuck.of", "allowed are the backends of the file: vmalloc, slow"
+        'of = "slow"',
+        'of = "swift"',
+        "backends.stuck.of",
+        "must be one of the backends in the file: vmalloc, slow",
     ),
     "a fault of itself": change('of = "slow"', 'of = "stuck"', "backends.stuck.of", CIRCLE + "'stuck', which"),
     "two faults of each other": change(
-        'of = "vmalloc"', 'of = "stuck"', "backends.stuck.of", CIRCLE + "'slow', which is of 'stuck', which is of"
+        'of = "vmalloc"', 'of = "stuck"', "backends.stuck.of", CIRCLE + "'slow', which wraps 'stuck', which wraps"
     ),
     "a tower of faults": more(
         '[backends.f0]\nkind = "latency"\nof = "f1"\n'
@@ -274,9 +283,11 @@ BAD: dict[str, Bad] = {
         "backends",
         "allowed",
     ),
-    "unknown slabs": change('slabs = "stuck"', 'slabs = "glued"', "allocator.slabs", "allowed are vmalloc, slow"),
-    "unknown emergency": change('"fails"', '"f"', "allocator.emergency", "allowed are vmalloc, slow"),
-    "an unknown cache": change('cache = "io"', 'cache = "oi"', "tasks.writer.cache", "allowed are io"),
+    "unknown slabs": change(
+        'slabs = "stuck"', 'slabs = "glued"', "allocator.slabs", "must be one of vmalloc, slow"
+    ),
+    "unknown emergency": change('"fails"', '"f"', "allocator.emergency", "must be one of vmalloc, slow"),
+    "an unknown cache": change('cache = "io"', 'cache = "oi"', "tasks.writer.cache", "must be one of io"),
     "unknown flags": change("count = 5", 'flags = "SLEEPY"', "tasks.writer.flags", "'PUSHPAGE' or 'MEMALLOC'"),
     "unknown flags of a cache": change("prefill = 4", 'flags = ["X"]', "caches.io.flags.0", "'NOEMERGENCY'"),
     "real memory": change(
@@ -287,39 +298,46 @@ BAD: dict[str, Bad] = {
     ),
     # expectations
     "an unknown figure": change(
-        '"longest_wait"', '"longest_weight"', "expect.0.what", "allowed are longest_wait, longest_gap, allocations"
+        '"longest_wait"',
+        '"longest_weight"',
+        "expect.0.what",
+        "must be one of longest_wait, longest_gap, allocations",
     ),
     "a count for a time": change('at_most = "150ms"', "at_most = 150", "expect.0.at_most", TIMES),
     "an unknown unit in a bound": change('"150ms"', '"150 ms"', "expect.0.at_most", TIMES),
     "a time for a count": change(
-        "at_least = 1", 'at_least = "1s"', "expect.1.at_least", "allowed are whole numbers from 0 on"
+        "at_least = 1", 'at_least = "1s"', "expect.1.at_least", "must be a whole number, 0.."
     ),
-    "a negative bound": change("at_least = 1", "at_least = -1", "expect.1.at_least", "allowed are whole numbers"),
+    "a negative bound": change("at_least = 1", "at_least = -1", "expect.1.at_least", "must be a whole number"),
     "half a bound": change("at_least = 1", "at_least = 0.5", "expect.1.at_least", "whole"),
     "a bound of true": change("at_least = 1", "at_least = true", "expect.1.at_least", "whole"),
     "a bound of 400 digits": change("at_least = 1", f"at_least = {'9' * 400}", "expect.1.at_least", "allowed"),
-    "no bound": change('at_most = "150ms"\n', "", "expect.0.at_most", "allowed is at_most, at_least, or both"),
-    "bounds that cross": change("at_least = 1", "at_least = 100001", "expect.1.at_least", "up to at_most, 100000"),
+    "no bound": change('at_most = "150ms"\n', "", "expect.0.at_most", "give at_most, at_least, or both"),
+    "bounds that cross": change(
+        "at_least = 1", "at_least = 100001", "expect.1.at_least", "must not exceed at_most, 100000"
+    ),
     "an expectation of unknown tasks": change(
-        'tasks = "writer"', 'tasks = "reader"', "expect.0.tasks", "allowed are writer, poller"
+        'tasks = "writer"', 'tasks = "reader"', "expect.0.tasks", "must be one of writer, poller"
     ),
     "an expectation of an unknown cache": change(
-        'tasks = "writer"', 'cache = "oi"', "expect.0.cache", "allowed are io"
+        'tasks = "writer"', 'cache = "oi"', "expect.0.cache", "must be one of io"
     ),
     "a figure that tasks do not have": more(
-        '[[expect]]\nwhat = "deadlocks"\nat_most = 1\ntasks = "writer"', "expect.2.tasks", "not for deadlocks"
+        '[[expect]]\nwhat = "deadlocks"\nat_most = 1\ntasks = "writer"',
+        "expect.2.tasks",
+        "cannot be given for deadlocks",
     ),
     # happenings
     "an unknown thing to do": change('"let_go"', '"explode"', "at.0.do", "'press', 'defragment' or 'seal'"),
     "let_go of what is no deadlock": change(
-        'backend = "stuck"', 'backend = "slow"', "at.0.backend", "allowed are stuck"
+        'backend = "stuck"', 'backend = "slow"', "at.0.backend", "must be one of stuck"
     ),
-    "let_go of nothing": change('backend = "stuck"\n', "", "at.0.backend", "needed with do = 'let_go'"),
-    "pin without a share": more('[[at]]\ntime = "1s"\ndo = "pin"', "at.1.share", "needed with do = 'pin'"),
+    "let_go of nothing": change('backend = "stuck"\n', "", "at.0.backend", "is required with do = 'let_go'"),
+    "pin without a share": more('[[at]]\ntime = "1s"\ndo = "pin"', "at.1.share", "is required with do = 'pin'"),
     "reap with a share": more(
-        '[[at]]\ntime = "1s"\ndo = "reap"\nshare = "1%"', "at.1.share", "allowed not with do = 'reap'"
+        '[[at]]\ntime = "1s"\ndo = "reap"\nshare = "1%"', "at.1.share", "cannot be given with do = 'reap'"
     ),
-    "after the end": change('time = "1s"', 'time = "11s"', "at.0.time", "allowed is up to the duration, 10 s"),
+    "after the end": change('time = "1s"', 'time = "11s"', "at.0.time", "must be within the duration, 10 s"),
     # what the parts refuse
     "a window with at": change(
         'duration = "3s"', 'window = ["1s", "2s"]', "backends.stuck.window", "it excludes at, duration and prob"
@@ -333,7 +351,7 @@ BAD: dict[str, Bad] = {
     "align that is no power of two": change("prefill = 4", "align = 48", "caches.io.align", "a power of two"),
     "align over a page": change("prefill = 4", "align = 8192", "caches.io.align", "4096"),
     "prefill over max_objects": change(
-        "prefill = 4", "prefill = 65", "caches.io.prefill", "allowed are whole slabs within max_objects, 64"
+        "prefill = 4", "prefill = 65", "caches.io.prefill", "must fit, in whole slabs, within max_objects, 64"
     ),
     "prefill over the limit": change(
         "max_objects = 64\nprefill = 4", "prefill = 300", "caches.io.prefill", "within the limit, 4194304 bytes"
@@ -352,28 +370,31 @@ BAD: dict[str, Bad] = {
         "clean = 100", "min = 100\nlow = 50", "memory.low", "it must be a whole number from 100 to 4096"
     ),
     "pages too few for the dirty ones": change(
-        "dirty = 100", "dirty = 4000", "memory.dirty", "clean and dirty pages in all"
+        "dirty = 100", "dirty = 4000", "memory.dirty", "must be at most 3968 pages, clean and dirty together"
     ),
     "pages too few for the clean ones": change(
         "clean = 100\ndirty = 100", "clean = 4000", "memory.clean", "allowed"
     ),
     "too few pages": change("pages = 4096", "pages = 3", "memory.pages", "16"),
-    "too many pages": change("pages = 4096", "pages = 100000000", "memory.pages", "allowed is less than"),
+    "too many pages": change("pages = 4096", "pages = 100000000", "memory.pages", "must be less than"),
     # simulated time would stand still
     "patience for NOSLEEP": change(
-        'arrival = "5ms"', 'arrival = "5ms"\ntimeout = "1s"', "tasks.poller.timeout", "not with NOSLEEP"
+        'arrival = "5ms"',
+        'arrival = "5ms"\ntimeout = "1s"',
+        "tasks.poller.timeout",
+        "cannot be given with NOSLEEP",
     ),
     "NOSLEEP without a pause": change(
-        'arrival = "5ms"', 'hold = "1s"', "tasks.poller.arrival", "allowed for NOSLEEP is above 0"
+        'arrival = "5ms"', 'hold = "1s"', "tasks.poller.arrival", "must be above 0 with NOSLEEP"
     ),
     "neither arrival nor hold": change(
-        'arrival = "50ms"\nhold = "10ms"', "", "tasks.writer.arrival", "or a hold above 0"
+        'arrival = "50ms"\nhold = "10ms"', "", "tasks.writer.arrival", "must be above 0, unless hold is"
     ),
     "arrival and hold that are always 0": change(
         'arrival = "50ms"\nhold = "10ms"',
         'arrival = ["0s", "0s"]\nhold = { low = "0s", high = "0s" }',
         "tasks.writer.arrival",
-        "or a hold above 0",
+        "must be above 0, unless hold is",
     ),
 }
 
@@ -419,7 +440,7 @@ def test_only_the_first_bytes_of_a_huge_file_are_read(tmp_path: Path) -> None:
     path = tmp_path / "huge.toml"
     with path.open("wb") as file:
         file.truncate(2**40)  # sparse: it would never fit
-    with pytest.raises(ConfigError, match="allowed are files of up to"):
+    with pytest.raises(ConfigError, match="must be a file of at most"):
         load(path)
 
 
@@ -489,7 +510,7 @@ def test_every_built_in_scenario_is_good_named_as_its_file_and_found() -> None:
 
 
 def test_an_unknown_built_in_scenario_is_told_with_those_that_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"allowed are a file, or one of .*deadlock-recovers"):
+    with pytest.raises(ConfigError, match=r"must be a file, or one of .*deadlock-recovers"):
         find("no-such-scenario")
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aslab.lab._log import Event
-from aslab.lab._metrics import METRICS, Metric, Watch, Watches, format_seconds, in_words
+from aslab.lab._scenario._metrics import METRICS, Metric, Watch, Watches, format_seconds, in_words
+from aslab.lab._simulation._log import Event
 
 
 def event(time: float = 1.0, who: str = "writer-0", what: str = "got", detail: str = "io") -> Event:
@@ -69,7 +69,7 @@ def test_a_lowest_value_passes_its_lower_bound_at_an_event() -> None:
 
 def test_a_figure_that_must_be_reached_is_judged_at_the_end() -> None:
     watch = fed("allocations", [1, 1], at_least=3)
-    assert watch.verdict().broken_by == "at the end: it never came to that"
+    assert watch.verdict().broken_by == "at the end: it was never reached"
     watch = fed("allocations", [1, 1, 1], at_least=3)
     assert watch.verdict().passed
 

@@ -26,12 +26,13 @@ import anyio.to_thread
 import pytest
 
 from aslab import ConfigError
-from aslab.lab import Lab, Stuck, _outside, _trio, current, run
-from aslab.lab._asyncio import SimulatedLoop
-from aslab.lab._idle import StuckInCleanUp
-from aslab.lab._outside import Outside
-from aslab.lab._stuck import frames_of
-from aslab.lab._threads import Threads
+from aslab.lab import Lab, Stuck, current, run
+from aslab.lab._simulation import _outside, _trio
+from aslab.lab._simulation._asyncio import SimulatedLoop
+from aslab.lab._simulation._idle import StuckInCleanUp
+from aslab.lab._simulation._outside import Outside
+from aslab.lab._simulation._stuck import frames_of
+from aslab.lab._simulation._threads import Threads
 from aslab.lab.pytest_plugin import LabRunner, lab
 
 __all__ = ["lab"]
@@ -412,7 +413,7 @@ def test_stuck_in_clean_up_names_a_bare_future() -> None:
 
 def test_stuck_in_clean_up_names_a_loop_that_waits_for_nothing() -> None:
     assert told_of(SimulatedLoop.run_forever) == (
-        "every task is stuck: no task is left, the loop waits for a callback"
+        "every task is stuck: no task is left; the loop waits for a callback"
     )
 
 

@@ -16,8 +16,8 @@ import pytest
 
 from aslab import ConfigError
 from aslab.emulation import Vmalloc
-from aslab.lab import _play
-from aslab.lab._run import LOOPS
+from aslab.lab._scenario import _notes, _play
+from aslab.lab._simulation._run import LOOPS
 from aslab.lab.scenarios import METRICS, Played, Recording, Scenario, Span, check, play
 
 ROOT = Path(__file__).parent.parent
@@ -331,7 +331,7 @@ def test_happenings_are_moments(recorded: Played) -> None:
 
 
 def test_progress_goes_up_to_the_end(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_play, "PROGRESS_EVERY", 64)
+    monkeypatch.setattr(_notes, "PROGRESS_EVERY", 64)
     shares: list[float] = []
     play(scenario(), loop=loop, progress=shares.append)
     assert len(shares) > 3
@@ -593,7 +593,7 @@ def test_the_result_as_json_has_its_keys_and_goes_through_json(loop: str) -> Non
     } <= set(told)
     assert (told["scenario"], told["seed"], told["loop"], told["passed"]) == ("base", 9, loop, False)
     assert told["deadlocks"] == 1
-    assert told["broken"][0].startswith("expected deadlocks at most 0; came 1; broken at 0.1")
+    assert told["broken"][0].startswith("expected deadlocks at most 0; got 1; broken at 0.1")
     assert len(told["log_sha256"]) == 64
     assert set(told["figures"]) == set(METRICS)
 

@@ -25,8 +25,9 @@ import aslab
 from aslab import CacheFlags, ConfigError
 from aslab.emulation import Kmalloc, PhysicalMemory, Vmalloc
 from aslab.faults import Deadlock
-from aslab.lab import Lab, Stuck, StuckTask, _order, _trio, current, housekeeping, run
-from aslab.lab._run import LOOPS
+from aslab.lab import Lab, Stuck, StuckTask, current, housekeeping, run
+from aslab.lab._simulation import _order, _trio
+from aslab.lab._simulation._run import LOOPS
 from aslab.lab.pytest_plugin import LabRunner, lab
 
 from .support import SIZE, Instant
@@ -241,7 +242,10 @@ def test_a_bare_event_is_told_with_its_line_and_since_when(lab: LabRunner) -> No
     assert task.where.startswith("test_lab_run.py:")
     assert task.where.endswith("main")
     assert raised.value.since == 42
-    assert str(raised.value) == f"every task is stuck since 42 s:\n  main waits on Event.wait at {task.where}"
+    assert (
+        str(raised.value)
+        == f"every task has been stuck since 42 s into the run:\n  main waits on Event.wait at {task.where}"
+    )
 
 
 def test_exactly_the_tasks_that_wait_are_told_in_the_order_of_their_making(lab: LabRunner) -> None:
@@ -420,7 +424,7 @@ def test_a_run_that_is_stuck_in_its_clean_up_raises_instead_of_hanging(loop: str
         ({"seed": "1"}, "seed: '1'"),
         ({"seed": None}, "seed: None"),
         ({"seed": True}, "seed: True"),
-        ({"loop": "uvloop"}, "loop: 'uvloop' is not allowed; allowed are asyncio, trio"),
+        ({"loop": "uvloop"}, "loop: 'uvloop' is not allowed; it must be one of asyncio, trio"),
         ({"loop": ["asyncio"]}, "loop: "),
         ({"until": -1}, "until: -1 is not allowed; it must be a number of seconds, at least 0"),
         ({"until": float("nan")}, "until: nan"),

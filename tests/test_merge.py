@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import anyio
@@ -205,3 +206,33 @@ async def test_pushpage_callers_of_one_come_before_ordinary_ones_of_the_other() 
         assert order == ["other"]
         for buf in held[1:]:
             buf.free()
+
+
+async def test_what_is_forgotten_while_exported_counts_as_held_until_the_export_is_gone() -> None:
+    async with allocator(expire=3.0) as kmem:
+        one, _ = (kmem.create_cache(name, SIZE, merge=True) for name in ("one", "other"))
+        buf = await one.alloc()
+        part = buf.view[:8]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # one that is caught holds on to the buffer
+            del buf
+        assert one.stats().obj_held == 1
+        part.release()
+        await anyio.sleep(2)
+        assert one.stats().obj_held == 0
+
+
+async def test_emergency_object_that_is_forgotten_while_exported_counts_until_the_export_is_gone() -> None:
+    gate = Gate()
+    async with allocator(slabs=gate, expire=3.0) as kmem:
+        one, _ = (kmem.create_cache(name, SIZE, merge=True) for name in ("one", "other"))
+        buf = await one.alloc()
+        assert buf.emergency
+        part = buf.view[:8]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # one that is caught holds on to the buffer
+            del buf
+        assert (one.stats().obj_held, one.stats().obj_emergency) == (1, 1)
+        part.release()
+        await anyio.sleep(2)
+        assert (one.stats().obj_held, one.stats().obj_emergency) == (0, 0)

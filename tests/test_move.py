@@ -18,7 +18,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from aslab import KM, KMEM_CBRC, Allocator, Buffer, BufferFreedError, Cache, ConfigError
+from aslab import KM, KMEM_CBRC, Allocator, Buffer, BufferFreedError, Cache, CacheClosedError, ConfigError
 from aslab._cache import pool_of
 from aslab._kmem import _move as move
 from aslab._kmem._pool import Pool
@@ -352,6 +352,16 @@ async def test_set_move_refuses_what_makes_no_sense(options: dict[str, Any], cal
             cache.set_move(callback)
 
 
+async def test_a_closed_cache_moves_nothing_and_learns_no_callback() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        await cache.aclose()
+        with pytest.raises(CacheClosedError):
+            cache.set_move(Client(YES).move)
+        with pytest.raises(CacheClosedError):
+            await cache.defragment()
+
+
 async def test_set_move_comes_once_and_before_the_first_allocation() -> None:
     async with allocator() as kmem:
         cache = kmem.create_cache("c", SIZE)
@@ -470,6 +480,66 @@ async def test_a_pinned_buffer_stays_and_moves_when_nothing_holds_it(hold: str) 
         assert contents(kept) == [1, 2, 3, 4]
         for one in kept:
             one.free()
+
+
+async def test_nothing_leaves_a_slab_in_which_something_is_pinned() -> None:
+    """It could not go all the same, so nothing is copied out of it, nor is it tried in vain."""
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=4, movable=True, magazine_size=2)
+        bufs = [await cache.alloc() for _ in range(8)]
+        bufs.sort(key=lambda buf: buf.address)  # one slab, then the other
+        for number in (6, 4, 3):
+            bufs.pop(number).free()
+        addresses = [buf.address for buf in bufs]
+        with bufs[-1].pin():
+            await cache.defragment()
+        assert (cache.stats().move_yes, cache.stats().move_later) == (0, 0)
+        assert [buf.address for buf in bufs] == addresses
+        await cache.defragment()
+        assert cache.stats().move_yes == 1
+        for buf in bufs:
+            buf.free()
+
+
+@pytest.mark.parametrize("meanwhile", ["freed", "pinned"])
+async def test_a_slab_is_emptied_though_something_of_it_is_freed_meanwhile_and_not_if_it_is_pinned(
+    meanwhile: str,
+) -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", move.AT_ONCE, objects_per_slab=16, movable=True, magazine_size=2)
+        bufs = [await cache.alloc() for _ in range(32)]
+        bufs.sort(key=lambda buf: buf.address)
+        for number in reversed([*range(8, 16), *range(21, 32)]):
+            bufs.pop(number).free()
+        pin = bufs[-2].pin()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(cache.defragment)
+            while not cache.stats().move_yes:
+                await anyio.lowlevel.checkpoint()
+            # There is a turn for others after each object so large: one or two of five are moved by now.
+            if meanwhile == "freed":
+                bufs.pop(-2).free()
+            else:
+                pin.__enter__()
+        if meanwhile == "freed":
+            assert (cache.stats().slab_total, cache.stats().move_yes) == (1, 4)
+        else:
+            assert (cache.stats().slab_total, cache.stats().move_yes) == (2, 3)
+            pin.__exit__(None, None, None)
+        for buf in bufs:
+            buf.free()
+
+
+async def test_the_reserve_moves_out_of_a_slab_that_is_emptied() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=4, movable=True, magazine_size=2, reserve=1)
+        bufs = [await cache.alloc() for _ in range(7)]  # the reserve has the eighth
+        assert (cache.stats().slab_total, cache.stats().obj_reserved) == (2, 1)
+        for buf in bufs[1:]:
+            buf.free()
+        await cache.defragment()
+        assert (cache.stats().slab_total, cache.stats().obj_reserved) == (1, 1)
+        bufs[0].free()
 
 
 async def test_objects_that_nobody_holds_a_handle_of_are_in_nobodys_way() -> None:
@@ -887,8 +957,8 @@ async def test_repacking_ends_in_time_where_growth_is_stuck_again() -> None:
         slabs.shut()
         begin = anyio.current_time()
         await cache.defragment()
-        assert anyio.current_time() - begin < 1
-        assert 0 < cache.stats().obj_emergency < 6
+        assert anyio.current_time() - begin < 0.15, "it waits for growth once, and not for each object"
+        assert 0 < cache.stats().obj_emergency < 5
         slabs.open()
         for buf in bufs:
             buf.free()

@@ -71,7 +71,18 @@ def raises_late(memory: memoryview) -> Any:
     return np.frombuffer(memory, np.uint8)
 
 
-CTORS: list[Callable[[memoryview], Any]] = [raises_plainly, raises_with_an_array_in_its_frames, raises_late]
+def raises_what_is_the_cause_of_its_cause(memory: memoryview) -> Any:
+    one, other = ValueError(len(memory)), KeyError()
+    one.__cause__, other.__cause__ = other, one
+    raise one
+
+
+CTORS: list[Callable[[memoryview], Any]] = [
+    raises_plainly,
+    raises_with_an_array_in_its_frames,
+    raises_late,
+    raises_what_is_the_cause_of_its_cause,
+]
 
 
 @pytest.mark.parametrize("ctor", CTORS)
@@ -222,3 +233,25 @@ async def test_region_under_a_kept_slice_that_was_released_goes_back_after_closi
     del part
     gc.collect()
     assert segments.gone()
+
+
+async def test_what_a_collection_itself_frees_is_found_at_the_end_of_it() -> None:
+    segments = Segments()
+    async with aslab.open_allocator(slabs=segments.backend) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        buf = await cache.alloc()
+        with buf.view[:8] as part:
+            pass
+        buf.free()
+    cycle = _cycle(part)
+    gc.disable()
+    try:
+        del part, cycle
+        assert len(segments.left) == 1
+        gc.collect()
+        for _ in range(500):
+            if segments.left:  # a thread may be about to release it
+                time.sleep(0.001)  # noqa: ASYNC251
+        assert not segments.left
+    finally:
+        gc.enable()

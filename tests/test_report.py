@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aslab.lab import _timeline
-from aslab.lab._bounds import histogram, thinned, waiting_longest
-from aslab.lab._figures import COLOURS, PALETTE, lasting, nice, plain
-from aslab.lab._recording import Kind, Moment, Recording, Span
-from aslab.lab._report import MOST_LISTED, MOST_STUCK, write_report
-from aslab.lab._result import Result, Verdict
-from aslab.lab._rows import by_row
-from aslab.lab._timeline import ROW, timeline
+from aslab.lab._report import _timeline
+from aslab.lab._report._bounds import histogram, thinned, waiting_longest
+from aslab.lab._report._figures import COLOURS, PALETTE, lasting, nice, plain
+from aslab.lab._report._page import MOST_LISTED, MOST_STUCK, write_report
+from aslab.lab._report._rows import by_row
+from aslab.lab._report._timeline import ROW, timeline
+from aslab.lab._scenario._recording import Kind, Moment, Recording, Span
+from aslab.lab._scenario._result import Result, Verdict
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -101,10 +101,10 @@ def test_page_of_a_run_that_passed_and_saw_nothing_says_so(tmp_path: Path) -> No
     result = replace(RESULT, verdicts=(), stuck=(), figures={})
     page = page_of(tmp_path, result, Recording())
     assert "Passed: nothing was expected" in page
-    assert "Nobody had to wait." in page
+    assert "No caller had to wait." in page
     assert "stuck</h2>" not in page
     page = page_of(tmp_path, replace(result, verdicts=RESULT.verdicts[1:]), Recording())
-    assert "Passed: every expectation holds" in page
+    assert "Passed: every expectation was met" in page
 
 
 def test_nothing_given_is_taken_for_html(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_stall_is_shaded_in_every_area_and_those_that_overlap_are_one() -> Non
     drawn = timeline(recording, 10)
     shades = rects(drawn, "shade stuck")
     assert [(start, length) for start, _, length, _ in shades] == [(3, 3), (7, 0.5)] * 3  # rows, objects, pages
-    assert "Shaded: no slab comes." in drawn
+    assert "Shaded: no slab arrives." in drawn
     calm = timeline(Recording(tasks=recording.tasks), 10)
     assert not rects(calm, "shade stuck")
     assert "Shaded" not in calm
@@ -190,7 +190,7 @@ def test_a_counter_that_hardly_changes_is_told_and_not_drawn() -> None:
         "most": [(0.0, 7.0)],
     }
     drawn = timeline(Recording(counters=counters), 10)
-    assert "Not drawn, for it hardly changes: free pages (4,000 to 4,096), most (7)." in drawn
+    assert "Not drawn because it hardly changes: free pages (4,000 to 4,096), most (7)." in drawn
     assert re.findall(r'data-of="(.*?)"', drawn) == ["held"]
     assert "<h3>Pages" not in drawn
 
@@ -401,7 +401,7 @@ def test_the_pointer_is_told_what_is_under_it_and_the_value_of_every_curve(brows
     page.mouse.move(box["x"] + 0.45 * box["width"], box["y"] + 5)
     values = page.locator("#timeline output").all_inner_texts()
     assert values == ["1 objects", "4 objects", "8 objects", "3,696 pages"]
-    assert page.locator(".tip").inner_text() == "no slab comes for 3 s"
+    assert page.locator(".tip").inner_text() == "no slab arrives for 3 s"
     assert page.locator("#timeline .cursor").count() == page.locator("#timeline .plot").count()
     page.locator("#timeline .bar rect").first.hover()
     assert "waiting" in page.locator(".tip").inner_text()

@@ -334,6 +334,8 @@ def test_a_buffer_error_names_sizes_only_where_few_objects_are_to_be_looked_thro
     monkeypatch.setattr(_views, "FEW", -1)
     monkeypatch.setattr(gc, "get_objects", None)
     assert _views.company(view).endswith("alive")
+    with view[:1]:
+        assert _views.company(view).startswith("2 other memoryviews of it"), "counted all the same"
     part.release()
 
 

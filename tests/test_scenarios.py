@@ -202,7 +202,7 @@ FOR_SIMULATED_TIME = [name for name, path in FILES.items() if load(path).simulat
 
 @pytest.mark.parametrize("name", FOR_SIMULATED_TIME)
 def test_scenario_for_simulated_time_says_so_and_is_refused_in_real_time(name: str) -> None:
-    with pytest.raises(ConfigError, match="simulated_only: True is not allowed; allowed in real time is false"):
+    with pytest.raises(ConfigError, match="simulated_only: True is not allowed; it must be false in real time"):
         load(FILES[name], real_time=True)
     assert "\n# For simulated time: " in FILES[name].read_text()
 

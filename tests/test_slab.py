@@ -237,3 +237,11 @@ def test_a_slab_that_was_to_go_and_stays_is_never_behind_an_empty_one() -> None:
     lists.put(slot, 0)
     assert lists.take_condemned() == [slabs[0]]
     assert (len(lists), lists.slots_total, lists.slabs_used) == (0, 0, 0)
+
+
+def test_no_slab_that_is_empty_is_chosen_to_go() -> None:
+    lists = lists_of(new_slab(2))
+    assert not lists.condemn(), "it can be had at once"
+    assert lists.condemned is None
+    assert len(lists.remove_empty()) == 1
+    assert not lists.condemn()

@@ -11,8 +11,8 @@ import pytest
 
 from aslab import GFP
 from aslab.backends import Region
-from aslab.emulation._spl import Growth, SplCache, SplObject, SplQueue, magazine_for
-from aslab.emulation._waits import WaitGraph
+from aslab.lab._simulation._waits import WaitGraph
+from aslab.lab._story._spl import Growth, SplCache, SplObject, SplQueue, magazine_for
 
 from .helpers import Loop
 from .support import Gate, Instant, settle
@@ -59,13 +59,8 @@ class Kit:
         self.cache = self.another("io", growth)
 
     def another(self, name: str, growth: Growth) -> SplCache:
-        options = self.options | {
-            "slabs": self.slabs,
-            "emergency": self.single,
-            "queue": self.queue,
-            "waits": self.waits,
-        }
-        return SplCache(name, SIZE, growth, URGENT, **options)
+        options = {"slabs": self.slabs, "emergency": self.single, "queue": self.queue, **self.options}
+        return SplCache(name, SIZE, growth, gfp=URGENT, **options)
 
     async def take(self, count: int = 1) -> None:
         """Allocate, and note how long each took."""

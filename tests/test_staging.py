@@ -17,13 +17,15 @@ import pytest
 
 import aslab
 from aslab import KM, lab
-from aslab.emulation._waits import WaitGraph
-from aslab.lab import _staging, _staging_aslab
-from aslab.lab._staging import Chapter, Request, requests
-from aslab.lab._staging_desk import Desk, OneByOne, Staged
-from aslab.lab._staging_driver import Driver, PinnedPieces
-from aslab.lab._staging_machines import MACHINES, SERVER, Machine, Server
-from aslab.lab._staging_pools import BusyRetry, TwoLines
+from aslab.lab._scenario._machine import seed_for
+from aslab.lab._simulation._waits import WaitGraph
+from aslab.lab._staging import _aslab as _staging_aslab
+from aslab.lab._staging import _run as _staging
+from aslab.lab._staging._desk import Desk, OneByOne, Staged
+from aslab.lab._staging._driver import Driver, PinnedPieces
+from aslab.lab._staging._machines import MACHINES, SERVER, Machine, Server
+from aslab.lab._staging._pools import BusyRetry, TwoLines
+from aslab.lab._staging._run import Chapter, Request, requests
 
 SEEDS = int(os.environ.get("ASLAB_SEEDS", "2"))
 BY_NAME = {machine.name: machine for machine in MACHINES}
@@ -67,7 +69,7 @@ class TestNaive:
         assert spins.tries > 3 * queues.tries
 
     def test_nobody_injects_what_they_are_stuck_in(self) -> None:
-        for path in Path(_staging.__file__).parent.glob("_staging*.py"):
+        for path in Path(_staging.__file__).parent.glob("*.py"):
             assert "Deadlock(" not in path.read_text()
 
     def test_less_to_do_than_the_gpu_can_compute_hides_it(self) -> None:
@@ -175,7 +177,7 @@ class TestMachines:
 
         def note(self: Any, machine: Machine, server: Server, seed: int, chapter: Chapter) -> None:
             telling(self, machine, server, seed, chapter)
-            driver = Driver(server, random.Random(lab._machine.seed_for(seed, "neighbour")))
+            driver = Driver(server, random.Random(seed_for(seed, "neighbour")))
             assert self._driver._window == driver._window
             windows = [self._driver._window, *(next(driver._windows) for _ in range(5))]
             asked.append((server, self._requests, windows))

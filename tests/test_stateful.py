@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 import aslab
 from aslab import KM
-from aslab.lab._asyncio import SimulatedLoop
+from aslab.lab._simulation._asyncio import SimulatedLoop
 from aslab.pressure import Signal
 from aslab.testing import check_consistency
 

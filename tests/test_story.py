@@ -22,12 +22,14 @@ import pytest
 import aslab
 from aslab import KM, Cache, CacheStats
 from aslab._allocator import tasks_of
-from aslab.emulation._spl import Growth, SplCache
-from aslab.lab import _computer, _story
-from aslab.lab._chapters import Row
-from aslab.lab._computer import Computer
-from aslab.lab._machines import CONTROLS, MACHINES, TICK, Aslab, Machine
-from aslab.lab._story import Chapter
+from aslab.lab._story import _computer
+from aslab.lab._story import _run as _story
+from aslab.lab._story._buffers import caches_of
+from aslab.lab._story._chapters import Row
+from aslab.lab._story._computer import Computer
+from aslab.lab._story._machines import CONTROLS, MACHINES, TICK, Aslab, Machine
+from aslab.lab._story._run import Chapter
+from aslab.lab._story._spl import Growth, SplCache
 from aslab.lab.scenarios import builtin, load, play
 
 SEEDS = int(os.environ.get("ASLAB_SEEDS", "1"))
@@ -35,7 +37,7 @@ COMPUTER = _computer.COMPUTER if SEEDS > 1 else dataclasses.replace(_computer.CO
 ROOT = Path(__file__).parent.parent
 BY_NAME = {machine.name: machine for machine in MACHINES}
 ALL = {machine.name: machine for machine in (*MACHINES, *CONTROLS)}
-CACHES = _story.caches_of(COMPUTER)
+CACHES = caches_of(COMPUTER)
 FINISHING = ("kernel_patch", "emergency", "emergency_v2", "aslab", "aslab_reserve")
 FRAGMENTED = 1 / 32
 LONG = 15.0
@@ -109,8 +111,7 @@ class TestOriginal:
                 assert (chapter.spans[-1].row, chapter.spans[-1].kind) == ("original", "stuck")
 
     def test_nobody_injects_what_it_is_stuck_in(self) -> None:
-        names = ("lab/_story.py", "emulation/_swap.py", "emulation/_zfs.py", "emulation/_spl.py")
-        assert not any("Deadlock(" in (ROOT / "aslab" / name).read_text() for name in names)
+        assert not any("Deadlock(" in path.read_text() for path in (ROOT / "aslab/lab/_story").glob("*.py"))
 
 
 class TestOthers:
@@ -194,8 +195,8 @@ class TestSeeds:
 
     def test_same_seed_gives_the_same_chapter_in_another_process(self) -> None:
         program = (
-            "from aslab.lab._computer import Computer\nfrom aslab.lab._machines import MACHINES\n"
-            "from aslab.lab._story import tell\n"
+            "from aslab.lab._story._computer import Computer\nfrom aslab.lab._story._machines import MACHINES\n"
+            "from aslab.lab._story._run import tell\n"
             f"for machine in MACHINES[::2]: print(tell(machine, Computer(until={BRIEF}), 3))"
         )
         outputs = [
@@ -508,7 +509,9 @@ class TestMachines:
             MACHINES[0].memalloc = True  # type: ignore[misc]
 
     def test_no_module_of_the_model_knows_a_machine_by_its_name(self) -> None:
-        for path in [*(ROOT / "aslab" / "emulation").glob("*.py"), ROOT / "aslab" / "lab" / "_story.py"]:
+        models = ("_run", "_buffers", "_spl", "_zfs", "_disk", "_swap", "_index", "_compaction")
+        story = [ROOT / "aslab/lab/_story" / f"{name}.py" for name in models]
+        for path in [*(ROOT / "aslab" / "emulation").glob("*.py"), *story]:
             for name in BY_NAME.keys() - {"aslab"}:
                 assert not re.search(rf'==\s*"{name}"|"{name}"\s*==|case "{name}"', path.read_text()), path.name
             assert '== "aslab"' not in path.read_text()

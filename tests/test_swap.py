@@ -13,8 +13,8 @@ from aslab import GFP
 from aslab.emulation import Block, PageAllocationFailure, PhysicalMemory
 from aslab.emulation._memory import PF_MEMALLOC
 from aslab.emulation._page_cache import SWAP_CLUSTER_MAX
-from aslab.emulation._swap import SMALL, Anonymous, hog
-from aslab.emulation._waits import WaitGraph
+from aslab.lab._simulation._waits import WaitGraph
+from aslab.lab._story._swap import SMALL, Anonymous, hog
 
 from .helpers import Loop
 from .support import settle

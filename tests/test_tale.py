@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aslab.lab._chapters import Row
-from aslab.lab._figures import other_colour
-from aslab.lab._machines import MACHINES
-from aslab.lab._recording import Span
-from aslab.lab._ring import ring
-from aslab.lab._story import Chapter
-from aslab.lab._tale import MOST_SPANS, Curve, Tale, Told, write_tale
-from aslab.lab._told import as_tale
+from aslab.lab._report._figures import other_colour
+from aslab.lab._report._ring import ring
+from aslab.lab._report._tale import MOST_SPANS, Curve, Entry, Tale, write_tale
+from aslab.lab._scenario._recording import Span
+from aslab.lab._story._chapters import Row
+from aslab.lab._story._machines import MACHINES
+from aslab.lab._story._run import Chapter
+from aslab.lab._story._tale import as_tale
 
 from .test_report import EVIL, FITS, TOO_WIDE, browser, rects, visit
 
@@ -54,7 +54,7 @@ OTHER = Tale(
     about=f"It is another one {EVIL}.",
     seed=7,
     machines=[
-        Told(
+        Entry(
             name=f"fair {EVIL}",
             about=f"In turn {EVIL}.",
             outcome="good",
@@ -97,7 +97,7 @@ def test_the_answer_comes_first_then_table_charts_and_cycle(tmp_path: Path) -> N
     ("names", "answer"),
     [
         (("aslab", "emergency"), "None does: every run finishes."),
-        (("original",), "original. No other machine is here."),
+        (("original",), "original. There is no other machine."),
         (("original", "aslab"), "Only original. The other one finishes."),
     ],
 )
@@ -166,7 +166,7 @@ def test_every_machine_has_a_chart_with_its_curves_over_the_same_time_on_the_sam
 def test_being_stuck_is_shaded_to_the_end_and_groups_are_bands(tmp_path: Path) -> None:
     original, other, *_ = machines(page_of(tmp_path))
     assert [(start, length) for start, _, length, _ in rects(original, "shade stuck")] == [(0.25, 7.91)] * 2
-    assert "stuck for ever" in original
+    assert "stuck forever" in original
     assert not rects(other, "shade stuck")
     first, second = rects(other, "shade band0"), rects(other, "shade band1")
     assert [start for start, *_ in first[:8]] == list(range(8))
@@ -231,9 +231,8 @@ def test_a_page_of_the_story_is_small_and_the_same_each_time(tmp_path: Path) -> 
 
 def test_pages_need_no_library() -> None:
     absent = ("rich", "typer", "pydantic", "numpy")
-    script = (
-        f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import aslab.lab._report, aslab.lab._tale"
-    )
+    modules = "aslab.lab._report._page, aslab.lab._report._tale"
+    script = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import {modules}"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 

@@ -123,24 +123,24 @@ class WithoutNowait(Instant):
 BROKEN: dict[str, tuple[type[Instant], str]] = {
     "too short": (
         with_memory(lambda memory, nbytes: memory[: nbytes - 1]),
-        "a region of 1 bytes has at least that many, not 0",
+        "1 bytes were requested, but 0 returned",
     ),
-    "misaligned": (changed(beside), "is a multiple of 8"),
-    "read-only": (with_memory(lambda memory, _: memory.toreadonly()), "memory is writable"),
-    "wrong address": (changed(elsewhere), "the address is that of the memory"),
-    "not a memoryview": (with_memory(lambda memory, _: bytearray(memory)), "is a memoryview, not bytearray"),
+    "misaligned": (changed(beside), "must be a multiple of 8"),
+    "read-only": (with_memory(lambda memory, _: memory.toreadonly()), "memory must be writable"),
+    "wrong address": (changed(elsewhere), "address must be where the memory is"),
+    "not a memoryview": (with_memory(lambda memory, _: bytearray(memory)), "must be a memoryview, not bytearray"),
     "not bytes": (with_memory(lambda memory, _: memory[:16].cast("I")), "flat, of format B"),
     "not contiguous": (with_memory(lambda memory, _: memory[::2]), "contiguous"),
     "not a region": (
         changed(lambda region, *_: bytearray(region.memory)),
-        "acquire returns a Region, not bytearray",
+        "acquire must return a Region, not bytearray",
     ),
-    "overlapping": (Overlapping, "regions do not overlap"),
-    "forgetful": (Forgetful, "keeps what is written to it"),
+    "overlapping": (Overlapping, "regions must not overlap"),
+    "forgetful": (Forgetful, "must keep its contents"),
     "useless after cancellation": (BrokenByCancellation, "refused 4096 bytes 1000 times"),
     "always refusing": (Refusing, "refused 1 bytes 1000 times"),
-    "bad without waiting": (BadWithoutWaiting, "a region of 4096 bytes has at least that many, not 1"),
-    "without acquire_nowait": (WithoutNowait, "a backend has acquire_nowait"),
+    "bad without waiting": (BadWithoutWaiting, "4096 bytes were requested, but 1 returned"),
+    "without acquire_nowait": (WithoutNowait, "a backend must have acquire_nowait"),
 }
 
 

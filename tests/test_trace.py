@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aslab.lab._recording import Moment, Recording, Span
-from aslab.lab._result import Result, Verdict
-from aslab.lab._trace import write_trace
+from aslab.lab._report._trace import write_trace
+from aslab.lab._scenario._recording import Moment, Recording, Span
+from aslab.lab._scenario._result import Result, Verdict
 
 RESULT = Result(
     scenario="stuck <script>",

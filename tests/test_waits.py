@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aslab.emulation._waits import WaitGraph
+from aslab.lab._simulation._waits import WaitGraph
 
 from .support import settle
 

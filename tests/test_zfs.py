@@ -11,9 +11,9 @@ import anyio.lowlevel
 import pytest
 
 from aslab.emulation import PhysicalMemory
-from aslab.emulation._disk import Disk
-from aslab.emulation._waits import WaitGraph
-from aslab.emulation._zfs import Zfs, ZfsOptions
+from aslab.lab._simulation._waits import WaitGraph
+from aslab.lab._story._disk import Disk
+from aslab.lab._story._zfs import Zfs, ZfsOptions
 
 from .helpers import Loop
 from .support import settle

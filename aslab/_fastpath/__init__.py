@@ -7,6 +7,12 @@ This file is the only seam: nothing else in aslab imports the files behind it by
 may take their place. What is here knows nothing of slabs, waiters, pools or event loops, and imports nothing of
 aslab but its errors. What a `Buffer` needs from its cache is the protocol `Home`.
 
+    _views      who can still reach this memory
+    _magazine   slots, the magazine, and the bits that say who watches frees
+    _home       the protocol: what a buffer asks of its cache
+    _buffer     the handle of one allocation, and pins
+    _managed    handles that are counted, or may move
+
 Any thread.
 """
 

@@ -92,12 +92,14 @@ class Slot(Exported, Generic[T]):
 class Magazine(list[Slot[T]]):
     """A stack of free slots, newest last. May stand over its capacity for a moment."""
 
-    __slots__ = ("batch", "capacity", "detour", "watch")
+    __slots__ = ("batch", "capacity", "detour", "hits", "watch")
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
         self.capacity: int = capacity
         self.batch: int = -(-capacity // 2)
+        self.hits: int = 0
+        """Allocations that simply popped: never in a shared pool, whose allocations all take the detour."""
         self.detour: int = False
         self.watch: int = False
 

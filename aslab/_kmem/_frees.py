@@ -25,6 +25,7 @@ from ._emergency import EmergencySlot
 from ._orphans import look_after_collections
 from ._parking import AT_ONCE, Parked
 from ._pool import Pool
+from ._slab import zero_out
 from ._state import Mark
 from ._wakeup import take_turns
 
@@ -83,7 +84,7 @@ def _freed_single(pool: Pool[Any]) -> None:
 def clean_up(pool: Pool[T], slot: Slot[T]) -> bool:
     """Zero a slot if ``init_on_free``, and free it if it is an emergency object. Returns whether it was one."""
     if pool.config.init_on_free:
-        pool.zero(slot)
+        zero_out(slot)
     if slot.slab is not None:
         return False
     keep = pool.growth.unwell

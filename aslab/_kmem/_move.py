@@ -75,8 +75,7 @@ async def run(arena: Arena) -> None:
         if gently:
             await defragment(pool, gently=True)
         elif pool.could_repack:
-            async with arena.moving:
-                await _repack(pool)
+            await repack(pool)
 
 
 async def repack(pool: Pool[Any]) -> None:

@@ -10,8 +10,9 @@ Event loop's thread only, unless a method says otherwise: other threads have the
 
 from __future__ import annotations
 
-import threading
-from typing import Generic, TypeVar
+from contextlib import AbstractContextManager
+from threading import RLock, get_ident
+from typing import Any, Generic, TypeVar
 
 import anyio
 
@@ -19,7 +20,6 @@ from .._config import CacheConfig
 from .._fastpath import REPACK, Magazine, Slot
 from .._flags import ORDINARY
 from .._stats import Counters
-from ..backends._libc import zero
 from ._admission import Admission
 from ._arena import AGEING_STEPS, Arena
 from ._budget import Claim
@@ -31,7 +31,7 @@ from ._member import Member
 from ._moving import Moving
 from ._parking import Parking
 from ._reserve import Reserve
-from ._slab import Slab
+from ._slab import Slab, zero_out
 from ._state import Mark
 from ._waiters import Waiter, Waiters
 from ._working_set import WorkingSet
@@ -56,7 +56,7 @@ class Pool(Generic[T]):
         self.counters: Counters = Counters()
         """The pool's own, for waits on behalf of no cache."""
         self.magazine: Magazine[T] = Magazine(config.magazine_size)
-        self.depot: Depot[T] = Depot(self.magazine, self.zero if config.init_on_free else None)
+        self.depot: Depot[T] = Depot(self.magazine, zero_out if config.init_on_free else None)
         self.reserve: Reserve[T] = Reserve(config.reserve, config.memalloc_reserve)
         self.emergency: Emergency[T] = Emergency(
             config, arena.singles, arena.permits, self.depot.lock, self.reserve, self
@@ -72,7 +72,7 @@ class Pool(Generic[T]):
         self.working_set: WorkingSet = WorkingSet(arena.interval * AGEING_STEPS)
         self.moving: Moving = Moving(config.movable)
         self.parking: Parking = Parking()
-        self.guard: threading.RLock = threading.RLock()
+        self.guard: AbstractContextManager[Any] = RLock()
         """Held while a managed buffer's handle changes; reentrant, as a finaliser may run in between."""
         self.reaped: anyio.Event = anyio.Event()
         """Set once the slabs now on their way back are back."""
@@ -81,10 +81,6 @@ class Pool(Generic[T]):
         self._spared_for, self._spared_until = 1, 0  # in ticks: how long, and until when, no slab is condemned
         self._ages_spares = False
         arena.budget.open(self.account)
-
-    def zero(self, slot: Slot[T]) -> None:
-        """Zero the memory of a slot. Any thread."""
-        zero(slot.address, self.config.shape.size)
 
     def join(self, member: Member) -> None:
         """Let a cache use the pool."""
@@ -181,8 +177,10 @@ class Pool(Generic[T]):
 
     def room_for_emergency(self) -> None:
         """Let refused waiters try again, as fewer emergency objects are outstanding. Any thread."""
-        if self.emergency.wanted:
-            self.arena.attend(self, self.admission.let_others_try)
+        if get_ident() != self.arena.thread:  # a waiter that is just being refused must hear of it, too
+            self.arena.attend_soon(self)
+        elif self.emergency.wanted:
+            self.admission.let_others_try()
 
     def offer_spares(self) -> None:
         """Offer a freed emergency object to waiters. If nobody takes the spare, it is given back soon."""

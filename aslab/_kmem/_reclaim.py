@@ -79,7 +79,7 @@ def age(pool: Pool[Any], *, expires: bool) -> None:
     slabs = pool.depot.slabs
     slabs.tick += 1
     used = [(member.counters.hits, member.counters.misses) for member in pool.members]
-    pool.working_set.tick((used, slabs.slots_out, len(pool.magazine)))
+    pool.working_set.tick((used, pool.magazine.hits, slabs.slots_out, len(pool.magazine)))
     pool.working_set.roll(pool.arena.clock(), slabs.restart_peak())
     if not expires or pool.marks.bits & _REAPING or pool.settled:
         return

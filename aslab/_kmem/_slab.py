@@ -21,10 +21,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from .._config import Shape
 from .._fastpath import Slot, exporter, lease_view
+from ..backends._libc import zero
 from ..backends._protocol import Region
 
 T = TypeVar("T")
@@ -44,6 +45,11 @@ def destroy(slot: Slot[T], dtor: Callable[[T], None] | None) -> None:
     obj, slot.obj = cast("T", slot.obj), None
     if dtor is not None:
         dtor(obj)
+
+
+def zero_out(slot: Slot[Any]) -> None:
+    """Zero the memory of a slot. Any thread."""
+    zero(slot.address, len(slot.exporter))
 
 
 class Slab(Generic[T]):

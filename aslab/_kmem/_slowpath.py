@@ -381,7 +381,8 @@ async def _until(pool: Pool[T], objects: int, counters: Counters, done: Callable
         pool.waiters.begin_to_fill(filler, done)
         try:
             pool.ask()
-            await woken.wait()
+            if not done():  # else a free on another thread came before frees were watched for
+                await woken.wait()
         finally:
             pool.waiters.end_to_fill(filler)
         if filler.error is not None:

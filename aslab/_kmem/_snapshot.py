@@ -65,7 +65,7 @@ def cache_stats(pool: Pool[Any], member: Member) -> CacheStats:
         obj_lingering=len(pool.depot.lingering) if shared else _lingering(pool),
         obj_reclaimed=counters.reclaimed,
         waiters=counters.waiters,
-        hits=counters.hits,
+        hits=counters.hits + pool.magazine.hits,
         misses=counters.misses,
         waits=counters.waits,
         grow_timeout=pool.growth.patience.of[ORDINARY],

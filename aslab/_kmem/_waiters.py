@@ -156,11 +156,6 @@ class Waiter(Generic[T]):
         self.error = error
         self.wake()
 
-    @property
-    def served(self) -> bool:
-        """Whether it has what it needs, or an error to raise."""
-        return self.slots is not None or self.error is not None
-
 
 class WaitQueue(Generic[T]):
     """Waiters, the most urgent and oldest first."""
@@ -256,5 +251,5 @@ class Waiters(WaitQueue[T]):
         """
         ranks = sorted(waiter.rank for waiter in self)
         assert (self.first.rank if self.first else None) == (ranks[0] if ranks else None), "the first in line"
-        assert not [waiter for waiter in self if waiter.served], "served waiters have left the line"
+        assert not [waiter for waiter in self if waiter.slots is not None], "served waiters have left the line"
         self._magazine.check(FILLERS, self.fillers)

@@ -82,12 +82,29 @@ class Wakeup:
         self._sender.close()
 
 
-class WorkQueue(Generic[W]):
-    """Work for one task, or for several that are alike, in order. Event loop's thread only, except `leave`."""
+class Sleepers:
+    """Tasks that are alike, and sleep until there is work for one of them. Event loop's thread only."""
 
     def __init__(self) -> None:
-        self._work: deque[W] = deque()
         self._woken = anyio.Event()
+
+    def wake(self) -> None:
+        """Wake them, as there may be work: something was put, or has changed."""
+        self._woken.set()
+
+    async def more(self) -> None:
+        """Suspend until the next `wake`. It ignores work that is already there, so look for that first."""
+        if self._woken.is_set():
+            self._woken = anyio.Event()
+        await self._woken.wait()
+
+
+class WorkQueue(Sleepers, Generic[W]):
+    """Work for such tasks, in order. Event loop's thread only, except `leave`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._work: deque[W] = deque()
 
     def __len__(self) -> int:
         return len(self._work)
@@ -95,7 +112,7 @@ class WorkQueue(Generic[W]):
     def put(self, work: W) -> None:
         """Add a piece of work, and wake its task."""
         self._work.append(work)
-        self._woken.set()
+        self.wake()
 
     def leave(self, work: W) -> None:
         """Add a piece of work and wake nobody: `wake` must follow on the event loop's thread. Any thread."""
@@ -104,16 +121,6 @@ class WorkQueue(Generic[W]):
     def return_first(self, work: W) -> None:
         """Put back, as the first, a piece that was taken and not done."""
         self._work.appendleft(work)
-
-    def wake(self) -> None:
-        """Wake the task, as something that its work depends on has changed."""
-        self._woken.set()
-
-    async def more(self) -> None:
-        """Suspend until the next `put` or `wake`. It ignores work already queued, so look at that first."""
-        if self._woken.is_set():
-            self._woken = anyio.Event()
-        await self._woken.wait()
 
     def take_nowait(self) -> W | None:
         """Take the first piece, or None."""
@@ -126,7 +133,7 @@ class WorkQueue(Generic[W]):
         return self._work.popleft()
 
 
-class UrgentWork(WorkQueue[W]):
+class UrgentWork(Sleepers, Generic[W]):
     """Work taken by level, the smallest first, and in order within a level; each piece is queued once."""
 
     def __init__(self) -> None:
@@ -136,13 +143,10 @@ class UrgentWork(WorkQueue[W]):
         """The level and number of each piece."""
         self._numbers = itertools.count()
 
-    def __len__(self) -> int:
-        return len(self.places)
-
     def put(self, work: W, level: int = 0) -> None:
         """Add a piece of work at ``level``, and wake its task."""
         self._enqueue(work, level, next(self._numbers))
-        self._woken.set()
+        self.wake()
 
     def note(self, work: W, level: int) -> None:
         """Change the level of a piece, if it is queued; it keeps its number."""

@@ -1,4 +1,4 @@
-"""Emergency objects while growth is stuck: what it is worth that a freed one serves the next caller."""
+"""Emergency objects while growth is stuck: the benefit of reusing a freed one for the next caller."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import anyio.lowlevel
 import typer
 
 import aslab
+from aslab._cache import pool_of
 from aslab.faults import Deadlock
 
-from . import app, show
+from ._app import app, show
 
 SIZE = 2**20
 
@@ -20,7 +21,7 @@ SIZE = 2**20
 @app.command()
 def emergency(
     seconds: Annotated[float, typer.Option(help="Seconds for each figure.", min=0.01)] = 1.0,
-    rounds: Annotated[int, typer.Option(help="Rounds, interleaved; the best counts.", min=1)] = 3,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds; the best counts.", min=1)] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Emergency objects of 1 MiB, allocated and freed while growth is stuck, kept for the next caller or not."""
@@ -38,13 +39,13 @@ def emergency(
     show(
         "alloc and free of 1 MiB while growth is stuck",
         rows,
-        "given back: each freed object goes to its backend at once, and the next is made anew.",
+        "given back: each freed object is released to its backend at once, and the next one is new.",
         as_json=as_json,
     )
 
 
 async def measure(tasks: int, seconds: float, rounds: int) -> dict[bool, float]:
-    """The most pairs a second, with freed objects kept and without."""
+    """The most pairs per second, with and without keeping freed objects."""
     best = {True: 0.0, False: 0.0}
     for _ in range(rounds):
         for kept in best:
@@ -57,9 +58,9 @@ async def _pairs(tasks: int, seconds: float, *, kept: bool) -> float:
     pairs = 0
     async with aslab.open_allocator(slabs=slabs, kick_after=None) as kmem:
         cache = kmem.create_cache("c", SIZE)
-        (await cache.alloc()).free()  # the first is late
-        cache._pool.growth.unwell = kept  # what a free looks at
-        cache._pool.emergency.clear()
+        (await cache.alloc()).free()  # the first one finds growth late
+        pool_of(cache).growth.unwell = kept  # what a free checks
+        pool_of(cache).emergency.clear()
         begin = time.perf_counter()
 
         async def work() -> None:

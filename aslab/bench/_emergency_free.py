@@ -1,4 +1,4 @@
-"""Does freeing an emergency object cost more when many are outstanding? SPL's list of 2012 did."""
+"""Does freeing an emergency object cost more when many are outstanding? With SPL's list of 2012 it did."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 import aslab
 from aslab.faults import Deadlock
 
-from . import app, show
+from ._app import app, show
 
 FEW = (10, 1_000)
 FREED = 10
@@ -20,7 +20,7 @@ FREED = 10
 
 @app.command(name="emergency-free")
 def emergency_free(
-    rounds: Annotated[int, typer.Option(help="Rounds, interleaved; the best counts.", min=1)] = 200,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds; the best counts.", min=1)] = 200,
     most: Annotated[int, typer.Option(help="The largest number outstanding.", min=10)] = 100_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -34,7 +34,7 @@ def emergency_free(
 
 
 async def measure(rounds: int, numbers: tuple[int, ...]) -> dict[int, float]:
-    """Best ns for a free, by the number outstanding."""
+    """The best nanoseconds per free, by the number outstanding."""
     slabs = Deadlock(aslab.backends.Mmap())
     async with aslab.open_allocator(slabs=slabs, expire=None, kick_after=None) as kmem:
         caches = {number: kmem.create_cache(f"{number}", 64) for number in numbers}
@@ -55,5 +55,5 @@ async def measure(rounds: int, numbers: tuple[int, ...]) -> dict[int, float]:
         slabs.let_go()
         for cache in caches.values():
             await cache.prefill(1)
-        await kmem.reap()  # the releases queued before are done then, too
+        await kmem.reap()  # this also waits for releases queued before
     return best

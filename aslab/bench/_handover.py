@@ -1,8 +1,8 @@
-"""What does it cost that tasks wait for each other's buffers? Against the pools that people build themselves.
+"""What does it cost when tasks wait for each other's buffers? Compared with pools that people build themselves.
 
-There are more tasks than buffers, so that nearly every buffer goes from one task to another. In real time, on the
-loop's own primitives. How fast that can be depends on who may have what comes free: a pool that hands it over has
-the event loop switch tasks for each; one that leaves it to whoever runs has not, and lets some wait longer.
+There are more tasks than buffers, so nearly every buffer passes from one task to another. It runs in real time, on
+the loop's own primitives. The speed depends on who gets a freed buffer: a pool that hands it over makes the event
+loop switch tasks each time; one that leaves it to whichever task runs avoids that, and makes some wait longer.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import math
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
@@ -20,14 +19,13 @@ from typing import Annotated, Any, NamedTuple
 
 import anyio
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 import aslab
 from aslab._cache import pool_of
 
 from ..cli._loops import Loop, check_installed, run_on
-from . import app, show
+from ..cli._progress import bar
+from ._app import app, show
 
 SIZE = 4096
 OURS = ("aslab", "aslab, hands over at once")
@@ -35,7 +33,7 @@ Turn = Callable[[], Awaitable[object]]
 
 
 class Pattern(NamedTuple):
-    """Turns of the event loop that a task takes with a buffer, and without one before it comes again."""
+    """Turns of the event loop that a task holds a buffer, and then rests before the next one."""
 
     holds: int
     rests: int
@@ -45,7 +43,7 @@ PATTERNS = {"comes again": Pattern(1, 0), "rests": Pattern(1, 1), "works": Patte
 
 
 class Pool(NamedTuple):
-    """How a buffer is taken, and given back."""
+    """How to take a buffer, and how to return it."""
 
     take: Callable[[], Awaitable[Any]]
     give: Callable[[Any], object]
@@ -53,27 +51,27 @@ class Pool(NamedTuple):
 
 @dataclass
 class Best:
-    """Of several rounds."""
+    """The best of several rounds."""
 
     per_second: float = 0.0
     longest: float = math.inf
-    """Seconds of the longest wait, in the round where it was shortest."""
+    """The longest wait in seconds, in the round where it was shortest."""
 
 
 class Guarded:
-    """A list of buffers and a semaphore that counts them, the loop's own."""
+    """A list of buffers, counted by the loop's own semaphore."""
 
     def __init__(self, semaphore: Any, buffers: int) -> None:
         self._semaphore = semaphore
         self._free = [bytearray(SIZE) for _ in range(buffers)]
 
     async def take(self) -> bytearray:
-        """Wait for one."""
+        """Wait for a buffer."""
         await self._semaphore.acquire()
         return self._free.pop()
 
     def give(self, buf: bytearray) -> None:
-        """Let somebody else have it."""
+        """Return a buffer."""
         self._free.append(buf)
         self._semaphore.release()
 
@@ -81,26 +79,26 @@ class Guarded:
 @app.command()
 def handover(
     loop: Annotated[list[Loop] | None, typer.Option(help="Loop to run on; default: asyncio and trio.")] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds, interleaved; the best counts.", min=1)] = 5,
-    operations: Annotated[int, typer.Option(help="Allocations of each round.", min=1)] = 20_000,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds; the best counts.", min=1)] = 5,
+    operations: Annotated[int, typer.Option(help="Allocations per round.", min=1)] = 20_000,
     tasks: Annotated[int, typer.Option(help="Tasks that share the buffers.", min=2)] = 64,
-    buffers: Annotated[int, typer.Option(help="Buffers there are.", min=1)] = 8,
+    buffers: Annotated[int, typer.Option(help="Number of buffers.", min=1)] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Buffers a second where tasks wait for them, and for other pools. Takes a minute."""
+    """Buffers per second when tasks wait for them, compared with other pools. Takes a minute."""
     loops = loop or [Loop.ASYNCIO, Loop.TRIO]
     for each in loops:
         check_installed(each)
     rows: list[dict[str, Any]] = []
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("aslab bench handover", total=len(loops) * len(PATTERNS) * rounds)
+    with bar() as shown:
+        task = shown.add_task("aslab bench handover", total=len(loops) * len(PATTERNS) * rounds)
         for each in loops:
-            tell = partial(bar.update, task, description=each.value, advance=1)
+            tell = partial(shown.update, task, description=each.value, advance=1)
             best = run_on(each, partial(measure, each, rounds, operations, tasks, buffers, tell))
             rows += _rows(each, best)
     note = (
-        f"{tasks} tasks share {buffers} buffers. A task comes again at once, or rests for a turn of the "
-        f"loop; who works has a buffer for {PATTERNS['works'].holds} turns, the others for one."
+        f"{tasks} tasks share {buffers} buffers. Tasks come back at once, or rest for a turn of the "
+        f"loop; those that work hold a buffer for {PATTERNS['works'].holds} turns, the others for one."
     )
     show("buffers that tasks wait for", rows, note, as_json=as_json)
 
@@ -138,12 +136,12 @@ async def _aslab(kmem: aslab.Allocator, name: str, buffers: int) -> Pool:
     cache = kmem.create_cache(name, SIZE, objects_per_slab=buffers, max_objects=buffers)
     await cache.prefill(buffers)
     if name != OURS[0]:
-        pool_of(cache).handover.beside = 0.0  # of this experiment alone
+        pool_of(cache).handover.beside = 0.0  # only for this experiment
     return Pool(cache.alloc, aslab.Buffer.free)
 
 
 def _rivals(loop: Loop, buffers: int) -> tuple[Turn, dict[str, Pool]]:
-    """A turn of that loop, and what people build on it."""
+    """A turn of that loop, and the pools that people build on it."""
     if loop is Loop.TRIO:
         trio = importlib.import_module("trio")
         sender, receiver = trio.open_memory_channel(buffers)
@@ -161,7 +159,7 @@ def _rivals(loop: Loop, buffers: int) -> tuple[Turn, dict[str, Pool]]:
 
 
 async def _round(pool: Pool, pattern: Pattern, turn: Turn, tasks: int, times: int) -> tuple[float, float]:
-    """Buffers a second, and seconds of the longest wait."""
+    """Buffers per second, and the longest wait in seconds."""
     take, give = pool
     longest = 0.0
 

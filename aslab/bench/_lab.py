@@ -1,4 +1,4 @@
-"""How fast is the lab? Simulated allocations in a second of wall time; and do long runs cost more an event?"""
+"""How fast is the lab? Simulated allocations per second of wall time; do long runs cost more per event?"""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
-from . import app, show
+from ..cli._progress import bar
+from ._app import app, show
 
 SIZES = (10_000, 100_000, 1_000_000)
-EVENTS_A_SECOND = 1500  # of the scenario below: 50 tasks, 10 rounds each a second, 3 events a round
+EVENTS_A_SECOND = 1500  # of the scenario below: 50 tasks, 10 rounds per second each, 3 events per round
 TRIAL = 10_000
 LOOPS = ("asyncio", "trio")
 
 
 @app.command(name="lab")
 def lab(
-    most: Annotated[int, typer.Option(help="Events of the longest run.", min=1000)] = SIZES[-1],
+    most: Annotated[int, typer.Option(help="Events in the longest run.", min=1000)] = SIZES[-1],
     rounds: Annotated[int, typer.Option(help="Rounds of the two shorter runs; the best counts.", min=1)] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -28,15 +27,15 @@ def lab(
     rows = []
     sizes = [size for size in SIZES if size < most] + [most]
     _foretell(sum(size * (rounds if size < sizes[-1] else 1) for size in sizes))
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("aslab bench lab", total=None)
+    with bar() as shown:
+        task = shown.add_task("aslab bench lab", total=None)
         for size in sizes:
             for loop in LOOPS:
-                bar.update(task, description=f"{loop}, {size:,} events")
+                shown.update(task, description=f"{loop}, {size:,} events")
                 turns = range(rounds if size < sizes[-1] else 1)
                 rows.append(min((_measure(loop, size) for _ in turns), key=lambda row: row["us an event"]))
         for loop in LOOPS:
-            bar.update(task, description=f"{loop}, the deadlock scenario")
+            shown.update(task, description=f"{loop}, the deadlock scenario")
             best = min((_deadlock(loop) for _ in range(rounds)), key=lambda row: row["us an event"])
             rows.append(best)
     note = (
@@ -46,7 +45,7 @@ def lab(
 
 
 def _foretell(events: int) -> None:
-    """Say on stderr how long so many events will take on each loop, by a short run on each."""
+    """Say on stderr how long that many events will take on all loops, after a short run on each."""
     trial = min(TRIAL, events)
     seconds = sum(min(_measure(loop, trial)["us an event"] for _ in range(2)) for loop in LOOPS) * events / 1e6
     about = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{max(1, seconds):.0f} s"

@@ -1,4 +1,4 @@
-"""What defragmentation brings, and whether it stalls the event loop."""
+"""What defragmentation achieves, and whether it stalls the event loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 import aslab
 
-from . import app, show
+from ._app import app, show
 from ._stall import longest_gap
 
 MIB = 2**20
@@ -22,10 +22,10 @@ LIVE = 0.1
 
 @app.command()
 def move(
-    slabs: Annotated[int, typer.Option(help="Slabs there are before.", min=2)] = 200,
+    slabs: Annotated[int, typer.Option(help="Number of slabs before.", min=2)] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """A tenth of all objects is left, at random: slabs before and after a pass, its time, the longest stall."""
+    """With a random tenth of objects left: slabs before and after a pass, its duration, the longest stall."""
     rows = [
         anyio.run(measure, size, slabs, backend=loop) | {"loop": loop}
         for size in SIZES
@@ -35,7 +35,7 @@ def move(
 
 
 async def measure(size: int, slabs: int) -> dict[str, Any]:
-    """One pass over so many slabs of up to 64 objects."""
+    """One pass over slabs of up to 64 objects."""
     objects = min(64, MOST_BYTES // slabs // size or 1)
     async with aslab.open_allocator(expire=None) as kmem:
         cache = kmem.create_cache(

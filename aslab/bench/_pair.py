@@ -1,4 +1,4 @@
-"""What alloc and free cost on a hit, against the pools that people build from a queue."""
+"""The cost of alloc and free on a hit, compared with pools that people build from a queue."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ import typer
 import aslab
 from aslab.backends import Heap
 
-from . import app, show
+from ._app import app, show
 
 Measurement = Callable[[int], Awaitable[float]]
 
 
 @app.command()
 def pair(
-    rounds: Annotated[int, typer.Option(help="Rounds, interleaved; best and median are shown.", min=1)] = 15,
+    rounds: Annotated[
+        int, typer.Option(help="Interleaved rounds; the best and the median are shown.", min=1)
+    ] = 15,
     pairs: Annotated[int, typer.Option(help="Pairs in each round.", min=1)] = 20_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Nanoseconds for one alloc and free that hit, and for other pools."""
+    """Nanoseconds for one alloc and free that hit, compared with other pools."""
     times: dict[str, list[float]] = {}
     for _ in range(rounds):
         for loop, options in _loops().items():
@@ -43,8 +45,8 @@ def pair(
         }
         for name, each in sorted(times.items(), key=lambda item: min(item[1]))
     ]
-    note = "aslab's figures include a fresh handle for each allocation and all safety rules; the others have none."
-    show("one object taken and given back", rows, note, as_json=as_json)
+    note = "aslab's figures include a fresh handle per allocation and all safety checks; the others have none."
+    show("one object allocated and freed", rows, note, as_json=as_json)
 
 
 def _loops() -> dict[str, dict[str, Any]]:
@@ -59,7 +61,7 @@ def _loops() -> dict[str, dict[str, Any]]:
 
 
 async def measure(loop: str, pairs: int) -> dict[str, float]:
-    """Each pool's ns for a pair, on the loop that runs."""
+    """Nanoseconds per pair for each pool, on the running loop."""
     async with aslab.open_allocator(slabs=Heap(), expire=None) as kmem:
         cache = kmem.create_cache("c", 4096)
         await cache.prefill(8)
@@ -113,7 +115,7 @@ async def _stream(pairs: int) -> float:
     sender, receiver = anyio.create_memory_object_stream[bytearray](8)
     with sender, receiver:
         sender.send_nowait(bytearray(4096))
-        pairs = max(1, pairs // 20)  # a full checkpoint each time: slow enough to need no more
+        pairs = max(1, pairs // 20)  # a full checkpoint each time, so fewer are enough
         begin = time.perf_counter_ns()
         for _ in range(pairs):
             item = await receiver.receive()

@@ -1,13 +1,12 @@
-"""What grows with the number of caches, the objects of a slab, what is parked, and who else wants to grow?
+"""What grows with the number of caches, objects per slab, parked buffers, and other caches that want to grow?
 
-No single stretch on the event loop may grow with them. The garbage collector is off meanwhile, as in timeit, since
-it walks all objects that there are, whoever made them; but for large slabs, where it is part of the cost.
+No single stretch on the event loop may grow with any of them. The garbage collector is off, as in timeit, since it
+walks all objects, whoever made them; except for large slabs, where it is part of the cost.
 """
 
 from __future__ import annotations
 
 import gc
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,14 +17,13 @@ import anyio
 import anyio.lowlevel
 import typer
 from anyio.abc import TaskGroup
-from rich.console import Console
-from rich.progress import Progress
 
 import aslab
 from aslab.backends import Mmap
 from aslab.faults import Latency
 
-from . import app, show
+from ..cli._progress import bar
+from ._app import app, show
 from ._stall import longest_gap
 
 CACHES = (100, 300, 1_000)
@@ -33,18 +31,20 @@ SLABS = (1_000, 10_000, 100_000)
 PARKED = (0, 1_000, 20_000)
 SIZE = 4096
 INTERVAL = 0.2
-"""Seconds between two looks of the ageing task."""
+"""Seconds between two passes of the ageing task."""
 SLOW = 0.05
-"""Seconds that each grow takes where one is in a hurry behind ten others."""
+"""Seconds per grow when an urgent one comes behind ten others."""
 MISSES = 100
 PATIENCE = 10
-"""Seconds after which the stages of joining and passing on are cut short."""
+"""Seconds after which the stages of joining and handing over are cut short."""
 Row = dict[str, Any]
 
 
 @app.command()
 def scale(
-    most: Annotated[int, typer.Option(help="Most caches, objects of a slab, parked buffers.", min=2)] = SLABS[-1],
+    most: Annotated[int, typer.Option(help="Most caches, objects per slab, and parked buffers.", min=2)] = SLABS[
+        -1
+    ],
     rounds: Annotated[int, typer.Option(help="Rounds; the best counts.", min=1)] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -57,12 +57,12 @@ def scale(
         ("the least expire", _least_expire),
     ]
     rows: list[Row] = []
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("aslab bench scale", total=rounds * len(measures))
+    with bar() as shown:
+        task = shown.add_task("aslab bench scale", total=rounds * len(measures))
         for name, measure in measures:
             tries = []
             for _ in range(rounds):
-                bar.update(task, description=name, advance=1)
+                shown.update(task, description=name, advance=1)
                 with _no_collections():
                     tries.append(anyio.run(measure))
             rows += [min(alike, key=lambda row: row["ms"]) for alike in zip(*tries, strict=True)]
@@ -90,27 +90,27 @@ def _no_collections() -> Iterator[None]:
 
 
 class _Watch:
-    """A task that sleeps 1 ms at a time, and how late it was, at the worst, in each stage."""
+    """A task that sleeps 1 ms at a time, and the worst delay in each stage."""
 
     def __init__(self) -> None:
         self.stalls: dict[str, float] = {}
         self._worst = 0.0
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         while True:
             begin = time.perf_counter()
             await anyio.sleep(0.001)
             self._worst = max(self._worst, (time.perf_counter() - begin - 0.001) * 1e3)
 
     async def stage_ends(self, name: str) -> None:
-        """Note what was seen since the last stage ended; a stall that has just ended is seen by the next tick."""
+        """Record the worst delay since the last stage; the next tick sees a stall that has just ended."""
         await anyio.sleep(0.002)
         self.stalls[name], self._worst = self._worst, 0.0
 
 
 async def _caches(count: int) -> list[Row]:
-    """So many caches under a limit that has room for half of them: the others have a caller that waits."""
+    """Caches under a limit that has room for half of them: each of the others has a waiting caller."""
     watch = _Watch()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch.run)
@@ -144,7 +144,7 @@ async def _crowd(kmem: aslab.Allocator, count: int, watch: _Watch, tasks: TaskGr
         for cache in kmem.caches[half:]:
             tasks.start_soon(wait, cache)
             await anyio.lowlevel.checkpoint()
-    await watch.stage_ends("joining those who wait")
+    await watch.stage_ends("joining the waiters")
     await anyio.sleep(4.5 * INTERVAL)
     await watch.stage_ends("idle")
     for buf in held[: half // 2]:
@@ -159,7 +159,7 @@ async def _crowd(kmem: aslab.Allocator, count: int, watch: _Watch, tasks: TaskGr
 
 
 async def _slab(count: int) -> list[Row]:
-    """One slab of so many objects; the garbage collector is on, as what it walks is part of the cost."""
+    """One slab of that many objects; the garbage collector is on, since it is part of the cost."""
     gc.enable()
     async with aslab.open_allocator(expire=None) as kmem:
         cache = kmem.create_cache("c", 64, objects_per_slab=count)
@@ -172,18 +172,18 @@ async def _slab(count: int) -> list[Row]:
 
         bufs: list[aslab.Buffer[memoryview]] = []
         growing = await longest_gap(partial(cache.prefill, 1))
-        gc.disable()  # from here on it is the caller's own handles that are many
+        gc.disable()  # from here on, it is the caller's own handles that are many
         using = await longest_gap(use)
         gc.enable()
         for buf in bufs:
             buf.free()
         reaping = await longest_gap(cache.reap)
-    stages = {"growing": growing, "first use, 100 a turn": using, "reaping": reaping}
+    stages = {"growing": growing, "first use, 100 per turn": using, "reaping": reaping}
     return [_row("objects a slab", count, f"stall, {stage}", ms) for stage, ms in stages.items()]
 
 
 async def _parked(count: int) -> list[Row]:
-    """So many buffers that are forgotten while something exports their memory."""
+    """Buffers that are forgotten while something exports their memory."""
     import warnings
 
     async with aslab.open_allocator(expire=None) as kmem:
@@ -213,7 +213,7 @@ async def _parked(count: int) -> list[Row]:
 
 
 async def _hurry() -> list[Row]:
-    """A PUSHPAGE caller whose cache has to grow while ten others wait for theirs to."""
+    """A PUSHPAGE caller whose cache has to grow while ten others are waiting to grow."""
     async with aslab.open_allocator(slabs=Latency(Mmap(), SLOW), grow_timeout=60, expire=None) as kmem:
         caches = [kmem.create_cache(f"{number}", SIZE) for number in range(11)]
 
@@ -228,11 +228,11 @@ async def _hurry() -> list[Row]:
             begin = time.perf_counter()
             await call(caches[10], aslab.KM.PUSHPAGE)
             took = time.perf_counter() - begin
-    return [_row("SLEEP grows queued", 10, f"a PUSHPAGE caller, {SLOW * 1e3:.0f} ms a grow", took * 1e3)]
+    return [_row("SLEEP grows queued", 10, f"a PUSHPAGE caller, {SLOW * 1e3:.0f} ms per grow", took * 1e3)]
 
 
 async def _least_expire() -> list[Row]:
-    """Processor time in a second with the least ``expire`` that is allowed."""
+    """Processor time per second with the shortest valid ``expire``."""
     for expire in (1e-9, 0.01):
         try:
             async with aslab.open_allocator(expire=expire) as kmem:

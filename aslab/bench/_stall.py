@@ -12,16 +12,16 @@ import typer
 import aslab
 from aslab.backends import Mmap, Region
 
-from . import app, show
+from ._app import app, show
 
 MIB = 2**20
 
 
 class OnTheLoop(Mmap):
-    """The same memory, got and given back on the event loop itself: what aslab is there to avoid."""
+    """The same memory, mapped and unmapped on the event loop itself, which aslab exists to avoid."""
 
     async def acquire(self, nbytes: int, align: int, gfp: aslab.GFP) -> Region:
-        """Map and touch every page, here and now."""
+        """Map and touch every page on the event loop."""
         region = self.acquire_nowait(nbytes, align, gfp)
         region.memory[:] = bytes(nbytes)
         return region
@@ -32,7 +32,7 @@ def stall(
     mib: Annotated[int, typer.Option(help="Size of the slab in MiB.", min=1)] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Longest stall of the event loop while a slab is grown and later released."""
+    """Longest stall of the event loop while a slab is grown, and while it is released."""
     rows = []
     for name, backend in (("in aslab's worker", Mmap()), ("on the loop itself", OnTheLoop())):
         for loop in ("asyncio", "trio"):
@@ -47,14 +47,14 @@ def stall(
 
 
 async def measure(backend: Mmap, nbytes: int) -> tuple[float, float]:
-    """The longest gaps in ms while a slab is grown, and while it is released."""
+    """The longest gaps in milliseconds while a slab is grown, and while it is released."""
     async with aslab.open_allocator(slabs=backend) as kmem:
         cache = kmem.create_cache("big", nbytes, objects_per_slab=1, max_slab_size=nbytes)
         return await longest_gap(lambda: cache.prefill(1)), await longest_gap(cache.reap)
 
 
 async def longest_gap(call: Callable[[], Awaitable[object]]) -> float:
-    """Milliseconds beyond the 1 ms asked for, at the worst, while ``call`` runs."""
+    """The worst delay of a 1 ms sleep while ``call`` runs, in milliseconds."""
     worst = 0.0
 
     async def tick() -> None:
@@ -69,6 +69,6 @@ async def longest_gap(call: Callable[[], Awaitable[object]]) -> float:
         await anyio.sleep(0.005)
         worst = 0.0
         await call()
-        await anyio.sleep(0.002)  # a stall that has just ended is seen by the next tick
+        await anyio.sleep(0.002)  # the next tick sees a stall that has just ended
         tasks.cancel_scope.cancel()
     return worst * 1e3

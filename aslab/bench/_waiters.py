@@ -1,8 +1,8 @@
-"""Does a waiter cost more when many wait?
+"""Does a waiter cost more when there are many?
 
-Tasks themselves do: with more of them alive, more memory is walked. So the same is measured with a
-bare event for each task, which is what the loop charges, and the rest is aslab's. The garbage
-collector is off meanwhile, as in timeit: it walks all tasks there are, over and over.
+Tasks themselves do: more live tasks use more memory. So the same is measured with a bare event per task, which is
+the cost of the loop; the rest is aslab's. The garbage collector is off, as in timeit: it would walk all tasks over
+and over.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import typer
 
 import aslab
 
-from . import app, show
+from ._app import app, show
 
 FEW = (100, 1_000)
 Wait = Callable[[int], Awaitable[object]]
@@ -26,11 +26,11 @@ Wait = Callable[[int], Awaitable[object]]
 
 @app.command()
 def waiters(
-    rounds: Annotated[int, typer.Option(help="Rounds, interleaved; the best counts.", min=1)] = 7,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds; the best counts.", min=1)] = 7,
     most: Annotated[int, typer.Option(help="The largest number of waiters.", min=100)] = 10_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Cost of one waiter, from joining the line to having freed its object, with 100, 1,000 and 10,000 in line."""
+    """Cost of one waiter, from joining the queue to freeing its object, with 100, 1,000 and 10,000 waiters."""
     rows = []
     for loop in ("asyncio", "trio"):
         best = anyio.run(measure, rounds, (*FEW, most), backend=loop)
@@ -46,12 +46,12 @@ def waiters(
                     "aslab against 100": shares[number] / shares[FEW[0]],
                 }
             )
-    note = "Half of them are cancelled, the others served in order, each by the one before."
+    note = "Half of them are cancelled; the others are served in order, each by the one before."
     show("cost of a waiter", rows, note, as_json=as_json)
 
 
 async def measure(rounds: int, numbers: tuple[int, ...]) -> dict[int, tuple[float, float]]:
-    """Best microseconds per waiter, with aslab and with bare events, by the number of waiters."""
+    """The best microseconds per waiter, with aslab and with bare events, by the number of waiters."""
     best = {number: (float("inf"), float("inf")) for number in numbers}
     async with aslab.open_allocator(expire=None) as kmem:
         cache = kmem.create_cache("c", 4096, max_objects=1)
@@ -84,7 +84,7 @@ async def _bare(number: int) -> float:
 
 
 async def _timed(number: int, wait: Wait, begin_serving: Callable[[], None]) -> float:
-    """Microseconds a waiter: started, every second one cancelled, the others served."""
+    """Microseconds per waiter: all are started, every second one is cancelled, the others are served."""
     scopes = [anyio.CancelScope() for _ in range(number)]
     joined = 0
 

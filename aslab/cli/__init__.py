@@ -1,14 +1,16 @@
 """The command ``aslab``.
 
-    _app       what commands there are
-    _demo      ``aslab demo``: its options, and what they mean
-    _service   the checksum service that it runs, a good example of how to use aslab
-    _lab       ``aslab lab``: scenarios
-    _story  _settings  _grid           ``aslab lab story``: its options, ``--set``, ``--grid``
-    _files  _loops  _resume                finding files; event loops; is all well again?
-    _report  _output  _progress  _errors   for people; for programs; while it runs; when it does not
+    _app       the commands, and their exit codes
+    _demo      ``aslab demo``
+    _lab       ``aslab lab``
+    _errors    one line for every error
+    _loops     event loops
+    _prose     text and tables
+    _progress  progress bars
 
-Nothing here is imported before `main` is called, because typer and rich come with an extra.
+``aslab bench`` is a package of its own.
+
+Nothing here is imported until `main` is called, because typer and rich come with an extra.
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ NEVER_AWAITED = "coroutine .* was never awaited"
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line, ``sys.argv`` by default, and exit with its code."""
     _give_closed_streams_somewhere_to_go()
-    # Between the making of a coroutine and its task Ctrl-C leaves it so; some are found before we hear of it.
+    # Ctrl-C can strike between the creation of a coroutine and of its task; some are found before we know of it.
     warnings.filterwarnings("ignore", NEVER_AWAITED, RuntimeWarning, r"(trio|asyncio|anyio)\.")
     try:
         with _interrupts_come_again():
             code = _run(args)
         sys.stdout.flush()
-    except BrokenPipeError:  # who read our output has enough of it, as head does
+    except BrokenPipeError:  # the reader of our output has seen enough, as head has
         _forget_output()
         code = 1
     except OSError as exc:
@@ -61,12 +63,12 @@ def _run(args: Sequence[str] | None) -> int:
 
 @contextmanager
 def _interrupts_come_again() -> Iterator[None]:
-    """Python prints and forgets what is raised in a finaliser; Ctrl-C may be raised there, and is not lost."""
+    """Keep a Ctrl-C that is raised in a finaliser, where Python only prints and discards exceptions."""
     before, caller = sys.unraisablehook, threading.get_ident()
 
     def hook(ignored: sys.UnraisableHookArgs) -> None:
         if issubclass(ignored.exc_type, KeyboardInterrupt):
-            # At once it would be raised in here, and forgotten again.
+            # Right away it would be raised in here, and discarded again.
             again = threading.Timer(0.05, signal.pthread_kill, (caller, signal.SIGINT))
             again.daemon = True
             again.start()
@@ -81,25 +83,25 @@ def _interrupts_come_again() -> Iterator[None]:
 
 
 def _interrupted() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python exits, another Ctrl-C ends it on the spot
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python exits, another Ctrl-C ends it at once
     warnings.filterwarnings("ignore", NEVER_AWAITED, RuntimeWarning)
     try:
         sys.stdout.flush()
-    except OSError:  # Ctrl-C has ended who read it, too
+    except OSError:  # Ctrl-C has also ended the reader
         _forget_output()
     complain("interrupted")
     return INTERRUPTED
 
 
 def _give_closed_streams_somewhere_to_go() -> None:
-    """After ``aslab >&-`` Python has None for stdout."""
+    """Replace closed streams: after ``aslab >&-``, Python has None for stdout."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _forget_output() -> None:
-    """What is still in the buffer of stdout has nowhere to go; Python would complain when it exits."""
+    """Discard what is still buffered for stdout; otherwise Python complains when it exits."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

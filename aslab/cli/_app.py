@@ -1,4 +1,4 @@
-"""What commands there are, and how each of them ends."""
+"""The commands, and their exit codes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import typer
 from aslab.bench import app as bench_app
 
 from .. import ConfigError
-from . import _story as _story  # registers its command
-from ._demo import demo
+from ._demo._command import demo
 from ._errors import INTERRUPTED, BadInput, complain
 from ._lab import app as lab_app
 
-# The base of all complaints about options; typer does not export it, and where it lives depends on the version.
+# The base class of all errors about options; typer does not export it, and its place depends on the version.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
@@ -31,7 +30,7 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    """aslab: an async slab allocator, to look at and to measure."""
+    """aslab: demonstrate, simulate and measure an async slab allocator."""
     if version:
         print("aslab", _version())
         raise typer.Exit
@@ -40,11 +39,11 @@ def root(
 
 
 def run(args: Sequence[str]) -> int:
-    """Run one command; answers its exit code: 0 success, 1 a failed check, 2 bad input.
+    """Run one command. Returns its exit code: 0 for success, 1 for a failed check, 2 for bad input.
 
     :raises KeyboardInterrupt: after Ctrl-C
     """
-    # The library logs what the summary tells anyway.
+    # The summary shows what the library logs anyway.
     logging.getLogger("aslab").addHandler(logging.NullHandler())
     try:
         code: object = app(args, prog_name="aslab", standalone_mode=False)
@@ -57,7 +56,7 @@ def run(args: Sequence[str]) -> int:
     except (BadInput, ConfigError) as exc:
         complain(str(exc))
         return 2
-    except typer.Abort:  # what a KeyboardInterrupt becomes, or 130, by the version of typer
+    except typer.Abort:  # what a KeyboardInterrupt becomes, or exit code 130, depending on the version of typer
         raise KeyboardInterrupt from None
     if code == INTERRUPTED:
         raise KeyboardInterrupt

@@ -1,24 +1,29 @@
-"""One plain line on stderr for everything that can go wrong, and no traceback."""
+"""Errors as one plain line on stderr, without a traceback."""
 
 from __future__ import annotations
 
 import sys
 
-EXTRA = "needs the extra 'demo': pip install '.[demo]' where aslab is cloned"
+EXTRA = "needs the extra 'demo': run pip install '.[demo]' in a clone of aslab"
 INTERRUPTED = 130
-"""The exit code after Ctrl-C, and of nothing else."""
+"""The exit code after Ctrl-C only."""
 
 
 class BadInput(Exception):
-    """The user asked for what cannot be done. The message is one line."""
+    """The user asked for something impossible. The message is one line."""
 
 
 def complain(message: str) -> None:
     """Write one line to stderr."""
-    sys.stdout.flush()  # or the lines come in the wrong order where both go to one file
+    sys.stdout.flush()  # or the lines are out of order if both go to one file
     print(f"aslab: {message}", file=sys.stderr, flush=True)
 
 
 def printable(path: str) -> str:
-    """A path as one line of text: quoted, and escaped where it must be."""
+    """A path as one line of text: quoted, and escaped if necessary."""
     return f"'{path}'" if path.isprintable() else ascii(path)
+
+
+def why(error: OSError) -> str:
+    """The reason alone, without error number and path."""
+    return error.strerror or str(error)

@@ -17,7 +17,7 @@ Args = TypeVarTuple("Args")
 
 
 class Loop(enum.StrEnum):
-    """An event loop, by the name that the command line has for it."""
+    """An event loop, by its name on the command line."""
 
     ASYNCIO = "asyncio"
     UVLOOP = "uvloop"
@@ -25,9 +25,9 @@ class Loop(enum.StrEnum):
 
 
 def run_on(loop: Loop, function: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
-    """Run an async function on a loop of that kind.
+    """Run an async function on that kind of loop.
 
-    :raises KeyboardInterrupt: after Ctrl-C, also where the loop hands it on in an exception group
+    :raises KeyboardInterrupt: after Ctrl-C, even if the loop wraps it in an exception group
     """
     backend = "trio" if loop is Loop.TRIO else "asyncio"
     options: dict[str, Any] = {}
@@ -39,7 +39,7 @@ def run_on(loop: Loop, function: Callable[[*Args], Awaitable[T]], *args: *Args) 
 
 @contextmanager
 def plain_interrupts() -> Iterator[None]:
-    """Have Ctrl-C come out as it is, also where the loop hands it on in an exception group."""
+    """Raise KeyboardInterrupt itself even if the loop wraps it in an exception group."""
     try:
         yield
     except BaseExceptionGroup as group:
@@ -49,9 +49,9 @@ def plain_interrupts() -> Iterator[None]:
 
 
 def check_installed(loop: Loop) -> None:
-    """Refuse a loop whose package is not there.
+    """Refuse a loop whose package is not installed.
 
-    :raises BadInput: naming the extra that brings it
+    :raises BadInput: with the extra that installs it
     """
     try:
         importlib.import_module(loop.value)

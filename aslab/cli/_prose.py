@@ -1,4 +1,4 @@
-"""Text for people, no wider than the terminal, or than 80 columns where there is none."""
+"""Text for people, no wider than the terminal, or than 80 columns without one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rich.text import Text
 
 
 def console() -> Console:
-    """Stdout, in colour where that is a terminal; what is printed is taken as it is."""
+    """Stdout, in colour if it is a terminal. Text is printed without markup."""
     return Console(highlight=False, markup=False, emoji=False)
 
 
 def say(to: Console, text: str = "", style: str = "", *, head: str = "", head_style: str = "") -> None:
-    """Print text, broken at spaces; all of it to the right of ``head``. What has no spaces is never broken."""
+    """Print text, wrapped at spaces to the right of ``head``. Words are never broken."""
     room = max(20, to.width - len(head))
     lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
     text = f"\n{'':{len(head)}}".join(lines)
@@ -28,11 +28,11 @@ def say(to: Console, text: str = "", style: str = "", *, head: str = "", head_st
 def tabulate(
     to: Console, rows: Sequence[Mapping[str, str]], *, left: Collection[str] = (), title: str = ""
 ) -> None:
-    """Print a table. Where it is too wide, its headings are broken at spaces, to the width of what is below them.
+    """Print a table. If it is too wide, headings are wrapped at spaces to the width of their column.
 
-    Where that is not enough, what is in the first column is broken after spaces and underscores.
+    If that is not enough, the first column is wrapped after spaces and underscores.
 
-    :param left: columns that are aligned to the left; the others are figures
+    :param left: columns that are left-aligned; the others are figures
     """
     widths = {name: max(len(row[name]) for row in rows) for name in rows[0]}
     headings = {name: [name] for name in widths}
@@ -43,7 +43,7 @@ def tabulate(
         }
     first, *others = widths
     least = {name: max(map(len, headings[name])) for name in others}
-    for name in others:  # text may be broken at spaces, figures may not
+    for name in others:  # text may be wrapped at spaces, figures may not
         words = (word for row in rows for word in (row[name].split() if name in left else [row[name]]))
         least[name] = max([least[name], *map(len, words)])
     room = to.width - sum(width + 2 for width in least.values())
@@ -61,7 +61,7 @@ def tabulate(
 
 
 def _broken(name: str, width: int) -> str:
-    """A name on as many lines as it takes, broken after spaces and underscores; no word is broken."""
+    """Wrap a name after spaces and underscores; words are never broken."""
     lines = [""]
     for word in re.split(r"(?<=[_ ])", name):
         if lines[-1] and len(lines[-1] + word) > width:

@@ -1,7 +1,7 @@
-"""A machine short of memory, in a few objects: backends whose delays and failures come from a model of Linux.
+"""A machine short of memory: backends whose delays and failures come from a model of Linux.
 
-They hand out real memory, but take their time on the event loop's clock, so that in simulated time a run is
-the same each time:
+They hand out real memory, but their delays pass on the event loop's clock, so a run in simulated time is the
+same each time:
 
     memory = PhysicalMemory(64 * 256)  # 64 MiB
     PageCache(memory, clean=4000, dirty=8000, writeback=0.01)

@@ -1,6 +1,6 @@
-"""The one lock that every virtually contiguous allocation takes, and how long it is waited for.
+"""The one lock that every virtually contiguous allocation takes, and how long callers wait for it.
 
-That many callers compete for the kernel's address space was a reason to let one worker grow slabs.
+Contention for the kernel's address space was one reason to have a single worker grow slabs.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import anyio
 
 
 class AddressSpace:
-    """A lock with a queue, first come, first served, that counts. For one event loop; times in seconds."""
+    """A first-come, first-served lock with statistics. For one event loop; times are in seconds."""
 
     def __init__(self) -> None:
         self.held: bool = False
-        """Whether somebody searches now."""
+        """Whether a search is in progress."""
         self.calls: int = 0
-        """Searches begun, or queued for."""
+        """Searches started or queued."""
         self.lock_waits: int = 0
-        """Those that had to queue."""
+        """Searches that had to queue."""
         self.lock_wait_total: float = 0.0
-        """Time spent in the queue, by all that left it."""
+        """Total time in the queue, of all that have left it."""
         self.lock_wait_longest: float = 0.0
-        """The longest that one was in the queue."""
+        """The longest time in the queue."""
         self.lock_held_total: float = 0.0
-        """Time that the lock was held."""
-        self._queue: OrderedDict[anyio.Event, float] = OrderedDict()  # and since when
+        """Total time the lock was held."""
+        self._queue: OrderedDict[anyio.Event, float] = OrderedDict()  # with the time of joining
 
     async def search(self, duration: float) -> None:
-        """Take the lock, hold it for so long, let go. Suspends; may be cancelled at any time."""
+        """Take the lock, hold it for ``duration``, release it. Suspends; may be cancelled at any time."""
         self.calls += 1
         if self.held:
             await self._wait()
@@ -42,7 +42,7 @@ class AddressSpace:
             self._pass_on()
 
     def queued(self) -> tuple[float, float]:
-        """How long those that are in the queue have waited so far: the longest, and all together."""
+        """How long the current queue has waited so far: the longest wait, and the total."""
         now = anyio.current_time()
         waits = [now - since for since in self._queue.values()]
         return max(waits, default=0.0), sum(waits)
@@ -55,7 +55,7 @@ class AddressSpace:
         try:
             await turn.wait()
         except BaseException:
-            if turn.is_set():  # the cancellation overtook the lock on its way here
+            if turn.is_set():  # cancelled after the lock was handed over
                 self._pass_on()
             else:
                 del self._queue[turn]
@@ -66,7 +66,7 @@ class AddressSpace:
             self.lock_wait_longest = max(self.lock_wait_longest, waited)
 
     def _pass_on(self) -> None:
-        if self._queue:  # handed over while held, so that nobody can come between
+        if self._queue:  # handed over while held, so that nobody can jump the queue
             self._queue.popitem(last=False)[0].set()
         else:
             self.held = False

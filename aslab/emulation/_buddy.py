@@ -1,7 +1,7 @@
-"""Linux' page allocator without the kernel: free blocks by order, split on the way out, merged on the way back.
+"""Linux' page allocator without the kernel: free blocks by order, split when allocated, merged when freed.
 
-Fragmentation is what makes large contiguous requests fail while memory is free, so it has to be real
-here: pages have numbers, and only a block and its own buddy become one again.
+Fragmentation makes large contiguous requests fail while memory is free, so it has to be real here: pages have
+numbers, and a block merges only with its own buddy.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ MAX_ORDER = 10
 class Buddy:
     """Free blocks of 2**0 to 2**10 pages, each at a multiple of its size. Not thread-safe, never suspends.
 
-    Any number of pages: what a row of the largest blocks leaves over is split into smaller ones. The block
-    freed last is given out first, as Linux prefers pages that are still in the processor's caches.
+    Works for any number of pages: the remainder after the largest blocks is split into smaller ones. The most
+    recently freed block is allocated first, as Linux prefers pages that are still in the CPU cache.
 
-    :raises ConfigError: if ``pages`` is not a whole number above 0
+    :raises ConfigError: if ``pages`` is not a positive whole number
     """
 
     def __init__(self, pages: int) -> None:
@@ -27,17 +27,17 @@ class Buddy:
         """All pages, free or not."""
         self.free_pages: int = pages
         """Pages that are free."""
-        # Dicts as ordered sets: the last in is the first out, and any one can be removed, both at once.
+        # Dicts as ordered sets: last in, first out, and any block can be removed, both in constant time.
         self._free: list[dict[int, None]] = [{} for _ in range(MAX_ORDER + 1)]
         self._allocated: dict[int, int] = {}
         pfn = pages
-        for order in range(MAX_ORDER + 1):  # from the end, so that low addresses go out first
+        for order in range(MAX_ORDER + 1):  # from the end, so that low addresses are allocated first
             while pfn and (order == MAX_ORDER or pfn & (1 << order)):
                 pfn -= 1 << order
                 self._free[order][pfn] = None
 
     def allocate(self, order: int) -> int | None:
-        """The first page's number of 2**order free pages; None if no block is large enough.
+        """Allocate 2**order pages. Returns the number of the first; None if no block is large enough.
 
         :raises ConfigError: if ``order`` is not 0..10
         """
@@ -56,7 +56,7 @@ class Buddy:
         return None
 
     def allocate_page(self, pfn: int) -> bool:
-        """Allocate this one page, as order 0. False if it is not free."""
+        """Allocate this very page, as order 0. Returns False if it is not free."""
         for order, blocks in enumerate(self._free):
             start = pfn & -(1 << order)
             if start not in blocks:
@@ -64,14 +64,14 @@ class Buddy:
             del blocks[start]
             for smaller in range(order - 1, -1, -1):
                 half = pfn >> smaller << smaller
-                self._free[smaller][half ^ (1 << smaller)] = None  # the half that the page is not in
+                self._free[smaller][half ^ (1 << smaller)] = None  # the half without the page
             self._allocated[pfn] = 0
             self.free_pages -= 1
             return True
         return False
 
     def free_in_rows(self, order: int) -> list[int]:
-        """For each whole aligned row of 2**order pages, how many of them are free."""
+        """The number of free pages in each aligned run of 2**order pages."""
         rows = [0] * (self.pages >> order)
         for size, blocks in enumerate(self._free):
             for pfn in blocks:
@@ -81,7 +81,7 @@ class Buddy:
         return rows
 
     def free(self, pfn: int, order: int) -> None:
-        """Give a block back, as it was allocated, and merge it with its buddy for as long as that is free.
+        """Free a block as it was allocated, merging it with free buddies.
 
         :raises ValueError: if no block of this order was allocated there; nothing is changed
         """
@@ -96,5 +96,5 @@ class Buddy:
         self._free[order][pfn] = None
 
     def counts(self) -> tuple[int, ...]:
-        """How many blocks of each order are free, 0 first, as /proc/buddyinfo lists them."""
+        """The number of free blocks of each order, 0 first, as in /proc/buddyinfo."""
         return tuple(len(blocks) for blocks in self._free)

@@ -1,6 +1,6 @@
-"""Physically contiguous memory: it keeps to its flags, so it never gets stuck, and fails instead.
+"""Physically contiguous memory: it obeys its flags, so it fails rather than getting stuck.
 
-Emergency objects come from here; a fragmented machine refuses the large ones.
+Emergency objects come from here; a fragmented machine refuses large ones.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from ._real import collect, free_all, give_back, pages_for, region_at_once, regi
 
 
 class Kmalloc:
-    """A backend that works as Linux' kmalloc for large sizes: a block of 2**order pages, with the caller's flags.
+    """A backend like Linux' kmalloc for large sizes: a block of 2**order pages, with the caller's flags.
 
-    With ``vmap=True`` it maps as many single pages as it takes instead, the flags honoured throughout: SPL's
-    own idea of how to mend its order-5 failures.
+    With ``vmap=True`` it maps as many single pages as needed instead, honouring the flags throughout, as SPL
+    proposed for its order-5 failures.
 
-    Cancelled or refused, it keeps nothing.
+    If cancelled or refused, it keeps nothing.
 
-    :param per_page: seconds for each page, those of rounding up to an order included
+    :param per_page: seconds per page, including those added by rounding up to an order
     :param per_call: seconds before anything else
-    :param vmap: single pages, mapped together
-    :param seed: the same seed, the same delays
+    :param vmap: use single pages, mapped together
+    :param seed: the same seed gives the same delays
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class Kmalloc:
         self.memory = memory
         self.vmap = vmap
         self.calls: int = 0
-        """Acquires there have been."""
+        """Calls to acquire so far."""
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
-        """Get pages, reclaiming as the flags allow, and real memory for them that is mapped lazily. Suspends.
+        """Get pages, reclaiming as the flags allow, and real memory for them, mapped lazily. Suspends.
 
-        :raises PageAllocationFailure: if there are none; it is logged as dmesg would have it
-        :raises MemoryError: if it is more than 2**10 pages, or with ``vmap``, more than all memory
+        :raises PageAllocationFailure: if there are none; it is logged as in dmesg
+        :raises MemoryError: if it needs more than 2**10 pages, or with ``vmap``, more than all memory
         """
         self.calls += 1
         count, order = self._shape(nbytes, align)
@@ -61,7 +61,7 @@ class Kmalloc:
         blocks: list[Block] = []
         try:
             if self.vmap:
-                # Several that each wait for one page more, holding what they have, would wait for each other.
+                # Several callers that hold pages and wait for one more would wait for one another.
                 await collect(self.memory, blocks, count, gfp | GFP.NORETRY, self._per_page)
             else:
                 await anyio.sleep(sum(self._per_page() for _ in range(1 << order)))
@@ -74,9 +74,9 @@ class Kmalloc:
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
         """As `acquire`, at once, without reclaim. From any thread.
 
-        :raises PageAllocationFailure: if there are none; it is logged as dmesg would have it
-        :raises MemoryError: if it is more than 2**10 pages, or with ``vmap``, more than all memory
-        :raises anyio.WouldBlock: if a delay drawn is not 0
+        :raises PageAllocationFailure: if there are none; it is logged as in dmesg
+        :raises MemoryError: if it needs more than 2**10 pages, or with ``vmap``, more than all memory
+        :raises anyio.WouldBlock: if the delay is not 0
         """
         self.calls += 1
         count, order = self._shape(nbytes, align)
@@ -85,15 +85,15 @@ class Kmalloc:
         return region_at_once(self.memory, count, order, gfp, nbytes, align)
 
     async def release(self, region: Region) -> None:
-        """Give the pages back, at once; then a checkpoint. On any loop.
+        """Return the pages at once, followed by a checkpoint. On any loop.
 
-        :raises ValueError: if it was released before
+        :raises ValueError: if it was already released
         """
         give_back(self.memory, region)
         await anyio.lowlevel.checkpoint()
 
     def _shape(self, nbytes: int, align: int) -> tuple[int, int]:
-        """How many blocks, and their order."""
+        """The number of blocks, and their order."""
         if self.vmap:
             pages = pages_for(nbytes)
             if pages > self.memory.pages:

@@ -1,6 +1,6 @@
-"""The machine's memory: pages, the marks below which only the urgent may take them, and its failures.
+"""The machine's memory: pages, the watermarks that reserve some for urgent requests, and failures.
 
-Everything that is emulated takes its pages here, so that what one holds another lacks.
+All emulated parts take their pages here, so that what one holds, another lacks.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _BITS = ((GFP.RECLAIM, 0x10), (GFP.HIGH, 0x20), (GFP.IO, 0x40), (GFP.FS, 0x80), 
 log = logging.getLogger("aslab.emulation")
 
 PF_MEMALLOC: ContextVar[bool] = ContextVar("aslab_pf_memalloc", default=False)
-"""Linux' flag of a task: whatever it asks for may use the last reserve, and never enters reclaim."""
+"""Linux' task flag: all allocations may use the last reserve, and never enter reclaim."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """2**order pages in a row."""
+    """2**order contiguous pages."""
 
     pfn: int
     """The number of the first page, a multiple of 2**order."""
@@ -40,15 +40,15 @@ class Block:
 
 
 class PageAllocationFailure(MemoryError):
-    """No such block, or too few free pages. Its text is the line that Linux 2.6.32 logs then.
+    """No block of that size, or too few free pages. Its text is the line that Linux 2.6.32 logs.
 
-    The bits in ``mode`` are those of that version; MEMALLOC, which it did not have, is Linux 3.6's.
+    The bits in ``mode`` are those of that version; MEMALLOC, which it did not have, is from Linux 3.6.
     """
 
     def __init__(self, who: str, order: int, gfp: GFP) -> None:
         super().__init__(who, order, gfp)
         self.order = order
-        """The order that was asked for."""
+        """The requested order."""
         self.gfp = gfp
         """The flags of the request."""
 
@@ -61,14 +61,15 @@ class PageAllocationFailure(MemoryError):
 class PhysicalMemory:
     """Pages behind watermarks. Thread-safe; only `get` ever suspends.
 
-    The rule is Linux' (mm/page_alloc.c, zone_watermark_ok since 4.4, for one zone): an allocation has to
-    leave ``low`` pages free, or kswapd is woken; then at least ``min``, HIGH half of that; MEMALLOC may take
-    them all. Then a block of the order has to exist. The marks' defaults are Linux' too: min is sqrt(16 * KiB of
-    memory) KiB, within 128 KiB and 64 MiB, and here at most 1/8 of all pages; low is 5/4, high 3/2 of it.
+    The rules are those of Linux (mm/page_alloc.c, zone_watermark_ok since 4.4, for one zone): an allocation that
+    leaves fewer than ``low`` pages free wakes kswapd; it must leave at least ``min``, or half of that with HIGH;
+    MEMALLOC may take all. Then there must be a block of that order. The defaults are Linux' too: min is
+    sqrt(16 * KiB of memory) KiB, between 128 KiB and 64 MiB, and here at most 1/8 of all pages; low is 5/4 of it,
+    high 3/2.
 
     There is no kswapd: `under_pressure` says when it would run. Sizes are in pages.
 
-    :raises ConfigError: for a size that is no whole number, or marks not in the order min, low, high, pages
+    :raises ConfigError: if a size is not a whole number, or not min <= low <= high <= pages
     """
 
     def __init__(
@@ -83,43 +84,43 @@ class PhysicalMemory:
         self.pages: int = pages
         """All pages, free or not."""
         self.min: int = _default_min(pages) if min is None else min
-        """Free pages that only MEMALLOC may take."""
+        """Free pages that only MEMALLOC may use."""
         whole_number("min", self.min, 0, pages)
         self.low: int = _quarters(5, self.min, pages) if low is None else low
-        """Free pages below which kswapd is woken."""
+        """Free pages below which kswapd wakes up."""
         whole_number("low", self.low, self.min, pages)
         self.high: int = max(self.low, _quarters(6, self.min, pages)) if high is None else high
-        """Free pages at which kswapd is content."""
+        """Free pages at which kswapd goes back to sleep."""
         whole_number("high", self.high, self.low, pages)
         self.reclaimer: Reclaimer | None = None
-        """Asked by `get` for so many pages, with the caller's flags; answers how many it has freed."""
+        """Called by `get` with the number of pages and the caller's flags; returns how many it freed."""
         self.wake_kswapd: Callable[[], object] | None = None
-        """Called when kswapd is woken; must be quick, and not come back here."""
+        """Called to wake kswapd; must be quick, and must not call this memory."""
         self.wake_kcompactd: Callable[[int], object] | None = None
-        """Called with the order of a request that found enough pages, but no block; as ``wake_kswapd``."""
+        """Called with the order of a request that found enough pages but no block, as ``wake_kswapd``."""
         self.on_free: Callable[[], object] | None = None
         """Called after each `free`."""
         self.under_pressure: bool = False
-        """From kswapd's being woken until ``high`` pages are free."""
+        """True from when kswapd is woken until ``high`` pages are free."""
         self.kswapd_wakeups: int = 0
-        """Times that it was woken while it slept."""
+        """Times kswapd was woken from sleep."""
         self.failures_by_order: list[int] = [0] * (MAX_ORDER + 1)
-        """Requests that failed for good."""
+        """Requests that finally failed."""
         self.lowest_free: int = pages
-        """The fewest free pages there ever were."""
+        """The lowest number of free pages so far."""
         self.pinned: int = 0
-        """Pages that `fragment` holds."""
+        """Pages held by `fragment`."""
         self._lock = threading.Lock()
 
     @property
     def free_pages(self) -> int:
-        """Pages that are free."""
+        """The number of free pages."""
         return self._buddy.free_pages
 
     def allocate(self, order: int, gfp: GFP) -> Block:
-        """2**order pages in a row, at once.
+        """Allocate 2**order contiguous pages, at once.
 
-        :raises PageAllocationFailure: if there are none for these flags; it is logged as dmesg would have it
+        :raises PageAllocationFailure: if there are none for these flags; it is logged as in dmesg
         :raises ConfigError: if ``order`` is not 0..10
         """
         block = self._take(order, gfp)
@@ -128,9 +129,9 @@ class PhysicalMemory:
         return block
 
     async def get(self, order: int, gfp: GFP) -> Block:
-        """As `allocate`; with RECLAIM, frees memory first where there is none (direct reclaim).
+        """As `allocate`; with RECLAIM, frees memory first if there is none (direct reclaim).
 
-        It tries again for as long as the reclaimer frees anything. Suspends only in the reclaimer.
+        Retries as long as the reclaimer frees anything. Suspends only in the reclaimer.
 
         :raises PageAllocationFailure: if there is none, and nothing more to reclaim
         """
@@ -143,7 +144,7 @@ class PhysicalMemory:
         return block
 
     def free(self, block: Block) -> None:
-        """Give a block back.
+        """Free a block.
 
         :raises ValueError: if it is not allocated; nothing is changed
         """
@@ -154,7 +155,7 @@ class PhysicalMemory:
             self.on_free()
 
     def isolate(self, pfn: int | None = None) -> Block | None:
-        """Take a page, this one or any, if it is free, whatever the marks say: for who moves pages."""
+        """Take a free page, this one or any, regardless of watermarks: for code that moves pages."""
         with self._lock:
             if pfn is None:
                 pfn = self._buddy.allocate(0)
@@ -164,23 +165,23 @@ class PhysicalMemory:
         return None if pfn is None else Block(pfn, 0)
 
     def free_in_rows(self, order: int) -> list[int]:
-        """For each whole aligned row of 2**order pages, how many of them are free."""
+        """The number of free pages in each aligned run of 2**order pages."""
         with self._lock:
             return self._buddy.free_in_rows(order)
 
     def counts(self) -> tuple[int, ...]:
-        """How many blocks of each order are free, 0 first."""
+        """The number of free blocks of each order, 0 first."""
         with self._lock:
             return self._buddy.counts()
 
     def buddyinfo(self) -> str:
-        """The same as a line of /proc/buddyinfo."""
+        """The same, as a line of /proc/buddyinfo."""
         return f"Node 0, zone {'Normal':>8} " + " ".join(f"{count:6d}" for count in self.counts())
 
     def fragment(self, share: float, *, seed: int | None = None) -> Pins:
-        """Pin single pages, whatever the marks say: ``share`` (0..1) of all, as far as they are free.
+        """Pin single pages regardless of watermarks: ``share`` (0..1) of all pages, as far as they are free.
 
-        Spread evenly, or at random with a seed. An even 1/32 leaves no block of order 5.
+        They are spread evenly, or at random with a seed. An even 1/32 leaves no block of order 5.
 
         :raises ConfigError: if ``share`` is not a number in 0..1
         """
@@ -213,12 +214,12 @@ class PhysicalMemory:
         free = self._buddy.free_pages
         if free < self.lowest_free:
             self.lowest_free = free
-        # Where only fragmentation is in the way, kswapd finds the zone balanced and sleeps on.
+        # If only fragmentation is in the way, kswapd finds the zone balanced and sleeps on.
         if woken and free < self.high:
             if not self.under_pressure:
                 self.under_pressure = True
                 self.kswapd_wakeups += 1
-            if self.wake_kswapd is not None:  # again: the last time there may have been nothing to free
+            if self.wake_kswapd is not None:  # again: last time there may have been nothing to free
                 self.wake_kswapd()
 
     def _rest_perhaps(self) -> None:
@@ -235,13 +236,13 @@ class PhysicalMemory:
     def _unpin(self, pages: list[int]) -> None:
         with self._lock:
             self.pinned -= len(pages)
-            while pages:  # emptied in place: a second release finds nothing
+            while pages:  # emptied in place, so that a second release does nothing
                 self._buddy.free(pages.pop(), 0)
             self._rest_perhaps()
 
 
 class Pins:
-    """Pages that `PhysicalMemory.fragment` holds."""
+    """Pages held by `PhysicalMemory.fragment`."""
 
     def __init__(self, memory: PhysicalMemory, pages: list[int]) -> None:
         self._memory = memory
@@ -251,7 +252,7 @@ class Pins:
         return len(self._pages)
 
     def release(self) -> None:
-        """Give the pages back. From any thread; a second time does nothing."""
+        """Free the pages. From any thread; the second call does nothing."""
         self._memory._unpin(self._pages)
 
 
@@ -268,5 +269,5 @@ def _quarters(count: int, mark: int, pages: int) -> int:
 def _who() -> str:
     try:
         return anyio.get_current_task().name or ""
-    except (RuntimeError, AttributeError):  # no event loop here, or a callback of one
+    except (RuntimeError, AttributeError):  # no event loop, or in a callback
         return threading.current_thread().name

@@ -1,7 +1,6 @@
-"""Memory that could be free: pages of files, clean ones to be dropped and dirty ones to be written first.
+"""Memory that can be reclaimed: file pages, which are dropped if clean and written back first if dirty.
 
-This is where an allocation that may reclaim spends its time, and where one that must not start I/O
-has nothing to hope for.
+This is where an allocation that may reclaim spends its time, and one that must not start I/O gets little.
 """
 
 from __future__ import annotations
@@ -14,23 +13,23 @@ from ..faults import Delay
 from ..faults._delay import drawing
 from ._memory import Block, PhysicalMemory
 
-SWAP_CLUSTER_MAX = 32  # Linux: pages that are reclaimed at one go
+SWAP_CLUSTER_MAX = 32  # Linux: pages reclaimed at a time
 
 
 class PageCache:
     """Holds pages of a memory and gives them up to direct reclaim. For one event loop.
 
-    Makes itself the ``reclaimer`` of the memory. A reclaim drops up to 32 clean pages, or as many as are
-    asked for if that is more. Where there are none, and the caller may do IO and FS, it writes so many dirty
-    ones back instead, one after another, and frees each. A caller that may not is told at once that there is
-    nothing. Cancelled, it keeps what it had not freed yet.
+    Registers itself as the ``reclaimer`` of the memory. A reclaim drops up to 32 clean pages, or as many as
+    requested if that is more. If there are none, and the caller may do IO and FS, it writes back that many dirty
+    pages instead, one after another, and frees each. A caller that may not gets nothing, at once. If cancelled,
+    it keeps what it has not freed yet.
 
     :param clean: pages that can be dropped
     :param dirty: pages that must be written first
-    :param scan: seconds for each clean page
-    :param writeback: seconds for each dirty page
-    :param seed: the same seed, the same delays
-    :raises PageAllocationFailure: if the memory has not so many pages above ``min``; it has them all back
+    :param scan: seconds per clean page
+    :param writeback: seconds per dirty page
+    :param seed: the same seed gives the same delays
+    :raises PageAllocationFailure: if the memory does not have that many pages above ``min``; none are kept
     """
 
     def __init__(
@@ -49,11 +48,11 @@ class PageCache:
         self._writeback = drawing("writeback", writeback, seed + 1)
         self.memory = memory
         self.clean: int = clean
-        """Clean pages held, those being dropped included."""
+        """Clean pages held, including those being dropped."""
         self.dirty: int = dirty
-        """Dirty pages held, those being written included."""
+        """Dirty pages held, including those being written."""
         self.reclaims: int = 0
-        """Times it was asked to free something."""
+        """Times it was asked to free memory."""
         self.written: int = 0
         """Dirty pages written back."""
         pages: list[Block] = []
@@ -68,7 +67,7 @@ class PageCache:
         memory.reclaimer = self.reclaim
 
     async def reclaim(self, pages: int, gfp: GFP) -> int:
-        """Free about so many pages, as far as ``gfp`` allows; how many it were. Suspends where it frees any."""
+        """Free about that many pages, as far as ``gfp`` allows. Returns how many. Suspends if it frees any."""
         self.reclaims += 1
         wanted = max(pages, SWAP_CLUSTER_MAX)
         freed = 0

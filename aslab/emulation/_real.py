@@ -1,7 +1,7 @@
-"""Real memory for emulated pages: mapped at once and lazily, so that no thread has to be waited for.
+"""Real memory for emulated pages: mapped lazily on the event loop, without a thread.
 
-A thread's end is an event that simulated time knows nothing of. A mapping nobody has touched costs
-next to nothing, so it can be made on the event loop.
+Simulated time cannot see when a thread ends. A mapping that has not been touched costs almost nothing, so it
+can be made on the event loop.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..backends._libc import PAGE_SIZE
 from ..backends._mmap import _unmap
 from ._memory import Block, PhysicalMemory
 
-BATCH = 64  # pages between two suspensions: concurrent calls get their turns
+BATCH = 64  # pages between two suspensions, so that concurrent calls take turns
 
 _mmap = Mmap()
 
@@ -29,14 +29,14 @@ class _Backing:
 
 
 def pages_for(nbytes: int) -> int:
-    """How many pages so many bytes take."""
+    """The number of pages that ``nbytes`` need."""
     return -(-nbytes // PAGE_SIZE)
 
 
 def region_on(blocks: list[Block], nbytes: int, align: int) -> Region:
     """A region that owns these blocks.
 
-    :raises MemoryError: if the real kernel has no address space; the blocks are then still the caller's
+    :raises MemoryError: if the real kernel has no address space; the caller then still owns the blocks
     """
     region = _mmap.acquire_nowait(nbytes, align, GFP.NOWAIT)
     region.token = _Backing(region.token, blocks)
@@ -44,7 +44,7 @@ def region_on(blocks: list[Block], nbytes: int, align: int) -> Region:
 
 
 def region_at_once(memory: PhysicalMemory, count: int, order: int, gfp: GFP, nbytes: int, align: int) -> Region:
-    """A region on so many blocks, got without waiting; none is kept where one of them fails. From any thread.
+    """A region of ``count`` blocks, allocated without waiting; all or none. From any thread.
 
     :raises PageAllocationFailure: if there are too few
     """
@@ -59,13 +59,13 @@ def region_at_once(memory: PhysicalMemory, count: int, order: int, gfp: GFP, nby
 
 
 def give_back(memory: PhysicalMemory, region: Region) -> None:
-    """Release a region, and its blocks to the memory they are from. From any thread.
+    """Release a region, and return its blocks to their memory. From any thread.
 
-    :raises ValueError: if it is not one of `region_on`, or was given back before
+    :raises ValueError: if it is not from `region_on`, or was already released
     """
     backing = region.token
     if not isinstance(backing, _Backing):
-        raise ValueError("a region that is not on loan from here")
+        raise ValueError("this region was not acquired here, or was already released")
     region.token = backing.mapping
     _unmap(region)
     free_all(memory, backing.blocks)
@@ -80,9 +80,9 @@ def free_all(memory: PhysicalMemory, blocks: list[Block]) -> None:
 async def collect(
     memory: PhysicalMemory, blocks: list[Block], count: int, gfp: GFP, delay: Callable[[], float]
 ) -> None:
-    """Append so many single pages, a batch at a time, after sleeping a delay for each page of it.
+    """Append single pages in batches, sleeping for a delay per page before each batch.
 
-    What was got is in ``blocks`` also if this fails or is cancelled.
+    Pages allocated so far are in ``blocks`` even if this fails or is cancelled.
     """
     for start in range(0, count, BATCH):
         batch = min(BATCH, count - start)

@@ -1,7 +1,7 @@
-"""Pressure on the emulated machine, told as the real one's is: a `Source` for services in the lab.
+"""Memory pressure on the emulated machine, as a `Source` for services in the lab.
 
-Linux has kswapd ask its shrinkers, which is how SPL's caches learned that memory was short. Here the
-memory wakes a task, and that task asks.
+In Linux, kswapd calls shrinkers, which is how SPL's caches learned that memory was short. Here the memory wakes
+a task, which makes the call.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from ._memory import PhysicalMemory
 
 
 class Shrinker:
-    """An `aslab.pressure.Source`: the memory's kswapd was woken, since fewer than ``low`` pages were free.
+    """An `aslab.pressure.Source` that reports when the memory wakes kswapd: fewer than ``low`` pages are free.
 
-    The bytes wanted are those that are missing to ``high`` free pages by the time its task runs. Wake-ups
-    until then are one; where nothing is missing any more, nobody is asked.
+    It asks for the bytes missing to ``high`` free pages at the time its task runs. Wake-ups before that count as
+    one; if nothing is missing any more, it does not ask.
 
-    Takes the memory's ``wake_kswapd`` for as long as it runs. For allocations on the event loop's thread,
-    as those of `Vmalloc` and `Kmalloc` are.
+    Occupies the memory's ``wake_kswapd`` while it runs. Works for allocations on the event loop's thread, as
+    those of `Vmalloc` and `Kmalloc` are.
 
-    :raises ConfigError: if ``memory`` is no `PhysicalMemory`
+    :raises ConfigError: if ``memory`` is not a `PhysicalMemory`
     """
 
     def __init__(self, memory: PhysicalMemory) -> None:
         if not isinstance(memory, PhysicalMemory):
             raise ConfigError("memory", memory, "it must be a PhysicalMemory")
         self.memory = memory
-        """The memory it listens to."""
+        """The memory it watches."""
 
     async def run(self, on_pressure: Callable[[int | None], object]) -> None:
-        """As `aslab.pressure.Source.run`; it ends only by cancellation. Pressure that is there already counts.
+        """As `aslab.pressure.Source.run`; it only ends when cancelled. Existing pressure counts.
 
-        :raises ConfigError: if somebody else has the memory's ``wake_kswapd``, such as a kswapd
+        :raises ConfigError: if the memory's ``wake_kswapd`` is already in use, for instance by a kswapd
         """
         memory = self.memory
         if memory.wake_kswapd is not None:
             raise ConfigError("wake_kswapd", memory.wake_kswapd, "it must be None: one listener per memory")
         woken = anyio.Event()
 
-        def wake() -> None:  # the memory is in the middle of an allocation: nothing may happen here
+        def wake() -> None:  # called in the middle of an allocation: nothing may happen here
             woken.set()
 
         memory.wake_kswapd = wake
@@ -52,7 +52,7 @@ class Shrinker:
                 woken.set()
             while True:
                 await woken.wait()
-                woken = anyio.Event()  # before asking: what is allocated meanwhile wakes it again
+                woken = anyio.Event()  # before asking, so that allocations meanwhile wake it again
                 missing = memory.high - memory.free_pages
                 if missing > 0:
                     on_pressure(missing * PAGE_SIZE)

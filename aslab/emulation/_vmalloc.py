@@ -1,6 +1,6 @@
 """Virtually contiguous memory: any free pages will do, but one lock guards the address space.
 
-And its page tables are got with flags that the caller did not choose: the reason for emergency objects.
+Its page tables are allocated with flags that the caller did not choose: the reason for emergency objects.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from ._address_space import AddressSpace
 from ._memory import Block, PhysicalMemory
 from ._real import collect, free_all, give_back, pages_for, region_at_once, region_on
 
-PAGES_PER_TABLE = 512  # x86-64: 8 bytes for each page, in one page
+PAGES_PER_TABLE = 512  # x86-64: one page with 8 bytes for each page
 
 
 class Vmalloc:
-    """A backend that works as Linux' vmalloc: slabs come from here.
+    """A backend like Linux' vmalloc: slabs come from here.
 
-    An acquire takes its time, then searches the address space under its lock, then gets single pages with
-    the caller's flags, 64 at a time, then a page for each 512 of them as page tables. Those are got with
-    `GFP.KERNEL` whatever was asked: the kernel of the day did so (OpenZFS SPL, the change "Emergency slab
-    objects", 2012), so that a caller who must not start I/O may come to wait for writeback. With
-    ``honour_gfp`` they are got with the caller's flags.
+    An acquire waits for its delay, searches the address space under the lock, allocates single pages with the
+    caller's flags, 64 at a time, and then one page table page per 512 of them. Page tables are allocated with
+    `GFP.KERNEL` regardless of the caller's flags, as the kernel did at the time (OpenZFS SPL, the change
+    "Emergency slab objects", 2012), so a caller that must not start I/O may end up waiting for writeback. With
+    ``honour_gfp`` they are allocated with the caller's flags.
 
-    Cancelled or refused, it keeps nothing. A release takes no lock: vfree is lazy about address space.
+    If cancelled or refused, it keeps nothing. A release takes no lock: vfree returns address space lazily.
 
-    :param per_page: seconds for each page
+    :param per_page: seconds per page
     :param per_call: seconds before anything else
-    :param lock: seconds that the address space is searched, under its lock
-    :param honour_gfp: get page tables with the caller's flags
-    :param seed: the same seed, the same delays
-    :param space: the address space, if several Vmallocs are to share one
+    :param lock: seconds to search the address space, under its lock
+    :param honour_gfp: allocate page tables with the caller's flags
+    :param seed: the same seed gives the same delays
+    :param space: an address space to share with other Vmallocs
     """
 
     def __init__(
@@ -56,16 +56,16 @@ class Vmalloc:
         self._lock = drawing("lock", lock, seed + 2)
         self.memory = memory
         self.space: AddressSpace = AddressSpace() if space is None else space
-        """The address space: its lock, and how long that was waited for and held."""
+        """The address space: its lock, and how long callers waited for and held it."""
         self.honour_gfp = honour_gfp
         self.calls: int = 0
-        """Acquires there have been."""
+        """Calls to acquire so far."""
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
-        """Get pages, and real memory for them that is mapped lazily. Suspends; may be cancelled at any time.
+        """Get pages, and real memory for them, mapped lazily. Suspends; may be cancelled at any time.
 
-        :raises PageAllocationFailure: if pages or page tables cannot be had
-        :raises MemoryError: if it is more than all memory, which Linux refuses before it begins
+        :raises PageAllocationFailure: if there are not enough pages, or page tables
+        :raises MemoryError: if it is more than all memory, which Linux refuses up front
         """
         self.calls += 1
         pages = self._pages_for(nbytes)
@@ -84,9 +84,9 @@ class Vmalloc:
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
         """As `acquire`, at once, and with the caller's flags throughout. From any thread.
 
-        :raises PageAllocationFailure: if pages or page tables cannot be had
+        :raises PageAllocationFailure: if there are not enough pages, or page tables
         :raises MemoryError: if it is more than all memory
-        :raises anyio.WouldBlock: if a delay drawn is not 0, or the address space is locked
+        :raises anyio.WouldBlock: if the delay is not 0, or the address space is locked
         """
         self.calls += 1
         pages = self._pages_for(nbytes)
@@ -96,9 +96,9 @@ class Vmalloc:
         return region_at_once(self.memory, pages + _tables_for(pages), 0, gfp, nbytes, align)
 
     async def release(self, region: Region) -> None:
-        """Give the pages back, at once; then a checkpoint. On any loop.
+        """Return the pages at once, followed by a checkpoint. On any loop.
 
-        :raises ValueError: if it was released before
+        :raises ValueError: if it was already released
         """
         give_back(self.memory, region)
         await anyio.lowlevel.checkpoint()

@@ -1,10 +1,10 @@
-"""Faults, to see what a service does when memory is slow, stuck or refused.
+"""Faults, to test a service with memory that is slow, stuck or refused.
 
-Each wraps a backend, real ones included, and is a backend itself, so they stack in any order:
+Each wraps a backend, which may be a real one, and is a backend itself, so they stack in any order:
 
     slabs = Latency(Failslab(Mmap(), probability=20), Uniform(0.01, 0.05))
 
-The wrapped backend comes first and is the attribute ``backend``. Whatever is random has a seed.
+The wrapped backend is the first argument, and the attribute ``backend``. Everything random has a seed.
 """
 
 from ._deadlock import Deadlock as Deadlock

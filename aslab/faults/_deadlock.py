@@ -1,4 +1,4 @@
-"""Memory that does not come."""
+"""Memory that never arrives."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from ..backends import Backend, Region
 
 
 class Deadlock:
-    """Wraps a backend: acquires get stuck, until their time is over or `let_go`, whichever comes first.
+    """Wraps a backend: acquires get stuck until their time is over or `let_go` is called.
 
-    Which, is said in one of three ways:
+    There are three ways to choose which calls get stuck:
 
-    - From the ``at``-th on, all. They stay so for ``duration`` seconds after the first one got stuck;
-      afterwards everything works.
-    - With ``probability``, from the ``at``-th on each one by chance, for ``duration`` seconds of its own.
-    - With ``window``, those made in that time, until it ends. It is counted from when the Deadlock was made,
-      or from its first call where that was outside an event loop.
+    - By default, all from the ``at``-th on. They stay stuck until ``duration`` seconds after the first one got
+      stuck; after that everything works.
+    - With ``probability``, each call from the ``at``-th on by chance, for ``duration`` seconds.
+    - With ``window``, calls made within that time, until it ends. Time counts from the creation of the Deadlock,
+      or from its first call if it was created outside an event loop.
 
-    Stuck calls can be cancelled. Releases always work. A call that may not wait is refused with
-    `anyio.WouldBlock` where another would get stuck.
+    Stuck calls can be cancelled. Releases always work. Where a call would get stuck, one that may not wait is
+    refused with `anyio.WouldBlock`.
 
     :param at: the first call that can get stuck, counted from 1
-    :param duration: seconds; None is until `let_go`
-    :param probability: percent of calls that get stuck, 0..100
-    :param window: its begin and its end, in seconds
-    :param seed: the same seed, the same calls stuck; only with ``probability``
-    :raises ConfigError: for bad values, and for a window together with anything else
+    :param duration: seconds; None means until `let_go`
+    :param probability: percentage of calls that get stuck, 0..100
+    :param window: begin and end, in seconds
+    :param seed: the same seed makes the same calls stuck; only with ``probability``
+    :raises ConfigError: if a value is wrong, or a window is combined with anything else
     """
 
     def __init__(
@@ -52,32 +52,32 @@ class Deadlock:
         _check(at, duration, probability, window, seed)
         self.backend = backend
         self.duration = duration
-        """Seconds that calls are stuck; None is until `let_go`."""
+        """Seconds that calls are stuck; None means until `let_go`."""
         self.probability = probability
-        """Percent of calls that get stuck, each for itself; None if all do."""
+        """Percentage of calls that get stuck, independently; None if all do."""
         self.window = window
-        """Seconds from when to when calls get stuck; None if the time is not what decides."""
+        """Begin and end of the time when calls get stuck, in seconds; None if time does not matter."""
         self.stuck: int = 0
-        """Calls that are stuck now."""
+        """Calls stuck right now."""
         self.calls: int = 0
-        """Calls there have been."""
+        """Calls so far."""
         self._at = at
         self._draw = random.Random(seed)
         self._origin: float | None = None
-        with contextlib.suppress(RuntimeError):  # made outside an event loop
+        with contextlib.suppress(RuntimeError):  # created outside an event loop
             self._origin = anyio.current_time()
         self._until: float | None = None
         self._over = False
-        self._waiting: dict[anyio.Event, None] = {}  # in order, so that they wake in order
+        self._waiting: dict[anyio.Event, None] = {}  # ordered, so that they wake in order
 
     def let_go(self) -> None:
-        """End the deadlock, for good; the stuck go on in the order they came. Event loop's thread only."""
+        """End the deadlock for good; stuck calls continue in order of arrival. Event loop's thread only."""
         self._over = True
         for event in self._waiting:
             event.set()
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
-        """Get stuck, if it is time to; then ask the wrapped backend."""
+        """Get stuck if it is time to, then ask the wrapped backend."""
         self.calls += 1
         if self._is_time():
             await self._get_stuck()
@@ -86,8 +86,8 @@ class Deadlock:
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
         """Ask the wrapped backend.
 
-        :raises anyio.WouldBlock: if the call would get stuck; in a thread without a loop, which cannot know
-            the time, a window lasts while calls are stuck in it
+        :raises anyio.WouldBlock: if the call would get stuck. A thread without a loop cannot know the time: for
+            it, a window lasts while calls are stuck in it
         """
         self.calls += 1
         if self._is_time():
@@ -95,7 +95,7 @@ class Deadlock:
         return self.backend.acquire_nowait(nbytes, align, gfp)
 
     async def release(self, region: Region) -> None:
-        """Give back to the wrapped backend."""
+        """Release to the wrapped backend."""
         await self.backend.release(region)
 
     def _is_time(self) -> bool:

@@ -1,4 +1,4 @@
-"""How long something takes: a fixed time, a random one, or a list; for faults and for emulated memory."""
+"""Delays for faults and emulated memory: fixed, random, or from a list."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .._errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
-    """Seconds, anything from ``low`` to ``high`` alike."""
+    """Seconds, distributed uniformly from ``low`` to ``high``."""
 
     low: float
     high: float
@@ -27,7 +27,7 @@ class Uniform:
 
 @dataclass(frozen=True, slots=True)
 class Exponential:
-    """Seconds, mostly short and now and then long, ``mean`` on average."""
+    """Seconds, distributed exponentially: mostly short, sometimes long, ``mean`` on average."""
 
     mean: float
 
@@ -36,13 +36,13 @@ class Exponential:
 
 
 Delay = float | Uniform | Exponential | Sequence[float]
-"""Always the same, drawn at random, or a list that is replayed, over and over."""
+"""Constant, random, or a list that is repeated."""
 
 
 def drawing(field: str, delay: Delay, seed: int) -> Callable[[], float]:
-    """A function that answers the next delay in seconds.
+    """A function that returns the next delay in seconds.
 
-    :raises ConfigError: naming ``field``
+    :raises ConfigError: for ``field``, if the delay is wrong
     """
     draw = random.Random(seed)
     if isinstance(delay, Uniform):
@@ -55,7 +55,7 @@ def drawing(field: str, delay: Delay, seed: int) -> Callable[[], float]:
         if not delay:
             raise ConfigError(field, delay, "it must be a list of at least one delay")
         for one in delay:
-            seconds(field, one, zero=True)  # also what a string consists of is refused here
+            seconds(field, one, zero=True)  # this also refuses the characters of a string
         return itertools.cycle(tuple(delay)).__next__
     seconds(field, delay, zero=True)
     fixed = float(delay)

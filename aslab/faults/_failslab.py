@@ -1,4 +1,4 @@
-"""Memory that is refused, with the knobs of Linux' fault injection."""
+"""Memory that is refused, with the options of Linux' fault injection."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ log = logging.getLogger("aslab.faults")
 class Failslab:
     """Wraps a backend: acquires fail with MemoryError, as failslab makes kernel allocations fail.
 
-    The knobs have Linux' names and are asked in Linux' order (lib/fault-inject.c): ``fail_nth`` decides
-    alone where it is set; else ``space``, ``interval``, ``probability``, ``times``.
+    The options have the names and the order of Linux (lib/fault-inject.c): ``fail_nth`` decides alone if it is
+    set; otherwise ``space``, ``interval``, ``probability`` and ``times`` do.
 
-    :param probability: percent of calls that fail, 0..100
-    :param interval: only every so many calls may fail
-    :param times: at most so many failures; -1 is no limit
-    :param space: so many bytes may be had before the first failure
-    :param fail_nth: the n-th call from now fails, and no other; 0 is off. Assign to it to start again.
-    :param verbose: 0 is quiet, 1 logs each failure, 2 with the stack
-    :param seed: the same seed, the same failures
+    :param probability: percentage of calls that fail, 0..100
+    :param interval: only every n-th call may fail
+    :param times: most failures; -1 means no limit
+    :param space: bytes that can be acquired before the first failure
+    :param fail_nth: only the n-th call from now fails; 0 is off. Assign to it to restart.
+    :param verbose: 0 is quiet, 1 logs each failure, 2 adds the stack
+    :param seed: the same seed gives the same failures
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class Failslab:
         self.fail_nth: int = fail_nth
         self.verbose = verbose
         self.failures: int = 0
-        """Failures there have been."""
+        """Failures so far."""
         self._draw = random.Random(seed)
         self._calls = 0
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
         """Fail, or ask the wrapped backend.
 
-        :raises MemoryError: if this call is to fail
+        :raises MemoryError: if this call fails
         """
         self._fail_perhaps(nbytes)
         return await self.backend.acquire(nbytes, align, gfp)
@@ -68,13 +68,13 @@ class Failslab:
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
         """Fail, or ask the wrapped backend.
 
-        :raises MemoryError: if this call is to fail
+        :raises MemoryError: if this call fails
         """
         self._fail_perhaps(nbytes)
         return self.backend.acquire_nowait(nbytes, align, gfp)
 
     async def release(self, region: Region) -> None:
-        """Give back to the wrapped backend."""
+        """Release to the wrapped backend."""
         await self.backend.release(region)
 
     def _fail_perhaps(self, nbytes: int) -> None:

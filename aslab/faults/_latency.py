@@ -1,4 +1,4 @@
-"""Memory that takes its time."""
+"""Memory that is slow."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ._delay import Delay, drawing
 
 
 class Latency:
-    """Wraps a backend: each acquire and each release takes a while longer.
+    """Wraps a backend: each acquire and each release takes longer.
 
-    The delay passes before the wrapped backend is asked, as a cancellable sleep on the event loop, so
-    in virtual time too. Draws come from ``seed``: the same seed, the same delays.
+    The delay is a cancellable sleep on the event loop before the wrapped backend is asked, so it also works in
+    simulated time. The same ``seed`` gives the same delays.
 
-    A call that may not wait is refused with `anyio.WouldBlock` where the delay is not 0.
+    A call that may not wait is refused with `anyio.WouldBlock` if its delay is not 0.
     """
 
     def __init__(self, backend: Backend, acquire: Delay, release: Delay = 0.0, *, seed: int = 0) -> None:
@@ -31,14 +31,14 @@ class Latency:
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
         """Ask the wrapped backend.
 
-        :raises anyio.WouldBlock: if the delay drawn is not 0
+        :raises anyio.WouldBlock: if the delay is not 0
         """
         if self._acquire_delay() > 0:
             raise anyio.WouldBlock
         return self.backend.acquire_nowait(nbytes, align, gfp)
 
     async def release(self, region: Region) -> None:
-        """Sleep, then give back to the wrapped backend, even if cancelled meanwhile."""
+        """Sleep, then release to the wrapped backend, even if cancelled meanwhile."""
         try:
             await anyio.sleep(self._release_delay())
         except anyio.get_cancelled_exc_class():

@@ -1,4 +1,4 @@
-"""Faults in one word, for command lines: ``latency:250ms``, ``deadlock:3s,at=2``, ``failslab:probability=20``."""
+"""Faults as text, for command lines: ``latency:250ms``, ``deadlock:3s,at=2``, ``failslab:probability=20``."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _KNOBS = {"probability", "interval", "times", "space", "fail_nth", "seed"}
 
 
 def parse_fault(spec: str) -> Callable[[Backend], Backend]:
-    """A function that wraps a backend as ``spec`` says.
+    """Parse a fault into a function that wraps a backend.
 
-    :raises ConfigError: if it cannot be understood
+    :raises ConfigError: if it is not a valid fault
     """
     kind, _, rest = spec.partition(":")
     words = [word for word in rest.split(",") if word]
@@ -41,12 +41,12 @@ def parse_fault(spec: str) -> Callable[[Backend], Backend]:
         raise ConfigError("inject", spec, ALLOWED) from None
     if options or plain or len({name for name, _ in named}) < len(named):
         raise ConfigError("inject", spec, ALLOWED)
-    wrap(Heap())  # refuses bad values now, not when the first backend is wrapped
+    wrap(Heap())  # refuses wrong values now, not when the first backend is wrapped
     return wrap
 
 
 def parse_seconds(text: str) -> float:
-    """``3s``, ``250ms``, ``40us``, ``1m``, or a plain number of seconds."""
+    """Parse ``3s``, ``250ms``, ``40us``, ``1m``, or a plain number of seconds."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(us|ms|s|m)?", text)
     if match is None:
         raise ValueError(text)

@@ -19,7 +19,7 @@ from typing import TypeVar, TypeVarTuple
 import pytest
 
 from . import Outcome, run
-from ._run import LOOPS
+from ._simulation._run import LOOPS
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")

@@ -1,4 +1,4 @@
-"""Checks that a backend keeps its contract: aslab's own backends and wrappers, and yours."""
+"""Checks that a backend keeps its contract: for aslab's own backends and wrappers, and for yours."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ TRIES = 1000
 async def check_backend(factory: Callable[[], Backend]) -> None:
     """Check that the backends made by ``factory`` keep the contract of `aslab.backends.Backend`.
 
-    It checks sizes and alignments; that address and memory are the same place; that regions are writable and
-    never overlap, acquired one by one or concurrently; `acquire_nowait`; cancellation of `acquire`; and release
-    in any order, with use afterwards. A backend may refuse with MemoryError, but not always.
+    It checks sizes and alignment; that address and memory match; that regions are writable and never overlap,
+    whether acquired in turn or concurrently; `acquire_nowait`; cancellation of `acquire`; release in any order,
+    and use afterwards. A backend may refuse with MemoryError, but not always.
 
-    Suspends. Takes a few MiB of memory. Run it on each event loop that the backend supports.
+    Suspends. Uses a few MiB of memory. Run it on each event loop that the backend supports.
 
     :param factory: called without arguments for each of the checks; returns a new backend
     :raises AssertionError: naming the rule that is broken
@@ -36,7 +36,7 @@ async def check_backend(factory: Callable[[], Backend]) -> None:
 
 
 async def _check_sizes(backend: Backend) -> None:
-    _require(callable(getattr(backend, "acquire_nowait", None)), "a backend has acquire_nowait")
+    _require(callable(getattr(backend, "acquire_nowait", None)), "a backend must have acquire_nowait")
     for nbytes in SIZES:
         for align in ALIGNMENTS:
             for gfp in (GFP.KERNEL, GFP.NOIO | GFP.HIGH, GFP.NOWAIT | GFP.MEMALLOC):
@@ -75,7 +75,7 @@ async def _check_nowait(backend: Backend) -> None:
 
 
 async def _check_cancellation(backend: Backend) -> None:
-    for turn in range(40):  # several times each: trio runs ready tasks in random order
+    for turn in range(40):  # several times each: on trio, which of two tasks runs first is random
         checkpoints = turn % 4
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as tasks:
@@ -107,26 +107,28 @@ async def _acquire(backend: Backend, nbytes: int, align: int, gfp: GFP) -> Regio
 
 
 def _check_region(region: object, nbytes: int, align: int) -> None:
-    _require(isinstance(region, Region), f"acquire returns a Region, not {region!r}")
+    _require(isinstance(region, Region), f"acquire must return a Region, not {region!r}")
     assert isinstance(region, Region)  # for the type checker
     memory = region.memory
-    _require(isinstance(memory, memoryview), f"a region's memory is a memoryview, not {type(memory).__name__}")
-    _require(not memory.readonly, "a region's memory is writable")
+    _require(
+        isinstance(memory, memoryview), f"a region's memory must be a memoryview, not {type(memory).__name__}"
+    )
+    _require(not memory.readonly, "a region's memory must be writable")
     _require(
         memory.c_contiguous and memory.format == "B" and memory.ndim == 1,
-        "a region's memory is contiguous, flat, of format B",
+        "a region's memory must be contiguous and flat, of format B",
     )
-    _require(memory.nbytes >= nbytes, f"a region of {nbytes} bytes has at least that many, not {memory.nbytes}")
-    _require(region.address % align == 0, f"the address {region.address:#x} is a multiple of {align}")
+    _require(memory.nbytes >= nbytes, f"{nbytes} bytes were requested, but {memory.nbytes} returned")
+    _require(region.address % align == 0, f"the address {region.address:#x} must be a multiple of {align}")
     memory[0], memory[nbytes - 1] = 171, 205
     seen = ctypes.string_at(region.address, nbytes)
-    _require(seen[nbytes - 1] == 205 and (nbytes == 1 or seen[0] == 171), "the address is that of the memory")
+    _require(seen[nbytes - 1] == 205 and (nbytes == 1 or seen[0] == 171), "address must be where the memory is")
 
 
 def _check_apart(regions: list[Region]) -> None:
     spans = sorted((region.address, region.address + 4096) for region in regions)
     for (_, end), (start, _) in pairwise(spans):
-        _require(end <= start, "regions do not overlap")
+        _require(end <= start, "regions must not overlap")
     for number, region in enumerate(regions):
         region.memory[:4096] = bytes([number]) * 4096
     _check_contents(regions, range(len(regions)))
@@ -135,7 +137,7 @@ def _check_apart(regions: list[Region]) -> None:
 def _check_contents(regions: list[Region], numbers: range) -> None:
     for number in numbers:
         same = bytes(regions[number].memory[:4096]) == bytes([number]) * 4096
-        _require(same, "a region keeps what is written to it while others come and go")
+        _require(same, "a region must keep its contents while others come and go")
 
 
 def _require(truth: bool, rule: str) -> None:

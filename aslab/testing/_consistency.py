@@ -13,7 +13,7 @@ from .._kmem._state import reachable
 def check_consistency(cache: Cache[Any]) -> None:
     """Recount everything in a cache, and compare with its counters. Never suspends.
 
-    Event loop's thread only, while no other thread uses the cache.
+    Event loop's thread only, with no other thread using the cache.
 
     :raises AssertionError: naming what does not add up
     """

@@ -1,0 +1,61 @@
+"""Output for programs: lines for ``sha256sum -c``, or one JSON object."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ._runs import Result, differing
+
+_ESCAPES = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\r", b"\\r"))
+
+
+def write_sums(sums: Mapping[str, str]) -> None:
+    """Print lines for ``sha256sum -c``, sorted by path; names are printed as their original bytes."""
+    lines = [_line(os.fsencode(path), hexadecimal) for path, hexadecimal in sums.items()]
+    lines.sort()
+    sys.stdout.flush()
+    sys.stdout.buffer.writelines(line for _, line in lines)
+    sys.stdout.buffer.flush()
+
+
+def _line(path: bytes, hexadecimal: str) -> tuple[bytes, bytes]:
+    """The path to sort by, and the line, which starts with a backslash if the name is escaped."""
+    name = b"./-" if path == b"-" else path  # "-" alone would mean stdin
+    escaped = name
+    for plain, escape in _ESCAPES:
+        escaped = escaped.replace(plain, escape)
+    mark = b"\\" if escaped != name else b""
+    return path, b"%b%b  %b\n" % (mark, hexadecimal.encode(), escaped)
+
+
+def write_json(results: Sequence[Result]) -> None:
+    """Print one JSON object about all runs."""
+    told = {"runs": [_as_json(result) for result in results], "checksums_equal": not differing(results)}
+    sys.stdout.write(json.dumps(told, indent=2) + "\n")
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    outcome = result.outcome
+    return {
+        "loop": result.run.loop.value,
+        "injected": list(result.run.injected),
+        "files": len(outcome.sums),
+        "bytes": outcome.nbytes,
+        "seconds": outcome.seconds,
+        "bytes_per_second": outcome.nbytes / outcome.seconds if outcome.seconds else 0.0,
+        "allocations": outcome.allocations,
+        "waited": len(outcome.waits),
+        "wait_median": statistics.median(outcome.waits) if outcome.waits else None,
+        "wait_longest": outcome.waits[-1] if outcome.waits else None,
+        "emergency_used": outcome.emergency_used,
+        "emergency_max": outcome.stats.obj_emergency_max,
+        "deadlocks": outcome.stats.obj_deadlock,
+        "resumed": outcome.resumed,
+        "unreadable": [asdict(one) for one in outcome.unreadable],
+    }
