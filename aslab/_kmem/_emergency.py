@@ -1,4 +1,4 @@
-"""Emergency objects: single objects from another backend, for when slabs are late.
+"""Emergency objects: single objects from another backend, for when slabs are late; and the bound on their bytes.
 
 Always true, between calls:
 
@@ -11,8 +11,8 @@ change of 2012 walked a list, today's SPL walks a tree). A free of any other obj
 handle knows what it is.
 
 An object freed while slabs are still late would have to be made again at once. So it is kept as a spare, still
-constructed, for the next caller. It is given back once growth is well again, or once it has been idle for a
-moment: other callers may need the same memory to make progress.
+constructed, for the next caller. It is released once growth has recovered, or after it has been idle briefly:
+other callers may need the same memory to make progress.
 
 In the counters, emergency objects are part of the objects' total, never of the slabs' (SPL's rule). Spares belong
 to no caller and are counted separately.
@@ -317,7 +317,7 @@ class Emergency(Generic[T]):
             self._permits.spares[self.clear] = None
             self.spares.append(slot)
         else:
-            self._give_up(slot)
+            self._release(slot)
 
     def clear(self, most: int | None = None) -> None:
         """Give the spares back; with ``most``, at most that many, the oldest first."""
@@ -325,7 +325,7 @@ class Emergency(Generic[T]):
         while left > 0 and self.spares:
             left -= 1
             try:
-                self._give_up(self.spares.pop(0))
+                self._release(self.spares.pop(0))
             except IndexError:
                 return
         if not self.spares:
@@ -348,7 +348,7 @@ class Emergency(Generic[T]):
     def _gone(self) -> None:
         self.uncharge(1)
 
-    def _give_up(self, slot: EmergencySlot[T]) -> None:
+    def _release(self, slot: EmergencySlot[T]) -> None:
         if self._config.ctor is not None:
             destroy(slot, self._config.dtor)
         region = slot.region

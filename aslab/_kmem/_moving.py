@@ -1,4 +1,4 @@
-"""The mover's state for one pool (_move.py): what it was asked to do, and how far it is.
+"""The mover's state for one pool (_move.py): what it was asked to do, and how far it has got.
 
 Always true, between calls:
 

@@ -3,7 +3,7 @@
 Always true, between calls:
 
     1. `first` is the waiter with the smallest rank of those that have joined and not left
-    2. a waiter with `slots` or an `error` has been woken, or has not suspended yet: none waits for what it has
+    2. a waiter with `slots` or an `error` has been woken or has not suspended yet: nobody sleeps on what is there
     3. the slots of a waiter belong to it alone: it uses them or gives them back
     4. the magazine is watched (WAITERS, FILLERS) while anyone waits, except from when the first in line is told of
        a free until it runs

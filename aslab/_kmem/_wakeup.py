@@ -10,7 +10,8 @@ So a wake-up may come early, or stand for several, and none is lost.
 Who wakes whom:
 
     the growers    `WorkQueue.put` of a pool that wants a slab; `WorkQueue.wake` when there is room under the limit
-    a waiter       `Waiter.wake`, `tell`, `give` and `fail`, called only from its pool (_waiters.py)
+    a waiter       `Waiter.wake`, `tell`, `give` and `fail`: by a free (_handover.py), by room for an emergency
+                   object (_admission.py), by growth and errors (_pool.py), by the making of its own (_attempts.py)
     the reaper     `WorkQueue.put` of the bytes wanted, by a pressure source or by the limit
     the mover      `WorkQueue.put` of a pool with objects to move
     a releaser     `Wakeup.wake` after a region was queued, as frees come from any thread
