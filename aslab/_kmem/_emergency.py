@@ -215,7 +215,7 @@ class Emergency(Generic[T]):
 
     @property
     def wanted(self) -> bool:
-        """Whether any waiter has been refused, here or by the bound over all caches. Any thread."""
+        """Whether a waiter has been refused, here or by the bound over all caches. Event loop's thread only."""
         return self.refused.first is not None or self._permits.refused.first is not None
 
     @property
