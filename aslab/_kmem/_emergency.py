@@ -220,7 +220,7 @@ class Emergency(Generic[T]):
 
     @property
     def most(self) -> float:
-        """The most objects outstanding at the backend: ``max_emergency``, infinity if that is None."""
+        """The most objects outstanding: 0 with NOEMERGENCY, else ``max_emergency``, infinity if that is None."""
         most = self._config.max_emergency
         if CacheFlags.NOEMERGENCY in self._config.flags:
             return 0
