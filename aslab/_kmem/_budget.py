@@ -1,10 +1,10 @@
-"""How much slab memory all caches hold together and may hold, which pool grows first, and who is starved.
+"""How much slab memory all caches hold and may hold, which pool grows first, and how none starves.
 
 Always true, between calls:
 
     1. used, _returning, _promised, _guaranteed, _not_held and _not_promised are the sums over the accounts
     2. used + _promised + the guarantees not yet promised <= limit, as `try_charge` grants no more
-    3. an account's rank is its pool's claim (`Pool.note_rank`), and `first` returns the account of the smallest
+    3. an account's rank is its pool's claim (`Pool.note_rank`), and `first` returns the account of smallest rank
 
 Each pool has an account. The part of its guarantee that it does not hold is set aside for it alone. The rest goes
 to the pool whose caller has waited longest: pools whose callers came later do not grow before it, so a pool with

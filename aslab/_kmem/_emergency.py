@@ -215,12 +215,12 @@ class Emergency(Generic[T]):
 
     @property
     def wanted(self) -> bool:
-        """Whether any waiter has been refused, here or by the bound over all caches. Any thread."""
+        """Whether a waiter has been refused, here or by the bound over all caches. Event loop's thread only."""
         return self.refused.first is not None or self._permits.refused.first is not None
 
     @property
     def most(self) -> float:
-        """The most objects outstanding at the backend: ``max_emergency``, infinity if that is None."""
+        """The most objects outstanding: 0 with NOEMERGENCY, else ``max_emergency``, infinity if that is None."""
         most = self._config.max_emergency
         if CacheFlags.NOEMERGENCY in self._config.flags:
             return 0

@@ -1,7 +1,7 @@
 """A cache, as the pool behind it sees it. Several caches may share one pool.
 
 Always true: an open cache is one of its pool's `members`. A member's counters count its own callers only; hits on
-the fast path are counted in the magazine, which no shared pool allows.
+the fast path, which shared pools do not use, are counted in the magazine.
 """
 
 from __future__ import annotations

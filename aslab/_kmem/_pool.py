@@ -156,7 +156,7 @@ class Pool(Generic[T]):
         self.note_rank()
 
     def note_rank(self) -> None:
-        """Update the pool's rank, after its first waiter has changed, or whether a slab would help that one."""
+        """Update the pool's rank, after a change of its first waiter or of whether a slab would help that."""
         arena, account = self.arena, self.account
         first = self.waiters.first
         if first is None and account.rank is None:
