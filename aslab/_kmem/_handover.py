@@ -144,11 +144,11 @@ class Handover(Generic[T]):
             slot = emergency.take(level)
         return depot.lingering.take() if slot is None and depot.lingering else slot
 
-    def put_back(self, slots: list[Slot[T]]) -> None:
-        """What was collected in vain."""
+    def put_back(self, slots: list[Slot[T]], *, keep: bool = True) -> None:
+        """What was collected in vain; emergency objects stay for the next caller, or go."""
         for slot in slots:
             if slot.slab is None:
-                self._emergency.free(cast("EmergencySlot[T]", slot), keep=True)
+                self._emergency.free(cast("EmergencySlot[T]", slot), keep=keep)
             else:
                 self._depot.put(slot)
 

@@ -151,7 +151,7 @@ class Pool(Generic[T]):
 
     def give_back(self, slots: list[Slot[T]]) -> None:
         """What a waiter was given and does not take."""
-        self.handover.put_back(slots)
+        self.handover.put_back(slots, keep=self.growth.unwell)
         self.attend()
 
     def line_changed(self) -> None:
@@ -163,7 +163,7 @@ class Pool(Generic[T]):
         """Who waits first has changed, or whether a slab would help."""
         arena, account = self.arena, self.account
         first = self.waiters.first
-        if first is None and account.rank is None:
+        if first is None and account.rank is None and self._queued_at is None:
             return
         while account.rank != (rank := self.growth.claim):  # again, as a finaliser may have come in between
             arena.budget.note(account, rank)
@@ -180,8 +180,8 @@ class Pool(Generic[T]):
         return None if first is None else first.since
 
     def room_for_emergency(self) -> None:
-        """Fewer emergency objects are outstanding: those that were refused may have one. Any thread."""
-        if self.emergency.wanted:
+        """Fewer emergency objects are outstanding: those refused, even just now, may have one. Any thread."""
+        if self.emergency.wanted or not self.arena.on_its_thread:
             self.arena.attend(self, self.admission.let_others_try)
 
     def offer_spares(self) -> None:

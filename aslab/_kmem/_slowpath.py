@@ -269,17 +269,16 @@ class Caller(Generic[T]):
     async def _sleep(self) -> None:
         """Suspend with nothing under way: others may pass."""
         pool, waiter, handover = self._pool, self._waiter, self._pool.handover
-        waiter.idle = True
         until = self._until
         if waiter.beside is not None:
             until = min(until, handover.kept_from(waiter))
         while True:
-            await waiter.suspend(until)
+            await waiter.suspend(until, idle=True)
+            waiter.idle = False
             if waiter.beside is not None:  # before it looks: frees from now on tell it
                 handover.note()
             if not waiter.told or handover.at_hand(handover.standing(waiter)):
                 break
-        waiter.idle = False
         pool.waiters.untimed.pop(waiter, None)
 
     async def _judge(self) -> None:
@@ -365,6 +364,8 @@ async def _until(pool: Pool[T], objects: int, counters: Counters, done: Callable
         woken = filler.arm()  # before it asks: whatever that changes must wake it
         pool.waiters.begin_to_fill(filler, done)
         try:
+            if done():  # since it has looked, by another thread that knew of nobody
+                return
             pool.ask()
             await woken.wait()
         finally:
