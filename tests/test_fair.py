@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -501,4 +502,26 @@ async def test_several_that_others_guarantees_leave_no_room_for_are_refused() ->
             ):
                 await call(9)
         for buf in await other.alloc_many(8):
+            buf.free()
+
+
+async def use(cache: Cache[memoryview], timeout: float | None = None) -> None:
+    """Get one and free it, or give up."""
+    with contextlib.suppress(TimeoutError):
+        (await cache.alloc(timeout=timeout)).free()
+
+
+async def test_callers_that_let_another_go_first_ask_again_once_that_gives_up() -> None:
+    async with allocator(limit=4 * SIZE, emergency_limit=0) as kmem, anyio.create_task_group() as tasks:
+        caches = {name: kmem.create_cache(name, SIZE, objects_per_slab=1) for name in ("some", "small", "late")}
+        large = kmem.create_cache("large", 2 * SIZE, objects_per_slab=1)
+        bufs = await caches["some"].alloc_many(3)
+        await start(tasks, use, large, 2.0)  # there is no room for that
+        await start(tasks, use, caches["small"])  # there is, but the other came first
+        await start(tasks, use, caches["late"], 1.0)
+        await anyio.sleep(1.5)
+        assert caches["small"].stats().waiters == 1
+        await anyio.sleep(1)
+        assert not caches["small"].stats().waiters
+        for buf in bufs:
             buf.free()

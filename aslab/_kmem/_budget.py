@@ -244,10 +244,11 @@ class Budget:
 
     def note(self, account: Account, rank: Claim | None) -> None:
         """Its first caller has changed, or whether a slab would help that one: None if not."""
+        before = self.first() if self._yielding else None
         account.rank = rank
         if rank is not None:
             heapq.heappush(self._claims, (rank, account))
-        if self._yielding:  # somebody let others go first, whose order has changed now
+        if self._yielding and self.first() is not before:  # that others have let go first
             self._yielding = False
             self._ask_soon()
         if len(self._claims) > 2 * len(self._accounts) + 64:
@@ -306,6 +307,7 @@ class Budget:
                 return True
             most -= 1
             if not first.tenant.ask():
+                self._yielding = True  # those behind it have not been asked
                 return False
         for account in list(self._unranked)[:1]:  # nobody waits in line: others may leave idle what it wants
             account.tenant.ask()
