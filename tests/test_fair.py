@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from typing import Any
@@ -560,5 +561,27 @@ async def test_nothing_goes_to_the_starved_from_a_cache_whose_callers_come_befor
         assert (served, late.stats().waiters) == (2, 1)
         del bufs[8], bufs[0]
         tasks.cancel_scope.cancel()
+        for buf in bufs:
+            buf.free()
+
+
+async def use(cache: Cache[memoryview], timeout: float | None = None) -> None:
+    """Get one and free it, or give up."""
+    with contextlib.suppress(TimeoutError):
+        (await cache.alloc(timeout=timeout)).free()
+
+
+async def test_callers_that_let_another_go_first_ask_again_once_that_gives_up() -> None:
+    async with allocator(limit=4 * SIZE, emergency_limit=0) as kmem, anyio.create_task_group() as tasks:
+        caches = {name: kmem.create_cache(name, SIZE, objects_per_slab=1) for name in ("some", "small", "late")}
+        large = kmem.create_cache("large", 2 * SIZE, objects_per_slab=1)
+        bufs = await caches["some"].alloc_many(3)
+        await start(tasks, use, large, 2.0)  # there is no room for that
+        await start(tasks, use, caches["small"])  # there is, but the other came first
+        await start(tasks, use, caches["late"], 1.0)
+        await anyio.sleep(1.5)
+        assert caches["small"].stats().waiters == 1
+        await anyio.sleep(1)
+        assert not caches["small"].stats().waiters
         for buf in bufs:
             buf.free()

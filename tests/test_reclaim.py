@@ -260,3 +260,14 @@ async def test_last_free_of_a_closed_cache_is_not_lost_to_a_lock_that_is_taken()
         await settle()
         assert not slabs.outstanding
         assert not tasks_of(kmem).pools
+
+
+async def test_a_slab_that_was_never_used_is_as_old_as_it_is() -> None:
+    async with allocator(expire=15.0) as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=1)
+        await anyio.sleep(99)
+        await cache.prefill(2)
+        await anyio.sleep(14)
+        assert cache.stats().slab_total == 2
+        await anyio.sleep(20)
+        assert not cache.stats().slab_total

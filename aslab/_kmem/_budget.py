@@ -244,10 +244,11 @@ class Budget:
 
     def note(self, account: Account, rank: Claim | None) -> None:
         """Set the rank of ``account``: the claim of its first caller, or None if a slab would help nobody."""
+        before = self.first() if self._yielding else None
         account.rank = rank
         if rank is not None:
             heapq.heappush(self._claims, (rank, account))
-        if self._yielding:  # a pool let another go first, and the order has changed
+        if self._yielding and self.first() is not before:  # others let that one go first
             self._yielding = False
             self._ask_soon()
         if len(self._claims) > 2 * len(self._accounts) + 64:
@@ -306,6 +307,7 @@ class Budget:
                 return True
             most -= 1
             if not first.tenant.ask():
+                self._yielding = True  # those behind it have not been asked
                 return False
         for account in list(self._unranked)[:1]:  # no caller is in line: others may have idle slabs to spare
             account.tenant.ask()

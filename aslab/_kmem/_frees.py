@@ -41,7 +41,10 @@ def take_back(pool: Pool[T], slot: Slot[T]) -> None:
         if pool.magazine.watch or len(pool.magazine) > pool.magazine.capacity:
             settle(pool)
     elif pool.magazine.watch or (pool.growth.unwell and pool.emergency.spares):
-        pool.arena.attend(pool, partial(_freed_single, pool))
+        if pool.arena.on_its_thread and not pool.depot.lock.locked():  # else: perhaps in a finaliser
+            _freed_single(pool)
+        else:
+            pool.arena.attend_soon(pool)
 
 
 def give_back(pool: Pool[T], slots: list[Slot[T]]) -> None:
@@ -53,10 +56,11 @@ def give_back(pool: Pool[T], slots: list[Slot[T]]) -> None:
 def settle(pool: Pool[Any]) -> None:
     """Finish a free that is watched for, or that filled the magazine beyond its capacity."""
     arena, magazine = pool.arena, pool.magazine
-    over = len(magazine) > magazine.capacity or pool.depot.slabs.condemned is not None
+    closed = pool.marks.bits & _DESTROY  # then look at the lock even if the magazine is empty
+    over = closed or len(magazine) > magazine.capacity or pool.depot.slabs.condemned is not None
     if over and not pool.depot.flush():
         arena.attend_soon(pool)
-    elif pool.marks.bits & _DESTROY:
+    elif closed:
         if arena.closed:  # there may be no event loop left to do it
             pool.empty_out()
         else:

@@ -144,11 +144,11 @@ class Handover(Generic[T]):
             slot = emergency.take(level)
         return depot.lingering.take() if slot is None and depot.lingering else slot
 
-    def put_back(self, slots: list[Slot[T]]) -> None:
-        """Return collected objects that are not handed out."""
+    def put_back(self, slots: list[Slot[T]], *, keep: bool = True) -> None:
+        """Return collected objects that are not handed out; with ``keep``, emergency objects become spares."""
         for slot in slots:
             if slot.slab is None:
-                self._emergency.free(cast("EmergencySlot[T]", slot), keep=True)
+                self._emergency.free(cast("EmergencySlot[T]", slot), keep=keep)
             else:
                 self._depot.put(slot)
 

@@ -147,7 +147,7 @@ class Pool(Generic[T]):
 
     def give_back(self, slots: list[Slot[T]]) -> None:
         """Take back objects that a waiter was given and does not take."""
-        self.handover.put_back(slots)
+        self.handover.put_back(slots, keep=self.growth.unwell)
         self.attend()
 
     def line_changed(self) -> None:
@@ -159,7 +159,7 @@ class Pool(Generic[T]):
         """Update the pool's rank, after a change of its first waiter or of whether a slab would help that."""
         arena, account = self.arena, self.account
         first = self.waiters.first
-        if first is None and account.rank is None:
+        if first is None and account.rank is None and self._queued_at is None:
             return
         while account.rank != (rank := self.growth.claim):  # a loop, as a finaliser may change it in between
             arena.budget.note(account, rank)

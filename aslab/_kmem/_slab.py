@@ -166,6 +166,7 @@ class SlabLists(Generic[T]):
 
     def add(self, slab: Slab[T]) -> None:
         """Add a new, empty slab at the tail."""
+        slab.age = self.tick
         self.partial[slab] = None
         self.slots_total += slab.objects
         self.created += 1

@@ -281,17 +281,16 @@ class Caller(Generic[T]):
     async def _sleep(self) -> None:
         """Suspend until woken or until the timer; meanwhile others may pass."""
         pool, waiter, handover = self._pool, self._waiter, self._pool.handover
-        waiter.idle = True
         until = self._until
         if waiter.beside is not None:
             until = min(until, handover.kept_from(waiter))
         while True:
-            await waiter.suspend(until)
+            await waiter.suspend(until, idle=True)
+            waiter.idle = False
             if waiter.beside is not None:  # before it looks, so that frees tell it again from now on
                 handover.note()
             if not waiter.told or handover.at_hand(handover.standing(waiter)):
                 break
-        waiter.idle = False
         pool.waiters.untimed.pop(waiter, None)
 
     async def _judge(self) -> None:

@@ -108,15 +108,16 @@ class Waiter(Generic[T]):
         self.make_event: Callable[[], anyio.Event] = anyio.Event
         self._event: anyio.Event | None = None
 
-    def suspend(self, until: float) -> Coroutine[Any, Any, None]:
+    def suspend(self, until: float, *, idle: bool = False) -> Coroutine[Any, Any, None]:
         """Like `wait`, and count the caller in `waits` the first time."""
         self.counters.waits += not self.has_waited
-        return self.wait(until)
+        return self.wait(until, idle=idle)
 
-    async def wait(self, until: float) -> None:
-        """Suspend until woken, or until the loop's clock reaches ``until``."""
+    async def wait(self, until: float, *, idle: bool = False) -> None:
+        """Suspend until woken, or until the loop's clock reaches ``until``. If ``idle``, others may pass."""
         self.has_waited = True
         event = self.arm()
+        self.idle = idle  # not before: `tell` would wake nobody, and the free that it is for would be lost
         if self.slots is not None or self.error is not None:
             return  # a finaliser served it just now, in `arm`: nobody will set this event
         if until < math.inf:
