@@ -134,8 +134,11 @@ async def test_who_came_later_yields_to_who_waits_longer_and_only_then(wakeup: W
         account(budget, 10),
     )
     assert budget.yields(younger)
-    budget.note(older, (1, 5))
+    budget.note(younger, (1, 7))
+    assert not budget.asking, "the same comes first"
+    budget.note(older, None)
     assert budget.asking, "they ask again, soon"
+    budget.note(older, (1, 5))
     assert budget.yields(nobody), "growth in advance comes last"
     assert not budget.yields(older)
     account(budget, 10, claim=(0, 7))
