@@ -64,6 +64,8 @@ def settle(pool: Pool[Any]) -> None:
         else:
             arena.attend(pool, pool.empty_out)
     elif magazine.watch:
+        if pool.parking:
+            unpark(pool)
         if get_ident() == arena.thread and not pool.depot.lock.locked():  # else: perhaps in a finaliser
             _freed(pool)
         else:
