@@ -135,9 +135,9 @@ async def test_who_came_later_yields_to_who_waits_longer_and_only_then(wakeup: W
     )
     assert budget.yields(younger)
     budget.note(younger, (1, 7))
-    assert not budget.asking, "the same comes first"
+    before = budget.asking
     budget.note(older, None)
-    assert budget.asking, "they ask again, soon"
+    assert (before, budget.asking) == (False, True), "they ask again, soon, as another comes first"
     budget.note(older, (1, 5))
     assert budget.yields(nobody), "growth in advance comes last"
     assert not budget.yields(older)
