@@ -45,6 +45,7 @@ class Reaper:
         self._pools = pools
         self._pressed: WorkQueue[float] = WorkQueue()
         self._asked_at = -math.inf
+        self._emptying = False  # slabs are emptied, for callers at the limit
 
     def press(self, nbytes: int | None = None) -> None:
         """Report that memory is short by ``nbytes``; None asks for all that can be spared. Never suspends."""
@@ -83,10 +84,18 @@ class Reaper:
             for number, pool in enumerate(self._open()):
                 ask_clients(pool, nbytes)
                 await take_turns(number)
+            if not self._emptying:  # a pass may take long, and clients are asked meanwhile
+                self._emptying = True
+                self._arena.start(self._empty_sparse)
+
+    async def _empty_sparse(self) -> None:
+        try:
             for pool in self._open():
                 if pool.moving.able and not pool.closed:
                     await defragment(pool)
-            self._arena.budget.ask_all()
+        finally:
+            self._emptying = False
+        self._arena.budget.ask_all()
 
     async def steps(self, wanted: float, give: Give) -> int:
         """Take one step after another until ``wanted`` bytes are on their way back. Returns how many are."""

@@ -218,10 +218,10 @@ async def test_nobody_spins() -> None:
     emergency, waits = Scarce(), 0
     wait = Waiter.wait
 
-    async def counting(self: Waiter[Any], until: float) -> None:
+    async def counting(self: Waiter[Any], until: float, *, idle: bool = False) -> None:
         nonlocal waits
         waits += 1
-        await wait(self, until)
+        await wait(self, until, idle=idle)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Waiter, "wait", counting)

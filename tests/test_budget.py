@@ -134,8 +134,11 @@ async def test_who_came_later_yields_to_who_waits_longer_and_only_then(wakeup: W
         account(budget, 10),
     )
     assert budget.yields(younger)
+    budget.note(younger, (1, 7))
+    before = budget.asking
+    budget.note(older, None)
+    assert (before, budget.asking) == (False, True), "they ask again, soon, as another comes first"
     budget.note(older, (1, 5))
-    assert budget.asking, "they ask again, soon"
     assert budget.yields(nobody), "growth in advance comes last"
     assert not budget.yields(older)
     account(budget, 10, claim=(0, 7))

@@ -189,3 +189,41 @@ async def test_a_caller_that_is_refused_has_the_room_that_a_thread_makes_then(
         monkeypatch.setattr(emergency, "possible", and_meanwhile)
         with anyio.fail_after(0.5):
             (await cache.alloc()).free()
+
+
+async def test_clients_are_asked_for_callers_at_the_limit_while_a_pass_of_moves_takes_long() -> None:
+    asked: list[int] = []
+
+    def reclaim(objects: int) -> int:
+        asked.append(objects)
+        return 0
+
+    async with allocator(limit=2 * SIZE, expire=3.0, emergency_limit=0) as kmem:
+        moving = kmem.create_cache("moving", SIZE, objects_per_slab=1, movable=True)
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=1, reclaim=reclaim)
+        async with tasks_of(kmem).arena.moving, moving.lease(), cache.lease():
+            with anyio.move_on_after(10):
+                await cache.alloc()
+        assert len(asked) >= 9
+
+
+@pytest.mark.parametrize("free", [lambda buf: buf.free(), in_a_thread])
+async def test_a_free_that_is_watched_finds_what_is_not_exported_any_more(free: Callable[[Any], object]) -> None:
+    async with allocator(expire=3600.0) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=2, max_objects=2)
+        one, forgotten = await cache.alloc_many(2)
+        part = forgotten.view[:4]
+        with pytest.warns(ResourceWarning, match="without free"):
+            del forgotten
+        tasks.start_soon(use_both, cache)
+        await settle()
+        part.release()
+        del part
+        free(one)
+        await anyio.sleep(1)
+        assert not cache.stats().waiters
+
+
+async def use_both(cache: Cache[memoryview]) -> None:
+    for buf in await cache.alloc_many(2):
+        buf.free()

@@ -307,7 +307,8 @@ class Budget:
                 return True
             most -= 1
             if not first.tenant.ask():
-                self._yielding = True  # those behind it have not been asked
+                if self.limit is not None and self.used - self._returning + self._not_held < self.limit:
+                    self._yielding = True  # those behind it have not been asked, and there is some room
                 return False
         for account in list(self._unranked)[:1]:  # no caller is in line: others may have idle slabs to spare
             account.tenant.ask()

@@ -66,6 +66,8 @@ def settle(pool: Pool[Any]) -> None:
         else:
             arena.attend(pool, pool.empty_out)
     elif magazine.watch:
+        if pool.parking:
+            unpark(pool)
         if get_ident() == arena.thread and not pool.depot.lock.locked():  # if locked, this may be a finaliser
             _freed(pool)
         else:
