@@ -4,8 +4,8 @@
     array(buf, ...)     an array per call: counted, so that a free while it lives is refused
 
 Which one? The array of a slot costs nothing, but belongs to the slot and serves one owner after another: nobody
-notices when it is kept past `Buffer.free`, and it then shows the next owner's content. An array of `array` cannot be
-kept past a free at all.
+notices when it is kept past `Buffer.free`, and it then shows the next owner's content. An array of `array` makes
+the free fail instead.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ async def test_it_is_the_memory_itself_as_bytes(kind: dict[str, Any]) -> None:
     async with allocator() as kmem, kmem.create_cache("c", SIZE, **kind).lease() as buf:
         assert buf.__dlpack_device__() == (1, 0)
         array = np.from_dlpack(buf)
-        assert (array.shape, array.dtype, array.ctypes.data) == ((SIZE,), np.uint8, buf.address)
+        assert (array.shape, str(array.dtype), array.ctypes.data) == ((SIZE,), "uint8", buf.address)
         array[:4] = np.frombuffer(b"here", np.uint8)
         with buf.pin() as view:
             assert bytes(view[:4]) == b"here"
@@ -131,12 +131,13 @@ async def test_capsule_is_of_the_version_asked_for() -> None:
 async def test_what_was_asked_for_and_cannot_be_is_refused_and_leaves_no_trace() -> None:
     async with allocator() as kmem:
         buf = await kmem.create_cache("c", SIZE).alloc()
-        for options, error in (
+        wrong: tuple[tuple[dict[str, Any], Any], ...] = (
             ({"dl_device": (2, 0)}, BufferError),
-            ({"stream": 1}, RuntimeError),
+            ({"stream": 1}, (RuntimeError, ValueError)),  # numpy before and after 2.5
             ({"max_version": "1"}, TypeError),
             ({"nonsense": 1}, TypeError),
-        ):
+        )
+        for options, error in wrong:
             with pytest.raises(error) as raised:
                 buf.__dlpack__(**options)
         buf.free()  # while the error, and the frames in it, are alive
@@ -158,7 +159,7 @@ async def test_freed_buffer_has_no_tensor(kind: dict[str, Any]) -> None:
         buf.free()
         for use in (np.from_dlpack, Buffer.__dlpack__):
             with pytest.raises(BufferFreedError, match="'c'"):
-                use(buf)  # type: ignore[operator]
+                use(buf)
 
 
 async def test_error_on_its_way_survives_the_end_of_tensors_and_capsules() -> None:
@@ -166,9 +167,9 @@ async def test_error_on_its_way_survives_the_end_of_tensors_and_capsules() -> No
     async with allocator() as kmem, kmem.create_cache("c", SIZE).lease() as buf:
         for make in (np.from_dlpack, Buffer.__dlpack__, lambda buf: Buffer.__dlpack__(buf, max_version=(1, 0))):
             with pytest.raises(TypeError, match="len"):
-                len(make(buf), make(buf))  # type: ignore[call-arg, operator]
+                len(make(buf), make(buf))  # type: ignore[call-arg]
             with pytest.raises(ZeroDivisionError):
-                [make(buf), 1 / 0]  # type: ignore[operator]
+                [make(buf), 1 / 0]
             assert not buf._slot.in_use(1)
 
 

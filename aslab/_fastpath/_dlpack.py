@@ -1,9 +1,9 @@
 """DLPack: the memory of a buffer as a tensor of bytes, for every library that speaks the protocol.
 
-A consumer may call the deleter of a tensor on any thread, without the GIL, while an exception is on its way, and at
-the very end of the process. A ctypes callback survives none of the last two: called while an exception is pending it
-replaces that by a SystemError, and ``f(torch.from_dlpack(buf))`` calls it so whenever ``f`` raises. So the capsule
-and its deleter are numpy's, in C, made from an array over a pin.
+A consumer may call the deleter of a tensor on any thread, without the GIL, while an exception is on its way, and
+at the very end of the process. A ctypes callback survives neither of the last two: called while an exception is
+pending, it replaces that by a SystemError, and ``f(torch.from_dlpack(buf))`` calls it so whenever ``f`` raises. So
+the capsule and its deleter are numpy's, in C, made from an array over a pin.
 """
 
 from __future__ import annotations
