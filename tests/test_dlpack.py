@@ -132,8 +132,8 @@ async def test_what_was_asked_for_and_cannot_be_is_refused_and_leaves_no_trace()
     async with allocator() as kmem:
         buf = await kmem.create_cache("c", SIZE).alloc()
         wrong: tuple[tuple[dict[str, Any], Any], ...] = (
-            ({"dl_device": (2, 0)}, BufferError),
-            ({"stream": 1}, (RuntimeError, ValueError)),  # numpy before and after 2.5
+            ({"dl_device": (2, 0)}, (BufferError, ValueError)),  # numpy from 2.4 on, and before
+            ({"stream": 1}, (RuntimeError, ValueError)),  # numpy before 2.5, and from then on
             ({"max_version": "1"}, TypeError),
             ({"nonsense": 1}, TypeError),
         )
@@ -227,6 +227,7 @@ async def test_buffer_that_may_move_does_once_the_tensor_is_gone() -> None:
 
 
 async def test_thousands_leave_nothing_behind() -> None:
+    before = set(HAUNTED)
     async with allocator() as kmem:
         cache = kmem.create_cache("c", SIZE, objects_per_slab=8)
         for _ in range(300):
@@ -236,7 +237,7 @@ async def test_thousands_leave_nothing_behind() -> None:
                     buf.__dlpack__()
         stats = cache.stats()
         assert (stats.slab_total, stats.obj_held, stats.obj_lingering) == (1, 0, 0)
-        assert not HAUNTED
+        assert before >= HAUNTED
         check_consistency(cache)
 
 

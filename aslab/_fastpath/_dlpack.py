@@ -19,7 +19,7 @@ def capsule(pin: AbstractContextManager[memoryview], options: dict[str, Any]) ->
     """A capsule over the memory; the tensor in it, or made from it, lasts as an array made inside of the pin does.
 
     :raises ModuleNotFoundError: without numpy
-    :raises BufferError: for another device than the CPU
+    :raises BufferError: for another device than the CPU (by numpy before 2.4 a ValueError)
     """
     try:
         import numpy as np
