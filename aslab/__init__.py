@@ -9,6 +9,7 @@
 #   _lease  _home  _cache                  what callers hold, and what their buffers return to
 #   _reaper  _tasks                        the tasks that serve all caches
 #   _allocator                             what a service opens
+#   arrays                                 numpy arrays over buffers
 #   testing/  faults/  emulation/          checks, injected faults, emulated backends
 #   lab/  bench/  cli/                     simulations, measurements, commands
 #

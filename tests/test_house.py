@@ -18,7 +18,8 @@ MODULES = {str(path.relative_to(PACKAGE).with_suffix("")): path for path in sort
 
 FLOORS = """
 _errors _flags _stats _checks _clients _keywords
-_fastpath/_views _fastpath/_magazine _fastpath/_home _fastpath/_buffer _fastpath/_managed _fastpath/__init__
+_fastpath/_views _fastpath/_magazine _fastpath/_dlpack _fastpath/_home _fastpath/_buffer _fastpath/_managed
+_fastpath/__init__
 backends
 pressure
 _options _config _lease
@@ -28,6 +29,7 @@ _kmem/_depot _kmem/_emergency _kmem/_arena _kmem/_errands _kmem/_growth _kmem/_h
 _kmem/_pool _kmem/_attempts _kmem/_frees _kmem/_snapshot _kmem/_worker _kmem/_reclaim _kmem/_slowpath _kmem/_move
 _home _cache _reaper _tasks _allocator
 __init__
+arrays
 faults emulation testing
 lab/_simulation lab/__init__ lab/pytest_plugin
 lab/_scenario lab/_report lab/scenarios

@@ -9,6 +9,7 @@ aslab but its errors. What a `Buffer` needs from its cache is the protocol `Home
 
     _views      who can still reach this memory
     _magazine   slots, the magazine, and the bits that say who watches frees
+    _dlpack     the memory as a tensor, for other libraries
     _home       the protocol: what a buffer asks of its cache
     _buffer     the handle of one allocation, and pins
     _managed    handles that are counted, or may move

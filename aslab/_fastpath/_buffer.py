@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, SupportsIndex, TypeVar, cast
 
 from .._errors import BufferFreedError
+from ._dlpack import CPU, capsule
 from ._home import Home
 from ._magazine import Slot
 from ._views import company, has_company, is_kept, is_released, lease_view
@@ -42,6 +43,7 @@ T = TypeVar("T")
 
 _FREED, _LENT = memoryview(b""), memoryview(b"")
 """Take the place of the view once a handle is freed; the second if its own buffer protocol was used."""
+_OTHERS = "a memoryview or an array that was made of it earlier, a pin, or a DLPack tensor is alive"
 
 
 class Buffer(Generic[T]):
@@ -192,6 +194,20 @@ class Buffer(Generic[T]):
         def __release_buffer__(self, view: memoryview, /) -> None:
             view.release()
 
+    def __dlpack__(self, **options: Any) -> Any:
+        """The memory as a tensor of bytes: ``torch.from_dlpack(buf)``, ``np.from_dlpack(buf)``. Needs numpy.
+
+        Not copied. The tensor, and what shares its memory, lasts as an array made inside of a `pin` does: `free`
+        raises BufferError until it is gone.
+
+        :param options: those of the array API standard
+        :raises BufferFreedError: after `free`
+        """
+        return capsule(self.pin(), options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return CPU
+
     def __del__(self) -> None:
         try:
             if self._view is _FREED:
@@ -271,13 +287,13 @@ class Buffer(Generic[T]):
                 if has_company(view):
                     raise BufferError("" if quiet else company(view))
                 if slot.in_use(1):
-                    raise BufferError("a memoryview that was made of it earlier, or a pin, is alive")
+                    raise BufferError(_OTHERS)
                 view.release()
             if slot.in_use():  # made by another thread just now
                 self._view = lease_view(slot.exporter)  # not None: the next `free` has to look, too
                 if is_kept(view):
                     slot.remember(view, self._home.view_gone)
-                raise BufferError("a memoryview that was made of it earlier, or a pin, is alive")
+                raise BufferError(_OTHERS)
         except BufferError as exc:
             self._slot = slot
             raise self._refusal(str(exc)) from None
