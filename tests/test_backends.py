@@ -178,7 +178,7 @@ class TestMmap:
     async def test_huge_pages_are_asked_for_on_aligned_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[tuple[int, int]] = []
         monkeypatch.setattr(
-            "aslab.backends._mmap.madvise", lambda _, nbytes, advice: asked.append((nbytes, advice))
+            "aslab.backends._wishes.madvise", lambda _, nbytes, advice: asked.append((nbytes, advice))
         )
         region = await Mmap(huge_pages=True).acquire(HUGE, 64, GFP.KERNEL)
         assert region.address % HUGE == 0
@@ -191,7 +191,7 @@ class TestMmap:
             refused.append(advice)
             raise OSError(errno.EINVAL, "no such advice")
 
-        monkeypatch.setattr("aslab.backends._mmap.madvise", refuse)
+        monkeypatch.setattr("aslab.backends._wishes.madvise", refuse)
         backend = Mmap(huge_pages=True)
         region = await backend.acquire(HUGE, 64, GFP.KERNEL)
         assert refused == [mmap.MADV_HUGEPAGE]
