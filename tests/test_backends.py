@@ -59,6 +59,14 @@ def nothing(given: object) -> None:
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "mmap": Mmap,
     "mmap, huge pages": lambda: Mmap(huge_pages=True),
+    "mmap, everything": lambda: Mmap(
+        populate_threads=3,
+        huge_pages="explicit",
+        mlock=True,
+        numa_node=0,
+        dont_dump=True,
+        unmergeable=True,
+    ),
     "heap": Heap,
     "callback": lambda: Callback(plain, nothing),
     "async callback": lambda: Callback(slow_acquire, slow_release),

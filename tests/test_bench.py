@@ -20,6 +20,7 @@ QUICK = {
     "handover": ["--rounds", "1", "--operations", "200"],
     "index": ["--rounds", "1"],
     "scale": ["--rounds", "1", "--most", "20"],
+    "memory": ["--rounds", "1", "--seconds", "0.01", "--most", "64KiB"],
     "lab": ["--rounds", "1", "--most", "3000"],
 }
 

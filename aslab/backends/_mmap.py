@@ -146,6 +146,7 @@ def _give_up(region: Region, populated: list[Piece]) -> None:
 
 
 def _unmap(region: Region) -> None:
+    """Give a mapping's pages back. May take long."""
     mapping, region.token = region.token, None
     # Memory that is still exported keeps its mapping, which goes away with the last export.
     with contextlib.suppress(BufferError):
