@@ -214,6 +214,17 @@ class TestMmap:
         assert resident(region.address, MIB) == 1
         await Mmap().release(region)
 
+    async def test_no_call_holds_the_address_space_for_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        spans: list[tuple[int, int]] = []
+        monkeypatch.setattr(
+            "aslab.backends._libc.madvise", lambda address, nbytes, advice: spans.append((address, nbytes))
+        )
+        region = await Mmap().acquire(32 * MIB + PAGE, 64, GFP.KERNEL)
+        assert max(nbytes for _, nbytes in spans) <= 4 * MIB
+        starts = [address for address, _ in spans]
+        assert [*starts[1:], region.address + 32 * MIB + PAGE] == [start + nbytes for start, nbytes in spans]
+        await Mmap().release(region)
+
     @pytest.mark.parametrize("code", [errno.ENOMEM, errno.EAGAIN, errno.EFAULT])
     async def test_memory_that_cannot_be_faulted_in_is_memory_error_and_unmapped(
         self, monkeypatch: pytest.MonkeyPatch, code: int

@@ -20,9 +20,9 @@ import anyio
 import typer
 
 import aslab
-from aslab._checks import format_size, parse_size
 from aslab.backends import Mmap
 
+from .._checks import format_size, parse_size
 from ..cli._progress import bar
 from ._app import app, show
 from ._stall import longest_gap
@@ -36,9 +36,9 @@ MOST = 2**40
 ROOM = 0.8
 """Part of the memory that is free now which a first touch may take."""
 NOTE = (
-    "A buffer is allocated, filled by a copy, and dropped when the next one comes. ratio: its time to that of aslab "
-    f"on Mmap; of {SHARED}, to that of aslab on shared memory, where there is one. Growing the cache is not counted; "
-    "--touch measures it."
+    "A buffer is allocated, filled by a copy, and dropped when the next one comes. ratio: its time to aslab's "
+    "on Mmap; that of SharedMemory to aslab on shared memory, if there is one. Growing the cache is not counted: "
+    "see --touch."
 )
 Row = dict[str, Any]
 
@@ -159,7 +159,7 @@ async def _maker(name: str, size: int, flight: int) -> AsyncIterator[Maker]:
     elif name == "numpy":
         yield Maker(partial(_imported("numpy").empty, size, "u1"))
     else:
-        yield Maker(partial(_imported("pyarrow").allocate_buffer, size))
+        yield Maker(partial(_imported("pyarrow").allocate_buffer, size), lambda buf: memoryview(buf).cast("B"))
 
 
 def _unlink(segment: SharedMemory) -> None:
