@@ -197,6 +197,29 @@ class TestCudaDriver:
         driver.unregister(0x1000)
         assert calls == [(0x1000, 4096, 1), (0x1000,)]
 
+    def test_the_runtime_library_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls: list[tuple[str, tuple[int, ...]]] = []
+
+        class Function:
+            argtypes: tuple[object, ...] = ()
+
+            def __init__(self, name: str) -> None:
+                self.name = name
+
+            def __call__(self, *args: int) -> int:
+                calls.append((self.name, args))
+                return 0
+
+        library = SimpleNamespace(
+            **{name: Function(name) for name in ("cudaSetDevice", "cudaHostRegister", "cudaHostUnregister")}
+        )
+        monkeypatch.setattr("ctypes.CDLL", lambda name: library)
+        driver = CudaDriver()
+        driver.register(0x1000, 4096)
+        driver.unregister(0x1000)
+        assert calls[1::2] == [("cudaHostRegister", (0x1000, 4096, 1)), ("cudaHostUnregister", (0x1000,))]
+        assert len(library.cudaHostRegister.argtypes) == 3
+
     @pytest.mark.parametrize("device", [-1, None, "0"])
     def test_a_device_is_a_number(self, device: Any) -> None:
         with pytest.raises(ConfigError, match="device"):
