@@ -7,9 +7,9 @@ counts. Times are the best of several rounds.
     _pair  _handover  _waiters   alloc and free on a hit; among waiting tasks; with many of them
     _stall  _move  _scale        does growth stall the loop, or a move, or anything when there is a lot of it?
     _emergency  _emergency_free  emergency objects while growth is stuck; freeing one of many
-    _memory                      fresh memory and pooled memory, and the first touch of a large slab
     _index                       how emergency objects are looked up
     _lab                         how fast the lab is
+    _memory                      fresh memory and pooled memory, and the first touch of a large slab
 """
 
 from . import _emergency as _emergency
