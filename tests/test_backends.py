@@ -59,6 +59,14 @@ def nothing(given: object) -> None:
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "mmap": Mmap,
     "mmap, huge pages": lambda: Mmap(huge_pages=True),
+    "mmap, everything": lambda: Mmap(
+        populate_threads=3,
+        huge_pages="explicit",
+        mlock=True,
+        numa_node=0,
+        dont_dump=True,
+        unmergeable=True,
+    ),
     "heap": Heap,
     "callback": lambda: Callback(plain, nothing),
     "async callback": lambda: Callback(slow_acquire, slow_release),
@@ -178,7 +186,7 @@ class TestMmap:
     async def test_huge_pages_are_asked_for_on_aligned_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[tuple[int, int]] = []
         monkeypatch.setattr(
-            "aslab.backends._mmap.madvise", lambda _, nbytes, advice: asked.append((nbytes, advice))
+            "aslab.backends._wishes.madvise", lambda _, nbytes, advice: asked.append((nbytes, advice))
         )
         region = await Mmap(huge_pages=True).acquire(HUGE, 64, GFP.KERNEL)
         assert region.address % HUGE == 0
@@ -191,7 +199,7 @@ class TestMmap:
             refused.append(advice)
             raise OSError(errno.EINVAL, "no such advice")
 
-        monkeypatch.setattr("aslab.backends._mmap.madvise", refuse)
+        monkeypatch.setattr("aslab.backends._wishes.madvise", refuse)
         backend = Mmap(huge_pages=True)
         region = await backend.acquire(HUGE, 64, GFP.KERNEL)
         assert refused == [mmap.MADV_HUGEPAGE]
@@ -204,6 +212,17 @@ class TestMmap:
         region = await Mmap().acquire(MIB, 64, GFP.KERNEL)
         assert advised == [region.address]
         assert resident(region.address, MIB) == 1
+        await Mmap().release(region)
+
+    async def test_no_call_holds_the_address_space_for_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        spans: list[tuple[int, int]] = []
+        monkeypatch.setattr(
+            "aslab.backends._libc.madvise", lambda address, nbytes, advice: spans.append((address, nbytes))
+        )
+        region = await Mmap().acquire(32 * MIB + PAGE, 64, GFP.KERNEL)
+        assert max(nbytes for _, nbytes in spans) <= 4 * MIB
+        starts = [address for address, _ in spans]
+        assert [*starts[1:], region.address + 32 * MIB + PAGE] == [start + nbytes for start, nbytes in spans]
         await Mmap().release(region)
 
     @pytest.mark.parametrize("code", [errno.ENOMEM, errno.EAGAIN, errno.EFAULT])

@@ -20,6 +20,7 @@ QUICK = {
     "handover": ["--rounds", "1", "--operations", "200"],
     "index": ["--rounds", "1"],
     "scale": ["--rounds", "1", "--most", "20"],
+    "memory": ["--rounds", "1", "--seconds", "0.01", "--most", "64KiB"],
     "lab": ["--rounds", "1", "--most", "3000"],
 }
 
@@ -33,6 +34,25 @@ def test_json_is_one_object_with_rows_alike(command: str) -> None:
     assert len({tuple(row) for row in rows}) == 1
     for row in rows:  # no figure is tested: a machine that is busy with other things gives any
         assert all(isinstance(value, (str, int, float)) for value in row.values())
+
+
+def test_the_first_touch_of_much_memory_is_part_of_memory() -> None:
+    done = CliRunner().invoke(app, ["memory", "--touch", "8MiB", "--rounds", "1", "--json"])
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["rows"]
+    assert [(row["pages"], row["threads"]) for row in rows] == [
+        ("4 KiB", 1),
+        ("4 KiB", 2),
+        ("2 MiB", 1),
+        ("2 MiB", 2),
+    ]
+
+
+@pytest.mark.parametrize("options", [["--touch", "900GiB"], ["--touch", "much"], ["--most", "0"]])
+def test_more_memory_than_there_is_and_sizes_that_are_none(options: list[str]) -> None:
+    done = CliRunner().invoke(app, ["memory", *options])
+    assert done.exit_code == 2
+    assert options[0] in done.stderr
 
 
 @pytest.mark.parametrize("command", list(QUICK))

@@ -1,15 +1,18 @@
 """Where memory comes from: the protocol, and the backends on real memory.
 
-`Mmap` is for slabs, `Heap` for emergency objects, `Callback` for anything else. To write your own, implement the
-three methods of `Backend`; `aslab.testing.check_backend` checks the contract, and `run_blocking` runs blocking
-calls in threads that can be abandoned.
+`Mmap` is for slabs, `Pinned` for slabs that a GPU copies from, `Heap` for emergency objects, `Callback` for
+anything else. To write your own, implement the three methods of `Backend`; `aslab.testing.check_backend` checks
+the contract, and `run_blocking` runs blocking calls in threads that can be abandoned.
 """
 
 from ._callback import Callback as Callback
+from ._cuda import CudaDriver as CudaDriver
+from ._cuda import Driver as Driver
 from ._heap import Heap as Heap
 from ._mmap import Mmap as Mmap
+from ._pinned import Pinned as Pinned
 from ._protocol import Backend as Backend
 from ._protocol import Region as Region
 from ._threads import run_blocking as run_blocking
 
-__all__ = ["Backend", "Callback", "Heap", "Mmap", "Region", "run_blocking"]
+__all__ = ["Backend", "Callback", "CudaDriver", "Driver", "Heap", "Mmap", "Pinned", "Region", "run_blocking"]

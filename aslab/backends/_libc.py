@@ -9,6 +9,7 @@ import os
 
 PAGE_SIZE = mmap.PAGESIZE
 MADV_POPULATE_WRITE = 23  # Linux 5.14
+STEP = 4 * 2**20  # bytes; about a millisecond, and no slower altogether than a call for everything
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
@@ -36,11 +37,16 @@ def zero(address: int, nbytes: int) -> None:
 def prefault(address: int, nbytes: int) -> None:
     """Back every page with memory now, so that no page fault comes later.
 
+    The kernel holds the lock of the address space during each call, and whatever another thread maps or unmaps
+    meanwhile, such as the event loop's heap, waits. So this is many short calls.
+
     :raises MemoryError: if the kernel has none
     """
-    try:
-        madvise(address, nbytes, MADV_POPULATE_WRITE)
-    except OSError as exc:
-        if exc.errno != errno.EINVAL:
-            raise MemoryError(f"cannot populate {nbytes} bytes: {exc.strerror}") from exc
-        zero(address, nbytes)  # a kernel older than the advice
+    for offset in range(0, nbytes, STEP):
+        try:
+            madvise(address + offset, min(STEP, nbytes - offset), MADV_POPULATE_WRITE)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise MemoryError(f"cannot populate {nbytes} bytes: {exc.strerror}") from exc
+            zero(address + offset, nbytes - offset)  # a kernel older than the advice
+            return

@@ -11,32 +11,85 @@ from __future__ import annotations
 import contextlib
 import mmap
 from functools import partial
+from typing import Literal, get_args
 
+from .._checks import boolean, optional, whole_number
+from .._errors import ConfigError
 from .._flags import GFP
-from ._libc import PAGE_SIZE, address_of, madvise, prefault
+from ._libc import PAGE_SIZE, address_of, prefault
+from ._pieces import Piece, cut, each_piece
 from ._protocol import Region
-from ._threads import run_blocking
+from ._threads import MAX_THREADS, run_blocking
+from ._wishes import HUGE_PAGE, MOST_NODES, Wishes, ask_for_huge_pages, map_explicit
 
-HUGE_PAGE = 2 * 2**20
+HugePages = Literal["never", "transparent", "explicit"]
+LEAST_PIECE, MOST_PIECE = HUGE_PAGE, 64 * 2**20
+"""Bytes that a thread touches at a time: many pieces keep all threads busy to the end, few cost less."""
+PIECES_A_THREAD = 4
 
 
 class Mmap:
     """Anonymous memory from the kernel; the default for slabs. Usable on any loop, and on several.
 
-    ``huge_pages=True`` asks for transparent huge pages, and uses ordinary ones if the kernel refuses; mappings
-    are then aligned to 2 MiB. User space cannot influence how the kernel reclaims, so the GFP flags have no
-    effect here.
+    User space cannot influence how the kernel reclaims, so the GFP flags have no effect here. Whatever the system
+    refuses of the options is done without; the reason is logged (logger ``aslab``), once for each option.
+
+    :param populate_threads: how many threads fault in one slab. More than one is faster for slabs of many MiB,
+        where the machine has the cores and the memory the bandwidth
+    :param huge_pages: ``"transparent"`` asks for huge pages where the kernel finds some; slabs are then aligned
+        to 2 MiB. ``"explicit"`` takes reserved ones (``vm.nr_hugepages``), or transparent ones if there are not
+        enough. True and False stand for ``"transparent"`` and ``"never"``
+    :param mlock: keep pages out of swap; needs ``RLIMIT_MEMLOCK`` or CAP_IPC_LOCK
+    :param numa_node: take pages from this NUMA node, or from another one when it has none
+    :param dont_dump: leave the memory out of core dumps
+    :param unmergeable: never share equal pages with others (KSM), which would tell them the content
+    :raises ConfigError: for a value that makes no sense anywhere
     """
 
-    def __init__(self, *, huge_pages: bool = False) -> None:
-        self.huge_pages = huge_pages
+    def __init__(
+        self,
+        *,
+        populate_threads: int = 1,
+        huge_pages: HugePages | bool = "never",
+        mlock: bool = False,
+        numa_node: int | None = None,
+        dont_dump: bool = False,
+        unmergeable: bool = False,
+    ) -> None:
+        whole_number("populate_threads", populate_threads, 1, MAX_THREADS)
+        optional(whole_number, least=0, most=MOST_NODES - 1)("numa_node", numa_node)
+        for name, value in (("mlock", mlock), ("dont_dump", dont_dump), ("unmergeable", unmergeable)):
+            boolean(name, value)
+        if isinstance(huge_pages, bool):
+            huge_pages = "transparent" if huge_pages else "never"
+        if huge_pages not in get_args(HugePages):
+            raise ConfigError("huge_pages", huge_pages, "it must be 'never', 'transparent' or 'explicit'")
+        self.populate_threads = populate_threads
+        self.huge_pages: HugePages = huge_pages
+        self._wishes = Wishes(
+            mlock=mlock,
+            node=numa_node,
+            dont_dump=dont_dump,
+            apart=unmergeable,
+        )
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
-        """Map and fault in, in a thread.
+        """Map and fault in, in a thread, or in several.
 
         :raises MemoryError: if the kernel has no memory or no address space
         """
-        return await run_blocking(partial(self._map, nbytes, align, populate=True), undo=_unmap)
+        together = self.populate_threads > 1 and nbytes > LEAST_PIECE
+        region = await run_blocking(partial(self._map, nbytes, align, populate=not together), undo=_unmap)
+        if together:
+            share = nbytes // (self.populate_threads * PIECES_A_THREAD)
+            size = min(max(LEAST_PIECE, share // HUGE_PAGE * HUGE_PAGE), MOST_PIECE)
+            await each_piece(
+                list(cut(region.address, nbytes, size)),
+                prefault,
+                undo=partial(_give_up, region),
+                threads=self.populate_threads,
+            )
+        return region
 
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
         """Map without faulting in, because that would block: the caller takes the page faults.
@@ -54,20 +107,18 @@ class Mmap:
         await run_blocking(partial(_unmap, region))
 
     def _map(self, nbytes: int, align: int, *, populate: bool) -> Region:
-        if self.huge_pages:
+        explicit = self._explicit(nbytes, align) if self.huge_pages == "explicit" else None
+        transparent = self.huge_pages != "never" and explicit is None
+        if transparent:
             align = max(align, HUGE_PAGE)
-        slack = align - PAGE_SIZE if align > PAGE_SIZE else 0
-        try:
-            mapping = mmap.mmap(-1, nbytes + slack, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except (OSError, OverflowError) as exc:
-            raise MemoryError(f"cannot map {nbytes} bytes: {exc}") from exc
+        mapping = explicit or _anonymous(nbytes, align)
         whole = memoryview(mapping)
         start = -address_of(whole) % align
         region = Region(whole[start : start + nbytes], address_of(whole) + start, mapping)
         whole.release()
-        if self.huge_pages:
-            with contextlib.suppress(OSError):
-                madvise(region.address, nbytes, mmap.MADV_HUGEPAGE)
+        if transparent:
+            self._wishes.attempt("huge_pages", partial(ask_for_huge_pages, region.address, nbytes))
+        self._wishes.ask(region.address, nbytes)
         if populate:
             try:
                 prefault(region.address, nbytes)
@@ -76,8 +127,26 @@ class Mmap:
                 raise
         return region
 
+    def _explicit(self, nbytes: int, align: int) -> mmap.mmap | None:
+        mapped: list[mmap.mmap] = []
+        self._wishes.attempt("huge_pages", lambda: mapped.append(map_explicit(nbytes, align)))
+        return mapped[0] if mapped else None
+
+
+def _anonymous(nbytes: int, align: int) -> mmap.mmap:
+    slack = align - PAGE_SIZE if align > PAGE_SIZE else 0
+    try:
+        return mmap.mmap(-1, nbytes + slack, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as exc:
+        raise MemoryError(f"cannot map {nbytes} bytes: {exc}") from exc
+
+
+def _give_up(region: Region, populated: list[Piece]) -> None:
+    _unmap(region)
+
 
 def _unmap(region: Region) -> None:
+    """Give a mapping's pages back. May take long."""
     mapping, region.token = region.token, None
     # Memory that is still exported keeps its mapping, which goes away with the last export.
     with contextlib.suppress(BufferError):

@@ -121,12 +121,12 @@ class _Job(Generic[T]):
             self._abandoned = True
             begun, finished = self._begun, bool(self._results)
         if self._undo is None and not begun:
-            _in_thread("aslab abandoned", self.run)
+            in_thread("aslab abandoned", self.run)
         elif self._undo is not None and finished:  # the cancellation overtook the result
-            _in_thread("aslab undo", partial(self._undo, self._results.pop()))
+            in_thread("aslab undo", partial(self._undo, self._results.pop()))
 
 
-def _in_thread(name: str, call: Callable[[], object]) -> None:
+def in_thread(name: str, call: Callable[[], object]) -> None:
     """Run the call in a new thread, or in this one if none can be started: it must run."""
     try:
         threading.Thread(target=call, name=name).start()

@@ -9,6 +9,7 @@ counts. Times are the best of several rounds.
     _emergency  _emergency_free  emergency objects while growth is stuck; freeing one of many
     _index                       how emergency objects are looked up
     _lab                         how fast the lab is
+    _memory                      fresh memory and pooled memory, and the first touch of a large slab
 """
 
 from . import _emergency as _emergency
@@ -16,6 +17,7 @@ from . import _emergency_free as _emergency_free
 from . import _handover as _handover
 from . import _index as _index
 from . import _lab as _lab
+from . import _memory as _memory
 from . import _move as _move
 from . import _pair as _pair
 from . import _scale as _scale
