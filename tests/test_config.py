@@ -207,7 +207,7 @@ async def test_objects_from_64_kib_up_start_at_pages_so_that_direct_io_takes_the
     size: int, options: dict[str, int], align: int
 ) -> None:
     async with allocator() as kmem:
-        cache = kmem.create_cache("new", size, **options)  # type: ignore[call-overload]
+        cache = kmem.create_cache("new", size, objects_per_slab=3, **options)  # type: ignore[call-overload]
         async with cache.lease_many(3) as bufs:
             low, middle, high = sorted(buf.address for buf in bufs)
             assert low % align == 0
