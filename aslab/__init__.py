@@ -9,6 +9,7 @@
 #   _lease  _home  _cache                  what callers hold, and what their buffers go back to
 #   _reaper  _tasks                        the tasks that serve all caches
 #   _allocator                             what a service opens
+#   _gather  io/  protocols                streams and files, straight into buffers
 #   testing/  faults/  emulation/          checking, failing and pretending
 #   lab/  bench/  cli/                     simulations, measurements, commands
 #

@@ -137,8 +137,8 @@ class CacheOptions(Generic[T]):
     align: int | None = option(
         None,
         optional(_align),
-        "alignment of each object: a power of two from 8 to the page size. By default 64 for objects below 64 KiB, "
-        "and from there the page size, as direct I/O needs it.",
+        "alignment of each object: a power of two from 8 to the page size. By default 64 for objects below "
+        "64 KiB, and from there the page size, as direct I/O needs it.",
     )
     objects_per_slab: int | None = option(
         None,
