@@ -70,7 +70,8 @@ def opened(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> Iterator[int]:
 
 
 def open_fds() -> int:
-    return len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.exists() else 0
 
 
 class TestTransfer:
@@ -348,8 +349,13 @@ class TestCopy:
     @needs_direct
     async def test_it_is_direct(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         flags = []
-        preadv = os.preadv
-        monkeypatch.setattr(os, "preadv", lambda fd, *a: (flags.append(_direct.is_direct(fd)), preadv(fd, *a))[1])
+        real = os.preadv
+
+        def preadv(fd: int, *more: Any) -> int:
+            flags.append(_direct.is_direct(fd))
+            return real(fd, *more)
+
+        monkeypatch.setattr(os, "preadv", preadv)
         (tmp_path / "src").write_bytes(content(3 * BLOCK + 5))
         async with blocks() as cache:
             await copy_file(tmp_path / "src", tmp_path / "dst", cache)
