@@ -1,4 +1,4 @@
-"""Protocols for asyncio and uvloop that receive straight into buffers of a cache.
+"""A protocol that receives straight into buffers, and hands them over whole.
 
     socket ──► scratch ──► a buffer is taken, or reading pauses until there is one
     socket ──► the rest of that buffer ──► full, or the end ──► after the callback: to its owner
@@ -16,10 +16,10 @@ from typing import Generic, TypeVar, cast
 
 import anyio
 
-from ._cache import Cache
-from ._checks import optional, optional_function, whole_number
-from ._fastpath import Buffer, Pin
-from ._gather import PEEK
+from .._cache import Cache
+from .._checks import optional, optional_function, whole_number
+from .._fastpath import Buffer, Pin
+from .._gather import PEEK
 
 T = TypeVar("T")
 
