@@ -251,6 +251,30 @@ class TestCancellation:
                         await anyio.sleep(0.001)
             assert stuck.done.is_set()
 
+    async def test_who_waits_for_a_buffer_gets_it_as_soon_as_the_thread_ends(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stuck = Stuck(os.preadv)
+        monkeypatch.setattr(os, "preadv", stuck)
+        (tmp_path / "file").write_bytes(b"late" * 100)
+        async with aslab.open_allocator(expire=None) as kmem:
+            cache = kmem.create_cache("c", BLOCK, max_objects=1, objects_per_slab=1, max_emergency=0)
+
+            async def read() -> None:
+                async with cache.lease() as buf:
+                    await read_into(tmp_path / "file", buf)
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read)
+                await stuck.until_begun()
+                tasks.cancel_scope.cancel()
+            with anyio.move_on_after(0.02):
+                await cache.alloc()
+            assert not cache.stats().waiters
+            threading.Timer(0.02, stuck.go.set).start()
+            (await cache.alloc(timeout=5)).free()
+            assert stuck.done.is_set()
+
     async def test_the_descriptor_may_be_closed_and_its_number_used_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

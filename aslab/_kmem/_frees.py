@@ -2,7 +2,7 @@
 
     free      end the handle ──► magazine ── watched, or over its capacity ──► `settle`
     collected, by the garbage collector ──► the same, but for the event loop to look after
-    forgotten, and still exported ──► parked ── `unpark` ──► collected
+    forgotten, and still exported ──► parked ── a view object goes, or `unpark` ──► collected
     a view object is kept ──► lingering ── it goes, or `look_at_lingering` ──► collected
 
 Always true: nothing here waits for a lock or for the event loop, as a finaliser may run it in the middle of
@@ -143,6 +143,8 @@ def view_gone(pool: Pool[Any], kept: KeptView) -> None:
     lingering: Any = pool.emergency.lingering if slot.slab is None else pool.depot.lingering
     if lingering and lingering.let_go(slot):
         collected(pool, slot)
+    if pool.parking:  # it may have been the last of a forgotten buffer, such as that of an abandoned thread
+        unpark(pool)
 
 
 def look_at_lingering(pool: Pool[Any]) -> None:

@@ -90,7 +90,7 @@ def open_direct(path: str | bytes | os.PathLike[str] | os.PathLike[bytes], flags
         if exc.errno not in REFUSED:
             raise
         reason = f"its filesystem refuses O_DIRECT ({exc.strerror})"
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    fd = os.open(path, flags & ~os.O_EXCL | os.O_CLOEXEC, 0o666)  # a file to be made was made before the refusal
     tell(fd, reason)
     return fd
 
