@@ -95,8 +95,7 @@ class Gather(AsyncIterator[tuple[Buffer[T], int]]):
         buf = await self._cache.alloc()
         self._closed = True  # for good, unless the buffer is filled
         try:
-            with buf.pin() as view:
-                nbytes = await self._fill(view)
+            nbytes = await self._fill(buf)
         except BaseException:
             buf.free()
             raise
@@ -112,16 +111,20 @@ class Gather(AsyncIterator[tuple[Buffer[T], int]]):
         self._closed = True
         self._rest = memoryview(b"")
 
-    async def _fill(self, view: memoryview) -> int:
+    async def _fill(self, buf: Buffer[T]) -> int:
         end = 0
-        while end < len(view):
-            await self._load(len(view) - end)
-            if self._ended:
-                break
-            nbytes = min(len(self._rest), len(view) - end)
-            view[end : end + nbytes] = self._rest[:nbytes]
-            self._rest = self._rest[nbytes:]
-            end += nbytes
+        with buf.pin() as view:
+            try:
+                while end < len(view):
+                    await self._load(len(view) - end)
+                    if self._ended:
+                        break
+                    nbytes = min(len(self._rest), len(view) - end)
+                    view[end : end + nbytes] = self._rest[:nbytes]
+                    self._rest = self._rest[nbytes:]
+                    end += nbytes
+            finally:
+                del view  # whoever keeps the error must not keep the memory from being used again
         return end
 
     async def _load(self, most: int) -> None:

@@ -134,7 +134,7 @@ def test_freeing_inside_of_buffer_updated_is_what_uvloop_refuses() -> None:
             try:
                 self.buf.free()
             except BufferError as exc:
-                refused.append(exc)
+                refused.append(str(exc))
 
     async def main() -> None:
         async with allocator() as kmem:

@@ -19,7 +19,7 @@ from anyio import to_thread
 from anyio.lowlevel import RunVar
 
 from .._checks import whole_number
-from .._errors import ConfigError
+from .._errors import ConfigError, clear_frames
 from .._fastpath import Buffer
 from ..backends._libc import address_of
 from ._direct import PLAIN, explained, is_direct, needs_of
@@ -93,6 +93,9 @@ class _Thread:
         fd = self._open() if self._fd is None else self._fd
         try:
             return self._call(fd, self)
+        except BaseException as exc:
+            clear_frames(exc)  # they would keep the memory from being used again as long as the error is kept
+            raise
         finally:
             os.close(fd)
 

@@ -18,6 +18,7 @@ import anyio
 
 from .._cache import Cache
 from .._checks import optional, optional_function, whole_number
+from .._errors import clear_frames
 from .._fastpath import Buffer, Pin
 from .._gather import PEEK
 
@@ -101,6 +102,7 @@ class BufferedReceiver(asyncio.BufferedProtocol, Generic[T]):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of everything but what is on its way to its owner."""
+        clear_frames(exc)  # the loop's keep the memory it was reading into
         self._error = self._error or exc
         self._scratched = 0
         if self._taking is not None:
@@ -243,6 +245,7 @@ class _Filling(Generic[T]):
     def finish(self) -> Buffer[T]:
         """End every view that was made here."""
         self._let_go()
+        self.view = memoryview(b"")
         self._pin.__exit__(None, None, None)
         return self._buf
 
