@@ -10,6 +10,7 @@
 #   _reaper  _tasks                        the tasks that serve all caches
 #   _allocator                             what a service opens
 #   arrays                                 numpy arrays over buffers
+#   _gather  io/  protocols                streams and files, straight into buffers
 #   testing/  faults/  emulation/          checks, injected faults, emulated backends
 #   lab/  bench/  cli/                     simulations, measurements, commands
 #
@@ -34,6 +35,8 @@ from ._flags import GFP as GFP
 from ._flags import KM as KM
 from ._flags import KMEM_CBRC as KMEM_CBRC
 from ._flags import CacheFlags as CacheFlags
+from ._gather import Gather as Gather
+from ._gather import gather as gather
 from ._lease import Lease as Lease
 from ._lease import ManyLease as ManyLease
 from ._stats import AllocatorStats as AllocatorStats
@@ -54,6 +57,7 @@ __all__ = [
     "CacheStats",
     "ConfigError",
     "ConstructorError",
+    "Gather",
     "ImpossibleTransition",
     "Lease",
     "ManyLease",
@@ -61,6 +65,7 @@ __all__ = [
     "SealedError",
     "SlabError",
     "WrongCacheError",
+    "gather",
     "open_allocator",
 ]
 for _name in __all__:  # tracebacks and help() show the public name

@@ -26,6 +26,9 @@ FIT = "the objects that fit limit and max_objects"
 OBJECTS_PER_SLAB = 8
 LARGEST_OBJECT = 2**40
 MAX_SLAB_SIZE = 32 * 2**20
+CACHE_LINE = 64
+LARGE = 64 * 2**10
+"""Bytes from which on objects are aligned to pages by default: what it wastes is a 16th at most."""
 WASTE = 16
 """By default a slab leaves at most 1/16 of ``limit`` or ``max_objects`` unused."""
 
@@ -80,6 +83,7 @@ class CacheConfig(CacheOptions[T]):
 
     name: str
     shape: Shape
+    align: int
     magazine_size: int
     init_on_alloc: bool
     init_on_free: bool
@@ -105,6 +109,7 @@ def cache_config(name: str, size: int, options: CacheOptions[T], allocator: Allo
     _check_combinations(options)
     zeroed = options.ctor is None
     filled = {
+        "align": shape.align,
         "magazine_size": options.magazine_size or default_size(size),
         "dtor": None if options.dtor is None else partial(_destroy, name, options.dtor),
         "init_on_alloc": _either(options.init_on_alloc, allocator.init_on_alloc and zeroed),
@@ -165,7 +170,7 @@ def _destroy(name: str, dtor: Callable[[T], None], obj: T) -> None:
 
 def _shape(size: int, options: CacheOptions[Any], limit: int | None) -> Shape:
     """The shape of a slab, as asked for or by default."""
-    single = Shape(size, options.align, 1)
+    single = Shape(size, options.align or (CACHE_LINE if size < LARGE else PAGE_SIZE), 1)
     largest = options.max_slab_size or max(MAX_SLAB_SIZE, single.slab_size)
     if single.slab_size > largest:
         raise ConfigError("size", size, f"it must be at most {largest} bytes: one object must fit max_slab_size")

@@ -134,7 +134,12 @@ def _flags(field: str, given: object) -> None:
 class CacheOptions(Generic[T]):
     """The keywords of `Allocator.create_cache`, as they are given."""
 
-    align: int = option(64, _align, "alignment of each object: a power of two from 8 to the page size")
+    align: int | None = option(
+        None,
+        optional(_align),
+        "alignment of each object: a power of two from 8 to the page size. By default 64 for objects below "
+        "64 KiB, and from there the page size, as direct I/O needs it.",
+    )
     objects_per_slab: int | None = option(
         None,
         optional(whole_number, least=1),
@@ -241,7 +246,7 @@ class CacheOptions(Generic[T]):
 class CacheKeywords(TypedDict, total=False):
     """`CacheOptions` but ``ctor`` and ``dtor`` once more, for type checkers; a test keeps both the same."""
 
-    align: int
+    align: int | None
     objects_per_slab: int | None
     max_slab_size: int | None
     magazine_size: int | None

@@ -15,6 +15,7 @@ import pytest
 import aslab
 from aslab import KM, Cache, CacheFlags, ConfigError
 from aslab._options import AllocatorKeywords, AllocatorOptions, CacheKeywords, CacheOptions
+from aslab.backends._libc import PAGE_SIZE
 
 from .helpers import Loop
 from .support import SIZE, Gate, Instant, allocator, parse_size, settle
@@ -60,7 +61,7 @@ OPEN = [
 CREATE = [
     *(("name", bad) for bad in ("", "taken", "a\nb", "a\x00b", None, 7, b"bytes")),
     *not_counts("size", 0, None, 2**40 + 1, 2**62),
-    *not_counts("align", 0, None, 4, 7, 24, 8192, 100),
+    *not_counts("align", 0, 4, 7, 24, 8192, 100),
     *not_counts("objects_per_slab", 0, 32 * 2**20 // SIZE + 1, 2**62),
     *not_counts("max_slab_size", 0, 4095),
     *not_counts("magazine_size", 0, 1, 257),
@@ -190,6 +191,27 @@ async def test_eight_objects_a_slab_fewer_where_a_slab_would_be_too_big(
     async with allocator() as kmem:
         cache = kmem.create_cache("new", size, **options)  # type: ignore[call-overload]
         assert cache.stats().slab_size == objects * size
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "align"),
+    [
+        (60_000, {}, 64),
+        (2**16, {}, PAGE_SIZE),
+        (100_000, {}, PAGE_SIZE),
+        (100_000, {"align": None}, PAGE_SIZE),
+        (100_000, {"align": 64}, 64),
+    ],
+)
+async def test_objects_from_64_kib_up_start_at_pages_so_that_direct_io_takes_them(
+    size: int, options: dict[str, int], align: int
+) -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("new", size, objects_per_slab=3, **options)  # type: ignore[call-overload]
+        async with cache.lease_many(3) as bufs:
+            low, middle, high = sorted(buf.address for buf in bufs)
+            assert low % align == 0
+            assert high - middle == middle - low == -(-size // align) * align
 
 
 @pytest.mark.parametrize("timeout", [-1, -0.001, math.nan, math.inf, "1", True])

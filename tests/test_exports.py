@@ -16,9 +16,11 @@ import aslab
 import aslab.backends
 import aslab.emulation
 import aslab.faults
+import aslab.io
 import aslab.lab
 import aslab.lab.scenarios
 import aslab.pressure
+import aslab.protocols
 import aslab.testing
 
 ROOT = Path(__file__).parent.parent
@@ -27,9 +29,11 @@ MODULES = [
     aslab.backends,
     aslab.emulation,
     aslab.faults,
+    aslab.io,
     aslab.lab,
     aslab.lab.scenarios,
     aslab.pressure,
+    aslab.protocols,
     aslab.testing,
 ]
 NAMES = [

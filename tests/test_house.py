@@ -28,8 +28,9 @@ _kmem/_budget _kmem/_lingering _kmem/_orphans _kmem/_parking _kmem/_supply _kmem
 _kmem/_depot _kmem/_emergency _kmem/_arena _kmem/_errands _kmem/_growth _kmem/_handover _kmem/_admission
 _kmem/_pool _kmem/_attempts _kmem/_frees _kmem/_snapshot _kmem/_worker _kmem/_reclaim _kmem/_slowpath _kmem/_move
 _home _cache _reaper _tasks _allocator
-__init__
+_gather __init__
 arrays
+io protocols
 faults emulation testing
 lab/_simulation lab/__init__ lab/pytest_plugin
 lab/_scenario lab/_report lab/scenarios

@@ -91,7 +91,7 @@ async def test_ctor_that_raises_leaves_no_region_behind(
 ) -> None:
     segments = Segments()
     errors: list[ConstructorError] = []
-    async with aslab.open_allocator(slabs=segments.backend) as kmem:
+    async with aslab.open_allocator(slabs=segments.backend, grow_timeout=60) as kmem:
         cache = kmem.create_cache("c", SIZE, ctor=ctor)
         for _ in range(10):
             with pytest.raises(ConstructorError) as told:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 import anyio.lowlevel
@@ -12,7 +13,7 @@ import pytest
 from anyio import to_thread
 
 from aslab import GFP
-from aslab.backends import Callback, Mmap, run_blocking
+from aslab.backends import Callback, Mmap, _threads, run_blocking
 
 from .support import settle
 
@@ -221,3 +222,18 @@ async def test_memory_still_comes_when_every_worker_thread_of_the_service_is_bus
                 await Mmap().release(region)
         finally:
             go_on.set()
+
+
+def test_a_call_that_must_run_runs_once_if_its_thread_begins_as_it_is_abandoned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called: list[int] = []
+    job = _threads._Job(partial(called.append, 1), None)
+
+    def in_thread(name: str, call: Callable[[], object]) -> None:
+        job.run()
+        call()
+
+    monkeypatch.setattr(_threads, "_in_thread", in_thread)
+    job.abandon()
+    assert called == [1]

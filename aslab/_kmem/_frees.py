@@ -2,7 +2,7 @@
 
     free      end the handle ──► magazine ── watched, or over its capacity ──► `settle`
     collected, by the garbage collector ──► the same, but the event loop settles
-    forgotten, and still exported ──► parked ── `unpark` ──► collected
+    forgotten, and still exported ──► parked ── a view object goes, or `unpark` ──► collected
     its view object is still alive ──► lingering ── that goes, or `look_at_lingering` ──► collected
 
 Always true: a freed slot is in exactly one of those places, or given back. Nothing here waits for a lock held
@@ -150,6 +150,8 @@ def view_gone(pool: Pool[Any], kept: KeptView) -> None:
     lingering: Any = pool.emergency.lingering if slot.slab is None else pool.depot.lingering
     if lingering and lingering.let_go(slot):
         collected(pool, slot)
+    if pool.parking:  # it may have been the last of a forgotten buffer, such as that of an abandoned thread
+        unpark(pool)
 
 
 def look_at_lingering(pool: Pool[Any]) -> None:

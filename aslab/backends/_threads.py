@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import Generic, TypeVar
@@ -86,6 +87,10 @@ async def _run(call: Callable[[], T], undo: Callable[[T], object] | None) -> T:
     return result
 
 
+class _NotBegun(RuntimeError):
+    """The call was dropped, or another thread runs it."""
+
+
 class _Job(Generic[T]):
     def __init__(self, call: Callable[[], T], undo: Callable[[T], object] | None) -> None:
         self._call = call
@@ -105,7 +110,7 @@ class _Job(Generic[T]):
     def run(self) -> T:
         with self._lock:
             if self._begun or (self._abandoned and self._undo is not None):
-                raise RuntimeError("abandoned before it began")
+                raise _NotBegun("abandoned before it began")
             self._begun = True
         result = self._call()
         self.ended = time.monotonic()
@@ -121,9 +126,13 @@ class _Job(Generic[T]):
             self._abandoned = True
             begun, finished = self._begun, bool(self._results)
         if self._undo is None and not begun:
-            in_thread("aslab abandoned", self.run)
+            in_thread("aslab abandoned", self._run_unless_begun)
         elif self._undo is not None and finished:  # the cancellation overtook the result
             in_thread("aslab undo", partial(self._undo, self._results.pop()))
+
+    def _run_unless_begun(self) -> None:
+        with suppress(_NotBegun):  # the thread that was asked first may have begun just now
+            self.run()
 
 
 def in_thread(name: str, call: Callable[[], object]) -> None:

@@ -22,8 +22,8 @@ from .draw import Mutant, core
 
 OTHERS = (
     " bench buddy cli cli_lab cli_staging cli_story cli_terminal compaction disk examples exports"
-    " fault_specs grid house index kmalloc lab_load lab_metrics lab_outside lab_play lab_run memory"
-    " page_cache pressure_sources report scenarios spl staging story swap tale trace trio_only"
+    " fault_specs gather grid house index io kmalloc lab_load lab_metrics lab_outside lab_play lab_run memory"
+    " page_cache pressure_sources protocols report scenarios spl staging story swap tale trace trio_only"
     " upload_service vmalloc waits zfs"
     " "
 )

@@ -138,7 +138,7 @@ class CacheSection(Section):
     """Arguments of `Allocator.create_cache`."""
 
     size: Size
-    align: Annotated[int, Field(ge=8, le=4096)] = 64
+    align: Annotated[int, Field(ge=8, le=4096)] | None = None
     objects_per_slab: AtLeastOne | None = None
     max_slab_size: Size | None = None
     magazine_size: Annotated[int, Field(ge=2, le=256)] | None = None
