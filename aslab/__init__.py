@@ -10,6 +10,7 @@
 #   _reaper  _tasks                        the tasks that serve all caches
 #   _allocator                             what a service opens
 #   testing/  faults/  emulation/          checking, failing and pretending
+#   share/                                 buffers for other processes
 #   lab/  bench/  cli/                     simulations, measurements, commands
 #
 # docs/design.md has the same with the reasons.

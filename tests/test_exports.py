@@ -19,6 +19,7 @@ import aslab.faults
 import aslab.lab
 import aslab.lab.scenarios
 import aslab.pressure
+import aslab.share
 import aslab.testing
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +31,7 @@ MODULES = [
     aslab.lab,
     aslab.lab.scenarios,
     aslab.pressure,
+    aslab.share,
     aslab.testing,
 ]
 NAMES = [
@@ -109,7 +111,7 @@ def test_it_works_where_nothing_but_anyio_is_installed() -> None:
     run(f"""
 import sys
 sys.modules.update(dict.fromkeys({absent!r}))
-import anyio, aslab, aslab.backends, aslab.emulation, aslab.faults, aslab.lab, aslab.testing
+import anyio, aslab, aslab.backends, aslab.emulation, aslab.faults, aslab.lab, aslab.share, aslab.testing
 
 async def main():
     async with aslab.open_allocator() as kmem:
@@ -122,7 +124,7 @@ aslab.lab.run(main)
 
 
 def test_importing_it_imports_no_event_loop_and_no_optional_package() -> None:
-    script = "import sys, aslab, aslab.backends, aslab.emulation, aslab.faults, aslab.testing; print(*sys.modules)"
+    script = "import sys, aslab, aslab.backends, aslab.emulation, aslab.faults, aslab.share, aslab.testing; print(*sys.modules)"
     loaded = run(script).split()
     assert "aslab" in loaded
     assert not {"trio", "rich", "typer", "numpy", "uvloop", "pydantic"} & set(loaded)

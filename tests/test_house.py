@@ -29,6 +29,7 @@ _kmem/_pool _kmem/_attempts _kmem/_frees _kmem/_snapshot _kmem/_worker _kmem/_re
 _home _cache _reaper _tasks _allocator
 __init__
 faults emulation testing
+share
 lab/_simulation lab/__init__ lab/pytest_plugin
 lab/_scenario lab/_report lab/scenarios
 lab/_story lab/_staging

@@ -1,8 +1,8 @@
 """Where memory comes from: the protocol, and the backends on real memory.
 
 `Mmap` is for slabs, `Heap` for emergency objects, `SharedMemory` for what other processes read too, `Callback` for
-anything else. To write your own, implement the three methods of `Backend`; `aslab.testing.check_backend` checks the
-contract, and `run_blocking` runs blocking calls in threads that can be abandoned.
+anything else. To write your own, implement the three methods of `Backend`; `aslab.testing.check_backend` checks
+the contract, and `run_blocking` runs blocking calls in threads that can be abandoned.
 """
 
 from ._callback import Callback as Callback
