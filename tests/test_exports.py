@@ -124,7 +124,8 @@ aslab.lab.run(main)
 
 
 def test_importing_it_imports_no_event_loop_and_no_optional_package() -> None:
-    script = "import sys, aslab, aslab.backends, aslab.emulation, aslab.faults, aslab.share, aslab.testing; print(*sys.modules)"
+    names = "aslab, aslab.backends, aslab.emulation, aslab.faults, aslab.share, aslab.testing"
+    script = f"import sys, {names}; print(*sys.modules)"
     loaded = run(script).split()
     assert "aslab" in loaded
     assert not {"trio", "rich", "typer", "numpy", "uvloop", "pydantic"} & set(loaded)

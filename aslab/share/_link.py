@@ -57,6 +57,7 @@ class Link:
         self.frames: dict[int, deque[Descriptor]] = {}
         """What has come, by receiver."""
         self.ended: set[int] = set()
+        self._seen: dict[int, int] = {}  # how many have come, by receiver
         self._handed: dict[int, Descriptor] = {}  # claims that were given unasked, by generation
         self._asked: set[int] = set()
         self._numbers = itertools.count(1)
@@ -127,9 +128,9 @@ class Link:
     def leave(self, number: int) -> None:
         """Close a receiver; what it has not read goes back."""
         frames = self.frames.pop(number, None)
-        if frames is None:
+        if frames is None or self.lost:
             return
-        self._send(encode(Message(Kind.LEAVE, number)))
+        self._send(encode(Message(Kind.LEAVE, number, size=self._seen.pop(number, 0))))
         for place in frames:
             self._let_go(place.generation)
         self.flush()
@@ -175,10 +176,9 @@ class Link:
         elif kind is Kind.GONE:
             self._slabs.pop(number, None)
         elif kind is Kind.FRAME:
-            if number in self.frames:
+            if number in self.frames:  # what comes after a LEAVE, the service releases itself
                 self.frames[number].append(place)
-            else:
-                self._let_go(place.generation)
+                self._seen[number] = self._seen.get(number, 0) + 1
         elif kind is Kind.END:
             self.ended.add(number)
         elif kind is Kind.ERROR:

@@ -37,6 +37,8 @@ class Member:
     number: int
     channel: Channel
     unreleased: int = 0
+    sent: int = 0
+    """How many frames it was sent ever."""
 
 
 class Peer:
@@ -50,8 +52,8 @@ class Peer:
         """The slabs whose file it was sent."""
         self.members: dict[int, Member] = {}
         """Its receivers, by its own numbers."""
-        self.frames: dict[int, Member] = {}
-        """What it was sent through a channel and has not released, by generation."""
+        self.frames: dict[int, tuple[Member, int]] = {}
+        """What it was sent through a channel and has not released, by generation; and the how manieth it was."""
         self.scope = anyio.CancelScope()
         """Cancelled to drop it."""
         self.gone = False

@@ -63,7 +63,7 @@ class Service:
 
     def __init__(self, of: Allocator | Cache[Any] | Iterable[Cache[Any]], path: str | os.PathLike[str]) -> None:
         self._of = of if isinstance(of, Allocator) else (of,) if isinstance(of, Cache) else tuple(of)
-        self._listener = sockets.listen(path)
+        self.listener = sockets.listen(path)
         self._path = Path(path)
         self._inode = self._path.stat().st_ino
         self._peers: set[Peer] = set()
@@ -134,8 +134,9 @@ class Service:
         descriptor = self._enter(buf, nbytes)
         for member in list(channel.members):
             if self._give(member.peer, descriptor, Message(Kind.FRAME, member.number, descriptor)):
+                member.peer.frames[descriptor.generation] = member, member.sent
                 member.unreleased += 1
-                member.peer.frames[descriptor.generation] = member
+                member.sent += 1
         self._drop_if_nobody_has(descriptor)
         return descriptor
 
@@ -211,14 +212,14 @@ class Service:
         elif kind is Kind.JOIN:
             self._join(peer, number, message.text)
         elif kind is Kind.LEAVE and number in peer.members:
-            self._leave(peer.members.pop(number))
+            self._left(peer.members.pop(number), message.size)
         else:
             raise Garbage(f"{kind.name} is not for a client to say")
 
     def _release(self, peer: Peer, generation: int) -> None:
         if not self._ledger.release(peer, generation):
             raise Garbage("a release of what it does not hold")
-        member = peer.frames.pop(generation, None)
+        member, _ = peer.frames.pop(generation, (None, 0))
         if member is not None:
             member.unreleased -= 1
 
@@ -231,6 +232,14 @@ class Service:
         if channel.ended or self.closed:
             peer.send(Message(Kind.END, number))
         self._note_change()
+
+    def _left(self, member: Member, seen: int) -> None:
+        """It releases what it has seen; the rest is on its way to nobody."""
+        peer = member.peer
+        for generation, (receiver, number) in list(peer.frames.items()):
+            if receiver is member and number >= seen:
+                self._release(peer, generation)
+        self._leave(member)
 
     def _leave(self, member: Member) -> None:
         member.channel.members.remove(member)
@@ -252,9 +261,9 @@ class Service:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._look)
             while True:
-                await anyio.wait_readable(self._listener)
+                await anyio.wait_readable(self.listener)
                 try:
-                    sock = sockets.accept(self._listener)
+                    sock = sockets.accept(self.listener)
                 except BlockingIOError:
                     continue
                 except OSError as exc:  # no descriptor left, or the client is gone already
@@ -312,8 +321,7 @@ class Service:
             await self.change()
 
     def close(self) -> str:
-        """Cut all clients off. Returns what there is to warn of."""
-        self._listener.close()
+        """Keep what clients hold from being freed: they are cut off next. Returns what there is to warn of."""
         left = [peer for peer in self._peers if self._ledger.held(peer)]
         kept = self._ledger.abandon() if left else []
         _abandoned.extend(kept)
@@ -336,17 +344,21 @@ async def serve(
     """
     service = Service(of, path)
     raised: BaseException | None = None
-    async with anyio.create_task_group() as tasks, service.portal:
-        tasks.start_soon(service.run)
-        try:
-            yield service
-        except BaseException as exc:  # re-raised below, outside of the task group
-            raised = exc
-        service.shut()
-        with anyio.CancelScope(shield=True), anyio.move_on_after(linger):
-            await service.drain()
-        warning = service.close()
-        tasks.cancel_scope.cancel()
+    warning = ""
+    try:
+        async with anyio.create_task_group() as tasks, service.portal:
+            tasks.start_soon(service.run)
+            try:
+                yield service
+            except BaseException as exc:  # re-raised below, outside of the task group
+                raised = exc
+            service.shut()
+            with anyio.move_on_after(linger, shield=True):
+                await service.drain()
+            warning = service.close()
+            tasks.cancel_scope.cancel()
+    finally:
+        service.listener.close()
     try:
         if warning:
             warnings.warn(warning, ResourceWarning, stacklevel=3)

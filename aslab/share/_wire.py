@@ -34,7 +34,7 @@ class Kind(IntEnum):
     JOIN = 3
     """My receiver ``number`` wants the frames of channel ``text``."""
     LEAVE = 4
-    """It does not want them any more."""
+    """It does not want them any more, and has seen ``size`` of them. It will not release any others."""
     SLAB = 16
     """Slab ``number`` has ``size`` bytes; its file comes beside."""
     GONE = 17
@@ -55,7 +55,7 @@ _FIELDS: dict[Kind, tuple[str, ...]] = {
     Kind.CLAIM: ("number", "place"),
     Kind.RELEASE: ("generations",),
     Kind.JOIN: ("number", "text"),
-    Kind.LEAVE: ("number",),
+    Kind.LEAVE: ("number", "size"),
     Kind.SLAB: ("number", "size"),
     Kind.GONE: ("number",),
     Kind.GRANTED: ("number", "place"),
