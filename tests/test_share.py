@@ -573,15 +573,18 @@ class TestDeath:
         await kill_producers(path, "program", 1)
 
     @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
     @pytest.mark.parametrize("kind", ["fork", "spawn", "forkserver"])
     async def test_of_100_consumers(self, path: Path, kind: str) -> None:
         await kill_consumers(path, kind, 100)
 
     @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
     @pytest.mark.parametrize("kind", ["fork", "spawn", "forkserver"])
     async def test_of_100_producers(self, path: Path, kind: str) -> None:
         await kill_producers(path, kind, 100)
 
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
     async def test_a_child_by_fork_does_not_keep_a_connection_open(self, path: Path) -> None:
         async with opened(path) as (_, service):
             client = await share.connect(path)

@@ -114,6 +114,7 @@ async def test_a_mapping_without_write_refuses_until_it_is_allowed() -> None:
     os.close(fd)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 async def test_a_child_by_fork_has_private_memory_there_and_no_descriptor() -> None:
     region = await SharedMemory().acquire(MIB, 64, GFP.KERNEL)
     region.memory[:5] = b"hello"

@@ -14,6 +14,7 @@ there does no harm.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -69,9 +70,10 @@ def create(nbytes: int) -> int:
 
 def _available() -> int:
     """Bytes that can be allocated without swapping, by the kernel's own estimate."""
-    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * PAGE_SIZE
 
 

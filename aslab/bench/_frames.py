@@ -74,6 +74,12 @@ class Consumer:
         return Best(frames / seconds, (self._cpu + time.process_time()) / frames)
 
 
+def memory(segment: SharedMemory) -> memoryview:
+    """The bytes of an open segment."""
+    assert segment.buf is not None
+    return segment.buf
+
+
 def tell(pipe: Any, frames: Iterable[object]) -> None:
     """In the consumer: say what its CPU time was after the first frames, and after all."""
     for number, _ in enumerate(frames, 1):
@@ -83,7 +89,10 @@ def tell(pipe: Any, frames: Iterable[object]) -> None:
 
 
 def _read_queue(pipe: Any, queue: Any, frames: int) -> None:
-    tell(pipe, (read(queue.get()) for _ in range(frames)))
+    def one(_: int) -> None:
+        read(queue.get())
+
+    tell(pipe, map(one, range(frames)))
 
 
 def by_queue(source: bytes, frames: int) -> Best:
@@ -101,14 +110,14 @@ def by_queue(source: bytes, frames: int) -> Best:
 
 
 def _read_fresh(pipe: Any, names: Any, room: Any, frames: int) -> None:
-    def one() -> None:
+    def one(_: int) -> None:
         segment = SharedMemory(names.recv())
-        read(segment.buf)
+        read(memory(segment))
         segment.close()
         segment.unlink()
         room.release()
 
-    tell(pipe, (one() for _ in range(frames)))
+    tell(pipe, map(one, range(frames)))
 
 
 def by_fresh(source: bytes, frames: int) -> Best:
@@ -121,7 +130,7 @@ def by_fresh(source: bytes, frames: int) -> Best:
             consumer.warm()
         room.acquire()
         segment = SharedMemory(create=True, size=len(source))
-        segment.buf[: len(source)] = source
+        memory(segment)[: len(source)] = source
         names.send(segment.name)
         segment.close()
     best = consumer.end(frames)
@@ -136,7 +145,7 @@ def _read_ring(pipe: Any, name: str, size: int, semaphores: Any, frames: int) ->
     def one(number: int) -> None:
         full.acquire()
         start = number % FLIGHT * size
-        with ring.buf[start : start + size] as frame:
+        with memory(ring)[start : start + size] as frame:
             read(frame)
         free.release()
 
@@ -155,7 +164,7 @@ def by_ring(source: bytes, frames: int) -> Best:
             consumer.warm()
         free.acquire()
         start = number % FLIGHT * size
-        ring.buf[start : start + size] = source
+        memory(ring)[start : start + size] = source
         full.release()
     best = consumer.end(frames)
     ring.close()

@@ -44,9 +44,16 @@ class Member:
 class Peer:
     """A connected client. Made by the service, which lists them in `Service.clients`."""
 
+    pid: int
+    """Its process; 0 where the system does not say."""
+    uid: int
+    """Its user."""
+
     def __init__(self, sock: socket.socket) -> None:
-        self.pid: int = sockets.peer(sock)[0]
-        """Its process; 0 where the system does not say."""
+        try:
+            self.pid, self.uid = sockets.peer(sock)
+        except OSError:  # gone already
+            self.pid, self.uid = 0, -1
         self.sock = sock
         self.slabs: set[int] = set()
         """The slabs whose file it was sent."""

@@ -273,11 +273,11 @@ class Service:
                 tasks.start_soon(self._serve, sock)
 
     async def _serve(self, sock: socket.socket) -> None:
-        if sockets.peer(sock)[1] != os.geteuid():
-            log.warning("a client of another user was refused")
+        peer = Peer(sock)
+        if peer.uid != os.geteuid():
+            log.warning("a client of another user was refused: %d", peer.uid)
             sock.close()
             return
-        peer = Peer(sock)
         self._peers.add(peer)
         self._note_change()
         try:

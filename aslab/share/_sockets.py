@@ -86,7 +86,7 @@ def send(sock: socket.socket, data: bytes, fd: int | None = None) -> int:
     :raises BlockingIOError: if nothing does
     """
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd is not None else []
-    return sock.sendmsg([data], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    return sock.sendmsg([data], ancillary, socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0))
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int], bool]:
