@@ -17,7 +17,7 @@ from aslab import share
 from aslab.backends import SharedMemory
 
 SIZE = 1280 * 720 * 3
-FRAMES, KILLS = 150, 3
+FRAMES, KILLS = 100, 2
 
 
 def verify(path: str) -> None:

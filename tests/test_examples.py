@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 EXPECTED = {
-    "frames.py": r"verified 150 frames\n3 consumers killed, 0 of \d+ buffers still held\n",
+    "frames.py": r"verified 100 frames\n2 consumers killed, 0 of \d+ buffers still held\n",
     "simulated_hour.py": r"wait 10 ms, \d+ emergency objects, 1 deadlock\n.* 0 emergency .* well\n36\d\d sim",
     "smallest_asyncio.py": r"hello from 4 MiB at 0x[0-9a-f]+\n(.*\n){2}frames ",
     "smallest_trio.py": r"hello from 4 MiB at 0x[0-9a-f]+\n(.*\n){2}frames ",

@@ -566,8 +566,9 @@ async def kill_producers(path: Path, kind: str, times: int) -> None:
 
 @pytest.mark.parametrize("anyio_backend", [LOOPS["asyncio"]], ids=["asyncio"])
 class TestDeath:
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
     async def test_of_consumers(self, path: Path) -> None:
-        await kill_consumers(path, "program", 2)
+        await kill_consumers(path, "fork", 5)
 
     async def test_of_producers(self, path: Path) -> None:
         await kill_producers(path, "program", 1)

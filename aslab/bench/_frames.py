@@ -215,17 +215,19 @@ WAYS: dict[str, Callable[[bytes, int], Best]] = {
 @app.command()
 def frames(
     rounds: Annotated[int, typer.Option(help="Interleaved rounds; the best counts.", min=1)] = 3,
+    mb: Annotated[list[float] | None, typer.Option(help="Size of a frame in MB; default: 1080p, and 25.")] = None,
     number: Annotated[int, typer.Option("--frames", help="Frames per round.", min=1)] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Frames per second from one process to another, compared with other ways. Takes two minutes."""
+    sizes = {f"{one:g} MB": int(one * 1e6) for one in mb} if mb else SIZES
     CONTEXT.set_forkserver_preload([__name__])
     best: dict[tuple[str, str], Best] = defaultdict(Best)
     with bar() as shown:
-        task = shown.add_task("aslab bench frames", total=rounds * len(SIZES) * len(WAYS))
+        task = shown.add_task("aslab bench frames", total=rounds * len(sizes) * len(WAYS))
         advance = partial(shown.update, task, advance=1)
         for _ in range(rounds):
-            for size, nbytes in SIZES.items():
+            for size, nbytes in sizes.items():
                 source = bytes(nbytes)
                 for way, measure in WAYS.items():
                     found, at = measure(source, number), best[size, way]
