@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 
 import anyio
@@ -52,7 +53,8 @@ def hold(path: str) -> None:
 
 def produce(path: str) -> None:
     """Send frames until killed."""
-    anyio.run(_produce, path)
+    # in a thread of its own, for a child by fork of a test that runs an event loop
+    threading.Thread(target=anyio.run, args=(_produce, path)).start()
 
 
 async def _produce(path: str) -> None:

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 import aslab
 from aslab import share
 from aslab.backends import SharedMemory
-from aslab.share import _service
+from aslab.share import _link, _service
 from aslab.share import _sockets as sockets
 from aslab.share._wire import LONGEST, VERSION, Decoder, Garbage, Kind, Message, encode
 from aslab.testing import check_consistency
@@ -313,7 +313,10 @@ class TestChannels:
             tasks.start_soon(to_thread.run_sync, programs.consume, str(path))
             await to_thread.run_sync(produce)
 
-    async def test_releases_come_back_in_batches_while_frames_wait(self, path: Path) -> None:
+    async def test_releases_come_back_in_batches_while_frames_wait(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_link, "PAUSE", 60)
         async with opened(path) as (cache, service), await share.connect(path) as client:
             receiver, sender = client.receiver("frames"), share.Sender(service, "frames", window=8)
             for _ in range(8):
@@ -536,32 +539,35 @@ async def kill_consumers(path: Path, kind: str, times: int) -> None:
 async def kill_producers(path: Path, kind: str, times: int) -> None:
     chosen = random.Random(times)
     for _ in range(times):
-        producer = Process(kind, "produce", path)
-        client: share.Client | None = None
-        with anyio.fail_after(20):
-            while client is None:
-                with contextlib.suppress(OSError):
-                    client = await share.connect(path)
-                await anyio.sleep(0.005)
-        receiver = client.receiver("frames")
-        end, number = time.monotonic() + chosen.uniform(0, 0.02), -1
-        kept = await receiver.receive()
-        content = bytes(kept.view)
-        while time.monotonic() < end:
-            with await receiver.receive() as claim:
-                last, number = number, programs.check(claim.view)
-                assert number > last
-        await producer.kill()
-        with pytest.raises(share.DisconnectedError, match=r"gone|broke"):
-            while True:
-                (await receiver.receive()).release()
-        assert bytes(kept.view) == content
-        assert programs.check(kept.view) >= 0
-        kept.release()
-        client.close()
-        del kept, claim, receiver, client
+        await kill_producer(path, kind, chosen.uniform(0, 0.02))
         gc.collect()
         assert slabs_mapped() == 0
+
+
+async def kill_producer(path: Path, kind: str, after: float) -> None:
+    producer = Process(kind, "produce", path)
+    client: share.Client | None = None
+    with anyio.fail_after(20):
+        while client is None:
+            with contextlib.suppress(OSError):
+                client = await share.connect(path)
+            await anyio.sleep(0.005)
+    receiver = client.receiver("frames")
+    end, number = time.monotonic() + after, -1
+    kept = await receiver.receive()
+    content = bytes(kept.view)
+    while time.monotonic() < end:
+        with await receiver.receive() as claim:
+            last, number = number, programs.check(claim.view)
+            assert number > last
+    await producer.kill()
+    with pytest.raises(share.DisconnectedError, match=r"gone|broke"):
+        while True:
+            (await receiver.receive()).release()
+    assert bytes(kept.view) == content
+    assert programs.check(kept.view) >= 0
+    kept.release()
+    client.close()
 
 
 @pytest.mark.parametrize("anyio_backend", [LOOPS["asyncio"]], ids=["asyncio"])

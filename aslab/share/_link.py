@@ -1,7 +1,8 @@
 """The client's end of a connection: slabs it has mapped, claims it holds, answers it got. Never waits.
 
-Releases are sent at once, or together with later ones while frames that have come wait to be read: a consumer that
-is behind sends few messages. They may come from any thread, and from a finaliser.
+Releases are sent at once, or, while frames that have come wait to be read, with those of the next half
+millisecond: many small frames take few messages, and large ones do not keep the producer waiting. They may come
+from any thread, and from a finaliser.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import itertools
 import os
 import struct
 import threading
+import time
 import weakref
 from collections import deque
 from functools import partial
@@ -28,8 +30,8 @@ from ._wire import MOST_RELEASES, Decoder, Garbage, Kind, Message, encode
 if TYPE_CHECKING:
     import socket
 
-BATCH = 16
-"""Releases that are sent together, at most, while frames wait."""
+BATCH, PAUSE = 16, 0.0005
+"""While frames wait to be read: releases that are sent together at most, and for how many seconds they gather."""
 
 
 class _Slab:
@@ -68,6 +70,7 @@ class Link:
         self._released: deque[int] = deque()
         self._out = bytearray()
         self._sending = threading.Lock()
+        self._sent = 0.0  # when something was sent last
 
     # -- asking
 
@@ -218,7 +221,8 @@ class Link:
 
     def _let_go(self, generation: int) -> None:
         self._released.append(generation)
-        if len(self._released) >= BATCH or not any(list(self.frames.values())):
+        late = time.monotonic() - self._sent > PAUSE
+        if late or len(self._released) >= BATCH or not any(list(self.frames.values())):
             self.flush()
 
     def _send(self, data: bytes) -> None:
@@ -233,6 +237,7 @@ class Link:
         while (self._out or self._released) and not self.lost and self._sending.acquire(blocking=False):
             try:
                 self._gather()
+                self._sent = time.monotonic()
                 del self._out[: sockets.send(self.sock, bytes(self._out))]
             except BlockingIOError:
                 return False
