@@ -1,14 +1,13 @@
 """How fast do frames go from one process to another? Compared with what people build themselves.
 
-The producer fills each frame with one copy, as a driver or a decoder does; the consumer reads every byte of it. At
-most eight frames are on their way. The ways run interleaved, each with a consumer process of its own, and what
-happens while it starts, and the first eight frames, are not timed.
+The producer fills each frame with one copy, as a driver or a decoder does; the consumer reads it with one copy,
+too, so that no work hides what the way costs. At most eight frames are on their way. The ways run interleaved, each
+with a consumer process of its own. Its start, and the first eight frames, are not timed.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import re
 import tempfile
 import time
 from collections import defaultdict
@@ -33,7 +32,8 @@ SIZES = {"1080p, 6.2 MB": 1920 * 1080 * 3, "25 MB": 25_000_000}
 FLIGHT = 8
 OURS, FRESH, RING = "aslab.share", "a fresh SharedMemory each", f"ring of {FLIGHT}, by hand"
 CONTEXT = multiprocessing.get_context("forkserver")
-_ABSENT = re.compile(b"\xff")
+_own = bytearray()
+"""Of the consumer: where it copies frames to."""
 
 
 @dataclass
@@ -46,8 +46,10 @@ class Best:
 
 
 def read(frame: Any) -> None:
-    """Look at every byte."""
-    assert _ABSENT.search(frame) is None
+    """Take in every byte, at the speed of memory."""
+    if len(_own) != len(frame):
+        _own[:] = bytes(len(frame))
+    memoryview(_own)[:] = frame
 
 
 class Consumer:
