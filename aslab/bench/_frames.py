@@ -1,8 +1,8 @@
 """How fast do frames go from one process to another? Compared with what people build themselves.
 
 The producer fills each frame with one copy, as a driver or a decoder does; the consumer reads it with one copy,
-too, so that no work hides what the way costs. At most eight frames are on their way. The ways run interleaved, each
-with a consumer process of its own. Its start, and the first eight frames, are not timed.
+too, so that no work hides what the way costs. At most eight frames are on their way. The ways run interleaved,
+each with a consumer process of its own. Its start, and the first eight frames, are not timed.
 """
 
 from __future__ import annotations
