@@ -54,7 +54,9 @@ def hold(path: str) -> None:
 def produce(path: str) -> None:
     """Send frames until killed."""
     # in a thread of its own, for a child by fork of a test that runs an event loop
-    threading.Thread(target=anyio.run, args=(_produce, path)).start()
+    thread = threading.Thread(target=anyio.run, args=(_produce, path))
+    thread.start()
+    thread.join()  # a main thread that ends lets no other thread start
 
 
 async def _produce(path: str) -> None:
