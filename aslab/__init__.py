@@ -12,6 +12,7 @@
 #   arrays                                 numpy arrays over buffers
 #   _gather  io/  protocols                streams and files, straight into buffers
 #   testing/  faults/  emulation/          checks, injected faults, emulated backends
+#   share/                                 buffers for other processes
 #   lab/  bench/  cli/                     simulations, measurements, commands
 #
 # docs/design.md gives the reasons.

@@ -18,6 +18,7 @@ QUICK = {
     "emergency": ["--seconds", "0.05", "--rounds", "1"],
     "emergency-free": ["--rounds", "2", "--most", "20"],
     "handover": ["--rounds", "1", "--operations", "200"],
+    "frames": ["--rounds", "1", "--frames", "2", "--mb", "0.1"],
     "index": ["--rounds", "1"],
     "scale": ["--rounds", "1", "--most", "20"],
     "memory": ["--rounds", "1", "--seconds", "0.01", "--most", "64KiB"],

@@ -15,6 +15,7 @@ FOREIGN = {"torch", "pyarrow", "cv2", "h5py", "zstandard"}
 """Libraries that the docs show at work, and no extra installs."""
 EXPECTED = {
     "direct_copy.py": r"33566777 bytes copied at .* through 4 buffers\nthe same\n",
+    "frames.py": r"verified 100 frames\n2 consumers killed, 0 of \d+ buffers still held\n",
     "simulated_hour.py": r"wait 10 ms, \d+ emergency objects, 1 deadlock\n.* 0 emergency .* well\n36\d\d sim",
     "smallest_asyncio.py": r"hello from 4 MiB at 0x[0-9a-f]+\n(.*\n){2}frames ",
     "smallest_trio.py": r"hello from 4 MiB at 0x[0-9a-f]+\n(.*\n){2}frames ",

@@ -21,6 +21,7 @@ import aslab.lab
 import aslab.lab.scenarios
 import aslab.pressure
 import aslab.protocols
+import aslab.share
 import aslab.testing
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +35,7 @@ MODULES = [
     aslab.lab.scenarios,
     aslab.pressure,
     aslab.protocols,
+    aslab.share,
     aslab.testing,
 ]
 NAMES = [
@@ -113,7 +115,7 @@ def test_it_works_where_nothing_but_anyio_is_installed() -> None:
     run(f"""
 import sys
 sys.modules.update(dict.fromkeys({absent!r}))
-import anyio, aslab, aslab.backends, aslab.emulation, aslab.faults, aslab.lab, aslab.testing
+import anyio, aslab, aslab.backends, aslab.emulation, aslab.faults, aslab.lab, aslab.share, aslab.testing
 
 async def main():
     async with aslab.open_allocator() as kmem:
@@ -126,7 +128,8 @@ aslab.lab.run(main)
 
 
 def test_importing_it_imports_no_event_loop_and_no_optional_package() -> None:
-    script = "import sys, aslab, aslab.backends, aslab.emulation, aslab.faults, aslab.testing; print(*sys.modules)"
+    names = "aslab, aslab.backends, aslab.emulation, aslab.faults, aslab.share, aslab.testing"
+    script = f"import sys, {names}; print(*sys.modules)"
     loaded = run(script).split()
     assert "aslab" in loaded
     assert not {"trio", "rich", "typer", "numpy", "uvloop", "pydantic"} & set(loaded)

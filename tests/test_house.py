@@ -32,6 +32,7 @@ _gather __init__
 arrays
 io protocols
 faults emulation testing
+share
 lab/_simulation lab/__init__ lab/pytest_plugin
 lab/_scenario lab/_report lab/scenarios
 lab/_story lab/_staging

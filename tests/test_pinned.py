@@ -158,7 +158,7 @@ class TestCudaDriver:
         monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", runtime)
 
     def test_without_any_library_one_line_says_what_to_install(self) -> None:
-        with pytest.raises(ImportError, match=r"^Pinned needs CUDA: pip install 'aslab\[cuda\]'.*PyTorch"):
+        with pytest.raises(ImportError, match=r"^Pinned needs the extra 'cuda'.*PyTorch"):
             Pinned()
 
     def test_cuda_bindings(self, monkeypatch: pytest.MonkeyPatch) -> None:

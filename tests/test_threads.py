@@ -234,6 +234,6 @@ def test_a_call_that_must_run_runs_once_if_its_thread_begins_as_it_is_abandoned(
         job.run()
         call()
 
-    monkeypatch.setattr(_threads, "_in_thread", in_thread)
+    monkeypatch.setattr(_threads, "in_thread", in_thread)
     job.abandon()
     assert called == [1]

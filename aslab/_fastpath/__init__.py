@@ -39,4 +39,5 @@ from ._views import HAUNTED as HAUNTED
 from ._views import Exported as Exported
 from ._views import KeptView as KeptView
 from ._views import exporter as exporter
+from ._views import has_company as has_company
 from ._views import lease_view as lease_view

@@ -1,8 +1,9 @@
 """Where memory comes from: the protocol, and the backends on real memory.
 
-`Mmap` is for slabs, `Pinned` for slabs that a GPU copies from, `Heap` for emergency objects, `Callback` for
-anything else. To write your own, implement the three methods of `Backend`; `aslab.testing.check_backend` checks
-the contract, and `run_blocking` runs blocking calls in threads that can be abandoned.
+`Mmap` is for slabs, `SharedMemory` for what other processes read too, `Pinned` for slabs that a GPU copies from,
+`Heap` for emergency objects, `Callback` for anything else. To write your own, implement the three methods of
+`Backend`; `aslab.testing.check_backend` checks the contract, and `run_blocking` runs blocking calls in threads
+that can be abandoned.
 """
 
 from ._callback import Callback as Callback
@@ -13,6 +14,20 @@ from ._mmap import Mmap as Mmap
 from ._pinned import Pinned as Pinned
 from ._protocol import Backend as Backend
 from ._protocol import Region as Region
+from ._shared import Segment as Segment
+from ._shared import SharedMemory as SharedMemory
 from ._threads import run_blocking as run_blocking
 
-__all__ = ["Backend", "Callback", "CudaDriver", "Driver", "Heap", "Mmap", "Pinned", "Region", "run_blocking"]
+__all__ = [
+    "Backend",
+    "Callback",
+    "CudaDriver",
+    "Driver",
+    "Heap",
+    "Mmap",
+    "Pinned",
+    "Region",
+    "Segment",
+    "SharedMemory",
+    "run_blocking",
+]

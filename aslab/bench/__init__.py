@@ -7,6 +7,7 @@ counts. Times are the best of several rounds.
     _pair  _handover  _waiters   alloc and free on a hit; among waiting tasks; with many of them
     _stall  _move  _scale        does growth stall the loop, or a move, or anything when there is a lot of it?
     _emergency  _emergency_free  emergency objects while growth is stuck; freeing one of many
+    _frames                      frames from one process to another
     _index                       how emergency objects are looked up
     _lab                         how fast the lab is
     _memory                      fresh memory and pooled memory, and the first touch of a large slab
@@ -14,6 +15,7 @@ counts. Times are the best of several rounds.
 
 from . import _emergency as _emergency
 from . import _emergency_free as _emergency_free
+from . import _frames as _frames
 from . import _handover as _handover
 from . import _index as _index
 from . import _lab as _lab

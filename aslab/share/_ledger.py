@@ -1,0 +1,104 @@
+"""Who holds which buffer. No I/O; event loop's thread only.
+
+Always true between calls: a buffer is in the ledger while its count is above 0, and its count is the sum of what
+all holders have of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from .._errors import BufferFreedError
+from .._fastpath import Buffer
+from ._descriptor import Descriptor
+
+
+@dataclass(slots=True)
+class _Entry:
+    descriptor: Descriptor
+    buf: Buffer[Any]
+    count: int = 0
+
+
+class Ledger:
+    """The buffers that are shared, and the claims on them by holder: a client, or the producer's own handle."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, _Entry] = {}
+        self._held: dict[object, Counter[int]] = {}
+        self._generation = 0
+        self._unfreed: list[Buffer[Any]] = []
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def enter(self, buf: Buffer[Any], slab: int, offset: int, size: int) -> Descriptor:
+        """Take over a buffer; `give` somebody a claim on it next."""
+        self._generation += 1
+        descriptor = Descriptor(slab, offset, size, self._generation)
+        self._entries[self._generation] = _Entry(descriptor, buf)
+        return descriptor
+
+    def shares(self, buf: Buffer[Any]) -> bool:
+        """Whether it has been taken over."""
+        return any(entry.buf is buf for entry in self._entries.values())
+
+    def give(self, holder: object, descriptor: Descriptor) -> bool:
+        """One claim more for a holder; False if nothing is shared under that very descriptor."""
+        entry = self._entries.get(descriptor.generation)
+        if entry is None or entry.descriptor != descriptor:
+            return False
+        try:
+            _ = entry.buf.address
+        except BufferFreedError:  # by the producer, which had given it away: its place may have a new owner
+            return False
+        entry.count += 1
+        self._held.setdefault(holder, Counter())[descriptor.generation] += 1
+        return True
+
+    def release(self, holder: object, generation: int) -> bool:
+        """One claim less; False if the holder has none."""
+        held = self._held.get(holder)
+        if not held or not held[generation]:
+            return False
+        held[generation] -= 1
+        if not held[generation]:
+            del held[generation]
+        if not held:
+            del self._held[holder]
+        entry = self._entries[generation]
+        entry.count -= 1
+        if not entry.count:
+            del self._entries[generation]
+            self._unfreed.append(entry.buf)
+            self.free()
+        return True
+
+    def lose(self, holder: object) -> None:
+        """Release whatever a holder has: it is gone."""
+        for generation in list(self._held.get(holder, Counter()).elements()):
+            self.release(holder, generation)
+
+    def held(self, holder: object) -> int:
+        """How many claims a holder has."""
+        return self._held.get(holder, Counter()).total()
+
+    def free(self) -> None:
+        """Free what nobody holds any more, as far as the producer's own exports allow."""
+        buffers, self._unfreed = self._unfreed, []
+        for buf in buffers:
+            try:
+                buf.free()
+            except BufferFreedError:
+                pass
+            except BufferError:  # an array of the producer's own: tried again later
+                self._unfreed.append(buf)
+
+    def abandon(self) -> list[Buffer[Any]]:
+        """All that is shared still, for somebody to keep: it must never be freed."""
+        buffers = [entry.buf for entry in self._entries.values()]
+        self._entries.clear()
+        self._held.clear()
+        return buffers

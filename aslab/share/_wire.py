@@ -1,0 +1,151 @@
+"""The messages between a service and its clients. No I/O.
+
+Each is a header (length of the body, version, kind) and a body of at most `LONGEST` bytes, little-endian. The
+descriptor of a slab's file travels beside the bytes of a `SLAB` message.
+
+    client to service    CLAIM  RELEASE  JOIN  LEAVE
+    service to client    SLAB  GONE  GRANTED  REFUSED  FRAME  END  ERROR
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ._descriptor import Descriptor
+
+VERSION = 1
+LONGEST = 4096
+MOST_RELEASES = LONGEST // 8
+_HEADER = struct.Struct("<HBB")
+_NUMBER, _SIZE, _PLACE = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<IQQQ")
+_NOWHERE = Descriptor(0, 0, 0, 0)
+
+
+class Kind(IntEnum):
+    """What a message says. ``number`` is a request, a receiver or a slab."""
+
+    CLAIM = 1
+    """Request ``number``: may I have the buffer at ``place``?"""
+    RELEASE = 2
+    """I let go of these ``generations``."""
+    JOIN = 3
+    """My receiver ``number`` wants the frames of channel ``text``."""
+    LEAVE = 4
+    """It does not want them any more, and has seen ``size`` of them. It will not release any others."""
+    SLAB = 16
+    """Slab ``number`` has ``size`` bytes; its file comes beside."""
+    GONE = 17
+    """Nothing of slab ``number`` will be shared again."""
+    GRANTED = 18
+    """You have a claim on ``place``: the answer to request ``number``, or 0 if you were not asked."""
+    REFUSED = 19
+    """The answer to request ``number``: there is no such buffer."""
+    FRAME = 20
+    """You have a claim on ``place``, a frame for receiver ``number``."""
+    END = 21
+    """There are no more frames for receiver ``number``."""
+    ERROR = 22
+    """I close the connection, because of ``text``."""
+
+
+_FIELDS: dict[Kind, tuple[str, ...]] = {
+    Kind.CLAIM: ("number", "place"),
+    Kind.RELEASE: ("generations",),
+    Kind.JOIN: ("number", "text"),
+    Kind.LEAVE: ("number", "size"),
+    Kind.SLAB: ("number", "size"),
+    Kind.GONE: ("number",),
+    Kind.GRANTED: ("number", "place"),
+    Kind.REFUSED: ("number",),
+    Kind.FRAME: ("number", "place"),
+    Kind.END: ("number",),
+    Kind.ERROR: ("text",),
+}
+
+
+class Garbage(Exception):
+    """The other side sent what is no message, or what it may not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message; which fields count depends on its kind."""
+
+    kind: Kind
+    number: int = 0
+    place: Descriptor = _NOWHERE
+    size: int = 0
+    generations: tuple[int, ...] = ()
+    text: str = ""
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a message.
+
+    :raises struct.error: if a number does not fit
+    """
+    body = b"".join(_pack(message, field) for field in _FIELDS[message.kind])
+    return _HEADER.pack(len(body), VERSION, message.kind) + body
+
+
+def _pack(message: Message, field: str) -> bytes:
+    if field == "number":
+        return _NUMBER.pack(message.number)
+    if field == "size":
+        return _SIZE.pack(message.size)
+    if field == "place":
+        place = message.place
+        return _PLACE.pack(place.slab, place.offset, place.size, place.generation)
+    if field == "generations":
+        return struct.pack(f"<{len(message.generations)}Q", *message.generations)
+    return message.text.encode()[: LONGEST - _NUMBER.size]
+
+
+class Decoder:
+    """Makes messages of the bytes of a stream, however they are cut."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """The messages that are complete now.
+
+        :raises Garbage: at the first bytes that are no message; all later ones are not looked at
+        """
+        data, at = self._rest + data, 0
+        while len(data) - at >= _HEADER.size:
+            length, version, kind = _HEADER.unpack_from(data, at)
+            if version != VERSION:
+                raise Garbage(f"version {version} of the protocol; this is version {VERSION}")
+            if length > LONGEST or kind not in Kind._value2member_map_:
+                raise Garbage(f"a message of kind {kind} and {length} bytes")
+            end = at + _HEADER.size + length
+            if len(data) < end:
+                break
+            yield _decode(Kind(kind), data[at + _HEADER.size : end])
+            at = end
+        self._rest = data[at:]
+
+
+def _decode(kind: Kind, body: bytes) -> Message:
+    number, place, size, generations, text = 0, _NOWHERE, 0, (), ""
+    try:
+        for field in _FIELDS[kind]:
+            if field == "number":
+                (number,), body = _NUMBER.unpack_from(body), body[_NUMBER.size :]
+            elif field == "size":
+                (size,), body = _SIZE.unpack_from(body), body[_SIZE.size :]
+            elif field == "place":
+                place, body = Descriptor(*_PLACE.unpack_from(body)), body[_PLACE.size :]
+            elif field == "generations":
+                generations, body = struct.unpack(f"<{len(body) // 8}Q", body), b""
+            else:
+                text, body = body.decode(), b""
+    except (struct.error, UnicodeDecodeError) as exc:
+        raise Garbage(f"a {kind.name} that cannot be read: {exc}") from None
+    if body:
+        raise Garbage(f"a {kind.name} of {len(body)} bytes too many")
+    return Message(kind, number, place, size, generations, text)

@@ -1,0 +1,605 @@
+"""Buffers between processes: claims, channels, refusals, and what is left when somebody dies."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import pickle
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import hypothesis
+import numpy as np
+import pytest
+from anyio import to_thread
+from hypothesis import strategies as st
+
+import aslab
+from aslab import share
+from aslab.backends import SharedMemory
+from aslab.share import _link, _service
+from aslab.share import _sockets as sockets
+from aslab.share._wire import LONGEST, VERSION, Decoder, Garbage, Kind, Message, encode
+from aslab.testing import check_consistency
+
+from . import share_programs as programs
+from .conftest import LOOPS
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs memfd"),
+]
+SIZE = programs.SIZE
+Opened = tuple[aslab.Cache[memoryview], share.Service]
+
+
+@contextlib.asynccontextmanager
+async def opened(path: Path, objects: int = 16, **options: Any) -> AsyncIterator[Opened]:
+    async with aslab.open_allocator(slabs=SharedMemory(), emergency=SharedMemory()) as kmem:
+        cache = kmem.create_cache("frames", SIZE, max_objects=objects)
+        async with share.serve(kmem, path, **options) as service:
+            yield cache, service
+        check_consistency(cache)
+
+
+async def until(ready: Callable[[], object], seconds: float = 10) -> None:
+    with anyio.fail_after(seconds):
+        while not ready():
+            await anyio.sleep(0.002)
+
+
+def files() -> int:
+    """Descriptors of slabs that are open."""
+    links = map(str, Path("/proc/self/fd").iterdir())
+    return sum("memfd:aslab" in os.readlink(link) for link in links if os.path.lexists(link))  # noqa: PTH115
+
+
+def slabs_mapped() -> int:
+    return Path("/proc/self/maps").read_text().count("memfd:aslab")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    gc.collect()
+    before = files(), slabs_mapped()
+    yield tmp_path / "socket"
+    end = time.monotonic() + 5
+    while slabs_mapped() > before[1] or files() > before[0]:  # the rest is released by a thread
+        assert time.monotonic() < end, f"{slabs_mapped()} slabs are mapped, {files() - before[0]} descriptors left"
+        gc.collect()
+        time.sleep(0.01)
+
+
+class TestClaims:
+    async def test_a_buffer_is_read_elsewhere_and_freed_when_all_have_let_go(self, path: Path) -> None:
+        async with opened(path) as (cache, service), await share.connect(path) as client:
+            buf = await cache.alloc()
+            buf.view[:5] = b"hello"
+            shared = service.share(buf, 5)
+            again = pickle.loads(pickle.dumps(shared.descriptor))
+            claim = await client.attach(again)
+            assert claim.view.readonly
+            assert bytes(claim.view) == b"hello"
+            assert len(claim) == 5
+            shared.release()
+            shared.release()
+            assert cache.stats().obj_held == 1
+            claim.release()
+            claim.release()
+            with pytest.raises(ValueError, match="released"):
+                claim.view[0]
+            await until(lambda: not cache.stats().obj_held)
+            with pytest.raises(share.RefusedError, match="not any more"):
+                await client.attach(again)
+
+    async def test_the_next_owners_content_is_never_given_for_a_stale_descriptor(self, path: Path) -> None:
+        async with opened(path, objects=1) as (cache, service), await share.connect(path) as client:
+            with service.share(await cache.alloc()) as first:
+                pass
+            with service.share(await cache.alloc()) as second:
+                assert first.descriptor.offset == second.descriptor.offset
+                with pytest.raises(share.RefusedError):
+                    await client.attach(first.descriptor)
+
+    async def test_a_buffer_that_its_producer_freed_all_the_same_is_refused(self, path: Path) -> None:
+        async with opened(path, objects=1) as (cache, service), await share.connect(path) as client:
+            buf = await cache.alloc()
+            with service.share(buf) as shared:
+                buf.free()
+                with pytest.raises(share.RefusedError):
+                    await client.attach(shared.descriptor)
+        assert cache.stats().obj_held == 0
+
+    async def test_writing_is_seen_by_the_producer_if_asked_for(self, path: Path) -> None:
+        async with opened(path) as (cache, service), await share.connect(path) as client:
+            buf = await cache.alloc()
+            with service.share(buf) as shared, await client.attach(shared.descriptor, writable=True) as claim:
+                claim.view[:2] = b"hi"
+                assert bytes(buf.view[:2]) == b"hi"
+
+    @pytest.mark.parametrize("what", [lambda view: np.frombuffer(view, np.uint8), lambda view: view[:3]])
+    async def test_a_release_is_refused_while_something_reads_it(
+        self, path: Path, what: Callable[[memoryview], Any]
+    ) -> None:
+        async with opened(path) as (cache, service), await share.connect(path) as client:
+            with service.share(await cache.alloc()) as shared:
+                claim = await client.attach(shared.descriptor)
+            kept = what(claim.view)
+            with pytest.raises(BufferError):
+                claim.release()
+            await anyio.sleep(0.02)
+            assert cache.stats().obj_held == 1
+            del claim  # the claim is held as long as what reads it
+            await anyio.sleep(0.02)
+            assert cache.stats().obj_held == 1
+            del kept
+            gc.collect()
+            await until(lambda: not cache.stats().obj_held)
+
+    async def test_an_exception_on_its_way_out_is_not_hidden(self, path: Path) -> None:
+        async with opened(path) as (cache, service), await share.connect(path) as client:
+            with service.share(await cache.alloc()) as shared:
+                claim = await client.attach(shared.descriptor)
+            with pytest.raises(KeyError), claim:
+                part = claim.view[:4]
+                raise KeyError
+            del part
+            await until(lambda: not cache.stats().obj_held)
+
+    async def test_handed_over_it_belongs_to_that_client_alone(self, path: Path) -> None:
+        async with opened(path) as (cache, service), await share.connect(path) as client:
+            peer = await service.client(os.getpid())
+            descriptor = service.hand_over(await cache.alloc(), peer)
+            claim = await client.attach(descriptor)
+            assert claim.descriptor == descriptor
+            claim.release()
+            await until(lambda: not cache.stats().obj_held)
+            service.hand_over(await cache.alloc(), peer)
+            assert service.shared == 1
+        assert cache.stats().obj_held == 0
+
+    async def test_a_cancelled_attach_leaves_no_claim(self, path: Path) -> None:
+        async with opened(path) as (cache, service), await share.connect(path) as client:
+            shared = service.share(await cache.alloc())
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await client.attach(shared.descriptor)
+            shared.release()
+            with pytest.raises(share.RefusedError):
+                await client.attach(shared.descriptor)
+            await until(lambda: not cache.stats().obj_held)
+
+    async def test_what_cannot_be_shared_is_refused_and_stays_the_callers(self, path: Path) -> None:
+        async with opened(path) as (cache, service), aslab.open_allocator() as other:
+            foreign = await other.create_cache("c", 64).alloc()
+            with pytest.raises(aslab.ConfigError, match="of a cache"):
+                service.share(foreign)
+            foreign.free()
+            with await cache.alloc() as buf, pytest.raises(aslab.ConfigError, match="from 1 to"):
+                service.share(buf, SIZE + 1)
+            with await cache.alloc() as buf, pytest.raises(aslab.ConfigError, match="one at least"):
+                service.hand_over(buf)
+            buf = await cache.alloc()
+            with service.share(buf), pytest.raises(aslab.ConfigError, match="shared already"):
+                service.share(buf)
+
+    async def test_ordinary_memory_is_refused(self, path: Path) -> None:
+        async with aslab.open_allocator() as kmem:
+            cache = kmem.create_cache("c", 64)
+            async with share.serve(cache, path) as service:
+                with await cache.alloc() as buf, pytest.raises(aslab.ConfigError, match="SharedMemory"):
+                    service.share(buf)
+
+    async def test_a_slab_that_goes_back_is_unmapped_everywhere(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_service, "LOOK", 0.01)
+        async with opened(path) as (cache, service), await share.connect(path) as client:
+            with service.share(await cache.alloc()) as shared, await client.attach(shared.descriptor):
+                mapped = slabs_mapped()
+            await until(lambda: not cache.stats().obj_held)
+            await cache.reap()
+            receiver = client.receiver("x")
+            with anyio.move_on_after(0.2):
+                await receiver.receive()
+            assert slabs_mapped() == mapped - 2
+
+
+class TestClosing:
+    async def test_what_a_client_holds_as_the_service_closes_stays_allocated(self, path: Path) -> None:
+        with pytest.warns(ResourceWarning) as told:
+            async with opened(path, linger=0.01) as (cache, service):
+                client = await share.connect(path)
+                with service.share(await cache.alloc()) as shared:
+                    claim = await client.attach(shared.descriptor)
+        assert "1 clients held 1 buffers" in str(told[0].message)
+        with pytest.raises(share.DisconnectedError):
+            await client.attach(shared.descriptor)
+        assert cache.stats().obj_held == 1
+        _service._abandoned.pop().free()
+        claim.release()
+        client.close()
+        await until(lambda: cache.stats().slab_total == 0)
+
+    async def test_one_service_at_a_path_and_a_dead_one_is_replaced(self, path: Path) -> None:
+        async with opened(path):
+            assert path.stat().st_mode & 0o777 == 0o600
+            with pytest.raises(FileExistsError):
+                sockets.listen(path)
+        assert not path.exists()
+        sockets.listen(path).close()
+        async with opened(path):
+            pass
+        path.write_text("mine")
+        with pytest.raises(FileExistsError):
+            sockets.listen(path)
+
+    async def test_an_exception_in_the_block_comes_out_as_it_is(self, path: Path) -> None:
+        with pytest.raises(KeyError):
+            async with opened(path):
+                raise KeyError
+
+
+class TestChannels:
+    async def test_every_receiver_gets_every_frame_in_order(self, path: Path) -> None:
+        read: list[list[int]] = [[], []]
+
+        async def consume(to: list[int]) -> None:
+            async with await share.connect(path) as client:
+                async for claim in client.receiver("frames"):
+                    with claim:
+                        to.append(programs.check(claim.view))
+
+        async with opened(path) as (cache, service), anyio.create_task_group() as tasks:
+            sender = share.Sender(service, "frames")
+            tasks.start_soon(consume, read[0])
+            tasks.start_soon(consume, read[1])
+            await until(lambda: sender.receivers == 2)
+            for number in range(50):
+                buf = await cache.alloc()
+                programs.fill(buf.view, number)
+                await sender.send(buf)
+            sender.close()
+            with await cache.alloc() as buf, pytest.raises(anyio.ClosedResourceError):
+                await sender.send(buf)
+        assert read == [list(range(50))] * 2
+
+    async def test_one_that_never_releases_holds_up_the_sender_and_nothing_else(self, path: Path) -> None:
+        async with opened(path) as (cache, service), await share.connect(path) as client:
+            receiver, sender = client.receiver("frames"), share.Sender(service, "frames", window=2)
+            held = []
+            for _ in range(2):
+                await sender.send(await cache.alloc())
+                held.append(await receiver.receive())
+            buf = await cache.alloc()
+            with pytest.raises(anyio.WouldBlock):
+                sender.send_nowait(buf)
+            with anyio.move_on_after(0.05) as waited:
+                await sender.send(buf)
+            assert waited.cancelled_caught
+            buf.view[0] = 1  # still the caller's
+            with service.share(await cache.alloc()) as other, await client.attach(other.descriptor):
+                pass
+            held.pop().release()
+            with anyio.fail_after(5):
+                await sender.send(buf)
+            held.pop().release()
+            receiver.close()
+            receiver.close()
+            with pytest.raises(anyio.ClosedResourceError):
+                await receiver.receive()
+            await until(lambda: not cache.stats().obj_held)
+
+    async def test_threads_on_both_sides(self, path: Path) -> None:
+        def produce() -> None:
+            for number in range(20):
+                buf = cache.alloc_blocking()
+                programs.fill(buf.view, number)
+                sender.send_blocking(buf)
+            service.portal.call(sender.close)
+
+        async with opened(path) as (cache, service), anyio.create_task_group() as tasks:
+            sender = share.Sender(service, "frames")
+            tasks.start_soon(to_thread.run_sync, programs.consume, str(path))
+            await to_thread.run_sync(produce)
+
+    async def test_releases_come_back_in_batches_while_frames_wait(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_link, "PAUSE", 60)
+        async with opened(path) as (cache, service), await share.connect(path) as client:
+            receiver, sender = client.receiver("frames"), share.Sender(service, "frames", window=8)
+            for _ in range(8):
+                await sender.send(await cache.alloc())
+            for left in range(7, 0, -1):
+                (await receiver.receive()).release()
+                await anyio.lowlevel.checkpoint()
+                assert service.shared == 8, left
+            (await receiver.receive()).release()
+            await until(lambda: not service.shared)
+
+    async def test_a_timeout_of_one_that_blocks(self, path: Path) -> None:
+        def wait() -> None:
+            with share.connect_blocking(path) as client, pytest.raises(TimeoutError):
+                client.receiver("frames").receive(timeout=0.01)
+
+        async with opened(path):
+            await to_thread.run_sync(wait)
+
+
+places = st.builds(share.Descriptor, *[st.integers(0, 2**32 - 1)] + [st.integers(0, 2**64 - 1)] * 3)
+messages = st.builds(
+    Message,
+    st.sampled_from(Kind),
+    st.integers(0, 2**32 - 1),
+    places,
+    st.integers(0, 2**64 - 1),
+    st.lists(st.integers(0, 2**64 - 1), max_size=20).map(tuple),
+    st.text(max_size=50),
+)
+
+
+class TestGarbage:
+    @hypothesis.given(st.lists(messages, max_size=5), st.integers(1, 50))
+    def test_messages_survive_any_cut(self, sent: list[Message], cut: int) -> None:
+        data, decoder = b"".join(map(encode, sent)), Decoder()
+        got = [one for at in range(0, len(data), cut) for one in decoder.feed(data[at : at + cut])]
+        assert b"".join(map(encode, got)) == data
+        assert [one.kind for one in got] == [one.kind for one in sent]
+
+    @hypothesis.given(st.binary(max_size=200))
+    def test_garbage_is_refused_by_the_decoder_or_waits_for_more(self, data: bytes) -> None:
+        with contextlib.suppress(Garbage):
+            for message in Decoder().feed(data):
+                assert isinstance(message.kind, Kind)
+
+    @pytest.mark.parametrize(
+        ("data", "why"),
+        [
+            (bytes([0, 0, VERSION + 1, 4]), "version"),
+            (bytes([0, 0, VERSION, 99]), "kind 99"),
+            ((LONGEST + 1).to_bytes(2, "little") + bytes([VERSION, 4]), "bytes"),
+            (bytes([13, 0, VERSION, 4]) + bytes(13), "too many"),
+            (bytes([2, 0, VERSION, 4]) + bytes(2), "cannot be read"),
+            (bytes([6, 0, VERSION, 3]) + bytes(4) + b"\xff\xff", "cannot be read"),
+        ],
+    )
+    async def test_the_client_is_told_why(self, path: Path, data: bytes, why: str) -> None:
+        async with opened(path):
+            raw = sockets.connect(path)
+            raw.sendall(data)
+            await anyio.wait_readable(raw)
+            (message,) = Decoder().feed(raw.recv(5000))
+            assert message.kind is Kind.ERROR
+            assert why in message.text
+            await anyio.wait_readable(raw)
+            assert raw.recv(10) == b""
+            raw.close()
+
+    async def test_nothing_on_the_socket_harms_the_service(self, path: Path) -> None:
+        """Garbage, and well-formed lies; meanwhile a client that behaves is served."""
+        chosen = random.Random(5)
+        async with opened(path) as (cache, service), await share.connect(path) as client:
+            shared = service.share(await cache.alloc())
+            real = shared.descriptor
+
+            def lie() -> bytes:
+                forged = share.Descriptor(
+                    real.slab, chosen.choice([0, 4096, 2**63]), real.size, chosen.randrange(3)
+                )
+                kind = chosen.choice(list(Kind))
+                return encode(Message(kind, chosen.randrange(5), forged, 7, (chosen.randrange(3),), "x"))
+
+            for turn in range(60):
+                raw = sockets.connect(path)
+                with contextlib.suppress(OSError):
+                    for _ in range(5):
+                        raw.send(lie() if turn % 2 else chosen.randbytes(chosen.randrange(300)))
+                        await anyio.lowlevel.checkpoint()
+                raw.close()
+                with await client.attach(real) as claim:
+                    assert len(claim) == SIZE
+            await until(lambda: len(service.clients) == 1)
+            shared.release()
+            await until(lambda: not cache.stats().obj_held)
+
+    async def test_forged_descriptors_are_refused(self, path: Path) -> None:
+        async with opened(path) as (cache, service), await share.connect(path) as client:
+            with service.share(await cache.alloc()) as shared:
+                real = shared.descriptor
+                forged = [
+                    share.Descriptor(real.slab, 0, 2**40, real.generation),
+                    share.Descriptor(real.slab + 1, real.offset, real.size, real.generation),
+                    share.Descriptor(real.slab, real.offset, real.size, real.generation + 1),
+                    share.Descriptor(-1, 0, 0, 0),
+                    share.Descriptor("x", 0, 0, 0),  # type: ignore[arg-type]
+                ]
+                for one in forged:
+                    with pytest.raises(share.RefusedError):
+                        await client.attach(one)
+                with pytest.raises(aslab.ConfigError):
+                    await client.attach("x")  # type: ignore[arg-type]
+                (await client.attach(real)).release()
+
+    async def test_one_that_asks_and_never_reads_is_dropped(self, path: Path) -> None:
+        async with opened(path) as (_, service):
+            raw = sockets.connect(path)
+            ask = encode(Message(Kind.CLAIM, 1, share.Descriptor(1, 2, 3, 4)))
+            with anyio.fail_after(20), pytest.raises(OSError):  # noqa: PT011  (reset, or a broken pipe)
+                while True:
+                    with contextlib.suppress(BlockingIOError):
+                        raw.send(ask * 100)
+                    await anyio.lowlevel.checkpoint()
+            raw.close()
+            await until(lambda: not service.clients)
+
+    async def test_a_client_without_descriptors_left_says_so(self, path: Path) -> None:
+        async with opened(path) as (cache, service), await share.connect(path) as client:
+            await until(lambda: service.clients)
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            with service.share(await cache.alloc()) as shared:
+                spare = os.open("/dev/null", os.O_RDONLY)
+                os.close(spare)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
+                try:
+                    with pytest.raises(share.DisconnectedError, match="too many open files"):
+                        await client.attach(shared.descriptor)
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await until(lambda: not cache.stats().obj_held)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+    async def test_another_user_is_refused_even_where_the_socket_lets_them_in(self, path: Path) -> None:
+        script = (
+            "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); "
+            "s.connect(sys.argv[1]); s.settimeout(5); print(s.recv(10))"
+        )
+        async with opened(path) as (_, service):
+            for parent in list(path.parents)[:-2]:
+                parent.chmod(0o755)
+            for mode, told in ((0o600, b"PermissionError"), (0o666, b"b''")):
+                path.chmod(mode)
+                command = [sys.executable, "-c", script, str(path)]
+                done = await anyio.run_process(command, check=False, stderr=subprocess.STDOUT)
+                assert told in done.stdout
+            assert not service.clients
+
+
+Start = Callable[[str, Path], "Process"]
+
+
+class Process:
+    """One of the programs, however it was started."""
+
+    def __init__(self, kind: str, program: str, path: Path) -> None:
+        if kind == "program":
+            command = [sys.executable, "-m", "tests.share_programs", program, str(path)]
+            self.popen: Any = subprocess.Popen(command, cwd=Path(__file__).parent.parent)
+        else:
+            context: Any = multiprocessing.get_context(kind)
+            self.popen = context.Process(target=getattr(programs, program), args=(str(path),))
+            self.popen.start()
+        self.pid: int = self.popen.pid
+
+    async def kill(self) -> None:
+        """It must have been well until now."""
+        self.popen.kill()
+        assert await self.ended() == -9
+
+    async def ended(self) -> int:
+        wait = self.popen.join if hasattr(self.popen, "join") else self.popen.wait
+        await to_thread.run_sync(wait)
+        code = self.popen.exitcode if hasattr(self.popen, "exitcode") else self.popen.returncode
+        assert isinstance(code, int)
+        return code
+
+
+async def kill_consumers(path: Path, kind: str, times: int) -> None:
+    chosen = random.Random(times)
+
+    async def produce() -> None:
+        number = 0
+        with contextlib.suppress(anyio.ClosedResourceError):
+            while True:
+                buf = await cache.alloc()
+                programs.fill(buf.view, number)
+                number += 1
+                try:
+                    await sender.send(buf)
+                except anyio.ClosedResourceError:
+                    buf.free()
+                    raise
+
+    async with opened(path) as (cache, service), anyio.create_task_group() as tasks:
+        sender = share.Sender(service, "frames")
+        survivor = Process(kind, "consume", path)
+        tasks.start_soon(produce)
+        await service.client(survivor.pid)
+        for turn in range(times):
+            victim = Process(kind, "hold" if turn % 4 == 3 else "consume", path)
+            await service.client(victim.pid)
+            await anyio.sleep(chosen.uniform(0, 0.02))
+            await victim.kill()
+            await until(lambda: len(service.clients) == 1)
+        sender.close()
+        assert await survivor.ended() == 0
+        await until(lambda: not service.shared and not cache.stats().obj_held)
+
+
+async def kill_producers(path: Path, kind: str, times: int) -> None:
+    chosen = random.Random(times)
+    for _ in range(times):
+        await kill_producer(path, kind, chosen.uniform(0, 0.02))
+        gc.collect()
+        assert slabs_mapped() == 0
+
+
+async def kill_producer(path: Path, kind: str, after: float) -> None:
+    producer = Process(kind, "produce", path)
+    client: share.Client | None = None
+    with anyio.fail_after(20):
+        while client is None:
+            with contextlib.suppress(OSError):
+                client = await share.connect(path)
+            await anyio.sleep(0.005)
+    receiver = client.receiver("frames")
+    end, number = time.monotonic() + after, -1
+    kept = await receiver.receive()
+    content = bytes(kept.view)
+    while time.monotonic() < end:
+        with await receiver.receive() as claim:
+            last, number = number, programs.check(claim.view)
+            assert number > last
+    await producer.kill()
+    with pytest.raises(share.DisconnectedError, match=r"gone|broke"):
+        while True:
+            (await receiver.receive()).release()
+    assert bytes(kept.view) == content
+    assert programs.check(kept.view) >= 0
+    kept.release()
+    client.close()
+
+
+@pytest.mark.parametrize("anyio_backend", [LOOPS["asyncio"]], ids=["asyncio"])
+class TestDeath:
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+    async def test_of_consumers(self, path: Path) -> None:
+        await kill_consumers(path, "fork", 5)
+
+    async def test_of_producers(self, path: Path) -> None:
+        await kill_producers(path, "program", 1)
+
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+    @pytest.mark.parametrize("kind", ["fork", "spawn", "forkserver"])
+    async def test_of_100_consumers(self, path: Path, kind: str) -> None:
+        await kill_consumers(path, kind, 100)
+
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+    @pytest.mark.parametrize("kind", ["fork", "spawn", "forkserver"])
+    async def test_of_100_producers(self, path: Path, kind: str) -> None:
+        await kill_producers(path, kind, 100)
+
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+    async def test_a_child_by_fork_does_not_keep_a_connection_open(self, path: Path) -> None:
+        async with opened(path) as (_, service):
+            client = await share.connect(path)
+            await until(lambda: service.clients)
+            child = os.fork()
+            if not child:
+                time.sleep(0.3)
+                os._exit(0)
+            client.close()
+            await until(lambda: not service.clients, 0.2)
+            os.waitpid(child, 0)
