@@ -146,7 +146,8 @@ class TestAllocBlocking:
                 await to_thread.run_sync(lambda: cache.alloc_blocking(KM.NOSLEEP))
 
     async def test_is_told_if_the_last_task_ends_while_it_asks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        asks, over, told = threading.Event(), threading.Event(), []
+        asks, over = threading.Event(), threading.Event()
+        told: list[type[Exception]] = []
 
         def at_hand(*_: object) -> None:
             asks.set()

@@ -931,29 +931,6 @@ async def test_emergency_objects_move_into_what_is_freed_where_growth_is_at_its_
             buf.free()
 
 
-async def test_emergency_objects_move_into_what_is_freed_after_callers_had_the_slab_that_came() -> None:
-    slabs = Deadlock(Instant(), at=2)
-    async with allocator(slabs=slabs, kick_after=None) as kmem, anyio.create_task_group() as tasks:
-        cache = kmem.create_cache(
-            "c", SIZE, movable=True, objects_per_slab=2, max_objects=4, max_emergency=1, magazine_size=2
-        )
-        bufs = [await cache.alloc() for _ in range(3)]
-
-        async def caller() -> None:
-            bufs.append(await cache.alloc())
-
-        for _ in range(2):
-            await start(tasks, caller)
-        slabs.let_go()
-        await settle(100)
-        assert (len(bufs), cache.stats().obj_emergency, cache.stats().slab_total) == (5, 1, 2)
-        bufs.pop(0).free()
-        await settle(100)
-        assert cache.stats().obj_emergency == 0
-        for buf in bufs:
-            buf.free()
-
-
 async def test_pinned_emergency_objects_wait_and_do_not_keep_the_mover_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -982,6 +959,26 @@ async def test_pinned_emergency_objects_wait_and_do_not_keep_the_mover_busy(
             views.pop().release()
         await anyio.sleep(10)
         (await cache.alloc()).free()
+        await settle(100)
+        assert cache.stats().obj_emergency == 0
+        for buf in bufs:
+            buf.free()
+
+
+async def test_emergency_objects_that_were_pinned_move_into_what_is_freed_after_the_next_interval() -> None:
+    slabs = Deadlock(Instant(), at=2)
+    async with allocator(slabs=slabs, kick_after=None) as kmem:
+        cache = kmem.create_cache("c", SIZE, movable=True, objects_per_slab=2, max_objects=4)
+        bufs = [await cache.alloc() for _ in range(3)]
+        view = bufs[2].view
+        slabs.let_go()
+        await anyio.sleep(1)
+        bufs += [await cache.alloc() for _ in range(2)]
+        view.release()
+        del view  # else its place lingers
+        await anyio.sleep(10)
+        assert cache.stats().obj_emergency == 1
+        bufs.pop(0).free()
         await settle(100)
         assert cache.stats().obj_emergency == 0
         for buf in bufs:

@@ -109,7 +109,9 @@ class Unmapping(Instant):
     """Its memory can go only when nothing exports it any more, as with a mapping."""
 
     async def release(self, region: Region) -> None:
+        memory: Any = region.memory.obj
         region.memory.release()
+        memory.clear()  # BufferError if it is exported still
         await super().release(region)
 
 
