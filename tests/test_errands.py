@@ -145,6 +145,31 @@ class TestAllocBlocking:
             with pytest.raises(anyio.WouldBlock):
                 await to_thread.run_sync(lambda: cache.alloc_blocking(KM.NOSLEEP))
 
+    async def test_is_told_if_the_last_task_ends_while_it_asks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asks, over = threading.Event(), threading.Event()
+        told: list[type[Exception]] = []
+
+        def at_hand(*_: object) -> None:
+            asks.set()
+            over.wait(10)
+
+        monkeypatch.setattr("aslab._cache.at_hand", at_hand)
+
+        def thread() -> None:
+            try:
+                cache.alloc_blocking(timeout=1)
+            except Exception as exc:
+                told.append(type(exc))
+
+        async with allocator() as kmem:
+            cache = kmem.create_cache("c", SIZE)
+            caller = threading.Thread(target=thread)
+            caller.start()
+            assert asks.wait(10)
+        over.set()
+        caller.join(10)
+        assert told == [CacheClosedError]
+
     async def test_is_sent_away_when_the_cache_closes(self) -> None:
         async with allocator() as kmem, anyio.create_task_group() as tasks:
             cache = kmem.create_cache("c", SIZE, max_objects=1)

@@ -421,3 +421,28 @@ class TestEverySchedule:
                 hung += await self.play(cache, schedule, KM.MEMALLOC) < 3
                 check_consistency(cache)
         assert (hung > 0) is stuck
+
+
+async def test_once_told_the_first_in_line_hears_of_no_further_free_until_it_runs() -> None:
+    async with allocator() as kmem, anyio.create_task_group() as tasks:
+        party = Party(kmem.create_cache("c", SIZE, max_objects=2, objects_per_slab=2), tasks)
+        held = await party.cache.alloc_many(2)
+        await party.wait("one")
+        magazine = pool_of(party.cache).magazine
+        assert magazine.watch
+        held[0].free()
+        assert not magazine.watch
+        held[1].free()
+        await settle()
+        assert party.order == ["one"]
+
+
+async def test_so_few_are_kept_under_a_limit_that_pushpage_callers_can_have_what_they_ask_for() -> None:
+    async with allocator(limit=8 * SIZE) as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=4, reserve=8)
+        await kmem.ready()
+        for n, flags in ((3, KM.PUSHPAGE), (8, KM.MEMALLOC), (3, KM.PUSHPAGE)):
+            with anyio.fail_after(1):
+                async with cache.lease_many(n, flags):
+                    pass
+            await settle()

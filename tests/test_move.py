@@ -652,6 +652,28 @@ async def test_a_buffer_freed_while_it_is_copied_goes_back_once(
         assert kmem.stats().slab_bytes == 0
 
 
+async def test_the_memory_of_a_buffer_freed_while_it_is_copied_stays_until_the_copy_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slabs, single = Deadlock(Instant()), Instant()
+    async with allocator(slabs=slabs, emergency=single, kick_after=None) as kmem:
+        cache = kmem.create_cache("c", LARGE, objects_per_slab=2, movable=True)
+        buf = await cache.alloc()
+        there: list[int] = []
+
+        def free_it() -> None:
+            buf.free()
+            there.append(len(pool_of(cache).emergency))
+
+        threads = _copy_slowly(monkeypatch, free_it)
+        slabs.let_go()
+        while not there:
+            await anyio.sleep(0.01)
+        await settle()
+        assert len(threads) == 1
+        assert (there, len(pool_of(cache).emergency), single.outstanding) == ([1], 0, set())
+
+
 async def test_a_buffer_given_up_while_it_is_copied_and_still_exported_stays_whose_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -833,6 +855,22 @@ async def test_it_does_not_start_by_itself_with_fewer_slabs() -> None:
             buf.free()
 
 
+async def test_by_itself_it_empties_slabs_that_are_half_full_with_the_fourth_step_only() -> None:
+    async with allocator(expire=30.0) as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=4, movable=True)
+        bufs = [await cache.alloc() for _ in range(102 * 4)]
+        kept = [buf for number, buf in enumerate(bufs) if number >= 30 * 4 or number % 4 < 2]
+        for buf in bufs:
+            if buf not in kept:
+                buf.free()
+        await anyio.sleep(35)
+        assert cache.stats().move_yes == 0
+        await anyio.sleep(10)
+        assert cache.stats().move_yes > 0
+        for buf in kept:
+            buf.free()
+
+
 # -- emergency objects
 
 
@@ -921,6 +959,26 @@ async def test_pinned_emergency_objects_wait_and_do_not_keep_the_mover_busy(
             views.pop().release()
         await anyio.sleep(10)
         (await cache.alloc()).free()
+        await settle(100)
+        assert cache.stats().obj_emergency == 0
+        for buf in bufs:
+            buf.free()
+
+
+async def test_emergency_objects_that_were_pinned_move_into_what_is_freed_after_the_next_interval() -> None:
+    slabs = Deadlock(Instant(), at=2)
+    async with allocator(slabs=slabs, kick_after=None) as kmem:
+        cache = kmem.create_cache("c", SIZE, movable=True, objects_per_slab=2, max_objects=4)
+        bufs = [await cache.alloc() for _ in range(3)]
+        view = bufs[2].view
+        slabs.let_go()
+        await anyio.sleep(1)
+        bufs += [await cache.alloc() for _ in range(2)]
+        view.release()
+        del view  # else its place lingers
+        await anyio.sleep(10)
+        assert cache.stats().obj_emergency == 1
+        bufs.pop(0).free()
         await settle(100)
         assert cache.stats().obj_emergency == 0
         for buf in bufs:

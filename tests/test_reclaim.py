@@ -7,11 +7,11 @@ from typing import Any
 import anyio
 import pytest
 
-from aslab import CacheClosedError
+from aslab import Cache, CacheClosedError
 from aslab._allocator import tasks_of
 from aslab._cache import pool_of
 from aslab._kmem._state import Mark
-from aslab.faults import Latency
+from aslab.faults import Deadlock, Latency
 from aslab.testing import check_consistency
 
 from .support import SIZE, Gate, Instant, allocator, settle, start
@@ -271,3 +271,35 @@ async def test_a_slab_that_was_never_used_is_as_old_as_it_is() -> None:
         assert cache.stats().slab_total == 2
         await anyio.sleep(20)
         assert not cache.stats().slab_total
+
+
+async def test_what_a_caller_gathers_stays_where_a_later_caller_of_another_cache_lacks_room() -> None:
+    async with allocator(limit=4 * SIZE, expire=None) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=2, magazine_size=2)
+        other = kmem.create_cache("other", SIZE, objects_per_slab=2)
+        held = await cache.alloc_many(4)
+        order: list[str] = []
+
+        async def caller(of: Cache[Any], n: int) -> None:
+            async with of.lease_many(n):
+                order.append(of.name)
+
+        await start(tasks, caller, cache, 4)
+        for buf in held[:3]:
+            buf.free()
+        await start(tasks, caller, other, 1)
+        assert (order, cache.stats().slab_total) == ([], 2)
+        held[3].free()
+        await settle(100)
+        assert order == ["c", "other"]
+
+
+async def test_reap_gives_idle_slabs_back_though_a_slab_is_on_its_way() -> None:
+    slabs = Deadlock(Instant(), at=3)
+    async with allocator(slabs=slabs, kick_after=None, expire=None) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE)
+        await cache.prefill(16)
+        await start(tasks, cache.prefill, 17)
+        assert cache.stats().growing
+        assert await cache.reap() == 16 * SIZE
+        slabs.let_go()

@@ -192,6 +192,29 @@ async def test_emergency_comes_after_it() -> None:
         assert cache.stats().obj_reserved == 4
 
 
+async def test_it_is_refilled_with_the_next_room_once_a_waiter_has_emptied_it_at_the_limit() -> None:
+    async with allocator(limit=5 * SIZE, expire=None) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, reserve=2, objects_per_slab=1)
+        await kmem.ready()
+        held = await cache.alloc()
+        other = kmem.create_cache("other", SIZE, objects_per_slab=1)
+        others = await other.alloc_many(2)
+
+        async def caller() -> None:
+            async with cache.lease_many(3, KM.PUSHPAGE):
+                await anyio.sleep(1)
+
+        await start(tasks, caller)
+        held.free()
+        await settle()
+        assert (cache.stats().obj_reserved, cache.stats().obj_held) == (0, 3)
+        for buf in others:
+            buf.free()
+        await other.reap()
+        await settle()
+        assert (cache.stats().obj_reserved, cache.stats().obj_held) == (2, 3)
+
+
 @pytest.mark.parametrize(
     ("options", "allowed"),
     [

@@ -9,8 +9,9 @@ from typing import Any
 import anyio
 import pytest
 
-from aslab import Cache
+from aslab import KM, Cache
 from aslab._kmem._pool import SPARE
+from aslab.backends import Region
 from aslab.testing import check_consistency
 
 from .support import SIZE, Gate, Instant, allocator, settle
@@ -99,6 +100,40 @@ async def test_it_is_there_for_who_comes_within_the_tick() -> None:
         await anyio.sleep(SPARE - MOMENT)
         began = anyio.current_time()
         async with cache.lease() as buf:
+            assert buf.emergency
+            assert anyio.current_time() == began
+        assert len(emergency.asked) == 1
+
+
+class Unmapping(Instant):
+    """Its memory can go only when nothing exports it any more, as with a mapping."""
+
+    async def release(self, region: Region) -> None:
+        memory: Any = region.memory.obj
+        region.memory.release()
+        memory.clear()  # BufferError if it is exported still
+        await super().release(region)
+
+
+async def test_the_memory_of_one_goes_though_the_thread_that_freed_it_still_has_its_slot() -> None:
+    emergency = Unmapping()
+    async with stuck(emergency) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        buf = await cache.alloc()
+        slot = buf._slot  # as in the frames of a `free` that has not returned yet
+        buf.free()
+        await anyio.sleep(2 * SPARE + MOMENT)
+        assert not emergency.outstanding
+        del slot
+
+
+async def test_one_kept_for_memalloc_callers_while_slabs_are_missing_is_taken_by_such_a_caller() -> None:
+    emergency = Instant()
+    async with stuck(emergency) as kmem:
+        cache = kmem.create_cache("c", SIZE, memalloc_reserve=1)
+        (await cache.alloc()).free()
+        began = anyio.current_time()
+        async with cache.lease(KM.MEMALLOC) as buf:
             assert buf.emergency
             assert anyio.current_time() == began
         assert len(emergency.asked) == 1
