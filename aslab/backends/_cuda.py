@@ -93,7 +93,9 @@ def _from_library() -> tuple[Call, Call, Call]:
         runtime.cudaHostRegister.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint)
         runtime.cudaHostUnregister.argtypes = (ctypes.c_void_p,)
         return runtime.cudaSetDevice, runtime.cudaHostRegister, runtime.cudaHostUnregister
-    raise ImportError("Pinned needs the extra 'cuda': run pip install '.[cuda]' in a clone of aslab, or PyTorch built with CUDA")
+    raise ImportError(
+        "Pinned needs the extra 'cuda': run pip install '.[cuda]' in a clone of aslab, or PyTorch built with CUDA"
+    )
 
 
 def _imported(name: str) -> Any:
