@@ -374,6 +374,7 @@ async def ready(pool: Pool[T]) -> None:
 
 async def _until(pool: Pool[T], objects: int, counters: Counters, done: Callable[[], bool]) -> None:
     filler: Waiter[T] = Waiter(KM.SLEEP, next(pool.arena.tickets), objects, counters)
+    filler.make_event = pool.arena.make_event
     while not done():
         woken = filler.arm()  # before it asks, as whatever that changes must wake it
         pool.waiters.begin_to_fill(filler, done)
