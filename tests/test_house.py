@@ -65,8 +65,9 @@ STILL: dict[str, set[str]] = {}
 """
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def tree_of(module: str) -> ast.Module:
+    """One at a time: hundreds of thousands of nodes would make each garbage collection of later tests slow."""
     return ast.parse(MODULES[module].read_text())
 
 
