@@ -19,7 +19,7 @@ import weakref
 from ctypes import c_ubyte
 from typing import Generic, TypeVar
 
-from ._views import Exported
+from ._views import Exported, Exporter, KeptView
 
 T = TypeVar("T")
 SMALLEST, LARGEST = 2, 256
@@ -80,8 +80,9 @@ class Slot(Exported, Generic[T]):
     """What the cache's constructor built here; kept from one owner to the next (Bonwick 1994)."""
 
     def __init__(self, slab: object | None, memory: memoryview, start: int, offset: int, size: int) -> None:
-        self.exporter = (c_ubyte * size).from_buffer(memory, offset)  # `Exported.__init__`, for each of very many
-        self.kept = ()
+        # `Exported.__init__`, written out: there are very many.
+        self.exporter: Exporter = (c_ubyte * size).from_buffer(memory, offset)
+        self.kept: tuple[KeptView, ...] = ()
         self.slab = slab
         self.out = False
         self.owner = None

@@ -22,7 +22,7 @@ from .._flags import ORDINARY
 from .._stats import Counters
 from ._admission import Admission
 from ._arena import AGEING_STEPS, Arena
-from ._budget import Claim
+from ._budget import Account, Claim
 from ._depot import Depot
 from ._emergency import Emergency
 from ._growth import Growth
@@ -32,7 +32,7 @@ from ._moving import Moving
 from ._parking import Parking
 from ._reserve import Reserve
 from ._slab import Slab, zero_out
-from ._state import Mark
+from ._state import Mark, Marks
 from ._waiters import Waiter, Waiters
 from ._working_set import WorkingSet
 
@@ -64,8 +64,8 @@ class Pool(Generic[T]):
         self.waiters: Waiters[T] = Waiters(self.magazine)
         self.handover: Handover[T] = Handover(self.waiters, self.depot, self.reserve, self.emergency, arena.clock)
         self.growth: Growth[T] = Growth(config, arena, self, self.waiters, self.depot, self.reserve)
-        self.marks = self.growth.marks
-        self.account = self.growth.account
+        self.marks: Marks = self.growth.marks
+        self.account: Account = self.growth.account
         self.admission: Admission[T] = Admission(
             self.waiters, self.handover, self.emergency, self.growth, arena.permits
         )

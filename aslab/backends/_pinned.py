@@ -50,8 +50,8 @@ class Pinned:
             whole_number("piece", piece, PAGE_SIZE)
             if piece % PAGE_SIZE:
                 raise ConfigError("piece", piece, f"it must be a multiple of the page size, {PAGE_SIZE}")
-        self.driver = CudaDriver() if driver is None else driver
-        self.memory = Mmap() if memory is None else memory
+        self.driver: Driver = CudaDriver() if driver is None else driver
+        self.memory: Mmap = Mmap() if memory is None else memory
         self.piece = piece
         self._lost: list[Region] = []
         """Memory that the driver would not let go of, which therefore stays mapped."""

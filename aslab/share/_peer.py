@@ -60,10 +60,10 @@ class Peer:
         self.members: dict[int, Member] = {}
         """Its receivers, by its own numbers."""
         self.frames: dict[int, tuple[Member, int]] = {}
-        """What it was sent through a channel and has not released, by generation; and the how manieth it was."""
-        self.scope = anyio.CancelScope()
+        """What it was sent through a channel and has not released, by generation; and its number in the channel."""
+        self.scope: anyio.CancelScope = anyio.CancelScope()
         """Cancelled to drop it."""
-        self.gone = False
+        self.gone: bool = False
         self._out: deque[tuple[bytes, Segment | None]] = deque()
         self._stuck = anyio.Event()
 

@@ -63,7 +63,7 @@ class Service:
 
     def __init__(self, of: Allocator | Cache[Any] | Iterable[Cache[Any]], path: str | os.PathLike[str]) -> None:
         self._of = of if isinstance(of, Allocator) else (of,) if isinstance(of, Cache) else tuple(of)
-        self.listener = sockets.listen(path)
+        self.listener: socket.socket = sockets.listen(path)
         self._path = Path(path)
         self._inode = self._path.stat().st_ino
         self._peers: set[Peer] = set()
@@ -73,7 +73,7 @@ class Service:
         self._slab_number = 0
         self._channels: dict[str, Channel] = {}
         self._changed = anyio.Event()
-        self.portal = BlockingPortal()
+        self.portal: BlockingPortal = BlockingPortal()
         """For threads that send."""
         self.closed: bool = False
 

@@ -24,9 +24,9 @@ class FakeDriver:
         self.most = most
         self.registered: dict[int, int] = {}
         """Bytes by address, of what is locked now."""
-        self.calls = 0
+        self.calls: int = 0
         """How often `register` was called."""
-        self.stuck = threading.Event()
+        self.stuck: threading.Event = threading.Event()
         """Set while a call is stuck."""
         self._go = threading.Event()
         self._lock = threading.Lock()
