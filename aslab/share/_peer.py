@@ -60,7 +60,7 @@ class Peer:
         self.members: dict[int, Member] = {}
         """Its receivers, by its own numbers."""
         self.frames: dict[int, tuple[Member, int]] = {}
-        """What it was sent through a channel and has not released, by generation; and its number in the channel."""
+        """What it was sent through a channel and has not released, by generation, with its number there."""
         self.scope: anyio.CancelScope = anyio.CancelScope()
         """Cancelled to drop it."""
         self.gone: bool = False
