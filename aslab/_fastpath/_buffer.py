@@ -127,7 +127,7 @@ class Buffer(Generic[T]):
             pending ``recv_into``): the buffer stays allocated. Keeping the view object itself is allowed, but
             while it lives the memory is reused last and not released (`CacheStats.obj_lingering`).
         """
-        # The hot path: `_claim` and `Pool.take_back`, written out.
+        # The hot path: `_claim` and the end of `Home.take_back`, written out.
         try:
             slot = self._slot
             del self._slot
