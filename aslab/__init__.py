@@ -31,6 +31,7 @@ from ._errors import SealedError as SealedError
 from ._errors import SlabError as SlabError
 from ._errors import WrongCacheError as WrongCacheError
 from ._fastpath import Buffer as Buffer
+from ._fastpath import Lease as Lease
 from ._fastpath import Pin as Pin
 from ._flags import GFP as GFP
 from ._flags import KM as KM
@@ -38,7 +39,6 @@ from ._flags import KMEM_CBRC as KMEM_CBRC
 from ._flags import CacheFlags as CacheFlags
 from ._gather import Gather as Gather
 from ._gather import gather as gather
-from ._lease import Lease as Lease
 from ._lease import ManyLease as ManyLease
 from ._stats import AllocatorStats as AllocatorStats
 from ._stats import CacheStats as CacheStats

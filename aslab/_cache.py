@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from threading import get_ident
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -27,7 +27,7 @@ import anyio.lowlevel
 from ._checks import seconds, whole_number
 from ._config import CacheConfig
 from ._errors import CacheClosedError, ConfigError, WrongCacheError
-from ._fastpath import OPTIONS, Buffer, ManagedBuffer, Slot, lease_view
+from ._fastpath import OPTIONS, Buffer, Front, ManagedBuffer, Slot, lease_view
 from ._flags import KM, LEVEL
 from ._home import CacheHome
 from ._kmem._errands import Errand
@@ -39,7 +39,7 @@ from ._kmem._pool import Pool
 from ._kmem._reclaim import reap
 from ._kmem._slowpath import at_hand, fill, get_now, learn, wait
 from ._kmem._snapshot import cache_stats, situation
-from ._lease import Lease, ManyLease
+from ._lease import ManyLease
 from ._stats import CacheStats
 from .backends._libc import zero
 
@@ -48,11 +48,23 @@ T = TypeVar("T")
 _SLEEP, _NOSLEEP, _PUSHPAGE, _MEMALLOC = KM.SLEEP, KM.NOSLEEP, KM.PUSHPAGE, KM.MEMALLOC
 
 
-class Cache(Generic[T]):
+class Cache(Front[T]):
     """A pool of objects of one size. Made by `Allocator.create_cache`.
 
     ``T`` is the type that ``ctor`` builds; memoryview without one.
     """
+
+    __slots__ = (  # without a dict the interpreter finds methods faster
+        "__weakref__",
+        "_arena",
+        "_closing",
+        "_config",
+        "_counters",
+        "_managed",
+        "_member",
+        "_open_caches",
+        "_pool",
+    )
 
     def __init__(self, pool: Pool[T], config: CacheConfig[T], open_caches: dict[str, Cache[Any]]) -> None:
         self._pool = pool
@@ -91,61 +103,7 @@ class Cache(Generic[T]):
             f"{stats.waiters} waiting, marks {self._pool.marks}>"
         )
 
-    # -- the hot path
-
-    async def alloc(self, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> Buffer[T]:
-        """Allocate one object.
-
-        SLEEP, PUSHPAGE and MEMALLOC never fail when memory is short: they wait for a free, for growth or, when
-        growth is late, for an emergency object. NOSLEEP behaves as `alloc_nowait`.
-
-        A hit does not suspend (unless the allocator has ``checkpoints``). Every wait may be cancelled; an
-        object already on its way goes to the next waiter. Event loop's thread only.
-
-        :param timeout: seconds to wait at most; None waits for as long as it takes
-        :raises TimeoutError: after ``timeout`` seconds
-        :raises anyio.WouldBlock: with NOSLEEP, if no object is free
-        :raises CacheClosedError: if the cache is closed, before the call or while it waits
-        :raises BackendError: if a backend breaks its contract
-        :raises ConstructorError: if the cache's ``ctor`` raises
-        """
-        magazine = self._magazine
-        if magazine.detour or flags is not _SLEEP or timeout is not None:
-            return await self._alloc_slowly(flags, timeout)
-        try:
-            slot = magazine.pop()
-        except IndexError:
-            return await self._alloc_slowly(flags, timeout)
-        magazine.hits += 1
-        buf: Buffer[T] = Buffer()
-        buf._home = self._home
-        buf._view = None
-        buf._slot = slot
-        return buf
-
-    def alloc_nowait(self, flags: KM = KM.NOSLEEP) -> Buffer[T]:
-        """Allocate one object without waiting: from the magazine, the slabs, or as an emergency object.
-
-        It may pass callers that wait in `alloc`, but not once the first of them has seen an object free for a
-        millisecond. A miss asks for growth in the background. Never suspends; any thread, but not in a finaliser.
-
-        :param flags: NOSLEEP, PUSHPAGE or MEMALLOC
-        :raises anyio.WouldBlock: if no object is free, and no emergency object can be made at once
-        :raises CacheClosedError: if the cache is closed
-        """
-        magazine = self._magazine
-        if magazine.detour or flags is not _NOSLEEP:
-            return self._alloc_now(flags)
-        try:
-            slot = magazine.pop()
-        except IndexError:
-            return self._alloc_now(flags)
-        magazine.hits += 1
-        buf: Buffer[T] = Buffer()
-        buf._home = self._home
-        buf._view = None
-        buf._slot = slot
-        return buf
+    # -- the hot path is that of `Front`; beside it:
 
     def alloc_blocking(self, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> Buffer[T]:
         """Like `alloc`, for threads that run no event loop: blocks the thread instead of suspending a task.
@@ -172,10 +130,6 @@ class Cache(Generic[T]):
             except TimeoutError:
                 raise self._too_late(timeout) from None
         return self._hand_out(slot)
-
-    def lease(self, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> Lease[T]:
-        """``async with cache.lease() as buf:`` is `alloc` and `Buffer.free` around a block."""
-        return Lease(partial(self.alloc, flags, timeout=timeout))
 
     def free(self, buf: Buffer[T]) -> None:
         """Like `Buffer.free`, but first checks that the buffer belongs to this cache. Any thread.

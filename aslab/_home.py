@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
-from ._fastpath import Buffer, KeptView, Magazine, Slot
+from ._fastpath import Buffer, KeptView, Origin, Slot
 from ._kmem import _frees as frees
 from ._kmem._member import Member
 from ._kmem._pool import Pool
@@ -19,7 +19,7 @@ from ._kmem._pool import Pool
 T = TypeVar("T")
 
 
-class CacheHome(Generic[T]):
+class CacheHome(Origin[T]):
     """The `Home` of one cache's buffers. Caches that share a pool have a home each.
 
     It holds the functions of _frees.py directly, so that a free that finds waiters goes through one file fewer.
@@ -34,11 +34,9 @@ class CacheHome(Generic[T]):
         "guard",
         "hand_out",
         "look_at_lingering",
-        "magazine",
         "name",
         "park",
         "settle",
-        "size",
         "take_back",
         "view_gone",
     )
@@ -48,9 +46,9 @@ class CacheHome(Generic[T]):
     ) -> None:
         self.name: str = member.name
         self.cache: Any = cache
-        self.size: int = pool.config.shape.size
+        self.size = pool.config.shape.size
         self.ctor: Callable[[memoryview], T] | None = pool.config.ctor
-        self.magazine: Magazine[T] = pool.magazine
+        self.magazine = pool.magazine
         self.guard: AbstractContextManager[Any] = pool.guard
         self.hand_out: Callable[[Slot[T]], Buffer[T]] = hand_out
         self.settle: Callable[[], None] = partial(frees.settle, pool)

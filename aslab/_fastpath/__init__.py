@@ -19,7 +19,10 @@ Any thread.
 
 from ._buffer import Buffer as Buffer
 from ._buffer import Pin as Pin
+from ._front import Front as Front
 from ._home import Home as Home
+from ._home import Origin as Origin
+from ._lease import Lease as Lease
 from ._magazine import CLOSED as CLOSED
 from ._magazine import CONDEMNED as CONDEMNED
 from ._magazine import FILLERS as FILLERS
@@ -35,6 +38,7 @@ from ._magazine import Magazine as Magazine
 from ._magazine import Slot as Slot
 from ._magazine import default_size as default_size
 from ._managed import ManagedBuffer as ManagedBuffer
+from ._native import COMPILED as COMPILED
 from ._views import HAUNTED as HAUNTED
 from ._views import Exported as Exported
 from ._views import KeptView as KeptView

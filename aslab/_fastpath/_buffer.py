@@ -32,6 +32,7 @@ from .._errors import BufferFreedError
 from ._dlpack import CPU, capsule
 from ._home import Home
 from ._magazine import Slot
+from ._native import compiled
 from ._views import company, has_company, is_kept, is_released, lease_view
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ _FREED, _LENT = memoryview(b""), memoryview(b"")
 _OTHERS = "a memoryview or an array that was made of it earlier, a pin, or a DLPack tensor is alive"
 
 
+@compiled
 class Buffer(Generic[T]):
     """One allocation. Made by `Cache.alloc` and its kin, never by hand.
 

@@ -1,15 +1,31 @@
-"""Home: what a buffer asks of the cache it came from. The one way up from the fast path."""
+"""Home: what a buffer asks of the cache it came from. The one way up from the fast path.
+
+A class that is a `Home` derives from `Origin`, so that compiled code finds the magazine without asking.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from ._magazine import Magazine, Slot
+from ._native import compiled
 from ._views import KeptView
 
 T = TypeVar("T")
+
+
+@compiled
+class Origin(Generic[T]):
+    """What each allocation and free needs of a home at once."""
+
+    __slots__ = ("magazine", "size")
+
+    magazine: Magazine[T]
+    """Where a free puts the slot."""
+    size: int
+    """Bytes of one object."""
 
 
 class Home(Protocol[T]):

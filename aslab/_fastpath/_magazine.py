@@ -19,6 +19,7 @@ import weakref
 from ctypes import c_ubyte
 from typing import Generic, TypeVar
 
+from ._native import compiled
 from ._views import Exported, Exporter, KeptView
 
 T = TypeVar("T")
@@ -64,6 +65,7 @@ def default_size(object_size: int) -> int:
     return next(size for least, size in _SIZES if object_size >= least)
 
 
+@compiled
 class Slot(Exported, Generic[T]):
     """The place of one object. Only `Buffer` handles, which come and go, reach a caller."""
 
@@ -89,7 +91,16 @@ class Slot(Exported, Generic[T]):
         self.address = start + offset
         self.obj = None
 
+    @classmethod
+    def carve(
+        cls, slots: list[Slot[T]], slab: object, memory: memoryview, start: int, size: int, stride: int, count: int
+    ) -> None:
+        """Append the next ``count`` slots of a slab to the list of its slots."""
+        for number in range(len(slots), len(slots) + count):
+            slots.append(cls(slab, memory, start, number * stride, size))
 
+
+@compiled
 class Magazine(list[Slot[T]]):
     """A stack of free slots, newest last. May stand over its capacity for a moment."""
 

@@ -168,9 +168,21 @@ class Exported:
         self.kept: tuple[KeptView, ...] = ()
         """The views that have ended and whose object was kept when last looked at."""
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.exporter)
+
     def in_use(self, own: int = 0) -> bool:
         """Whether any view of this memory is unreleased, besides ``own`` views of its owner."""
         return getrefcount(self.exporter) > _UNUSED + own
+
+    def tell_when_unused(self, call: Callable[[], object]) -> bool:
+        """Have ``call`` called, in any thread, once no view is unreleased. False if that cannot be told.
+
+        Only a place that counts its exports can tell: the compiled one.
+        """
+        return False
 
     def remember(self, view: memoryview, call: Callable[[Any], object]) -> None:
         """Note that a view ends whose object is kept. ``call`` gets the `KeptView` when that object goes."""

@@ -61,6 +61,12 @@ class Orphan:
         return True
 
 
+def watch(place: Exported, tell: Callable[[], object]) -> None:
+    """Call ``tell``, in any thread, once the exports of a place are gone. The place gets no new ones."""
+    if not place.tell_when_unused(tell):
+        Orphan(place, tell)
+
+
 def look_after_collections(look: Callable[[], bool]) -> None:
     """Call ``look`` after each garbage collection, in any thread, until it returns True."""
     _looks.add(look)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from .._fastpath import Slot
 from .._stats import Counters
-from ._orphans import Orphan
+from ._orphans import watch
 
 AT_ONCE = 16
 """Parked slots that a miss looks at; the ageing task looks at all of them."""
@@ -56,4 +56,4 @@ class Parking(deque[Parked]):
         """Leave the slots to _orphans.py: ``tell`` is called for each, in any thread, once its exports end."""
         while self:
             parked = self.pop()
-            Orphan(parked.slot, partial(tell, parked))
+            watch(parked.slot, partial(tell, parked))

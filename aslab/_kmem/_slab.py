@@ -32,12 +32,14 @@ T = TypeVar("T")
 
 AT_ONCE = 256
 """Slots destroyed, or looked at, before other tasks have their turn."""
+BATCH = 64
+"""Slots made at once."""
 
 
 def construct(slot: Slot[T], ctor: Callable[[memoryview], T], region: Region) -> None:
     """Build the object of a slot, on a view with an exporter of its own, so that it is no use of the slot."""
     offset = slot.address - region.address
-    slot.obj = ctor(lease_view(exporter(region.memory, offset, len(slot.exporter))))
+    slot.obj = ctor(lease_view(exporter(region.memory, offset, slot.size)))
 
 
 def destroy(slot: Slot[T], dtor: Callable[[T], None] | None) -> None:
@@ -49,13 +51,13 @@ def destroy(slot: Slot[T], dtor: Callable[[T], None] | None) -> None:
 
 def zero_out(slot: Slot[Any]) -> None:
     """Zero the memory of a slot. Any thread."""
-    zero(slot.address, len(slot.exporter))
+    zero(slot.address, slot.size)
 
 
 class Slab(Generic[T]):
     """A region and its slots, some free, the others out; slots never handed out may not exist yet."""
 
-    __slots__ = ("age", "built", "freed", "later", "region", "shape", "slots", "stays", "used")
+    __slots__ = ("__weakref__", "age", "built", "freed", "later", "region", "shape", "slots", "stays", "used")
 
     def __init__(self, region: Region, shape: Shape) -> None:
         self.region: Region = region
@@ -90,19 +92,19 @@ class Slab(Generic[T]):
         """The number of slots that are out."""
         return self.used - len(self.freed)
 
-    def carve(self) -> Slot[T]:
-        """Make the next slot."""
-        offset = len(self.slots) * self.shape.stride
-        slot: Slot[T] = Slot(self, self.region.memory, self.region.address, offset, self.shape.size)
-        self.slots.append(slot)
-        return slot
+    def carve(self, count: int = 1) -> Slot[T]:
+        """Make the next slots, at most ``count`` of those that are left. Returns the first of them."""
+        made, shape, region = len(self.slots), self.shape, self.region
+        count = min(count, shape.objects - made)
+        Slot.carve(self.slots, self, region.memory, region.address, shape.size, shape.stride, count)
+        return self.slots[made]
 
     def take(self) -> Slot[T]:
         """Hand out the slot that came back last, else the next that has never been out."""
         if self.freed:
             slot = self.freed.pop()
         else:
-            slot = self.slots[self.used] if self.used < len(self.slots) else self.carve()
+            slot = self.slots[self.used] if self.used < len(self.slots) else self.carve(BATCH)
             self.used += 1
         slot.out = True
         return slot

@@ -1,0 +1,316 @@
+/* Buffer: the handle of one allocation. See `_buffer.py` for what is always true of it.
+
+   The memory of a handle is used for the next one only once nobody refers to it any more, so a handle that is kept
+   never turns into somebody else's. */
+
+#include "_core.h"
+
+static inline int is_whole(Handle *handle)
+{
+    return handle->slot != NULL && handle->home != NULL && handle->home->magazine != NULL;
+}
+
+PyObject *handle_new(Core *core, Origin *home, Slot *slot) /* takes over the slot's reference */
+{
+    Handle *handle;
+    if (core->n_handles) {
+        handle = core->handles[--core->n_handles];
+        _Py_NewReference((PyObject *)handle); /* it has kept its type */
+    } else if ((handle = PyObject_GC_New(Handle, core->handle)) == NULL) {
+        Py_DECREF(slot);
+        return NULL;
+    }
+    handle->home = (Origin *)Py_NewRef((PyObject *)home);
+    handle->slot = slot;
+    handle->view = handle->lent = handle->weak = NULL;
+    handle->finalised = 0;
+    PyObject_GC_Track(handle);
+    return (PyObject *)handle;
+}
+
+void handle_clear_kept(Core *core)
+{
+    while (core->n_handles) {
+        PyObject_GC_Del(core->handles[--core->n_handles]);
+        Py_DECREF(core->handle);
+    }
+}
+
+static int handle_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Handle *handle = (Handle *)self;
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(handle->home);
+    Py_VISIT(handle->view);
+    Py_VISIT(handle->lent);
+    return 0;
+}
+
+/* The finaliser has been here, so there is no slot any more unless it failed. */
+static int handle_clear(PyObject *self)
+{
+    Handle *handle = (Handle *)self;
+    Py_CLEAR(handle->home);
+    Py_CLEAR(handle->view);
+    Py_CLEAR(handle->lent);
+    return 0;
+}
+
+static void handle_finalise(PyObject *self)
+{
+    Handle *handle = (Handle *)self;
+    handle->finalised = 1;
+    if (handle->slot == NULL && handle->lent == NULL)
+        return;
+    Pending pending;
+    HOLD(pending);
+    Core *core = core_of(Py_TYPE(self));
+    PyObject *done = core == NULL || core->lost == NULL ? NULL : PyObject_CallOneArg(core->lost, self);
+    if (done == NULL && PyErr_Occurred())
+        PyErr_WriteUnraisable(self);
+    Py_XDECREF(done);
+    GO_ON(pending);
+}
+
+static void handle_dealloc(PyObject *self)
+{
+    Handle *handle = (Handle *)self;
+    PyTypeObject *type = Py_TYPE(self);
+    if ((handle->slot != NULL || handle->lent != NULL) && PyObject_CallFinalizerFromDealloc(self) < 0)
+        return; /* lost without a free; and somebody has taken it up again */
+    PyObject_GC_UnTrack(self);
+    if (handle->weak != NULL)
+        PyObject_ClearWeakRefs(self);
+    Origin *home = handle->home;
+    Core *core = home == NULL || home->magazine == NULL ? NULL : home->magazine->core;
+    if (core != NULL && type == core->handle && core->n_handles < KEPT_HANDLES && !handle->finalised &&
+        handle->slot == NULL && handle->view == NULL && handle->lent == NULL) {
+        core->handles[core->n_handles++] = handle;
+        Py_DECREF(home);
+        return;
+    }
+    handle_clear(self);
+    Py_CLEAR(handle->slot);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* -- shortcuts */
+
+/* Whether an unreleased view is the only export of its slot, and nobody else refers to it or to what is behind it:
+   then it can just go, and need not be remembered. (`_views.has_company` and `is_kept`.) */
+static int is_alone(PyObject *object, Slot *slot)
+{
+    if (!PyMemoryView_Check(object) || Py_REFCNT(object) != 1 || slot->exports != 1)
+        return 0;
+    PyMemoryViewObject *view = (PyMemoryViewObject *)object;
+    return !(view->flags & _Py_MEMORYVIEW_RELEASED) && view->exports == 0 && view->mbuf->exports == 1 &&
+           Py_REFCNT(view->mbuf) == 1 && view->mbuf->master.obj == (PyObject *)slot;
+}
+
+PyObject *handle_free(Core *Py_UNUSED(core), PyObject *const *args)
+{
+    Handle *handle = (Handle *)args[0];
+    Origin *home = NULL;
+    Slot *slot = NULL;
+    PyObject *view = NULL;
+    BEGIN(handle)
+    if (is_whole(handle) && handle->lent == NULL && (handle->slot->extra == NULL || handle->slot->extra->kept == NULL) &&
+        (handle->view == NULL ? handle->slot->exports == 0 : is_alone(handle->view, handle->slot))) {
+        home = handle->home;
+        slot = handle->slot;
+        view = handle->view;
+        handle->slot = NULL; /* the claim */
+        handle->view = NULL;
+    }
+    END()
+    if (slot == NULL)
+        return NULL;
+    Py_INCREF(home); /* the end of the view may call weak references, and they anything */
+    Py_XDECREF(view);
+    int failed = magazine_push(home->magazine, slot);
+    if (!failed && (home->magazine->watch || Py_SIZE(home->magazine) > home->magazine->capacity))
+        failed = magazine_settle(home);
+    Py_DECREF(home);
+    return failed ? NULL : Py_NewRef(Py_None);
+}
+
+/* `free` is called most, and so is a method descriptor: the interpreter calls those by a way of their own. */
+PyObject *handle_free_directly(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    PyObject *result = handle_free(NULL, &self);
+    if (result != NULL || PyErr_Occurred())
+        return result;
+    Core *core = core_of(Py_TYPE(self));
+    return core == NULL ? NULL : PyObject_CallOneArg(core->free, self);
+}
+
+PyObject *handle_view(Core *Py_UNUSED(core), PyObject *const *args)
+{
+    Handle *handle = (Handle *)args[0];
+    if (!is_whole(handle))
+        return NULL;
+    if (handle->view == NULL) {
+        Slot *slot = (Slot *)Py_NewRef((PyObject *)handle->slot);
+        PyObject *fresh = PyMemoryView_FromObject((PyObject *)slot);
+        /* That may have collected garbage, and so have run any code, which may have freed the handle or looked. */
+        int still = handle->slot == slot && handle->view == NULL;
+        Py_DECREF(slot);
+        if (fresh == NULL)
+            return NULL;
+        if (still)
+            return handle->view = fresh, Py_NewRef(fresh);
+        Py_DECREF(fresh);
+        return NULL;
+    }
+    if (!PyMemoryView_Check(handle->view) ||
+        ((PyMemoryViewObject *)handle->view)->flags & _Py_MEMORYVIEW_RELEASED)
+        return NULL;
+    return Py_NewRef(handle->view);
+}
+
+PyObject *handle_address(Core *Py_UNUSED(core), PyObject *const *args)
+{
+    Slot *slot = ((Handle *)args[0])->slot;
+    return slot == NULL || slot->ground == NULL ? NULL : PyLong_FromVoidPtr(slot->memory + slot->ground->shift);
+}
+
+PyObject *handle_enter(Core *Py_UNUSED(core), PyObject *const *args)
+{
+    return ((Handle *)args[0])->slot == NULL ? NULL : Py_NewRef(args[0]);
+}
+
+PyObject *handle_exit(Core *core, PyObject *const *args)
+{
+    return ((Handle *)args[0])->slot == NULL ? Py_NewRef(Py_None) : handle_free(core, args);
+}
+
+/* -- its own buffer protocol: each consumer gets a view of its own */
+
+static int handle_getbuffer(PyObject *self, Py_buffer *buffer, int flags)
+{
+    Handle *handle = (Handle *)self;
+    Core *core = core_of(Py_TYPE(self));
+    PyObject *view = core == NULL ? NULL : PyObject_GetAttr(self, core->view);
+    PyObject *own = NULL;
+    int failed = -1;
+    buffer->obj = NULL;
+    if (view == NULL)
+        return -1;
+    if (!PyMemoryView_Check(view)) {
+        PyErr_SetString(PyExc_TypeError, "the view of a Buffer is a memoryview");
+        goto done;
+    }
+    /* A consumer that keeps the handle, and no export, counts as keeping the view. */
+    PyObject *managed = (PyObject *)((PyMemoryViewObject *)view)->mbuf;
+    Py_ssize_t known = handle->lent == NULL ? 0 : PyTuple_GET_SIZE(handle->lent);
+    for (Py_ssize_t i = 0; i < known; i++)
+        if (PyTuple_GET_ITEM(handle->lent, i) == managed)
+            managed = NULL;
+    if (managed != NULL) {
+        PyObject *lent = PyTuple_New(known + 1);
+        if (lent == NULL)
+            goto done;
+        for (Py_ssize_t i = 0; i < known; i++)
+            PyTuple_SET_ITEM(lent, i, Py_NewRef(PyTuple_GET_ITEM(handle->lent, i)));
+        PyTuple_SET_ITEM(lent, known, Py_NewRef(managed));
+        Py_XSETREF(handle->lent, lent);
+    }
+    own = PyMemoryView_FromObject(view);
+    failed = own == NULL ? -1 : PyObject_GetBuffer(own, buffer, flags);
+done:
+    Py_XDECREF(own);
+    Py_DECREF(view);
+    return failed;
+}
+
+/* Never called, as the exporter is the consumer's own view; but numpy keeps an export only of what has it. */
+static void handle_releasebuffer(PyObject *Py_UNUSED(self), Py_buffer *Py_UNUSED(buffer))
+{
+}
+
+/* -- attributes, for the methods in Python */
+
+static Py_ssize_t handle_length(PyObject *self)
+{
+    Origin *home = ((Handle *)self)->home;
+    if (home == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "_home");
+        return -1;
+    }
+    return home->size;
+}
+
+static PyObject *handle_get_view(PyObject *self, void *Py_UNUSED(closure))
+{
+    PyObject *view = ((Handle *)self)->view;
+    return Py_NewRef(view == NULL ? Py_None : view);
+}
+
+static int handle_set_view(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    Handle *handle = (Handle *)self;
+    PyObject *old = handle->view;
+    handle->view = value == NULL || value == Py_None ? NULL : Py_NewRef(value);
+    Py_XDECREF(old);
+    return 0;
+}
+
+static PyObject *handle_get_typed(PyObject *self, void *offset)
+{
+    PyObject *value = *(PyObject **)((char *)self + (size_t)offset);
+    if (value == NULL)
+        PyErr_SetString(PyExc_AttributeError, "not allocated, or freed");
+    return Py_XNewRef(value);
+}
+
+/* The shortcuts trust the type of what is here. */
+static int handle_set_typed(PyObject *self, PyObject *value, void *offset)
+{
+    PyObject **place = (PyObject **)((char *)self + (size_t)offset), *old = *place;
+    if (value == NULL) {
+        if (old == NULL) {
+            PyErr_SetString(PyExc_AttributeError, "freed by somebody else");
+            return -1;
+        }
+        *place = NULL;
+    } else {
+        Core *core = core_of(Py_TYPE(self));
+        if (core == NULL)
+            return -1;
+        PyTypeObject *type = (size_t)offset == offsetof(Handle, slot) ? core->slot : core->origin;
+        if (!PyObject_TypeCheck(value, type)) {
+            PyErr_Format(PyExc_TypeError, "%s expected, not %s", type->tp_name, Py_TYPE(value)->tp_name);
+            return -1;
+        }
+        *place = Py_NewRef(value);
+    }
+    Py_XDECREF(old);
+    return 0;
+}
+
+static PyMethodDef handle_methods[] = {METHOD("__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS),
+                                       {NULL, NULL, 0, NULL}};
+static PyMemberDef handle_members[] = {
+    {"_lent", T_OBJECT_EX, offsetof(Handle, lent), 0, NULL},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Handle, weak), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL}};
+static PyGetSetDef handle_getset[] = {
+    {"_view", handle_get_view, handle_set_view, NULL, NULL},
+    {"_slot", handle_get_typed, handle_set_typed, NULL, (void *)offsetof(Handle, slot)},
+    {"_home", handle_get_typed, handle_set_typed, NULL, (void *)offsetof(Handle, home)},
+    {NULL, NULL, NULL, NULL, NULL}};
+static PyType_Slot handle_slots[] = {{Py_tp_new, PyType_GenericNew},
+                                     {Py_tp_dealloc, handle_dealloc},
+                                     {Py_tp_finalize, handle_finalise},
+                                     {Py_tp_traverse, handle_traverse},
+                                     {Py_tp_clear, handle_clear},
+                                     {Py_sq_length, handle_length},
+                                     {Py_bf_getbuffer, handle_getbuffer},
+                                     {Py_bf_releasebuffer, handle_releasebuffer},
+                                     {Py_tp_methods, handle_methods},
+                                     {Py_tp_members, handle_members},
+                                     {Py_tp_getset, handle_getset},
+                                     {0, NULL}};
+PyType_Spec handle_spec = {"aslab._fastpath._core.Buffer", sizeof(Handle), 0,
+                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, handle_slots};

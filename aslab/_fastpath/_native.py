@@ -1,0 +1,48 @@
+"""The compiled types, where there are any, in place of those in Python.
+
+A class here that is marked `compiled` is the reference, and what type checkers see. If the module ``_core`` can be
+imported, and ``ASLAB_PURE`` is not set to 1, the class of the same name there takes its place. That one is in C only
+where it has to be fast: a shortcut does the common case, and else leaves the call to the Python method behind it.
+All other methods are those of the Python class.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import os
+from types import MemberDescriptorType
+from typing import Any, Generic, TypeVar
+
+try:
+    if os.environ.get("ASLAB_PURE") == "1":
+        raise ImportError("ASLAB_PURE=1")
+    from . import _core
+except ImportError:
+    COMPILED = False
+else:
+    COMPILED = True
+    collections.abc.Coroutine.register(_core.Ready)
+
+C = TypeVar("C", bound=type)
+_OF_PYTHON = {"__dict__", "__weakref__", "__slots__", "__new__", "__init__", "__class_getitem__"}
+"""What belongs to how a Python class is made."""
+
+
+def compiled(reference: C) -> C:
+    """Return the compiled class of that name, with the methods of this one; or this one."""
+    if not COMPILED:
+        return reference
+    found: Any = getattr(_core, reference.__name__)
+    own = set(vars(found))
+    for base in reversed(reference.__mro__):
+        if base.__module__ == reference.__module__ or base.__module__.startswith(__package__ or "?"):
+            for name, value in vars(base).items():
+                if name in _OF_PYTHON or isinstance(value, MemberDescriptorType):
+                    continue
+                taken = _core.with_shortcut(found, name, value)
+                if name not in own:
+                    setattr(found, name, taken)
+    for name in ("__doc__", "__module__", "__qualname__"):
+        setattr(found, name, getattr(reference, name))
+    given: C = found
+    return given

@@ -1,0 +1,345 @@
+/* Slot: the place of one object. It exports its memory itself, so it knows at any moment whether somebody does. */
+
+#include "_core.h"
+
+/* -- what the slots of a slab share */
+
+static Ground *ground_new(Core *core, PyObject *slab, PyObject *memory, PyObject *start, Py_ssize_t size)
+{
+    Ground *ground = PyObject_New(Ground, core->ground);
+    if (ground == NULL)
+        return NULL;
+    ground->slab = ground->memory = NULL;
+    ground->size = size;
+    if (slab != Py_None && (ground->slab = PyWeakref_NewRef(slab, NULL)) == NULL)
+        goto failed;
+    if ((ground->memory = PyMemoryView_FromObject(memory)) == NULL)
+        goto failed;
+    Py_buffer *buffer = PyMemoryView_GET_BUFFER(ground->memory);
+    if (buffer->readonly || !PyBuffer_IsContiguous(buffer, 'C')) {
+        PyErr_SetString(PyExc_TypeError, "the memory of slots must be writable and contiguous");
+        goto failed;
+    }
+    void *address = PyLong_AsVoidPtr(start);
+    if (address == NULL && PyErr_Occurred())
+        goto failed;
+    ground->shift = (char *)address - (char *)buffer->buf;
+    return ground;
+failed:
+    Py_DECREF(ground);
+    return NULL;
+}
+
+static void ground_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    Py_XDECREF(((Ground *)self)->slab);
+    Py_XDECREF(((Ground *)self)->memory);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot ground_slots[] = {{Py_tp_dealloc, ground_dealloc}, {0, NULL}};
+PyType_Spec ground_spec = {"aslab._fastpath._core.Ground", sizeof(Ground), 0,
+                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, ground_slots};
+
+/* -- slots */
+
+static int slot_place(Slot *slot, Ground *ground, Py_ssize_t offset)
+{
+    Py_buffer *buffer = PyMemoryView_GET_BUFFER(ground->memory);
+    if (offset < 0 || ground->size < 1 || ground->size > buffer->len - offset) {
+        PyErr_Format(PyExc_ValueError, "%zd bytes from %zd on are not within the %zd bytes of the region",
+                     ground->size, offset, buffer->len);
+        return -1;
+    }
+    slot->ground = (Ground *)Py_NewRef((PyObject *)ground);
+    slot->memory = (char *)buffer->buf + offset;
+    return 0;
+}
+
+static int slot_init(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"slab", "memory", "start", "offset", "size", NULL};
+    PyObject *slab, *memory, *start;
+    Py_ssize_t offset, size;
+    Slot *slot = (Slot *)self;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOnn:Slot", names, &slab, &memory, &start, &offset, &size))
+        return -1;
+    if (slot->ground != NULL) {
+        PyErr_SetString(PyExc_TypeError, "a slot stays where it is");
+        return -1;
+    }
+    Core *core = core_of(Py_TYPE(self));
+    Ground *ground = core == NULL ? NULL : ground_new(core, slab, memory, start, size);
+    if (ground == NULL)
+        return -1;
+    int failed = slot_place(slot, ground, offset);
+    Py_DECREF(ground);
+    return failed;
+}
+
+/* Append the next `count` slots of a slab to the list of its slots. */
+static PyObject *slot_carve(PyObject *cls, PyObject *args)
+{
+    PyObject *slots, *slab, *memory, *start;
+    Py_ssize_t size, stride, count;
+    PyTypeObject *type = (PyTypeObject *)cls;
+    if (!PyArg_ParseTuple(args, "O!OOOnnn:carve", &PyList_Type, &slots, &slab, &memory, &start, &size, &stride,
+                          &count))
+        return NULL;
+    Core *core = core_of(type);
+    if (core == NULL)
+        return NULL;
+    Py_ssize_t made = PyList_GET_SIZE(slots);
+    PyObject *first = made ? PyList_GET_ITEM(slots, 0) : NULL;
+    Ground *ground;
+    if (first != NULL && PyObject_TypeCheck(first, core->slot) && ((Slot *)first)->ground != NULL)
+        ground = (Ground *)Py_NewRef((PyObject *)((Slot *)first)->ground);
+    else if ((ground = ground_new(core, slab, memory, start, size)) == NULL)
+        return NULL;
+    for (Py_ssize_t number = made; number < made + count; number++) {
+        Slot *slot = (Slot *)type->tp_alloc(type, 0);
+        if (slot == NULL || slot_place(slot, ground, number * stride) || PyList_Append(slots, (PyObject *)slot)) {
+            Py_XDECREF(slot);
+            Py_DECREF(ground);
+            return NULL;
+        }
+        Py_DECREF(slot);
+    }
+    Py_DECREF(ground);
+    Py_RETURN_NONE;
+}
+
+static int slot_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Extra *extra = ((Slot *)self)->extra; /* only subclasses are seen by the collector */
+    Py_VISIT(Py_TYPE(self));
+    if (extra != NULL) {
+        Py_VISIT(extra->obj);
+        Py_VISIT(extra->owner);
+        Py_VISIT(extra->kept);
+        Py_VISIT(extra->tell);
+    }
+    return 0;
+}
+
+static int slot_clear(PyObject *self)
+{
+    Extra *extra = ((Slot *)self)->extra;
+    if (extra != NULL) {
+        Py_CLEAR(extra->obj);
+        Py_CLEAR(extra->owner);
+        Py_CLEAR(extra->kept);
+        Py_CLEAR(extra->tell);
+    }
+    return 0;
+}
+
+static void slot_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    Slot *slot = (Slot *)self;
+    if (PyType_IS_GC(type))
+        PyObject_GC_UnTrack(self);
+    if (slot->extra != NULL) {
+        slot_clear(self);
+        PyMem_Free(slot->extra);
+    }
+    Py_XDECREF(slot->ground);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* -- exports */
+
+static int slot_getbuffer(PyObject *self, Py_buffer *view, int flags)
+{
+    Slot *slot = (Slot *)self;
+    if (slot->ground == NULL) {
+        view->obj = NULL;
+        PyErr_SetString(PyExc_BufferError, "the memory of this slot was given up");
+        return -1;
+    }
+    if (PyBuffer_FillInfo(view, self, slot->memory, slot->ground->size, 0, flags))
+        return -1;
+    slot->exports++;
+    return 0;
+}
+
+/* On any thread, in the garbage collector, with an exception on its way. */
+static void slot_releasebuffer(PyObject *self, Py_buffer *Py_UNUSED(view))
+{
+    Slot *slot = (Slot *)self;
+    if (--slot->exports || slot->extra == NULL || slot->extra->tell == NULL)
+        return;
+    Pending pending;
+    PyObject *tell = slot->extra->tell;
+    slot->extra->tell = NULL;
+    HOLD(pending);
+    PyObject *told = PyObject_CallNoArgs(tell);
+    if (told == NULL)
+        PyErr_WriteUnraisable(tell);
+    Py_XDECREF(told);
+    Py_DECREF(tell);
+    GO_ON(pending);
+}
+
+static PyObject *slot_in_use(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    long own = 0;
+    if (nargs > 1 || (nargs && (own = PyLong_AsLong(args[0])) == -1 && PyErr_Occurred())) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "in_use() takes the number of own views alone");
+        return NULL;
+    }
+    return PyBool_FromLong(((Slot *)self)->exports > own);
+}
+
+/* -- attributes */
+
+static Extra *slot_extra(Slot *slot)
+{
+    if (slot->extra == NULL && (slot->extra = PyMem_Calloc(1, sizeof(Extra))) == NULL)
+        PyErr_NoMemory();
+    return slot->extra;
+}
+
+static PyObject *slot_tell_when_unused(PyObject *self, PyObject *call)
+{
+    Slot *slot = (Slot *)self;
+    if (slot->exports == 0) {
+        PyObject *told = PyObject_CallNoArgs(call);
+        if (told == NULL)
+            return NULL;
+        Py_DECREF(told);
+    } else {
+        Extra *extra = slot_extra(slot);
+        if (extra == NULL)
+            return NULL;
+        Py_XSETREF(extra->tell, Py_NewRef(call));
+    }
+    Py_RETURN_TRUE;
+}
+
+static PyObject *slot_get_extra(PyObject *self, void *offset)
+{
+    Extra *extra = ((Slot *)self)->extra;
+    PyObject *value = extra == NULL ? NULL : *(PyObject **)((char *)extra + (size_t)offset);
+    return Py_NewRef(value == NULL ? Py_None : value);
+}
+
+static int slot_set_extra(PyObject *self, PyObject *value, void *offset)
+{
+    Slot *slot = (Slot *)self;
+    int empty = value == NULL || value == Py_None;
+    if (empty && slot->extra == NULL)
+        return 0;
+    Extra *extra = slot_extra(slot);
+    if (extra == NULL)
+        return -1;
+    PyObject **place = (PyObject **)((char *)extra + (size_t)offset), *old = *place;
+    *place = empty ? NULL : Py_NewRef(value);
+    Py_XDECREF(old);
+    return 0;
+}
+
+static PyObject *slot_get_kept(PyObject *self, void *Py_UNUSED(closure))
+{
+    Extra *extra = ((Slot *)self)->extra;
+    return extra == NULL || extra->kept == NULL ? PyTuple_New(0) : Py_NewRef(extra->kept);
+}
+
+static int slot_set_kept(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    if (value == NULL || !PyTuple_Check(value)) {
+        PyErr_SetString(PyExc_TypeError, "kept is a tuple");
+        return -1;
+    }
+    return slot_set_extra(self, PyTuple_GET_SIZE(value) ? value : NULL, (void *)offsetof(Extra, kept));
+}
+
+static PyObject *slot_get_slab(PyObject *self, void *Py_UNUSED(closure))
+{
+    Slot *slot = (Slot *)self;
+    if (slot->detached || slot->ground == NULL || slot->ground->slab == NULL)
+        Py_RETURN_NONE;
+#if PY_VERSION_HEX >= 0x030D0000
+    PyObject *slab;
+    int alive = PyWeakref_GetRef(slot->ground->slab, &slab);
+    return alive < 0 ? NULL : alive ? slab : Py_NewRef(Py_None);
+#else
+    return Py_NewRef(PyWeakref_GET_OBJECT(slot->ground->slab));
+#endif
+}
+
+static int slot_set_slab(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    if (value != Py_None) {
+        PyErr_SetString(PyExc_TypeError, "a slot stays in its slab until that is gone: only None can be set");
+        return -1;
+    }
+    ((Slot *)self)->detached = 1;
+    return 0;
+}
+
+static PyObject *slot_get_address(PyObject *self, void *Py_UNUSED(closure))
+{
+    Slot *slot = (Slot *)self;
+    return PyLong_FromVoidPtr(slot->memory + (slot->ground == NULL ? 0 : slot->ground->shift));
+}
+
+static PyObject *slot_get_size(PyObject *self, void *Py_UNUSED(closure))
+{
+    Ground *ground = ((Slot *)self)->ground;
+    return PyLong_FromSsize_t(ground == NULL ? 0 : ground->size);
+}
+
+static PyObject *slot_get_exporter(PyObject *self, void *Py_UNUSED(closure))
+{
+    return Py_NewRef(self);
+}
+
+static int slot_set_exporter(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    Slot *slot = (Slot *)self;
+    if (value != NULL || slot->exports) {
+        PyErr_SetString(PyExc_BufferError, "a slot exports its memory itself, and gives it up when nobody uses it");
+        return -1;
+    }
+    if (slot->ground != NULL) {
+        slot->memory += slot->ground->shift;
+        Py_CLEAR(slot->ground);
+    }
+    return 0;
+}
+
+static PyMethodDef slot_methods[] = {
+    METHOD("carve", slot_carve, METH_VARARGS | METH_CLASS),
+    METHOD("in_use", slot_in_use, METH_FASTCALL),
+    METHOD("tell_when_unused", slot_tell_when_unused, METH_O),
+    METHOD("__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS),
+    {NULL, NULL, 0, NULL}};
+static PyMemberDef slot_members[] = {{"out", T_BOOL, offsetof(Slot, out), 0, NULL}, {NULL, 0, 0, 0, NULL}};
+static PyGetSetDef slot_getset[] = {
+    {"address", slot_get_address, NULL, NULL, NULL},
+    {"size", slot_get_size, NULL, NULL, NULL},
+    {"slab", slot_get_slab, slot_set_slab, NULL, NULL},
+    {"exporter", slot_get_exporter, slot_set_exporter, NULL, NULL},
+    {"kept", slot_get_kept, slot_set_kept, NULL, NULL},
+    {"obj", slot_get_extra, slot_set_extra, NULL, (void *)offsetof(Extra, obj)},
+    {"owner", slot_get_extra, slot_set_extra, NULL, (void *)offsetof(Extra, owner)},
+    {NULL, NULL, NULL, NULL, NULL}};
+static PyType_Slot slot_slots[] = {{Py_tp_new, PyType_GenericNew},
+                                   {Py_tp_init, slot_init},
+                                   {Py_tp_dealloc, slot_dealloc},
+                                   {Py_tp_traverse, slot_traverse},
+                                   {Py_tp_clear, slot_clear},
+                                   {Py_bf_getbuffer, slot_getbuffer},
+                                   {Py_bf_releasebuffer, slot_releasebuffer},
+                                   {Py_tp_methods, slot_methods},
+                                   {Py_tp_members, slot_members},
+                                   {Py_tp_getset, slot_getset},
+                                   {0, NULL}};
+PyType_Spec slot_spec = {"aslab._fastpath._core.Slot", sizeof(Slot), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+                         slot_slots};
