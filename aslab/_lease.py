@@ -1,7 +1,7 @@
 """ManyLease: several allocations for the duration of a block.
 
-As a `Lease` it is given a function that allocates, knows no cache, holds only what its current entry allocated, and
-may be entered again.
+As a `Lease` it is given a function that allocates, knows no cache, holds only what its current entry allocated,
+and may be entered again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""The hot path, guarded by counting what it calls: deterministic, where seconds are not."""
+"""The hot path, guarded by counting what it calls: deterministic, where seconds are not.
+
+The compiled one calls no Python at all. Of it the profiler sees ``free``; the interpreter calls the others by a
+way that it does not report.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import pytest
 
 from aslab import KM, Buffer, Cache
 from aslab._cache import pool_of
+from aslab._fastpath import COMPILED
 
 from .support import SIZE, allocator
 
@@ -55,7 +60,10 @@ async def test_awaited_hit_calls_nothing_but_pop_append_len_and_the_finaliser() 
         cache = kmem.create_cache("c", SIZE)
         await warm(cache)
         calls = calls_of(lambda: run(cache.alloc()).free())
-        assert calls == ["run", "send", "alloc", "pop", "free", "append", "len", "__del__"]
+        if COMPILED:
+            assert calls == ["run", "send", "free"]
+        else:
+            assert calls == ["run", "send", "alloc", "pop", "free", "append", "len", "__del__"]
 
 
 async def test_alloc_nowait_hit_calls_nothing_but_pop_append_len_and_the_finaliser() -> None:
@@ -63,7 +71,7 @@ async def test_alloc_nowait_hit_calls_nothing_but_pop_append_len_and_the_finalis
         cache = kmem.create_cache("c", SIZE)
         await warm(cache)
         calls = calls_of(lambda: cache.alloc_nowait().free())
-        assert calls == ["alloc_nowait", "pop", "free", "append", "len", "__del__"]
+        assert calls == (["free"] if COMPILED else ["alloc_nowait", "pop", "free", "append", "len", "__del__"])
 
 
 async def test_free_of_a_slab_object_makes_the_same_calls_while_emergency_objects_are_outstanding() -> None:

@@ -1,18 +1,24 @@
 """The fast path: an allocation that hits, and its free.
 
-    Cache.alloc     magazine.pop() ──► Slot ──► a fresh Buffer
+    Front.alloc     magazine.pop() ──► Slot ──► a fresh Buffer
     Buffer.free     end the view ──► magazine.append(slot) ──► tell `Home` if anybody watches
 
-This file is the only seam: nothing else in aslab imports the files behind it by name, so that a compiled module
-may take their place. What is here knows nothing of slabs, waiters, pools or event loops, and imports nothing of
-aslab but its errors. What a `Buffer` needs from its cache is the protocol `Home`.
+This file is the only seam: nothing else in aslab imports the files behind it by name. What is here knows nothing
+of slabs, waiters, pools or event loops, and imports nothing of aslab but its errors and flags. What a `Buffer`
+needs from its cache is the protocol `Home`.
 
+    _native     the compiled types, in place of those below
     _views      who can still reach this memory
     _magazine   slots, the magazine, and the bits that say who watches frees
     _dlpack     the memory as a tensor, for other libraries
     _home       the protocol: what a buffer asks of its cache
     _buffer     the handle of one allocation, and pins
+    _lease      one allocation for the duration of a block
+    _front      a cache's allocations that hit
     _managed    handles that are counted, or may move
+
+The compiled types are in the module ``_core``, whose files _core.h lists. They are optional, and shortcuts alone:
+each refusal, message and rare case is here, once. ``ASLAB_PURE=1`` does without them.
 
 Any thread.
 """

@@ -58,6 +58,7 @@ static int core_exec(PyObject *module)
         PyTypeObject *base;
         const char *name;
     } types[] = {{&core->method, &method_spec, NULL, NULL},
+                 {&core->bound, &bound_spec, NULL, NULL},
                  {&core->getter, &getter_spec, NULL, NULL},
                  {&core->ground, &ground_spec, NULL, NULL},
                  {&core->slot, &slot_spec, NULL, "Slot"},
@@ -85,6 +86,7 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
 {
     Core *core = PyModule_GetState(module);
     Py_VISIT(core->method);
+    Py_VISIT(core->bound);
     Py_VISIT(core->getter);
     Py_VISIT(core->ground);
     Py_VISIT(core->slot);
@@ -97,7 +99,11 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(core->lost);
     Py_VISIT(core->free);
     for (int i = 0; i < core->n_handles; i++)
-        Py_VISIT(Py_TYPE(core->handles[i]));
+        Py_VISIT(Py_TYPE(core->handles[i])); /* they have kept their type */
+    for (int i = 0; i < core->n_leases; i++)
+        Py_VISIT(Py_TYPE(core->leases[i]));
+    for (int i = 0; i < core->n_bounds; i++)
+        Py_VISIT(Py_TYPE(core->bounds[i]));
     return 0;
 }
 
@@ -105,8 +111,11 @@ static int core_clear(PyObject *module)
 {
     Core *core = PyModule_GetState(module);
     handle_clear_kept(core);
+    lease_clear_kept(core);
+    bound_clear_kept(core);
     ready_clear_kept(core);
     Py_CLEAR(core->method);
+    Py_CLEAR(core->bound);
     Py_CLEAR(core->getter);
     Py_CLEAR(core->ground);
     Py_CLEAR(core->slot);

@@ -51,23 +51,29 @@ typedef struct {
 
 #define KEPT_HANDLES 256 /* handles whose memory waits for the next allocation; a magazine holds as many */
 #define KEPT_READIES 64
+#define KEPT_LEASES 64
+#define KEPT_BOUNDS 16
 
 typedef struct Handle Handle;
+typedef struct Bound Bound;
+typedef struct Lease Lease;
 typedef struct Ready Ready;
 
 /* The state of one module, and so of one interpreter. Each magazine refers to the module, and so keeps it for its
    handles: the garbage collector may take types and module apart before the last handle is gone. */
 typedef struct {
     PyObject *module; /* borrowed */
-    PyTypeObject *method, *getter, *ground, *slot, *magazine, *origin, *handle, *front, *lease, *ready;
+    PyTypeObject *method, *bound, *getter, *ground, *slot, *magazine, *origin, *handle, *front, *lease, *ready;
     PyObject *lost;     /* `Buffer.__del__`, in Python, */
     PyObject *free;     /* and `Buffer.free` */
     PyMethodDef direct; /* `Buffer.free`, in C */
     PyObject *direct_doc;
     PyObject *settle, *let_go, *view, *alloc; /* names */
     Handle *handles[KEPT_HANDLES];
+    Lease *leases[KEPT_LEASES];
     Ready *readies[KEPT_READIES];
-    int n_handles, n_readies;
+    Bound *bounds[KEPT_BOUNDS];
+    int n_handles, n_leases, n_readies, n_bounds;
 } Core;
 
 /* What the slots of one slab share. A slot must not keep its slab alive, or both would live for ever: the garbage
@@ -124,12 +130,12 @@ typedef struct {
     PyObject *home;
 } Front;
 
-typedef struct {
+struct Lease {
     PyObject_HEAD
-    PyObject *front; /* set by a plain `lease()`, */
+    Front *front;    /* set by a plain `lease()`, */
     PyObject *alloc; /* or this one: what allocates */
     PyObject *buffer;
-} Lease;
+};
 
 /* A shortcut: returns the result; or NULL with an error; or NULL without one, having done nothing. */
 typedef PyObject *(*Shortcut)(Core *core, PyObject *const *args);
@@ -140,12 +146,13 @@ typedef struct {
     Shortcut shortcut;
 } Entry;
 
-extern PyType_Spec method_spec, getter_spec, ground_spec, slot_spec, magazine_spec, origin_spec, handle_spec,
+extern PyType_Spec method_spec, bound_spec, getter_spec, ground_spec, slot_spec, magazine_spec, origin_spec, handle_spec,
     front_spec, lease_spec, ready_spec;
 extern struct PyModuleDef core_module;
 
 Core *core_of(PyTypeObject *type);
 PyObject *method_new(Core *core, PyTypeObject *type, const Entry *entry, PyObject *python);
+void bound_clear_kept(Core *core);
 
 int magazine_settle(Origin *home);
 
@@ -193,6 +200,7 @@ PyObject *handle_address(Core *core, PyObject *const *args);
 PyObject *handle_enter(Core *core, PyObject *const *args);
 PyObject *handle_exit(Core *core, PyObject *const *args);
 
+void lease_clear_kept(Core *core);
 PyObject *front_alloc(Core *core, PyObject *const *args);
 PyObject *front_alloc_nowait(Core *core, PyObject *const *args);
 PyObject *front_lease(Core *core, PyObject *const *args);

@@ -24,10 +24,17 @@ PyObject *front_alloc(Core *core, PyObject *const *args)
 
 PyObject *front_lease(Core *core, PyObject *const *args)
 {
-    Lease *lease = PyObject_GC_New(Lease, core->lease);
-    if (lease == NULL)
+    Front *front = (Front *)args[0];
+    Lease *lease;
+    if (front->magazine == NULL)
         return NULL;
-    lease->front = Py_NewRef(args[0]);
+    if (core->n_leases) {
+        lease = core->leases[--core->n_leases];
+        _Py_NewReference((PyObject *)lease); /* it has kept its type */
+    } else if ((lease = PyObject_GC_New(Lease, core->lease)) == NULL) {
+        return NULL;
+    }
+    lease->front = (Front *)Py_NewRef((PyObject *)front);
     lease->alloc = lease->buffer = NULL;
     PyObject_GC_Track(lease);
     return (PyObject *)lease;
@@ -102,7 +109,7 @@ PyObject *lease_enter(Core *core, PyObject *const *args)
     Lease *lease = (Lease *)args[0];
     if (lease->front == NULL)
         return NULL;
-    PyObject *buffer = front_hit(core, (Front *)lease->front);
+    PyObject *buffer = front_hit(core, lease->front);
     if (buffer == NULL)
         return NULL;
     Py_XSETREF(lease->buffer, Py_NewRef(buffer));
@@ -156,10 +163,26 @@ static int lease_clear(PyObject *self)
     return 0;
 }
 
+void lease_clear_kept(Core *core)
+{
+    while (core->n_leases) {
+        PyObject_GC_Del(core->leases[--core->n_leases]);
+        Py_DECREF(core->lease);
+    }
+}
+
 static void lease_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
+    Lease *lease = (Lease *)self;
     PyObject_GC_UnTrack(self);
+    Py_CLEAR(lease->buffer);
+    Core *core = lease->front == NULL || lease->front->magazine == NULL ? NULL : lease->front->magazine->core;
+    if (core != NULL && type == core->lease && core->n_leases < KEPT_LEASES && lease->alloc == NULL) {
+        core->leases[core->n_leases++] = lease;
+        Py_CLEAR(lease->front);
+        return;
+    }
     lease_clear(self);
     type->tp_free(self);
     Py_DECREF(type);
@@ -168,8 +191,8 @@ static void lease_dealloc(PyObject *self)
 static PyObject *lease_get_alloc(PyObject *self, void *Py_UNUSED(closure))
 {
     Lease *lease = (Lease *)self;
-    if (lease->front != NULL)
-        return PyObject_GetAttr(lease->front, ((Front *)lease->front)->magazine->core->alloc);
+    if (lease->front != NULL && lease->front->magazine != NULL)
+        return PyObject_GetAttr((PyObject *)lease->front, lease->front->magazine->core->alloc);
     if (lease->alloc == NULL)
         PyErr_SetString(PyExc_AttributeError, "_alloc");
     return Py_XNewRef(lease->alloc);

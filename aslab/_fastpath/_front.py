@@ -21,6 +21,8 @@ _SLEEP, _NOSLEEP = KM.SLEEP, KM.NOSLEEP
 class Front(Generic[T]):
     """What `Cache` derives from."""
 
+    __slots__ = ("_home", "_magazine")
+
     _magazine: Magazine[T]
     _home: Home[T]
 

@@ -182,7 +182,9 @@ PyObject *handle_enter(Core *Py_UNUSED(core), PyObject *const *args)
 
 PyObject *handle_exit(Core *core, PyObject *const *args)
 {
-    return ((Handle *)args[0])->slot == NULL ? Py_NewRef(Py_None) : handle_free(core, args);
+    if (((Handle *)args[0])->slot == NULL)
+        Py_RETURN_NONE;
+    return Py_IS_TYPE(args[0], core->handle) ? handle_free(core, args) : NULL; /* a subclass frees in its own way */
 }
 
 /* -- its own buffer protocol: each consumer gets a view of its own */

@@ -92,7 +92,7 @@ static PyType_Slot magazine_slots[] = {{Py_tp_new, magazine_new},         {Py_tp
                                        {Py_tp_methods, magazine_methods}, {Py_tp_members, magazine_members},
                                        {Py_tp_getset, magazine_getset},   {0, NULL}};
 PyType_Spec magazine_spec = {"aslab._fastpath._core.Magazine", sizeof(Magazine), 0,
-                             Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, magazine_slots};
+                             Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, magazine_slots};
 
 /* -- Origin */
 
@@ -133,7 +133,7 @@ static int origin_set_magazine(PyObject *self, PyObject *value, void *Py_UNUSED(
     Core *core = core_of(Py_TYPE(self));
     if (core == NULL)
         return -1;
-    if (value == NULL || !Py_IS_TYPE(value, core->magazine)) {
+    if (value == NULL || !PyObject_TypeCheck(value, core->magazine)) {
         PyErr_SetString(PyExc_TypeError, "magazine is a Magazine");
         return -1;
     }

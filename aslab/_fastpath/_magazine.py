@@ -96,8 +96,8 @@ class Slot(Exported, Generic[T]):
         cls, slots: list[Slot[T]], slab: object, memory: memoryview, start: int, size: int, stride: int, count: int
     ) -> None:
         """Append the next ``count`` slots of a slab to the list of its slots."""
-        for number in range(len(slots), len(slots) + count):
-            slots.append(cls(slab, memory, start, number * stride, size))
+        made = len(slots)
+        slots += [cls(slab, memory, start, number * stride, size) for number in range(made, made + count)]
 
 
 @compiled

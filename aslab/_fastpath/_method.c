@@ -12,7 +12,10 @@ typedef struct {
     Core *core;         /* of the type, which keeps it */
     Shortcut shortcut;
     Py_ssize_t nargs;
+    int special;
 } Method;
+
+#define SPECIAL_ARGS 4 /* of the special methods: self, and what an exit gets */
 
 static int knows(Method *method, PyObject *object)
 {
@@ -37,11 +40,78 @@ static PyObject *method_call(PyObject *self, PyObject *const *args, size_t nargs
     return PyObject_Vectorcall(method->python, args, nargsf, names);
 }
 
+/* A special method, bound: what `with` and `async with` ask for each time. Only of those, as a bound method of
+   Python is more: `inspect` knows it. */
+struct Bound {
+    PyObject_HEAD
+    vectorcallfunc call;
+    Method *method;
+    PyObject *object;
+};
+
+static PyObject *bound_call(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *names)
+{
+    Bound *bound = (Bound *)self;
+    PyObject *all[SPECIAL_ARGS];
+    Py_ssize_t nargs = PyVectorcall_NARGS(nargsf);
+    if (nargs >= SPECIAL_ARGS || names != NULL) {
+        PyObject *method = PyMethod_New((PyObject *)bound->method, bound->object);
+        PyObject *result = method == NULL ? NULL : PyObject_Vectorcall(method, args, nargsf, names);
+        Py_XDECREF(method);
+        return result;
+    }
+    all[0] = bound->object;
+    for (Py_ssize_t i = 0; i < nargs; i++)
+        all[i + 1] = args[i];
+    return method_call((PyObject *)bound->method, all, nargs + 1, NULL);
+}
+
+static PyObject *bound_new(Method *method, PyObject *object)
+{
+    Core *core = method->core;
+    Bound *bound;
+    if (core->n_bounds) {
+        bound = core->bounds[--core->n_bounds];
+        _Py_NewReference((PyObject *)bound); /* it has kept its type */
+    } else if ((bound = PyObject_New(Bound, core->bound)) == NULL) {
+        return NULL;
+    }
+    bound->call = bound_call;
+    bound->method = (Method *)Py_NewRef((PyObject *)method);
+    bound->object = Py_NewRef(object);
+    return (PyObject *)bound;
+}
+
+static void bound_dealloc(PyObject *self)
+{
+    Bound *bound = (Bound *)self;
+    PyTypeObject *type = Py_TYPE(self);
+    Core *core = bound->method->core;
+    PyObject *object = bound->object, *method = (PyObject *)bound->method;
+    int kept = type == core->bound && core->n_bounds < KEPT_BOUNDS;
+    if (kept)
+        core->bounds[core->n_bounds++] = bound;
+    else
+        PyObject_Free(self);
+    Py_DECREF(object);
+    Py_DECREF(method);
+    if (!kept)
+        Py_DECREF(type);
+}
+
+void bound_clear_kept(Core *core)
+{
+    while (core->n_bounds) {
+        PyObject_Free(core->bounds[--core->n_bounds]);
+        Py_DECREF(core->bound);
+    }
+}
+
 static PyObject *method_get(PyObject *self, PyObject *object, PyObject *Py_UNUSED(type))
 {
     if (object == NULL || object == Py_None)
         return Py_NewRef(self);
-    return PyMethod_New(self, object);
+    return ((Method *)self)->special ? bound_new((Method *)self, object) : PyMethod_New(self, object);
 }
 
 static PyObject *getter_get(PyObject *self, PyObject *object, PyObject *type)
@@ -128,6 +198,7 @@ PyObject *method_new(Core *core, PyTypeObject *type, const Entry *entry, PyObjec
     method->core = core;
     method->shortcut = entry->shortcut;
     method->nargs = entry->nargs;
+    method->special = strncmp(entry->name, "__", 2) == 0;
     PyObject_GC_Track(method);
     return (PyObject *)method;
 }
@@ -149,6 +220,26 @@ PyType_Spec method_spec = {"aslab._fastpath._core.Method", sizeof(Method), 0,
                                Py_TPFLAGS_METHOD_DESCRIPTOR | Py_TPFLAGS_DISALLOW_INSTANTIATION |
                                Py_TPFLAGS_IMMUTABLETYPE, /* or the interpreter does not cache the method */
                            method_slots};
+
+static PyObject *bound_getattro(PyObject *self, PyObject *name)
+{
+    PyObject *method = PyMethod_New((PyObject *)((Bound *)self)->method, ((Bound *)self)->object);
+    PyObject *value = method == NULL ? NULL : PyObject_GetAttr(method, name);
+    Py_XDECREF(method);
+    return value;
+}
+
+static PyMemberDef bound_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(Bound, call), READONLY, NULL}, {NULL, 0, 0, 0, NULL}};
+static PyType_Slot bound_slots[] = {{Py_tp_dealloc, bound_dealloc},
+                                    {Py_tp_call, PyVectorcall_Call},
+                                    {Py_tp_getattro, bound_getattro},
+                                    {Py_tp_members, bound_members},
+                                    {0, NULL}};
+PyType_Spec bound_spec = {"aslab._fastpath._core.Bound", sizeof(Bound), 0,
+                          Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_DISALLOW_INSTANTIATION |
+                              Py_TPFLAGS_IMMUTABLETYPE,
+                          bound_slots};
 
 static PyType_Slot getter_slots[] = {{Py_tp_dealloc, method_dealloc},   {Py_tp_traverse, method_traverse},
                                      {Py_tp_clear, method_clear},       {Py_tp_descr_get, getter_get},

@@ -1,29 +1,36 @@
 """The compiled types, where there are any, in place of those in Python.
 
 A class here that is marked `compiled` is the reference, and what type checkers see. If the module ``_core`` can be
-imported, and ``ASLAB_PURE`` is not set to 1, the class of the same name there takes its place. That one is in C only
-where it has to be fast: a shortcut does the common case, and else leaves the call to the Python method behind it.
-All other methods are those of the Python class.
+imported, and ``ASLAB_PURE`` is not set to 1, the class of the same name there takes its place. That one is in C
+only where it has to be fast: a shortcut does the common case, and else leaves the call to the Python method behind
+it. All other methods are those of the Python class.
 """
 
 from __future__ import annotations
 
 import collections.abc
+import importlib
 import os
 from types import MemberDescriptorType
-from typing import Any, Generic, TypeVar
-
-try:
-    if os.environ.get("ASLAB_PURE") == "1":
-        raise ImportError("ASLAB_PURE=1")
-    from . import _core
-except ImportError:
-    COMPILED = False
-else:
-    COMPILED = True
-    collections.abc.Coroutine.register(_core.Ready)
+from typing import Any, TypeVar
 
 C = TypeVar("C", bound=type)
+
+
+def _load() -> Any:
+    if os.environ.get("ASLAB_PURE") == "1":
+        return None
+    try:
+        core = importlib.import_module("._core", __package__)
+    except ImportError:  # it was not built, or not for this interpreter
+        return None
+    collections.abc.Coroutine.register(core.Ready)
+    return core
+
+
+_core = _load()
+COMPILED: bool = _core is not None
+"""Whether the compiled types are in use."""
 _OF_PYTHON = {"__dict__", "__weakref__", "__slots__", "__new__", "__init__", "__class_getitem__"}
 """What belongs to how a Python class is made."""
 
@@ -35,13 +42,13 @@ def compiled(reference: C) -> C:
     found: Any = getattr(_core, reference.__name__)
     own = set(vars(found))
     for base in reversed(reference.__mro__):
-        if base.__module__ == reference.__module__ or base.__module__.startswith(__package__ or "?"):
-            for name, value in vars(base).items():
-                if name in _OF_PYTHON or isinstance(value, MemberDescriptorType):
-                    continue
-                taken = _core.with_shortcut(found, name, value)
-                if name not in own:
-                    setattr(found, name, taken)
+        ours = vars(base) if base.__module__.startswith(f"{__package__}.") else {}
+        for name, value in ours.items():
+            if name in _OF_PYTHON or isinstance(value, MemberDescriptorType):
+                continue
+            taken = _core.with_shortcut(found, name, value)
+            if name not in own:  # else it is all in C
+                setattr(found, name, taken)
     for name in ("__doc__", "__module__", "__qualname__"):
         setattr(found, name, getattr(reference, name))
     given: C = found

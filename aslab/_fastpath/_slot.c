@@ -273,13 +273,23 @@ static PyObject *slot_get_slab(PyObject *self, void *Py_UNUSED(closure))
 #endif
 }
 
+/* Let go of the memory, which may have to be gone before the slot is. */
+static void slot_give_up(Slot *slot)
+{
+    slot->detached = 1;
+    if (slot->ground != NULL && slot->exports == 0) {
+        slot->memory += slot->ground->shift; /* what is left is an address */
+        Py_CLEAR(slot->ground);
+    }
+}
+
 static int slot_set_slab(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
 {
     if (value != Py_None) {
         PyErr_SetString(PyExc_TypeError, "a slot stays in its slab until that is gone: only None can be set");
         return -1;
     }
-    ((Slot *)self)->detached = 1;
+    slot_give_up((Slot *)self);
     return 0;
 }
 
@@ -307,10 +317,7 @@ static int slot_set_exporter(PyObject *self, PyObject *value, void *Py_UNUSED(cl
         PyErr_SetString(PyExc_BufferError, "a slot exports its memory itself, and gives it up when nobody uses it");
         return -1;
     }
-    if (slot->ground != NULL) {
-        slot->memory += slot->ground->shift;
-        Py_CLEAR(slot->ground);
-    }
+    slot_give_up(slot);
     return 0;
 }
 
