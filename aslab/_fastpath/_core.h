@@ -121,7 +121,6 @@ struct Handle {
     PyObject *view; /* NULL before the first look, and after a free */
     PyObject *lent;
     PyObject *weak;
-    char finalised; /* the finaliser has been here, and the collector does not call it twice */
 };
 
 typedef struct {

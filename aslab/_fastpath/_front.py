@@ -91,3 +91,8 @@ class Front(Generic[T]):
     def _alloc_now(self, flags: KM) -> Buffer[T]:
         """`alloc_nowait`, if it is not a plain hit."""
         raise NotImplementedError
+
+    for _shown in (alloc, alloc_nowait, lease):  # in tracebacks and warnings, by the name that callers know
+        _shown.__qualname__ = f"Cache.{_shown.__name__}"
+        _shown.__code__ = _shown.__code__.replace(co_qualname=_shown.__qualname__)
+    del _shown

@@ -195,6 +195,12 @@ static PyObject *ready_nothing(PyObject *Py_UNUSED(self), void *closure)
     return Py_NewRef(closure == NULL ? Py_None : Py_False);
 }
 
+/* `inspect.iscoroutine`, which frameworks ask, asks for this. */
+static PyObject *ready_class(PyObject *Py_UNUSED(self), void *Py_UNUSED(closure))
+{
+    return Py_NewRef((PyObject *)&PyCoro_Type);
+}
+
 static PyObject *ready_name(PyObject *Py_UNUSED(self), void *name)
 {
     return PyUnicode_FromString(name);
@@ -202,7 +208,8 @@ static PyObject *ready_name(PyObject *Py_UNUSED(self), void *name)
 
 static PyMethodDef ready_methods[] = {METHOD("send", ready_send, METH_O), METHOD("close", ready_close, METH_NOARGS),
                                       METHOD("throw", ready_throw, METH_FASTCALL), {NULL, NULL, 0, NULL}};
-static PyGetSetDef ready_getset[] = {{"cr_frame", ready_nothing, NULL, NULL, NULL},
+static PyGetSetDef ready_getset[] = {{"__class__", ready_class, NULL, NULL, NULL},
+                                     {"cr_frame", ready_nothing, NULL, NULL, NULL},
                                      {"cr_await", ready_nothing, NULL, NULL, NULL},
                                      {"cr_running", ready_nothing, NULL, NULL, ""},
                                      {"cr_suspended", ready_nothing, NULL, NULL, ""},

@@ -2,7 +2,7 @@
 
     free      end the handle ──► magazine ── watched, or over its capacity ──► `settle`
     collected, by the garbage collector ──► the same, but the event loop settles
-    forgotten, and still exported ──► parked ── a view object goes, or `unpark` ──► collected
+    forgotten, and still exported ──► parked ── the last export ends, or `unpark` ──► collected
     its view object is still alive ──► lingering ── that goes, or `look_at_lingering` ──► collected
 
 Always true: a freed slot is in exactly one of those places, or given back. Nothing here waits for a lock held
@@ -120,15 +120,30 @@ def collected(pool: Pool[T], slot: Slot[T]) -> None:
 
 def park(pool: Pool[T], counters: Counters, slot: Slot[T], emergency: bool) -> None:
     """Keep the slot of a forgotten handle until its memory is no longer exported."""
-    pool.parking.append(Parked(counters, slot, emergency))
+    parked = Parked(counters, slot, emergency)
+    pool.parking.append(parked)
     if pool.closed:
         orphan(pool)
+    else:  # found by a look if it cannot tell
+        slot.tell_when_unused(partial(pool.arena.call_soon, partial(_fetch, pool, parked)))
 
 
 def unpark(pool: Pool[Any]) -> None:
     """Look at a few parked slots, and take back those that are no longer exported."""
     for parked in pool.parking.look():
         _unpark(pool, parked)
+
+
+def _fetch(pool: Pool[Any], parked: Parked) -> None:
+    """Take back a parked slot whose last export has ended, unless a look was quicker. Event loop's thread only.
+
+    Not at the end of the export itself: that view object is about to go, but would still count as kept.
+    """
+    try:
+        pool.parking.remove(parked)
+    except ValueError:
+        return
+    _unpark(pool, parked)
 
 
 def _unpark(pool: Pool[Any], parked: Parked) -> None:

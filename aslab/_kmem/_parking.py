@@ -2,9 +2,9 @@
 
 Always true, between calls: a parked slot is parked once, has no handle, is out of its slab, and counts as held.
 
-No finaliser or weak reference can tell when the exports are gone for good, since the garbage collector may run
-their finalisers later and resurrect them. So a slot is looked at from time to time. Once the pool is closed, it is
-left to _orphans.py.
+A compiled slot counts its exports and tells when they are gone. Otherwise no finaliser or weak reference can tell
+that for good, since the garbage collector may run their finalisers later and resurrect them, and a slot is looked
+at from time to time. Once the pool is closed, it is left to _orphans.py.
 
 Any thread, finalisers included.
 """

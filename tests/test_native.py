@@ -1,0 +1,454 @@
+"""What must hold of the fast path whether it is compiled or not; and what the compiled one alone promises."""
+
+from __future__ import annotations
+
+import asyncio
+import collections.abc
+import gc
+import inspect
+import os
+import random
+import subprocess
+import sys
+import threading
+import warnings
+import weakref
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import aslab
+from aslab import KM, Buffer, BufferFreedError, Cache, Lease
+from aslab._cache import pool_of
+from aslab._fastpath import COMPILED
+from aslab.testing import check_consistency
+
+from .support import SIZE, allocator, settle
+
+pytestmark = pytest.mark.anyio
+compiled = pytest.mark.skipif(not COMPILED, reason="of the compiled fast path alone")
+NEVER = "coroutine 'Cache.alloc' was never awaited"
+
+
+@pytest.fixture
+def anyio_backend(virtual: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    return virtual
+
+
+async def warmed(kmem: aslab.Allocator, **options: Any) -> Cache[memoryview]:
+    """A cache whose magazine has objects."""
+    cache = kmem.create_cache("c", SIZE, **options)
+    (await cache.alloc()).free()
+    return cache
+
+
+# -- what is public says what it is
+
+
+@pytest.mark.parametrize("method", [Cache.alloc, Cache.alloc_nowait, Cache.lease, Buffer.free, Lease.__aenter__])
+def test_methods_have_their_names_docstrings_and_signatures(method: Any) -> None:
+    assert "self" in inspect.signature(method).parameters
+    assert method.__name__ in ("alloc", "alloc_nowait", "lease", "free", "__aenter__")
+    assert method.__doc__ or method.__name__ == "__aenter__"
+    assert inspect.iscoroutinefunction(method) == (method.__name__ in ("alloc", "__aenter__"))
+
+
+def test_signature_of_alloc_is_the_whole_one() -> None:
+    given = inspect.signature(Cache.alloc).parameters
+    assert list(given) == ["self", "flags", "timeout"]
+    assert given["flags"].default is KM.SLEEP
+    assert given["timeout"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert Cache.alloc.__qualname__ == "Cache.alloc"
+    assert isinstance(inspect.getattr_static(Buffer, "view"), object)
+    assert "writable" in str(Buffer.view.__doc__)
+    assert Buffer.__module__ == Cache.__module__ == "aslab"
+
+
+def test_pure_python_is_used_on_request() -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", "from aslab import _fastpath; print(_fastpath.COMPILED)"],
+        env={**os.environ, "ASLAB_PURE": "1"},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout
+    assert said == "False\n"
+
+
+# -- what alloc returns is a coroutine
+
+
+async def test_a_hit_passes_for_a_coroutine() -> None:
+    async with allocator() as kmem:
+        cache = await warmed(kmem)
+        hit: Any = cache.alloc()
+        assert inspect.isawaitable(hit)
+        assert inspect.iscoroutine(hit)
+        assert asyncio.iscoroutine(hit)
+        assert isinstance(hit, collections.abc.Coroutine)
+        with pytest.raises(TypeError, match="just-started"):
+            hit.send(1)
+        with pytest.raises(StopIteration) as stop:
+            hit.send(None)
+        assert inspect.getcoroutinestate(hit) == inspect.CORO_CLOSED
+        with pytest.raises(RuntimeError, match="cannot reuse already awaited coroutine"):
+            hit.send(None)
+        hit.close()
+        first: Buffer[memoryview] = stop.value.value
+        second = await cache.alloc()
+        assert stop.value.value is first, "who keeps the StopIteration keeps its value"
+        assert first is not second
+        first.free()
+        second.free()
+
+
+@pytest.mark.parametrize("end", ["close", "throw", "forget"])
+async def test_a_hit_that_is_never_awaited_loses_nothing(end: str) -> None:
+    async with allocator() as kmem:
+        cache = await warmed(kmem)
+        hit: Any = cache.alloc()
+        if end == "close":
+            hit.close()
+        elif end == "throw":
+            with pytest.raises(KeyError, match="why"):
+                hit.throw(KeyError("why"))
+        else:
+            with pytest.warns(RuntimeWarning, match=NEVER):
+                del hit
+                gc.collect()
+        assert cache.stats().obj_held == 0
+        check_consistency(cache)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_asyncio_takes_a_hit_for_a_coroutine() -> None:
+    async with allocator() as kmem:
+        cache = await warmed(kmem)
+        (await asyncio.wait_for(cache.alloc(), 1)).free()
+        (await asyncio.create_task(cache.alloc())).free()
+        for buf in await asyncio.gather(cache.alloc(), cache.alloc()):
+            buf.free()
+        task = asyncio.create_task(cache.alloc())
+        assert "Cache.alloc" in repr(task)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert cache.stats().obj_held == 0
+
+
+async def test_task_group_takes_a_hit_for_a_coroutine() -> None:
+    async with allocator() as kmem:
+        cache = await warmed(kmem)
+        with pytest.warns(ResourceWarning, match="without free"):  # nobody takes the result
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(cache.alloc)
+            gc.collect()
+        assert cache.stats().obj_held == 0
+        check_consistency(cache)
+
+
+# -- handles and slots
+
+
+async def test_a_handle_is_used_again_only_once_nobody_refers_to_it() -> None:
+    async with allocator() as kmem:
+        cache = await warmed(kmem)
+        stale = cache.alloc_nowait()
+        seen: list[object] = []
+        ref = weakref.ref(stale, seen.append)
+        stale.free()
+        others = [cache.alloc_nowait() for _ in range(4)]
+        assert all(other is not stale for other in others)
+        with pytest.raises(BufferFreedError):
+            stale.free()
+        del stale
+        assert ref() is None
+        assert len(seen) == 1
+        for other in others:
+            other.free()
+        heir = cache.alloc_nowait()
+        assert ref() is None
+        heir.free()
+        assert len(seen) == 1
+
+
+async def test_garbage_cycle_gives_its_buffer_back() -> None:
+    async with allocator() as kmem:
+        cache = await warmed(kmem)
+        cycle: list[object] = [cache.alloc_nowait(), cache.lease()]
+        cycle.append(cycle)
+        with pytest.warns(ResourceWarning, match="without free"):
+            del cycle
+            gc.collect()
+        assert cache.stats().obj_held == 0
+        check_consistency(cache)
+
+
+async def test_slot_does_not_keep_its_slab_alive() -> None:
+    async with allocator() as kmem:
+        cache = await warmed(kmem)
+        buf = cache.alloc_nowait()
+        slot = buf._slot
+        assert slot.slab is not None
+        buf.free()
+        await cache.aclose()
+        assert slot.slab is None
+
+
+@compiled
+async def test_forgotten_buffer_comes_back_as_its_last_export_ends() -> None:
+    async with allocator() as kmem:
+        cache = await warmed(kmem)
+        buf = cache.alloc_nowait()
+        parts = [buf.view[8:], memoryview(buf.view)]
+        with pytest.warns(ResourceWarning):
+            del buf
+        for part in parts:
+            assert cache.stats().obj_held == 1
+            part.release()
+        parts.clear()
+        del part
+        await settle()
+        assert (cache.stats().obj_held, cache.stats().obj_lingering) == (0, 0)
+        check_consistency(cache)
+
+
+@compiled
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="the collector runs between two steps of Python alone")
+async def test_collector_that_frees_the_handle_while_its_view_is_made() -> None:
+    async with allocator() as kmem:
+        cache = await warmed(kmem)
+        buf = cache.alloc_nowait()
+        slot = buf._slot
+
+        def free(phase: str, info: dict[str, int]) -> None:
+            if phase == "start" and buf._view is None and hasattr(buf, "_slot"):
+                buf.free()
+
+        before = gc.get_threshold()
+        gc.callbacks.append(free)
+        gc.set_threshold(1)
+        try:
+            with pytest.raises(BufferFreedError):
+                buf.view
+        finally:
+            gc.set_threshold(*before)
+            gc.callbacks.remove(free)
+        assert not slot.in_use()
+        check_consistency(cache)
+
+
+# -- a random model
+
+
+class Model:
+    """Any sequence of calls on one cache: no address has two owners, no stale handle reaches anything."""
+
+    def __init__(self, cache: Cache[memoryview], seed: int) -> None:
+        self.cache = cache
+        self.random = random.Random(seed)
+        self.held: dict[int, Buffer[memoryview]] = {}
+        self.stale: list[Buffer[memoryview]] = []
+        self.exports: list[tuple[int, memoryview]] = []
+        self.number = 0
+
+    def step(self) -> None:
+        ways = (
+            self.alloc,
+            self.alloc,
+            self.alloc,
+            self.free,
+            self.free,
+            self.export,
+            self.end,
+            self.end,
+            self.touch,
+        )
+        self.random.choice((*ways, self.lose) if self.random.random() < 0.2 else ways)()
+
+    def alloc(self) -> None:
+        if len(self.held) > 12:
+            return
+        buf = self.cache.alloc_nowait()
+        assert buf.address not in {other.address for other in self.held.values()}, "an address has two owners"
+        assert not any(buf is old for old in self.stale), "a handle that somebody holds was used again"
+        self.number += 1
+        if self.random.random() < 0.9:
+            buf.view[:8] = self.number.to_bytes(8, "little")
+            self.held[self.number] = buf
+        else:
+            buf.free()
+
+    def pick(self) -> int:
+        return self.random.choice(list(self.held))
+
+    def free(self) -> None:
+        if not self.held:
+            return
+        number = self.pick()
+        buf = self.held[number]
+        exported = any(other == number for other, _ in self.exports)
+        assert int.from_bytes(buf.view[:8], "little") == number, "somebody else wrote there"
+        before = buf.view
+        try:
+            buf.free()
+        except BufferError:
+            assert exported, "refused without an export"
+            assert buf.view is before, "a refusal leaves the view as it is"
+            return
+        assert not exported, "freed with an export"
+        del self.held[number]
+        if self.random.random() < 0.5:
+            self.stale.append(buf)
+
+    def export(self) -> None:
+        if not self.held:
+            return
+        number = self.pick()
+        buf = self.held[number]
+        way = self.random.randrange(4 if sys.version_info >= (3, 12) or COMPILED else 3)
+        if way == 0:
+            self.exports.append((number, buf.view[1:9]))
+        elif way == 1:
+            self.exports.append((number, memoryview(buf.view)))
+        elif way == 2:
+            with buf.pin() as pinned:
+                self.exports.append((number, pinned[3:]))
+        else:
+            given: Any = buf
+            self.exports.append((number, memoryview(given)))
+
+    def end(self) -> None:
+        if self.exports:
+            _, view = self.exports.pop(self.random.randrange(len(self.exports)))
+            if self.random.random() < 0.5:
+                view.release()
+
+    def touch(self) -> None:
+        if self.stale:
+            buf = self.random.choice(self.stale)
+            for use in (buf.free, lambda: buf.view, lambda: buf.address, buf.__enter__):
+                with pytest.raises(BufferFreedError):
+                    use()
+            if self.random.random() < 0.3:
+                self.stale.remove(buf)
+
+    def lose(self) -> None:
+        if self.held:
+            number = self.pick()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                del self.held[number]
+            self.exports = [one for one in self.exports if one[0] != number]
+
+    def finish(self) -> None:
+        self.exports.clear()
+        for buf in self.held.values():
+            buf.free()
+        self.held.clear()
+        self.stale.clear()
+
+
+async def play(seed: int, steps: int) -> None:
+    async with allocator(expire=None) as kmem:
+        cache = await warmed(kmem, objects_per_slab=4)
+        model = Model(cache, seed)
+        for _ in range(steps):
+            model.step()
+        model.finish()
+        gc.collect()
+        pool = pool_of(cache)
+        for _ in range(1 + len(pool.parking)):
+            (await cache.alloc()).free()  # what was forgotten is looked at
+            await cache.reap()
+        assert cache.stats().obj_held == 0
+        check_consistency(cache)
+
+
+async def test_any_sequence_of_calls_gives_each_place_one_owner() -> None:
+    await play(1, 600)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+async def test_a_million_random_calls_give_each_place_one_owner(seed: int) -> None:
+    await play(seed, 50_000)
+
+
+def work(cache: Cache[memoryview], number: int, steps: int, wrong: list[str]) -> None:
+    """What each of several threads does with one cache."""
+    own = random.Random(number)
+    held: list[tuple[Buffer[memoryview], bytes]] = []
+    for step in range(steps):
+        if own.random() < 0.5 or not held:
+            buf = cache.alloc_nowait()
+            mark = bytes((number, step & 255))
+            buf.view[:2] = mark
+            held.append((buf, mark))
+        else:
+            buf, mark = held.pop(own.randrange(len(held)))
+            if bytes(buf.view[:2]) != mark:
+                wrong.append("somebody else wrote there")
+            buf.free()
+    for buf, _ in held:
+        buf.free()
+
+
+async def race(steps: int) -> None:
+    wrong: list[str] = []
+    async with allocator() as kmem:
+        cache = await warmed(kmem)
+        await cache.prefill(64)
+        threads = [threading.Thread(target=work, args=(cache, number, steps, wrong)) for number in range(4)]
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(before)
+        assert not wrong
+        assert cache.stats().obj_held == 0
+        check_consistency(cache)
+
+
+async def test_threads_that_allocate_and_free_at_once_share_no_place() -> None:
+    await race(300)
+
+
+@pytest.mark.slow
+async def test_threads_share_no_place_in_a_million_calls() -> None:
+    await race(250_000)
+
+
+async def test_nothing_is_left_of_many_allocations() -> None:
+    async with allocator() as kmem:
+        cache = await warmed(kmem)
+
+        async def each_way() -> None:
+            cache.alloc_nowait().free()
+            (await cache.alloc()).free()
+            async with cache.lease() as buf:
+                buf.view[0] = 1
+            with cache.alloc_nowait() as buf:
+                part = buf.view[1:]
+                with pytest.raises(BufferError):
+                    buf.free()
+                del part
+            cache.alloc().close()
+            with pytest.raises(BufferFreedError):
+                buf.free()
+
+        for _ in range(20):
+            await each_way()
+        gc.collect()
+        before = sys.getallocatedblocks()
+        for _ in range(300):
+            await each_way()
+        gc.collect()
+        assert sys.getallocatedblocks() - before < 100
