@@ -49,10 +49,13 @@ typedef struct {
 #pragma GCC visibility push(hidden) /* of one file to the other: no call goes round by the dynamic linker */
 #endif
 
-#define KEPT_HANDLES 256 /* handles whose memory waits for the next allocation; a magazine holds as many */
+/* How many objects of each type wait for their next use. 1 for a memory checker, which would not see a use of them. */
+#ifndef KEPT_HANDLES
+#define KEPT_HANDLES 256 /* as many as the largest magazine */
 #define KEPT_READIES 64
 #define KEPT_LEASES 64
 #define KEPT_BOUNDS 16
+#endif
 
 typedef struct Handle Handle;
 typedef struct Bound Bound;
