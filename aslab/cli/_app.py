@@ -12,6 +12,7 @@ import typer
 from aslab.bench import app as bench_app
 
 from .. import ConfigError
+from .._fastpath import COMPILED
 from ._demo._command import demo
 from ._errors import INTERRUPTED, BadInput, complain
 from ._lab import app as lab_app
@@ -32,7 +33,7 @@ def root(
 ) -> None:
     """aslab: demonstrate, simulate and measure an async slab allocator."""
     if version:
-        print("aslab", _version())
+        print("aslab", _version(), "(fast path in C)" if COMPILED else "(fast path in Python)")
         raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
