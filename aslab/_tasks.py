@@ -33,6 +33,7 @@ from ._kmem._errands import failing_at_the_end
 from ._kmem._frees import look_at_all
 from ._kmem._pool import Pool
 from ._kmem._reclaim import age
+from ._kmem._rescue import look_again
 from ._kmem._wakeup import HOUSEKEEPING, take_turns
 from ._kmem._worker import Worker
 from ._reaper import Reaper
@@ -101,7 +102,7 @@ class Tasks:
                 move.tick(pool)
                 pool.attend()
                 await take_turns(number)
-            arena.budget.look_again(arena.clock() - arena.interval)
+            await look_again(arena.budget, arena.clock() - arena.interval)
 
     async def _run_reaper(self) -> None:
         HOUSEKEEPING.set(True)  # it sets a timer to look again, an interval later

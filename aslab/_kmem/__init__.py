@@ -9,7 +9,9 @@ memory      _lingering    freed slots whose memory may still be written to
             _slab         a region and its slots; the lists of slabs
             _depot        the slabs behind the magazine, and the one lock
             _reserve      objects set aside for callers whose progress frees memory
-limits      _budget       bytes of slabs over all pools: who may grow, and in which order
+limits      _account      what one pool holds, and what is asked of it
+            _budget       bytes of slabs over all pools: who may grow, and in which order
+            _rescue       slabs for callers that starve at the limit
             _supply       regions from a backend, and back to it
             _waiters      waiting callers, in order
             _emergency    single objects for when slabs are late, and their bounds

@@ -25,7 +25,8 @@ import anyio
 from anyio.abc import TaskGroup
 
 from .._config import AllocatorConfig
-from ._budget import Budget, Tenant
+from ._account import Tenant
+from ._budget import Budget
 from ._clock import Clock, clock_of_this_loop, events_of_this_loop
 from ._emergency import Permits
 from ._supply import Supply

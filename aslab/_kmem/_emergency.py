@@ -33,7 +33,7 @@ from .._errors import ConstructorError, clear_frames
 from .._fastpath import Slot
 from .._flags import FINISHES, GFP, GFP_FOR_EMERGENCY, KM, ORDINARY, CacheFlags
 from ..backends._protocol import Region
-from ._budget import Tenant
+from ._account import Tenant
 from ._lingering import Lingering
 from ._reserve import Reserve
 from ._slab import construct, destroy
