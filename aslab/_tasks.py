@@ -20,6 +20,7 @@ Event loop's thread only.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import anyio
@@ -52,7 +53,8 @@ class Tasks:
         """The open caches, by name."""
         self.worker: Worker = Worker(self.arena)
         self.reaper: Reaper = Reaper(self.arena, lambda: self._pools)
-        self._pools: list[Pool[Any]] = []  # closed ones stay until the ageing task finds them without slabs
+        self._pools: dict[Pool[Any], None] = {}  # closed ones stay until the ageing task finds them without slabs
+        self._kinds: dict[Hashable, Pool[Any]] = {}  # of them, those that may be shared
         self._scope = anyio.CancelScope(shield=True)
 
     @property
@@ -62,12 +64,12 @@ class Tasks:
 
     def make_cache(self, config: CacheConfig[Any]) -> Cache[Any]:
         """Make a cache, with a pool of its own or, with ``merge``, that of caches configured alike."""
-        pool = None
-        if config.merge:
-            pool = next((pool for pool in self.pools if pool.config.shares_with(config)), None)
-        if pool is None:
+        pool = self._kinds.get(config.kind) if config.merge else None
+        if pool is None or pool.closed:
             pool = Pool(self.arena, config)
-            self._pools.append(pool)
+            self._pools[pool] = None
+            if config.merge:
+                self._kinds[config.kind] = pool
         cache = self.caches[config.name] = Cache(pool, config, self.caches)
         return cache
 
@@ -95,14 +97,22 @@ class Tasks:
         while True:
             await anyio.sleep(arena.interval)
             arena.budget.all_may_spare()
-            self._pools = [pool for pool in self._pools if not pool.closed or len(pool.depot.slabs)]
             for number, pool in enumerate(tuple(self._pools)):
-                await look_at_all(pool)
-                age(pool, expires=arena.config.expire is not None)
-                move.tick(pool)
-                pool.attend()
+                if pool.closed and not len(pool.depot.slabs):
+                    self._forget(pool)
+                else:
+                    await look_at_all(pool)
+                    age(pool, expires=arena.config.expire is not None)
+                    move.tick(pool)
+                    pool.attend()
                 await take_turns(number)
             await look_again(arena.budget, arena.clock() - arena.interval)
+
+    def _forget(self, pool: Pool[Any]) -> None:
+        del self._pools[pool]
+        kind = pool.config.kind if pool.config.merge else None
+        if self._kinds.get(kind) is pool:
+            del self._kinds[kind]
 
     async def _run_reaper(self) -> None:
         HOUSEKEEPING.set(True)  # it sets a timer to look again, an interval later

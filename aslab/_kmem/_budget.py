@@ -62,6 +62,7 @@ class Budget:
         self._late: set[Account] = set()  # those whose grow is late
         self._yielding = False  # a pool did not grow because others come first
         self._may_spare: dict[Account, None] = {}  # pools that may have idle slabs
+        self._looking = False  # some of those have been looked at; the loop goes on with the others soon
 
     def open(self, account: Account) -> None:
         """Open the account of a new pool, and set its guarantee aside."""
@@ -79,13 +80,6 @@ class Budget:
         self._may_spare.pop(account, None)
         self.note(account, None)
         self.ask_all()
-
-    def seal(self) -> None:
-        """Freeze slab memory: from here on nothing grows, and nothing is given back."""
-        self.sealed = True
-        for account in tuple(self.accounts):
-            account.tenant.restore(back_off=False)
-            account.tenant.attend()
 
     @property
     def unpromised(self) -> int | None:
@@ -253,7 +247,7 @@ class Budget:
 
     def ask_all(self) -> None:
         """Have pools that found no room ask again, in order; `AT_ONCE` of them now, the rest a little later."""
-        self.asking = False
+        self.asking = self._looking = False
         if not self.closed and self._ask_again(AT_ONCE):
             self._ask_soon()
 
@@ -288,6 +282,8 @@ class Budget:
         passed.
         """
         self.found_no_room(account)
+        if self._looking:
+            return
         missing = self.missing(account)
         if missing > 0:
             missing, all_seen = self._spare(account, missing)
@@ -299,6 +295,7 @@ class Budget:
             if all_seen:
                 self.reclaims.put(missing)
             else:
+                self._looking = True
                 self._ask_soon()
 
     def _spare(self, account: Account, missing: int) -> tuple[int, bool]:
@@ -326,4 +323,7 @@ class Budget:
         if self.short != short:
             self.short = short
             for account in self.accounts:
-                account.tenant.magazine.set_watch(SHORT, on=short)
+                if short:  # written out, as there may be very many
+                    account.tenant.magazine.watch_for(SHORT)
+                else:
+                    account.tenant.magazine.stop_watching(SHORT)

@@ -23,7 +23,8 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from types import EllipsisType
 from typing import Any, Generic, TypeVar
 
@@ -36,12 +37,13 @@ from ..backends._protocol import Region
 from ._account import Tenant
 from ._lingering import Lingering
 from ._reserve import Reserve
-from ._slab import construct, destroy
+from ._slab import AT_ONCE, construct, destroy
 from ._supply import Supply
 from ._waiters import WaitQueue
 
 T = TypeVar("T")
 
+_DONE = object()
 SHARE = 4
 """``emergency_limit`` defaults to ``limit`` / SHARE, and 1 / SHARE of it is for urgent callers alone."""
 PAUSE_FIRST, PAUSE_MOST = 0.01, 1.0
@@ -195,7 +197,7 @@ class Emergency(Generic[T]):
         self._objects: dict[int, EmergencySlot[T]] = {}
         self.lingering: Lingering[EmergencySlot[T]] = Lingering()
         """Freed, but still among the objects, as their memory may still be written to."""
-        self.spares: list[EmergencySlot[T]] = []
+        self.spares: deque[EmergencySlot[T]] = deque()
         """Freed, and kept for the next caller: the newest last."""
         self._spares_least = 0  # the fewest spares since `age` was last called
         self.refused: WaitQueue[T] = WaitQueue()
@@ -320,14 +322,22 @@ class Emergency(Generic[T]):
             self._release(slot)
 
     def clear(self, most: int | None = None) -> None:
-        """Give the spares back; with ``most``, at most that many, the oldest first."""
-        left = len(self.spares) if most is None else most
+        """Give the spares back; with ``most``, that many at most, the oldest first. Very many go a bit later."""
+        steps = self._clear(len(self.spares) if most is None else most)
+        if next(steps, _DONE) is not _DONE:
+            self._supply.do_soon(steps)
+
+    def _clear(self, left: int) -> Iterator[None]:
         while left > 0 and self.spares:
-            left -= 1
-            try:
-                self._release(self.spares.pop(0))
-            except IndexError:
-                return
+            for _ in range(min(left, AT_ONCE)):
+                try:
+                    slot = self.spares.popleft()
+                except IndexError:
+                    break
+                self._release(slot)
+            left -= AT_ONCE
+            if left > 0 and self.spares:
+                yield
         if not self.spares:
             self._permits.spares.pop(self.clear, None)
 
