@@ -14,6 +14,7 @@ limits      _account      what one pool holds, and what is asked of it
             _rescue       slabs for callers that starve at the limit
             _supply       regions from a backend, and back to it
             _waiters      waiting callers, in order
+            _held         emergency objects that callers hold
             _emergency    single objects for when slabs are late, and their bounds
 shared      _arena        what all pools of an allocator share: supplies, limits, work queues
 decisions   _handover     who gets a freed object

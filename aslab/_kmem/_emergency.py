@@ -31,10 +31,11 @@ from typing import Any, Generic, TypeVar
 from .._clients import keep_interrupt
 from .._config import CacheConfig
 from .._errors import ConstructorError, clear_frames
-from .._fastpath import Slot
 from .._flags import FINISHES, GFP, GFP_FOR_EMERGENCY, KM, ORDINARY, CacheFlags
 from ..backends._protocol import Region
 from ._account import Tenant
+from ._held import EmergencySlot as EmergencySlot
+from ._held import Held
 from ._lingering import Lingering
 from ._reserve import Reserve
 from ._slab import AT_ONCE, construct, destroy
@@ -49,18 +50,6 @@ SHARE = 4
 PAUSE_FIRST, PAUSE_MOST = 0.01, 1.0
 """Seconds between failed tries: doubled from the first (a timer tick of 2012) to the most. Urgent callers wait no
 longer than the first."""
-
-
-class EmergencySlot(Slot[T]):
-    """The slot of one emergency object, which has a region of its own."""
-
-    __slots__ = ("region",)
-
-    region: Region
-
-    def __init__(self, region: Region, size: int) -> None:
-        super().__init__(None, region.memory, region.address, 0, size)
-        self.region = region
 
 
 class Permits:
@@ -194,7 +183,7 @@ class Emergency(Generic[T]):
         self._lock = lock
         self._reserve = reserve
         self._tenant = tenant
-        self._objects: dict[int, EmergencySlot[T]] = {}
+        self._objects: Held[T] = Held()
         self.lingering: Lingering[EmergencySlot[T]] = Lingering()
         """Freed, but still among the objects, as their memory may still be written to."""
         self.spares: deque[EmergencySlot[T]] = deque()
@@ -262,7 +251,7 @@ class Emergency(Generic[T]):
 
     def objects(self) -> list[EmergencySlot[T]]:
         """Return the slots held by callers, oldest first, lingering ones included."""
-        return list(self._objects.values())
+        return list(self._objects)
 
     async def make(self, flags: KM) -> EmergencySlot[T]:
         """Make an object that room was set aside for. Suspends until the backend returns. Event loop's thread.
@@ -314,7 +303,7 @@ class Emergency(Generic[T]):
         """Keep a freed object for the next caller, give it back, or let it linger. Safe in a finaliser."""
         if slot.kept and self.lingering.admit(slot):
             return
-        del self._objects[slot.address]
+        self._objects.remove(slot)
         if keep and not self._permits.refused and self._permits.room(0, ORDINARY):
             self._permits.spares[self.clear] = None
             self.spares.append(slot)
@@ -383,5 +372,5 @@ class Emergency(Generic[T]):
 
     def _hold(self, slot: EmergencySlot[T]) -> None:
         with self._lock:
-            self._objects[slot.address] = slot
+            self._objects.add(slot)
             self.highest = max(self.highest, len(self._objects))

@@ -376,14 +376,14 @@ class Pool(Generic[T]):
     def leave(self, member: Member, error: Exception) -> anyio.Event:
         """Close one cache, and with the last one the pool. The event is set when free memory is back."""
         self.members.remove(member)
-        self.waiters.send_away(error, member.counters)
         if self.members:
+            self.waiters.send_away(error, member.counters)
             back = anyio.Event()
             back.set()
             return back
         self.marks.fire("close")
         self.depot.restore()
-        self.waiters.send_away(error)
+        self.waiters.close(error)
         self.magazine.close()
         self.reserve.close()
         self.handover.empty_reserve()

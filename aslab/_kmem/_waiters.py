@@ -3,7 +3,8 @@
 Always true, between calls:
 
     1. `first` is the waiter with the smallest rank of those that have joined and not left
-    2. a waiter with `slots` or an `error` has been woken or has not suspended yet: nobody sleeps on what is there
+    2. a waiter with `slots` or an `error` has been woken or has not suspended yet: nobody sleeps on what is there;
+       of very many that a closed pool sends away, each is woken by one that leaves
     3. the slots of a waiter belong to it alone: it uses them or gives them back
     4. the magazine is watched (WAITERS, FILLERS) while anyone waits, except from when the first in line is told of
        a free until it runs
@@ -19,6 +20,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -27,6 +29,7 @@ import anyio
 from .._fastpath import FILLERS, Magazine, Slot
 from .._flags import KM, LEVEL
 from .._stats import Counters
+from ._wakeup import AT_ONCE
 
 T = TypeVar("T")
 
@@ -216,6 +219,13 @@ class Waiters(WaitQueue[T]):
         """Callers whose time is up, while one of them finds out whether growth is late."""
         self.fillers: dict[Waiter[T], Callable[[], bool]] = {}
         """Waiters that take nothing, in order, and each one's condition; growth aims at its ``need``."""
+        self._sent_away: deque[Waiter[T]] = deque()  # they have their error, and are still to be woken
+
+    def leave(self, waiter: Waiter[T]) -> bool:
+        """Remove a waiter. Returns whether it was here."""
+        was_here = super().leave(waiter)
+        self._wake_next()
+        return was_here
 
     def begin_to_fill(self, filler: Waiter[T], done: Callable[[], bool]) -> None:
         """Add a filler, to be woken once ``done`` returns True."""
@@ -225,6 +235,7 @@ class Waiters(WaitQueue[T]):
     def end_to_fill(self, filler: Waiter[T]) -> None:
         """Remove a filler."""
         del self.fillers[filler]
+        self._wake_next()
         self._magazine.set_watch(FILLERS, on=bool(self.fillers))
 
     def tell_fillers(self) -> None:
@@ -239,11 +250,23 @@ class Waiters(WaitQueue[T]):
         for waiter in list(self) if everybody else untimed:
             waiter.wake()
 
+    def close(self, error: Exception) -> None:
+        """Fail everybody with ``error``, as the pool is closed. `AT_ONCE` wake now, and as each leaves another."""
+        for waiter in (*self, *self.fillers):
+            waiter.error = error
+            self._sent_away.append(waiter)
+        for _ in range(AT_ONCE):
+            self._wake_next()
+
     def send_away(self, error: Exception, counters: Counters | None = None) -> None:
         """Fail everybody, or with ``counters`` the callers of that cache, with ``error``."""
         for waiter in (*self, *self.fillers):
             if counters is None or waiter.counters is counters:
                 waiter.fail(error)
+
+    def _wake_next(self) -> None:
+        if self._sent_away:
+            self._sent_away.popleft().wake()
 
     def check(self) -> None:
         """Check what is always true between calls.
