@@ -90,9 +90,10 @@ class Reaper:
 
     async def _empty_sparse(self) -> None:
         try:
-            for pool in self._open():
-                if pool.moving.able and not pool.closed:
+            for number, pool in enumerate(self._open()):
+                if pool.moving.able:
                     await defragment(pool)
+                await take_turns(number)
         finally:
             self._emptying = False
         self._arena.budget.ask_all()

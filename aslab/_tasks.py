@@ -93,20 +93,24 @@ class Tasks:
 
     async def _run_ageing(self) -> None:
         HOUSEKEEPING.set(True)
-        arena = self.arena
         while True:
-            await anyio.sleep(arena.interval)
-            arena.budget.all_may_spare()
-            for number, pool in enumerate(tuple(self._pools)):
-                if pool.closed and not len(pool.depot.slabs):
-                    self._forget(pool)
-                else:
-                    await look_at_all(pool)
-                    age(pool, expires=arena.config.expire is not None)
-                    move.tick(pool)
-                    pool.attend()
-                await take_turns(number)
-            await look_again(arena.budget, arena.clock() - arena.interval)
+            await anyio.sleep(self.arena.interval)
+            await self.age()
+
+    async def age(self) -> None:
+        """One pass over all pools: they grow older by a tick. Suspends."""
+        arena = self.arena
+        arena.budget.all_may_spare()
+        for number, pool in enumerate(tuple(self._pools)):
+            if pool.closed and not len(pool.depot.slabs):
+                self._forget(pool)
+            else:
+                await look_at_all(pool)
+                age(pool, expires=arena.config.expire is not None)
+                move.tick(pool)
+                pool.attend()
+            await take_turns(number)
+        await look_again(arena.budget, arena.clock() - arena.interval)
 
     def _forget(self, pool: Pool[Any]) -> None:
         del self._pools[pool]

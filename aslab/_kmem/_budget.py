@@ -27,7 +27,7 @@ from .._fastpath import SHORT
 from ._account import Account, Claim
 from ._wakeup import AT_ONCE, Wakeup, WorkQueue
 
-LOOKS = 1024
+LOOKS = 256
 """Pools looked at for idle slabs before other tasks have their turn."""
 
 
