@@ -16,6 +16,7 @@ from ._config import allocator_config, cache_config
 from ._errors import CacheClosedError, ConfigError, SealedError
 from ._keywords import keywords
 from ._kmem._slowpath import ready
+from ._kmem._wakeup import take_turns
 from ._options import AllocatorKeywords, AllocatorOptions, CacheKeywords, CacheOptions
 from ._reaper import give_everything
 from ._stats import HEADER, AllocatorStats, row
@@ -104,8 +105,9 @@ class Allocator:
         :raises BackendError: if a backend broke its contract
         :raises ConstructorError: if the ``ctor`` of a cache with a reserve raises
         """
-        for pool in self._tasks.pools:
+        for number, pool in enumerate(self._tasks.pools):
             await ready(pool)
+            await take_turns(number)
 
     def seal(self) -> None:
         """From now on no cache grows, and no memory is given back.
@@ -114,7 +116,7 @@ class Allocator:
         that would have caused growth waits for a free and is counted (`CacheStats.sealed`). Sealing is final.
         Does not suspend; event loop's thread only.
         """
-        self._arena.budget.seal()
+        self._arena.seal()
 
     async def reap(self, nbytes: int | None = None) -> int:
         """Give memory back, in four steps: empty slabs, magazines, the ``reclaim`` callbacks, defragmentation.

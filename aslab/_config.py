@@ -5,7 +5,7 @@ Anything that is not allowed gives one `ConfigError`, before anything is changed
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -93,9 +93,11 @@ class CacheConfig(CacheOptions[T]):
         """Bytes of the slabs for ``min_objects`` and the reserves, which no other cache may use."""
         return -(-max(self.min_objects, self.set_aside) // self.shape.objects) * self.shape.slab_size
 
-    def shares_with(self, other: CacheConfig[Any]) -> bool:
-        """Whether both may share slabs: both allow it, and they differ in nothing that matters."""
-        return self.merge and replace(self, name=other.name, reclaim=other.reclaim) == other
+    @property
+    def kind(self) -> Hashable:
+        """Equal for caches that may share slabs, if ``merge`` allows it: they differ in nothing that matters."""
+        ctor = self.ctor if isinstance(self.ctor, Hashable) else id(self.ctor)
+        return replace(self, name="", reclaim=None, ctor=None), ctor
 
 
 def cache_config(name: str, size: int, options: CacheOptions[T], allocator: AllocatorOptions) -> CacheConfig[T]:

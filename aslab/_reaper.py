@@ -18,7 +18,7 @@ Event loop's thread only.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -90,9 +90,10 @@ class Reaper:
 
     async def _empty_sparse(self) -> None:
         try:
-            for pool in self._open():
-                if pool.moving.able and not pool.closed:
+            for number, pool in enumerate(self._open()):
+                if pool.moving.able:
                     await defragment(pool)
+                await take_turns(number)
         finally:
             self._emptying = False
         self._arena.budget.ask_all()
@@ -121,8 +122,8 @@ class Reaper:
                     break
         return given
 
-    def _open(self) -> list[Pool[Any]]:
-        return [pool for pool in self._pools() if not pool.closed]
+    def _open(self) -> Iterator[Pool[Any]]:
+        return (pool for pool in tuple(self._pools()) if not pool.closed)
 
 
 async def give_everything(pool: Pool[Any], drain: bool) -> int:

@@ -20,6 +20,7 @@ Event loop's thread only.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import anyio
@@ -33,6 +34,7 @@ from ._kmem._errands import failing_at_the_end
 from ._kmem._frees import look_at_all
 from ._kmem._pool import Pool
 from ._kmem._reclaim import age
+from ._kmem._rescue import look_again
 from ._kmem._wakeup import HOUSEKEEPING, take_turns
 from ._kmem._worker import Worker
 from ._reaper import Reaper
@@ -51,7 +53,8 @@ class Tasks:
         """The open caches, by name."""
         self.worker: Worker = Worker(self.arena)
         self.reaper: Reaper = Reaper(self.arena, lambda: self._pools)
-        self._pools: list[Pool[Any]] = []  # closed ones stay until the ageing task finds them without slabs
+        self._pools: dict[Pool[Any], None] = {}  # closed ones stay until the ageing task finds them without slabs
+        self._kinds: dict[Hashable, Pool[Any]] = {}  # of them, those that may be shared
         self._scope = anyio.CancelScope(shield=True)
 
     @property
@@ -61,12 +64,12 @@ class Tasks:
 
     def make_cache(self, config: CacheConfig[Any]) -> Cache[Any]:
         """Make a cache, with a pool of its own or, with ``merge``, that of caches configured alike."""
-        pool = None
-        if config.merge:
-            pool = next((pool for pool in self.pools if pool.config.shares_with(config)), None)
-        if pool is None:
+        pool = self._kinds.get(config.kind) if config.merge else None
+        if pool is None or pool.closed:
             pool = Pool(self.arena, config)
-            self._pools.append(pool)
+            self._pools[pool] = None
+            if config.merge:
+                self._kinds[config.kind] = pool
         cache = self.caches[config.name] = Cache(pool, config, self.caches)
         return cache
 
@@ -90,18 +93,30 @@ class Tasks:
 
     async def _run_ageing(self) -> None:
         HOUSEKEEPING.set(True)
-        arena = self.arena
         while True:
-            await anyio.sleep(arena.interval)
-            arena.budget.all_may_spare()
-            self._pools = [pool for pool in self._pools if not pool.closed or len(pool.depot.slabs)]
-            for number, pool in enumerate(tuple(self._pools)):
+            await anyio.sleep(self.arena.interval)
+            await self.age()
+
+    async def age(self) -> None:
+        """One pass over all pools: they grow older by a tick. Suspends."""
+        arena = self.arena
+        arena.budget.all_may_spare()
+        for number, pool in enumerate(tuple(self._pools)):
+            if pool.closed and not len(pool.depot.slabs):
+                self._forget(pool)
+            else:
                 await look_at_all(pool)
                 age(pool, expires=arena.config.expire is not None)
                 move.tick(pool)
                 pool.attend()
-                await take_turns(number)
-            arena.budget.look_again(arena.clock() - arena.interval)
+            await take_turns(number)
+        await look_again(arena.budget, arena.clock() - arena.interval)
+
+    def _forget(self, pool: Pool[Any]) -> None:
+        del self._pools[pool]
+        kind = pool.config.kind if pool.config.merge else None
+        if self._kinds.get(kind) is pool:
+            del self._kinds[kind]
 
     async def _run_reaper(self) -> None:
         HOUSEKEEPING.set(True)  # it sets a timer to look again, an interval later

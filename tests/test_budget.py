@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 
 from aslab._fastpath import Magazine
-from aslab._kmem._budget import Account, Budget, Claim, Tenant
+from aslab._kmem._account import Account, Claim, Tenant
+from aslab._kmem._budget import Budget
 from aslab._kmem._wakeup import Wakeup
 
 pytestmark = pytest.mark.anyio

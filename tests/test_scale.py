@@ -21,13 +21,18 @@ import aslab
 from aslab import _tasks
 from aslab._allocator import tasks_of
 from aslab._cache import Cache, pool_of
+from aslab._config import CacheConfig
 from aslab._fastpath import Slot, _views
+from aslab._kmem import _budget, _frees, _held
 from aslab._kmem._depot import Depot
 from aslab._kmem._handover import Handover
 from aslab._kmem._parking import AT_ONCE as PARKED_AT_ONCE
 from aslab._kmem._pool import Pool
+from aslab._kmem._slab import AT_ONCE as SLOTS_AT_ONCE
 from aslab._kmem._supply import Supply
-from aslab._kmem._wakeup import Wakeup
+from aslab._kmem._waiters import Waiter
+from aslab._kmem._wakeup import UrgentWork, Wakeup
+from aslab.backends import Region
 
 from .helpers import Loop
 from .support import SIZE, Gate, Instant, allocator, settle
@@ -141,7 +146,7 @@ async def calls_of_one_free(waiters: int, owner: type, name: str) -> Calls:
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(Pool, "attend"), (Handover, "note"), (Pool, "spare")],
+    [(Pool, "attend"), (Handover, "note"), (Pool, "spare"), (Pool, "ask")],
     ids=lambda value: getattr(value, "__name__", value),
 )
 async def test_a_free_and_the_slab_that_comes_back_concern_no_more_caches_where_more_wait(
@@ -151,9 +156,101 @@ async def test_a_free_and_the_slab_that_comes_back_concern_no_more_caches_where_
     assert many <= few + 5
 
 
-async def test_a_slab_that_comes_back_has_a_few_ask_at_once_of_all_who_wait() -> None:
-    asks = await calls_of_one_free(MANY, Pool, "ask")
-    assert 0 < asks.most_at_once <= AT_ONCE
+async def test_caches_that_have_all_they_may_have_do_not_ask_for_more_when_a_slab_of_another_comes_back() -> None:
+    async with allocator(expire=None) as kmem:
+        full = caches(kmem, 40, "full", max_objects=1)
+        held = [await cache.alloc() for cache in full]
+        other = caches(kmem, 1, "other")[0]
+        (await other.alloc()).free()
+        async with waiting(kmem, full):
+            with counted(Pool, "ask") as asks:
+                await other.reap()
+                await settle(MANY)
+            assert pool_of(full[0]) not in asks.by
+            held.pop().free()
+        for buf in held:
+            buf.free()
+
+
+async def test_who_looks_for_a_slab_among_very_many_caches_lets_other_tasks_have_their_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_budget, "LOOKS", 10)
+    async with allocator(limit=MANY * SIZE, expire=None) as kmem:
+        held = [await cache.alloc() for cache in caches(kmem, MANY, "held")]
+        held[-1].free()
+        with counted(Pool, "spare") as looks:
+            async with turns(looks), waiting(kmem, caches(kmem, 1, "waits")) as served:
+                await settle(MANY)
+                assert len(served) == 1
+        assert looks.most_at_once <= 5 * 10
+        for buf in held[:-1]:
+            buf.free()
+
+
+async def test_who_starves_is_looked_for_among_very_many_caches_in_turns() -> None:
+    count = AT_ONCE + 40
+    async with allocator(limit=count * SIZE, expire=3.0) as kmem:
+        held = [await cache.alloc() for cache in caches(kmem, count, "held")]
+        with counted(Pool, "restore") as looks, counted(Pool, "condemn") as condemned:
+            async with waiting(kmem, caches(kmem, 1, "waits")) as served:
+                async with turns(looks):
+                    await anyio.sleep(2.5)
+                assert condemned.all > 0
+                held.pop(0).free()
+                await settle()
+                assert len(served) == 1
+        assert 0 < looks.most_at_once <= AT_ONCE
+        for buf in held:
+            buf.free()
+
+
+async def test_a_merged_cache_is_compared_with_no_more_others_where_there_are_more() -> None:
+    async with allocator(expire=None) as kmem:
+        for number in range(MANY):
+            kmem.create_cache(f"{number}", SIZE + 64 * number, merge=True)
+        with counted(CacheConfig, "__eq__") as compared:
+            alike = kmem.create_cache("alike", SIZE, merge=True)
+        assert compared.all <= 2
+        assert alike.stats().merged == ("0",)
+
+
+async def test_sealing_very_many_caches_lets_other_tasks_have_their_turns() -> None:
+    async with allocator(expire=None) as kmem:
+        all_of_them = caches(kmem, MANY, "c")
+        with counted(Pool, "attend") as attends:
+            async with turns(attends):
+                kmem.seal()
+                await settle(MANY)
+        assert attends.by == {pool_of(cache) for cache in all_of_them}
+        assert attends.most_at_once <= AT_ONCE
+
+
+async def test_very_many_waiters_of_a_closed_cache_leave_some_at_a_time() -> None:
+    async with allocator(expire=None) as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=1, max_objects=1)
+        held = await cache.alloc()
+        failed: list[aslab.CacheClosedError] = []
+
+        async def wait() -> None:
+            try:
+                await cache.alloc()
+            except aslab.CacheClosedError as exc:
+                failed.append(exc)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(MANY):
+                tasks.start_soon(wait)
+            await settle()
+            held.free()
+            held = cache.alloc_nowait()
+            with counted(Waiter, "wake") as woken, pytest.warns(ResourceWarning, match="1 buffers"):
+                async with turns(woken):
+                    await cache.aclose()
+                    await settle(MANY)
+                    assert len(failed) == MANY
+            assert woken.most_at_once <= AT_ONCE
+        held.free()
 
 
 async def test_who_comes_to_the_limit_looks_closer_only_at_caches_that_may_have_a_slab_idle() -> None:
@@ -173,20 +270,21 @@ async def test_who_comes_to_the_limit_looks_closer_only_at_caches_that_may_have_
 async def test_of_very_many_that_a_slab_leaves_no_room_for_a_few_are_told_at_once() -> None:
     gate = Gate()
     gate.open()
-    with counted(Pool, "call_off") as called_off:
+    with counted(Pool, "call_off") as called_off, counted(UrgentWork, "look") as looked_at:
         async with allocator(slabs=gate, limit=SIZE, grow_timeout=60, kick_after=None, expire=None) as kmem:
             held = await caches(kmem, 1, "held")[0].alloc()
             waiters = caches(kmem, MANY, "waits")
             async with waiting(kmem, waiters) as served:
                 gate.shut()
                 held.free()
-                await settle(3 * MANY)
+                await anyio.sleep(40)  # the one grow that there is room for is late: all ask
                 assert all(cache.stats().growing for cache in waiters)
-                async with turns(called_off):
+                async with turns(called_off), turns(looked_at):
                     gate.open()
                     await settle(3 * MANY)
                     assert called_off.all == MANY - 1
                 assert called_off.most_at_once <= AT_ONCE
+                assert looked_at.most_at_once <= AT_ONCE
                 assert len(served) == 1
 
 
@@ -339,7 +437,82 @@ def test_a_buffer_error_names_sizes_only_where_few_objects_are_to_be_looked_thro
     part.release()
 
 
+def test_a_collection_looks_at_no_closed_cache_without_a_slot_that_lingers() -> None:
+    async def close() -> list[aslab.Buffer[Any]]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            async with aslab.open_allocator(slabs=Instant(), expire=None) as kmem:
+                return [await cache.alloc() for cache in caches(kmem, 3, "c")]
+
+    held = anyio.run(close)
+    with counted(_frees, "look_at_lingering") as looks:
+        gc.collect()
+        assert looks.all == 0
+        for buf in held:
+            buf.free()
+    join_late_threads()
+
+
+# -- emergency objects
+
+
+async def test_very_many_spares_are_given_back_some_at_a_time() -> None:
+    gate = Gate()
+    async with allocator(slabs=gate, expire=None, kick_after=None) as kmem:
+        cache = kmem.create_cache("c", 64)
+        pool = pool_of(cache)
+        bufs = [cache.alloc_nowait() for _ in range(2_000)]
+        pool.growth.unwell = True  # as it is once growth is late
+        for buf in bufs:
+            buf.free()
+        assert cache.stats().obj_emergency_spare == 2_000
+        pool.growth.unwell = False
+        with counted(Supply, "release") as releases:
+            async with turns(releases):
+                pool.attend()
+                await settle(MANY)
+        gate.open()
+        assert releases.all == 2_000
+        assert releases.most_at_once <= 5 * SLOTS_AT_ONCE
+
+
+def test_the_objects_held_are_in_small_tables_the_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_held, "PART", 4)
+    held: _held.Held[Any] = _held.Held()
+    backend = Instant()
+    slots = [_held.EmergencySlot[Any](backend.acquire_nowait(64, 64, aslab.GFP.KERNEL), 64) for _ in range(20)]
+    for slot in slots:
+        held.add(slot)
+    assert max(len(slot.part) for slot in slots) == 4
+    for slot in (*slots[:6], slots[19]):
+        held.remove(slot)
+    assert list(held) == slots[6:19]
+    assert len(held) == 13
+
+
 # -- regions on their way back
+
+
+class AtOnce(Instant):
+    """A backend whose releases never suspend, as the heap's do not."""
+
+    async def release(self, region: Region) -> None:
+        self.outstanding.remove(id(region))
+
+
+async def test_very_many_releases_that_do_not_suspend_let_other_tasks_have_their_turns() -> None:
+    backend = AtOnce()
+    with Wakeup() as bell, counted(AtOnce, "release") as releases:
+        supply = Supply(backend, bell)
+        async with turns(releases), anyio.create_task_group() as tasks:
+            tasks.start_soon(supply.run)
+            for _ in range(MANY):
+                supply.release(backend.acquire_nowait(SIZE, 64, aslab.GFP.KERNEL))
+            supply.attend()
+            await supply.idle()
+            tasks.cancel_scope.cancel()
+    assert releases.all == MANY
+    assert releases.most_at_once <= AT_ONCE
 
 
 def join_late_threads() -> None:

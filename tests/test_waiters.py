@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from typing import Any
 
 import anyio
 import pytest
@@ -141,3 +143,31 @@ async def test_what_is_given_just_before_the_wait_begins_ends_it_at_once() -> No
     with anyio.fail_after(1):
         await given.wait(math.inf)
         await failed.wait(math.inf)
+
+
+def test_a_waiter_that_leaves_costs_no_more_where_very_many_have_left_the_middle_of_the_line() -> None:
+    queue: WaitQueue[Any] = WaitQueue()
+    everybody = [Waiter[Any](KM.SLEEP, number) for number in range(2_000)]
+    for waiter in everybody:
+        queue.join(waiter)
+    steps, most = 0, 0
+
+    def count(frame: Any, event: str, _: object) -> Any:
+        nonlocal steps
+        steps += event == "line"
+        return count
+
+    before = sys.gettrace()
+    try:
+        for waiter in everybody[1:1_800]:
+            steps = 0
+            sys.settrace(count)
+            queue.leave(waiter)
+            sys.settrace(before)
+            most = max(most, steps)
+    finally:
+        sys.settrace(before)
+    assert most < 100
+    assert queue.first is everybody[0]
+    queue.leave(everybody[0])
+    assert queue.first is everybody[1_800]

@@ -9,9 +9,12 @@ memory      _lingering    freed slots whose memory may still be written to
             _slab         a region and its slots; the lists of slabs
             _depot        the slabs behind the magazine, and the one lock
             _reserve      objects set aside for callers whose progress frees memory
-limits      _budget       bytes of slabs over all pools: who may grow, and in which order
+limits      _account      what one pool holds, and what is asked of it
+            _budget       bytes of slabs over all pools: who may grow, and in which order
+            _rescue       slabs for callers that starve at the limit
             _supply       regions from a backend, and back to it
             _waiters      waiting callers, in order
+            _held         emergency objects that callers hold
             _emergency    single objects for when slabs are late, and their bounds
 shared      _arena        what all pools of an allocator share: supplies, limits, work queues
 decisions   _handover     who gets a freed object

@@ -25,7 +25,8 @@ import anyio
 from anyio.abc import TaskGroup
 
 from .._config import AllocatorConfig
-from ._budget import Budget, Tenant
+from ._account import Tenant
+from ._budget import Budget
 from ._clock import Clock, clock_of_this_loop, events_of_this_loop
 from ._emergency import Permits
 from ._supply import Supply
@@ -107,6 +108,13 @@ class Arena:
         self._left[tenant] = None
         self.wakeup.wake()
 
+    def seal(self) -> None:
+        """Freeze slab memory: from here on nothing grows, and nothing is given back."""
+        self.budget.sealed = True
+        for account in tuple(self.budget.accounts):
+            account.tenant.restore(back_off=False)
+            self.attend_soon(account.tenant)
+
     def call_soon(self, call: Callable[[], object]) -> None:
         """Have the loop run ``call`` on its thread, a little later. Any thread."""
         self._calls.append(call)
@@ -118,8 +126,9 @@ class Arena:
             await self.wakeup.wait()
             self.slabs.attend()
             self.singles.attend()
-            while self._calls:
+            for number in range(len(self._calls)):
                 self._calls.popleft()()
+                await take_turns(number)
             for number, tenant in enumerate(list(self._left)):
                 del self._left[tenant]
                 tenant.attend()

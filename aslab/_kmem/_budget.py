@@ -2,20 +2,18 @@
 
 Always true, between calls:
 
-    1. used, _returning, _promised, _guaranteed, _not_held and _not_promised are the sums over the accounts
+    1. used, _returning, _promised, _asked, _guaranteed, _not_held and _not_promised are the sums over the accounts
     2. used + _promised + the guarantees not yet promised <= limit, as `try_charge` grants no more
     3. an account's rank is its pool's claim (`Pool.note_rank`), and `first` returns the account of smallest rank
+    4. unless a grow is late, no more pools ask for slabs than there is room for, counting what is on its way back
 
 Each pool has an account. The part of its guarantee that it does not hold is set aside for it alone. The rest goes
 to the pool whose caller has waited longest: pools whose callers came later do not grow before it, so a pool with
 large slabs is not starved by pools whose small slabs always fit.
 
-At the limit, with all caches busy, no slab ever becomes empty by itself: what one cache's callers free goes to
-its next caller. So once a caller has waited an interval, the emptiest slab of a cache over its guarantee is
-condemned: taken off the lists, it keeps the objects that come back to it, and goes back with the last of them. The
-cost is a new slab, hence the delay; and no cache loses its guarantee, or anything to callers that came later than
-its own. A slab with an object that is held for long helps nobody, so after another interval it is restored, and
-its cache left alone for a while, twice as long each time.
+When there is room for one slab, of 10,000 pools that wait the first one asks, and the others stay at the limit: a
+slab costs the same however many wait. But the backend may be stuck. So once a grow is late, all of them ask: their
+callers' time begins, and they get emergency objects when it is over.
 
 Sums and the order of claims are kept up to date, so no query costs more with more pools. Event loop's thread only.
 """
@@ -23,95 +21,14 @@ Sums and the order of claims are kept up to date, so no query costs more with mo
 from __future__ import annotations
 
 import heapq
-from typing import Any, Protocol
+from itertools import islice
 
-from .._fastpath import SHORT, Magazine
+from .._fastpath import SHORT
+from ._account import Account, Claim
 from ._wakeup import AT_ONCE, Wakeup, WorkQueue
 
-Claim = tuple[int, int]
-"""Urgency and ticket of the first caller in line; smaller comes first."""
-
-
-class Tenant(Protocol):
-    """What the budget asks of a pool, which lies above it."""
-
-    @property
-    def magazine(self) -> Magazine[Any]:
-        """Its magazine."""
-        ...
-
-    @property
-    def waiting_since(self) -> float | None:
-        """When its first caller in line came; None if nobody waits."""
-        ...
-
-    def ask(self) -> bool:
-        """Ask for a slab, if one is wanted. Returns whether the pool is going to grow."""
-        ...
-
-    def spare(self, nbytes: int, rank: Claim | None) -> int:
-        """Give back idle slabs of at least ``nbytes``, or all, for a caller of ``rank``. Returns their bytes."""
-        ...
-
-    def condemn(self) -> bool:
-        """Choose a slab to give back as soon as it is empty. Returns whether there was one to choose."""
-        ...
-
-    def restore(self, *, back_off: bool) -> None:
-        """Return the condemned slab to use, if there is one; with ``back_off``, condemn none for a while."""
-        ...
-
-    def room_for_emergency(self) -> None:
-        """Note that fewer emergency objects are outstanding. Any thread."""
-        ...
-
-    def attend(self) -> None:
-        """Do whatever another thread or a finaliser has left to do."""
-        ...
-
-
-class Account:
-    """What one pool holds, in bytes. Only `Budget` changes it.
-
-    ``used`` counts its slabs until their backend has them back, ``returning`` the part of that on its way back,
-    and ``promised`` the room set aside for grows under way.
-    """
-
-    __slots__ = (
-        "guaranteed",
-        "not_held",
-        "not_promised",
-        "promised",
-        "rank",
-        "returning",
-        "slab_size",
-        "tenant",
-        "used",
-    )
-
-    def __init__(self, slab_size: int, guaranteed: int, tenant: Tenant) -> None:
-        self.slab_size: int = slab_size
-        self.guaranteed: int = guaranteed
-        self.tenant: Tenant = tenant
-        self.rank: Claim | None = None
-        """The claim of its pool's first caller, if a slab would help that caller; else None."""
-        self.used: int = 0
-        self.returning: int = 0
-        self.promised: int = 0
-        self.not_held: int = guaranteed
-        """Bytes of the guarantee that it does not hold, or is giving back."""
-        self.not_promised: int = guaranteed
-        """Bytes of the guarantee that it neither holds nor has been promised."""
-
-    @property
-    def beyond(self) -> int:
-        """Bytes that it keeps beyond its guarantee; negative if below it."""
-        return self.used - self.returning - self.guaranteed
-
-    @property
-    def within_guarantee(self) -> bool:
-        """Whether its guarantee covers one more slab."""
-        return self.used + self.promised + self.slab_size <= self.guaranteed
+LOOKS = 256
+"""Pools looked at for idle slabs before other tasks have their turn."""
 
 
 class Budget:
@@ -136,17 +53,20 @@ class Budget:
         self.reclaims: WorkQueue[int] = WorkQueue()
         """Bytes for which to ask clients."""
         self._wakeup = wakeup
-        self._returning = self._promised = self._guaranteed = 0
+        self._returning = self._promised = self._asked = self._guaranteed = 0
         self._not_held = self._not_promised = 0  # sums over the accounts
-        self._accounts: dict[Account, None] = {}  # the open ones
+        self.accounts: dict[Account, None] = {}
+        """The open ones."""
         self._claims: list[tuple[Claim, Account]] = []  # a heap; an entry is void once its account's rank differs
-        self._unranked: dict[Account, None] = {}  # found no room, and have no rank or are within their guarantee
-        self._yielding = False  # a pool did not grow because another comes first
+        self._unranked: dict[int, dict[Account, None]] = {}  # found no room, and have no rank; by size of slab
+        self._late: set[Account] = set()  # those whose grow is late
+        self._yielding = False  # a pool did not grow because others come first
         self._may_spare: dict[Account, None] = {}  # pools that may have idle slabs
+        self._looking = False  # some of those have been looked at; the loop goes on with the others soon
 
     def open(self, account: Account) -> None:
         """Open the account of a new pool, and set its guarantee aside."""
-        self._accounts[account] = None
+        self.accounts[account] = None
         self._guaranteed += account.guaranteed
         self._not_held += account.not_held
         self._not_promised += account.not_promised
@@ -154,19 +74,12 @@ class Budget:
 
     def close(self, account: Account) -> None:
         """Close the account of a closed pool: its guarantee ends. Its slabs count until they are back."""
-        self._accounts.pop(account, None)
+        self.accounts.pop(account, None)
         self._change(account, guaranteed=-account.guaranteed)
-        self._unranked.pop(account, None)
+        self._forget(account)
         self._may_spare.pop(account, None)
         self.note(account, None)
         self.ask_all()
-
-    def seal(self) -> None:
-        """Freeze slab memory: from here on nothing grows, and nothing is given back."""
-        self.sealed = True
-        for account in tuple(self._accounts):
-            account.tenant.restore(back_off=False)
-            account.tenant.attend()
 
     @property
     def unpromised(self) -> int | None:
@@ -191,7 +104,7 @@ class Budget:
         """Set room aside for a grow; False if there is none now. On True, `commit` or `cancel` must follow."""
         if not self._fits(account, self.used):
             return False
-        self._change(account, promised=account.slab_size)
+        self._change(account, promised=account.slab_size, asked=-account.asked)
         return True
 
     def arriving(self, account: Account) -> bool:
@@ -204,11 +117,30 @@ class Budget:
 
     def commit(self, account: Account) -> None:
         """Turn the room set aside into a slab: the grow succeeded."""
+        self._late.discard(account)
         self._change(account, promised=-account.slab_size, used=account.slab_size)
 
     def cancel(self, account: Account) -> None:
-        """Give up the room set aside: the grow failed."""
+        """Give up the room set aside: the grow failed. Others may ask for it."""
+        self._late.discard(account)
         self._change(account, promised=-account.slab_size)
+        self._stop_yielding()
+
+    def ask_for(self, account: Account) -> None:
+        """Note that a pool has asked for a slab: until it is promised or called off, others have less room."""
+        if not account.within_guarantee:  # that room is set aside for it anyway
+            self._change(account, asked=account.slab_size)
+
+    def call_off(self, account: Account) -> None:
+        """Note that a pool that has asked for a slab gets none, as there is no room any more."""
+        self._change(account, asked=-account.asked)
+        self.found_no_room(account)
+        self._stop_yielding()
+
+    def grow_is_late(self, account: Account) -> None:
+        """Note that this pool's grow is late: others need not let it go first until it ends."""
+        self._late.add(account)
+        self.ask_all()
 
     def give_back(self, account: Account) -> None:
         """Note that a slab is on its way to its backend."""
@@ -220,16 +152,25 @@ class Budget:
         self.ask_all()
 
     def _change(
-        self, account: Account, *, used: int = 0, returning: int = 0, promised: int = 0, guaranteed: int = 0
+        self,
+        account: Account,
+        *,
+        used: int = 0,
+        returning: int = 0,
+        promised: int = 0,
+        asked: int = 0,
+        guaranteed: int = 0,
     ) -> None:
         # Nothing is called here, so no finaliser can run in between.
         account.used += used
         account.returning += returning
         account.promised += promised
+        account.asked += asked
         account.guaranteed += guaranteed
         self.used += used
         self._returning += returning
         self._promised += promised
+        self._asked += asked
         self._guaranteed += guaranteed
         not_held = account.guaranteed - account.used + account.returning
         not_held *= not_held > 0
@@ -249,9 +190,8 @@ class Budget:
         if rank is not None:
             heapq.heappush(self._claims, (rank, account))
         if self._yielding and self.first() is not before:  # others let that one go first
-            self._yielding = False
-            self._ask_soon()
-        if len(self._claims) > 2 * len(self._accounts) + 64:
+            self._stop_yielding()
+        if len(self._claims) > 2 * len(self.accounts) + 64:
             entries, self._claims = self._claims, []
             for entry in entries:
                 if entry[1].rank == entry[0]:
@@ -269,14 +209,26 @@ class Budget:
         return None
 
     def yields(self, account: Account) -> bool:
-        """Whether this pool must let another grow first, whose callers are more urgent or have waited longer."""
+        """Whether this pool must let others grow first.
+
+        Their callers are more urgent or have waited longer, or they have asked for all the room there is.
+        """
         if self.limit is None or account.within_guarantee:
             return False
         first = self.first()
-        if first is None or first is account:
+        if (first is None or first is account) and (self._late or self._fits(account, self._wanted)):
             return False
         self._yielding = True
         return True
+
+    @property
+    def _wanted(self) -> int:
+        return self.used - self._returning + self._asked
+
+    def _stop_yielding(self) -> None:
+        if self._yielding:
+            self._yielding = False
+            self._ask_soon()
 
     def _ask_soon(self) -> None:
         self.asking = True
@@ -284,24 +236,23 @@ class Budget:
 
     def found_no_room(self, account: Account) -> None:
         """Remember that this pool asked in vain, so that `ask_all` asks it again when there is room."""
-        if account.rank is None or account.within_guarantee:
-            self._unranked[account] = None
+        if account.rank is None:
+            self._unranked.setdefault(account.slab_size, {})[account] = None
+
+    def _forget(self, account: Account) -> None:
+        alike = self._unranked.get(account.slab_size, {})
+        alike.pop(account, None)
+        if not alike:
+            self._unranked.pop(account.slab_size, None)
 
     def ask_all(self) -> None:
         """Have pools that found no room ask again, in order; `AT_ONCE` of them now, the rest a little later."""
-        self.asking = False
+        self.asking = self._looking = False
         if not self.closed and self._ask_again(AT_ONCE):
             self._ask_soon()
 
     def _ask_again(self, most: int) -> bool:
         """Have at most ``most`` pools ask. Returns whether more are left."""
-        for account in list(self._unranked):
-            if not self.full(account) and not self.yields(account):
-                if not most:
-                    return True
-                most -= 1
-                del self._unranked[account]
-                account.tenant.ask()
         while (first := self.first()) is not None:
             if not most:
                 return True
@@ -310,8 +261,15 @@ class Budget:
                 if self.limit is not None and self.used - self._returning + self._not_held < self.limit:
                     self._yielding = True  # those behind it have not been asked, and there is some room
                 return False
-        for account in list(self._unranked)[:1]:  # no caller is in line: others may have idle slabs to spare
-            account.tenant.ask()
+        for alike in list(self._unranked.values()):  # no caller is in line
+            while alike and not self.full(account := next(iter(alike))) and not self.yields(account):
+                if not most:
+                    return True
+                most -= 1
+                self._forget(account)
+                account.tenant.ask()
+        for alike in list(self._unranked.values())[:1]:  # others may have idle slabs to spare
+            next(iter(alike)).tenant.ask()
         return False
 
     # -- at the limit
@@ -319,29 +277,38 @@ class Budget:
     def make_room(self, account: Account) -> None:
         """Have other pools give back idle slabs.
 
-        All are looked at once; from then on frees report (`short`), and a pool that had nothing is skipped until
-        it reports an idle slab (`may_spare`), or an interval has passed.
+        All are looked at, `LOOKS` of them now and the rest a little later; from then on frees report (`short`),
+        and a pool that had nothing is skipped until it reports an idle slab (`may_spare`), or an interval has
+        passed.
         """
         self.found_no_room(account)
+        if self._looking:
+            return
         missing = self.missing(account)
         if missing > 0:
-            missing = self._spare(account, missing)
-        if missing > 0 and not self.short:
-            self._may_spare = dict.fromkeys(self._accounts)
-            missing = self._spare(account, missing)
+            missing, all_seen = self._spare(account, missing)
+        if missing > 0 and all_seen and not self.short:
+            self._may_spare = dict.fromkeys(self.accounts)
+            missing, all_seen = self._spare(account, missing)
         if missing > 0:
-            self._set_short(short=True)
-            self.reclaims.put(missing)
+            self.set_short(short=True)
+            if all_seen:
+                self.reclaims.put(missing)
+            else:
+                self._looking = True
+                self._ask_soon()
 
-    def _spare(self, account: Account, missing: int) -> int:
-        """Have pools spare ``missing`` bytes. Returns the number still missing."""
-        for other in list(self._may_spare):
+    def _spare(self, account: Account, missing: int) -> tuple[int, bool]:
+        """Have pools spare ``missing`` bytes. Returns the number still missing, and whether all were looked at."""
+        for number, other in enumerate(list(islice(self._may_spare, LOOKS + 1))):
+            if number == LOOKS:
+                return missing, False
             if other is not account:
                 missing -= other.tenant.spare(missing, account.rank)
                 if missing <= 0:
                     break
                 self._may_spare.pop(other, None)
-        return missing
+        return missing, True
 
     def may_spare(self, account: Account) -> None:
         """Note that one of this pool's slabs may be idle, for pools at the limit."""
@@ -349,41 +316,14 @@ class Budget:
 
     def all_may_spare(self) -> None:
         """Note that each pool may have idle slabs again, as an interval has passed."""
-        self._may_spare = dict.fromkeys(self._accounts)
+        self._may_spare = dict.fromkeys(self.accounts)
 
-    def look_again(self, before: float) -> None:
-        """After the ageing task has looked at each pool, rescue callers at the limit that came by ``before``."""
-        waiting = [account for account in self._accounts if account.tenant.waiting_since is not None]
-        self._set_short(short=any(self.full(account) for account in waiting))
-        for account in tuple(self._accounts):
-            account.tenant.restore(back_off=True)
-        if not self.sealed:
-            self._rescue_starved(before)
-
-    def _set_short(self, *, short: bool) -> None:
+    def set_short(self, *, short: bool) -> None:
+        """Have frees report idle slabs, or no longer."""
         if self.short != short:
             self.short = short
-            for account in self._accounts:
-                account.tenant.magazine.set_watch(SHORT, on=short)
-
-    def _rescue_starved(self, before: float) -> None:
-        """Condemn slabs for the most urgent and oldest first caller, if it came by ``before``."""
-        starved = [
-            (account.rank, account)
-            for account in self._accounts
-            if account.rank is not None
-            and self.full(account)
-            and (since := account.tenant.waiting_since) is not None
-            and since <= before
-        ]
-        if not starved:
-            return
-        rank, hungry = min(starved, key=lambda claim: claim[0])
-        missing = self.missing(hungry)
-        for account in sorted(self._accounts, key=lambda account: -account.beyond):
-            if missing <= 0:
-                break
-            later = account.rank is None or account.rank > rank
-            over = account.beyond >= account.slab_size
-            if account is not hungry and later and over and account.tenant.condemn():
-                missing -= account.slab_size
+            for account in self.accounts:
+                if short:  # written out, as there may be very many
+                    account.tenant.magazine.watch_for(SHORT)
+                else:
+                    account.tenant.magazine.stop_watching(SHORT)

@@ -23,42 +23,33 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from types import EllipsisType
 from typing import Any, Generic, TypeVar
 
 from .._clients import keep_interrupt
 from .._config import CacheConfig
 from .._errors import ConstructorError, clear_frames
-from .._fastpath import Slot
 from .._flags import FINISHES, GFP, GFP_FOR_EMERGENCY, KM, ORDINARY, CacheFlags
 from ..backends._protocol import Region
-from ._budget import Tenant
+from ._account import Tenant
+from ._held import EmergencySlot as EmergencySlot
+from ._held import Held
 from ._lingering import Lingering
 from ._reserve import Reserve
-from ._slab import construct, destroy
+from ._slab import AT_ONCE, construct, destroy
 from ._supply import Supply
 from ._waiters import WaitQueue
 
 T = TypeVar("T")
 
+_DONE = object()
 SHARE = 4
 """``emergency_limit`` defaults to ``limit`` / SHARE, and 1 / SHARE of it is for urgent callers alone."""
 PAUSE_FIRST, PAUSE_MOST = 0.01, 1.0
 """Seconds between failed tries: doubled from the first (a timer tick of 2012) to the most. Urgent callers wait no
 longer than the first."""
-
-
-class EmergencySlot(Slot[T]):
-    """The slot of one emergency object, which has a region of its own."""
-
-    __slots__ = ("region",)
-
-    region: Region
-
-    def __init__(self, region: Region, size: int) -> None:
-        super().__init__(None, region.memory, region.address, 0, size)
-        self.region = region
 
 
 class Permits:
@@ -192,10 +183,10 @@ class Emergency(Generic[T]):
         self._lock = lock
         self._reserve = reserve
         self._tenant = tenant
-        self._objects: dict[int, EmergencySlot[T]] = {}
+        self._objects: Held[T] = Held()
         self.lingering: Lingering[EmergencySlot[T]] = Lingering()
         """Freed, but still among the objects, as their memory may still be written to."""
-        self.spares: list[EmergencySlot[T]] = []
+        self.spares: deque[EmergencySlot[T]] = deque()
         """Freed, and kept for the next caller: the newest last."""
         self._spares_least = 0  # the fewest spares since `age` was last called
         self.refused: WaitQueue[T] = WaitQueue()
@@ -260,7 +251,7 @@ class Emergency(Generic[T]):
 
     def objects(self) -> list[EmergencySlot[T]]:
         """Return the slots held by callers, oldest first, lingering ones included."""
-        return list(self._objects.values())
+        return list(self._objects)
 
     async def make(self, flags: KM) -> EmergencySlot[T]:
         """Make an object that room was set aside for. Suspends until the backend returns. Event loop's thread.
@@ -312,7 +303,7 @@ class Emergency(Generic[T]):
         """Keep a freed object for the next caller, give it back, or let it linger. Safe in a finaliser."""
         if slot.kept and self.lingering.admit(slot):
             return
-        del self._objects[slot.address]
+        self._objects.remove(slot)
         if keep and not self._permits.refused and self._permits.room(0, ORDINARY):
             self._permits.spares[self.clear] = None
             self.spares.append(slot)
@@ -320,14 +311,22 @@ class Emergency(Generic[T]):
             self._release(slot)
 
     def clear(self, most: int | None = None) -> None:
-        """Give the spares back; with ``most``, at most that many, the oldest first."""
-        left = len(self.spares) if most is None else most
+        """Give the spares back; with ``most``, that many at most, the oldest first. Very many go a bit later."""
+        steps = self._clear(len(self.spares) if most is None else most)
+        if next(steps, _DONE) is not _DONE:
+            self._supply.do_soon(steps)
+
+    def _clear(self, left: int) -> Iterator[None]:
         while left > 0 and self.spares:
-            left -= 1
-            try:
-                self._release(self.spares.pop(0))
-            except IndexError:
-                return
+            for _ in range(min(left, AT_ONCE)):
+                try:
+                    slot = self.spares.popleft()
+                except IndexError:
+                    break
+                self._release(slot)
+            left -= AT_ONCE
+            if left > 0 and self.spares:
+                yield
         if not self.spares:
             self._permits.spares.pop(self.clear, None)
 
@@ -373,5 +372,5 @@ class Emergency(Generic[T]):
 
     def _hold(self, slot: EmergencySlot[T]) -> None:
         with self._lock:
-            self._objects[slot.address] = slot
+            self._objects.add(slot)
             self.highest = max(self.highest, len(self._objects))

@@ -156,7 +156,12 @@ async def look_at_all(pool: Pool[Any]) -> None:
     for number in range(-(-len(pool.parking) // AT_ONCE)):
         unpark(pool)
         await take_turns(number)
-    look_at_lingering(pool)
+    lingering: Any
+    for lingering in (pool.depot.lingering, pool.emergency.lingering):
+        for number, slot in enumerate(tuple(lingering)):
+            if lingering.let_go(slot):
+                collected(pool, slot)
+            await take_turns(number)
 
 
 def view_gone(pool: Pool[Any], kept: KeptView) -> None:
@@ -176,16 +181,19 @@ def look_at_lingering(pool: Pool[Any]) -> None:
 
 
 def orphan(pool: Pool[Any]) -> None:
-    """Watch the parked and lingering slots of a closed pool, as the ageing task may soon stop looking at it."""
+    """Watch the parked and lingering slots of a closed pool, as the ageing task may soon stop looking at it.
+
+    Every garbage collection looks at each such pool. So it is watched only while slots linger.
+    """
     pool.parking.orphan(partial(_unpark, pool))
-    if not _all_back(pool) and not pool.parking.orphaned:
-        pool.parking.orphaned = True
-        look_after_collections(partial(_all_back, pool))
+    if pool.depot.lingering.tell is None:
+        look = partial(_none_lingers, pool)
+        watch = pool.depot.lingering.tell = pool.emergency.lingering.tell = partial(look_after_collections, look)
+        if not look():
+            watch()
 
 
-def _all_back(pool: Pool[Any]) -> bool:
-    """Look once. Returns whether everything is back, so that no further look is needed."""
+def _none_lingers(pool: Pool[Any]) -> bool:
+    """Look once. Returns whether no slot lingers any more, so that no further look is needed."""
     look_at_lingering(pool)
-    back = not len(pool.depot.slabs) and not len(pool.emergency)
-    pool.parking.orphaned = pool.parking.orphaned and not back
-    return back
+    return not pool.depot.lingering and not pool.emergency.lingering

@@ -35,11 +35,17 @@ class Lingering(dict[S, object]):
     def __init__(self, clean: Callable[[S], object] | None = None) -> None:
         super().__init__()
         self._clean = clean
+        self.tell: Callable[[], object] | None = None
+        """Called in any thread when a slot has begun to linger, after the pool is closed."""
 
     def admit(self, slot: S) -> bool:
         """Take in a free slot if it has to linger. Returns False if not: then the slot is still the caller's."""
         self[slot] = None  # before looking, so that no notification is missed
-        return not self.let_go(slot)
+        if self.let_go(slot):
+            return False
+        if self.tell is not None:
+            self.tell()
+        return True
 
     def take(self) -> S | None:
         """Take out the newest slot, or None: most likely its own task has merely kept a variable."""

@@ -35,9 +35,6 @@ class Parked(NamedTuple):
 class Parking(deque[Parked]):
     """The parked slots of one pool."""
 
-    orphaned: bool = False
-    """The pool is closed, and looks for its missing slots after each garbage collection."""
-
     def look(self) -> list[Parked]:
         """Take out the slots no longer exported. Looks at `AT_ONCE` of them, and at the next ones next time."""
         gone = []

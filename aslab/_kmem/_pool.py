@@ -20,9 +20,9 @@ from .._config import CacheConfig
 from .._fastpath import REPACK, Magazine, Slot
 from .._flags import ORDINARY
 from .._stats import Counters
+from ._account import Account, Claim
 from ._admission import Admission
 from ._arena import AGEING_STEPS, Arena
-from ._budget import Account, Claim
 from ._depot import Depot
 from ._emergency import Emergency
 from ._growth import Growth
@@ -207,9 +207,11 @@ class Pool(Generic[T]):
         if not growth.wanted:
             return False
         if growth.at_limit:
-            arena.budget.make_room(self.account)
+            if not growth.at_most:  # else it asks again when one of its own slabs is back
+                arena.budget.make_room(self.account)
             return False
         growth.begin()
+        arena.budget.ask_for(self.account)
         growth.behind_others = bool(arena.busy_growing or arena.grows.places)
         first = self.waiters.first
         self._queued_at = ORDINARY if first is None else first.level
@@ -253,7 +255,7 @@ class Pool(Generic[T]):
         self._queued_at = None
         self.growth.ended()
         self.note_rank()
-        self.arena.budget.found_no_room(self.account)
+        self.arena.budget.call_off(self.account)
 
     # -- giving slabs back
 
@@ -374,14 +376,14 @@ class Pool(Generic[T]):
     def leave(self, member: Member, error: Exception) -> anyio.Event:
         """Close one cache, and with the last one the pool. The event is set when free memory is back."""
         self.members.remove(member)
-        self.waiters.send_away(error, member.counters)
         if self.members:
+            self.waiters.send_away(error, member.counters)
             back = anyio.Event()
             back.set()
             return back
         self.marks.fire("close")
         self.depot.restore()
-        self.waiters.send_away(error)
+        self.waiters.close(error)
         self.magazine.close()
         self.reserve.close()
         self.handover.empty_reserve()

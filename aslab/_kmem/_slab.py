@@ -121,14 +121,15 @@ class Slab(Generic[T]):
     def dismantle(self, dtor: Callable[[T], None] | None) -> Iterator[None]:
         """Destroy the objects and drop all references to the memory, yielding now and then. No slot may be out."""
         self.freed = []
+        self.slots.reverse()  # a list is cheap to shorten at its end only
         while self.slots:
-            some, self.slots[:AT_ONCE] = self.slots[:AT_ONCE], ()
-            for slot in some:
+            for _ in range(min(AT_ONCE, len(self.slots))):
+                slot = self.slots.pop()
                 if self.built:
                     self.built -= 1
                     destroy(slot, dtor)
                 slot.slab = None
-            del some, slot
+            del slot
             if self.slots:
                 yield
 

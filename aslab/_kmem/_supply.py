@@ -14,6 +14,7 @@ releases what is left, with a small event loop of its own.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 import threading
@@ -27,7 +28,7 @@ from .._errors import BackendError
 from .._flags import GFP
 from ..backends._libc import address_of
 from ..backends._protocol import Backend, Region
-from ._wakeup import Wakeup, WorkQueue
+from ._wakeup import Wakeup, WorkQueue, take_turns
 
 log = logging.getLogger("aslab")
 
@@ -36,13 +37,17 @@ Gone = Callable[[], object]
 never after the allocator is closed."""
 
 
+def _nothing() -> None:
+    """What follows a release that nobody waits for."""
+
+
 class Supply:
     """The allocator's dealings with one of its backends."""
 
     def __init__(self, backend: Backend, wakeup: Wakeup) -> None:
         self.backend: Backend = backend
         self._wakeup = wakeup
-        self._queue: WorkQueue[tuple[Region, Gone, Iterator[object]]] = WorkQueue()
+        self._queue: WorkQueue[tuple[Region | None, Gone, Iterator[object]]] = WorkQueue()
         self._idle = anyio.Event()
         self._idle.set()
         self._releasing = False
@@ -79,12 +84,19 @@ class Supply:
             raise self._unexpected("acquire_nowait", exc) from exc
         return self._checked(region, nbytes, align, gone)
 
-    def release(self, region: Region, gone: Gone = lambda: None, before: Iterable[object] = ()) -> None:
+    def release(self, region: Region, gone: Gone = _nothing, before: Iterable[object] = ()) -> None:
         """Queue a region to be given back. Returns at once. Any thread; takes no lock.
 
         :param before: steps to run first, each short enough for other tasks to wait for
         """
         self._queue.leave((region, gone, iter(before)))
+        self._wakeup.wake()
+        if self.closed:
+            self._release_late()
+
+    def do_soon(self, steps: Iterator[object]) -> None:
+        """Queue steps alone, each short enough for other tasks to wait for. Any thread."""
+        self._queue.leave((None, _nothing, steps))
         self._wakeup.wake()
         if self.closed:
             self._release_late()
@@ -97,7 +109,8 @@ class Supply:
 
     async def run(self) -> None:
         """Release queued regions one at a time, until cancelled."""
-        while True:
+        for number in itertools.count():
+            await take_turns(number)  # a backend may release without suspending
             item = region, gone, before = await self._queue.take()
             self._idle = anyio.Event() if self._idle.is_set() else self._idle
             self._releasing = True
@@ -111,7 +124,8 @@ class Supply:
                     self._release_late()
                 raise
             try:
-                await self.backend.release(region)
+                if region is not None:
+                    await self.backend.release(region)
             except BaseException as exc:  # raised by client code: this task goes on
                 if must_end(exc, stopping=self.closed):
                     raise
@@ -157,7 +171,8 @@ class Supply:
             for _ in before:
                 pass
             try:
-                await self.backend.release(region)
+                if region is not None:
+                    await self.backend.release(region)
             except BaseException as exc:
                 log_failure(exc, "%r failed to release a region after its allocator was closed", self.backend)
 

@@ -3,7 +3,8 @@
 Always true, between calls:
 
     1. `first` is the waiter with the smallest rank of those that have joined and not left
-    2. a waiter with `slots` or an `error` has been woken or has not suspended yet: nobody sleeps on what is there
+    2. a waiter with `slots` or an `error` has been woken or has not suspended yet: nobody sleeps on what is there;
+       of very many that a closed pool sends away, each is woken by one that leaves
     3. the slots of a waiter belong to it alone: it uses them or gives them back
     4. the magazine is watched (WAITERS, FILLERS) while anyone waits, except from when the first in line is told of
        a free until it runs
@@ -19,6 +20,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -27,8 +29,11 @@ import anyio
 from .._fastpath import FILLERS, Magazine, Slot
 from .._flags import KM, LEVEL
 from .._stats import Counters
+from ._wakeup import AT_ONCE
 
 T = TypeVar("T")
+SWEPT = 8
+"""Entries of a heap with many blank ones that each waiter that leaves moves to a new heap."""
 
 
 class Refuser(Protocol):
@@ -158,11 +163,16 @@ class Waiter(Generic[T]):
         self.wake()
 
 
+Entry = tuple[int, int, int, list[Waiter[T]]]
+"""Urgency, ticket, serial number, and the waiter, unless it has left."""
+
+
 class WaitQueue(Generic[T]):
     """Waiters, the most urgent and oldest first."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, int, list[Waiter[T]]]] = []
+        self._heap: list[Entry[T]] = []
+        self._old: list[Entry[T]] = []  # another heap, being emptied into the first one without its blank entries
         self._places: dict[Waiter[T], list[Waiter[T]]] = {}
         self._serial = itertools.count()
         self.first: Waiter[T] | None = None
@@ -188,20 +198,29 @@ class WaitQueue(Generic[T]):
         place = self._places.pop(waiter, None)
         if place is not None:
             place.clear()
-            if len(self._heap) > 2 * len(self._places) + 64:
-                self._heap = [entry for entry in self._heap if entry[3]]
-                heapq.heapify(self._heap)
+            if self._old:
+                self._sweep()
+            elif len(self._heap) > 2 * len(self._places) + 64:
+                self._heap, self._old = self._old, self._heap
             if waiter is self.first:
                 self.first = self._find_first()
         return place is not None
 
+    def _sweep(self) -> None:
+        """Move a few entries from the old heap: all at once would take 40 ms for 100,000."""
+        for _ in range(min(SWEPT, len(self._old))):
+            entry = self._old.pop()
+            if entry[3]:
+                heapq.heappush(self._heap, entry)
+
     def _find_first(self) -> Waiter[T] | None:
-        while self._heap:
-            place = self._heap[0][3]
-            if place:
-                return place[0]
-            heapq.heappop(self._heap)
-        return None
+        first: Entry[T] | None = None
+        for heap in (self._heap, self._old):
+            while heap and not heap[0][3]:
+                heapq.heappop(heap)
+            if heap and (first is None or heap[0] < first):
+                first = heap[0]
+        return None if first is None else first[3][0]
 
 
 class Waiters(WaitQueue[T]):
@@ -216,6 +235,13 @@ class Waiters(WaitQueue[T]):
         """Callers whose time is up, while one of them finds out whether growth is late."""
         self.fillers: dict[Waiter[T], Callable[[], bool]] = {}
         """Waiters that take nothing, in order, and each one's condition; growth aims at its ``need``."""
+        self._sent_away: deque[Waiter[T]] = deque()  # they have their error, and are still to be woken
+
+    def leave(self, waiter: Waiter[T]) -> bool:
+        """Remove a waiter. Returns whether it was here."""
+        was_here = super().leave(waiter)
+        self._wake_next()
+        return was_here
 
     def begin_to_fill(self, filler: Waiter[T], done: Callable[[], bool]) -> None:
         """Add a filler, to be woken once ``done`` returns True."""
@@ -225,6 +251,7 @@ class Waiters(WaitQueue[T]):
     def end_to_fill(self, filler: Waiter[T]) -> None:
         """Remove a filler."""
         del self.fillers[filler]
+        self._wake_next()
         self._magazine.set_watch(FILLERS, on=bool(self.fillers))
 
     def tell_fillers(self) -> None:
@@ -239,11 +266,24 @@ class Waiters(WaitQueue[T]):
         for waiter in list(self) if everybody else untimed:
             waiter.wake()
 
+    def close(self, error: Exception) -> None:
+        """Fail everybody with ``error``, as the pool is closed. `AT_ONCE` wake now, and as each leaves another."""
+        everybody = [*self._places, *self.fillers]
+        for waiter in everybody:
+            waiter.error = error
+        self._sent_away.extend(everybody)
+        for _ in range(AT_ONCE):
+            self._wake_next()
+
     def send_away(self, error: Exception, counters: Counters | None = None) -> None:
         """Fail everybody, or with ``counters`` the callers of that cache, with ``error``."""
         for waiter in (*self, *self.fillers):
             if counters is None or waiter.counters is counters:
                 waiter.fail(error)
+
+    def _wake_next(self) -> None:
+        if self._sent_away:
+            self._sent_away.popleft().wake()
 
     def check(self) -> None:
         """Check what is always true between calls.

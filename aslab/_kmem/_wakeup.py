@@ -88,9 +88,12 @@ class Sleepers:
 
     def __init__(self) -> None:
         self._woken = anyio.Event()
+        self.changes: int = 0
+        """Counts the calls of `wake`."""
 
     def wake(self) -> None:
         """Wake them, as there may be work: something was put, or has changed."""
+        self.changes += 1
         self._woken.set()
 
     async def more(self) -> None:

@@ -30,6 +30,7 @@ from anyio.abc import TaskGroup
 
 from .._clients import keep_interrupt, log_failure, must_end
 from .._errors import BackendError, ConstructorError, SlabError, clear_frames
+from .._flags import ORDINARY
 from ..backends._threads import LAG
 from ._arena import Arena
 from ._pool import Pool
@@ -40,8 +41,17 @@ log = logging.getLogger("aslab")
 
 SLICE = 0.002
 """Seconds for which objects are constructed without a pause while the loop is busy."""
+SHARE = 0.5
+"""Of the time after which a grow is late for its own callers: from then on it is for pools behind it, too, so that
+their callers' time begins."""
 ARRIVAL = 5.0
 """Seconds for which room on its way back is kept for the first pool that waits for it."""
+
+
+def _ask_for_room(pools: list[Pool[Any]]) -> None:
+    """Have pools called off ask again: as they are at the limit now, this asks others for room."""
+    while pools:
+        pools.pop(0).ask()
 
 
 class Worker:
@@ -59,6 +69,7 @@ class Worker:
         self._queue = arena.grows
         kick_after = arena.config.kick_after
         self._kick_after = math.inf if kick_after is None else kick_after
+        self._looking = False  # one of the tasks goes through the queue
         self._idle = anyio.Event()
         self._idle.set()
 
@@ -70,13 +81,7 @@ class Worker:
         """Grow pools until cancelled; each grow is a task of ``tasks``."""
         arena = self._arena
         while True:
-            pool, looked_at_all = self._next()
-            if not looked_at_all:
-                await anyio.lowlevel.checkpoint()
-            elif pool is None:
-                await self._queue.more()
-            if pool is None:
-                continue
+            pool = await self._next()
             self.under_way[pool] = arena.clock()
             pool.grow_begins()
             if self._idle.is_set():
@@ -84,8 +89,7 @@ class Worker:
             ended = anyio.Event()
             tasks.start_soon(self._grow, pool, ended)
             arena.busy_growing += 1
-            with anyio.move_on_after(self._kick_after):
-                await ended.wait()
+            await self._end(pool, ended)
             arena.busy_growing -= 1
             if not ended.is_set():
                 self.kicked += 1
@@ -95,37 +99,71 @@ class Worker:
                     self._kick_after,
                 )
 
-    def _next(self) -> tuple[Pool[Any] | None, bool]:
-        """Return the first queued pool that may grow now, its room set aside, and whether all were looked at.
+    async def _end(self, pool: Pool[Any], ended: anyio.Event) -> None:
+        """Suspend until a grow has ended, or is to be set aside. Meanwhile it may become late for other pools."""
+        begun = self._arena.clock()
+        if self._budget.limit is not None:
+            with anyio.move_on_after(min(pool.growth.patience.of[ORDINARY] * SHARE, self._kick_after)):
+                await ended.wait()
+            if ended.is_set():
+                return
+            self._budget.grow_is_late(pool.account)
+        with anyio.CancelScope(deadline=begun + self._kick_after):
+            await ended.wait()
 
-        Once a slab is made, very many pools may have no room any more: at most `AT_ONCE` of them are called off
-        at a time.
+    async def _next(self) -> Pool[Any]:
+        """Suspend until a queued pool may grow. Returns it, its room set aside."""
+        queue = self._queue
+        while True:
+            changes = queue.changes
+            if not self._looking:
+                self._looking = True
+                try:
+                    pool = await self._look()
+                finally:
+                    self._looking = False
+                if pool is not None:
+                    return pool
+            if queue.changes == changes:
+                await queue.more()
+
+    async def _look(self) -> Pool[Any] | None:
+        """Look for the first queued pool that may grow now, and set its room aside; None if there is none.
+
+        Where growth is late, or a slab leaves no room for others, very many may be queued in vain: other tasks
+        have their turn after `AT_ONCE` of them.
         """
-        overtaking, left = False, AT_ONCE
+        overtaking, looked = False, 0
         blocked: list[Pool[Any]] = []
-        chosen: Pool[Any] | None = None
         off: list[Pool[Any]] = []
-        budget = self._budget
-        while chosen is None and left and (pool := self._queue.look()) is not None:
-            account = pool.account
-            if pool.closed or budget.sealed or budget.full(account):
-                self._queue.take_out(pool)
-                pool.call_off()
-                off.append(pool)
-                left -= 1
-            elif (not overtaking or account.within_guarantee) and budget.try_charge(account):
-                self._queue.take_out(pool)
-                chosen = pool
-            else:
-                # Only slabs on their way back, or grows under way, are in the way. The pool stays queued and
-                # GROWING, as it is not at the limit. Room on its way back is for the first that waits for it.
-                blocked.append(pool)
-                fresh = self._arena.clock() - pool.growth.began < ARRIVAL  # else those releases may be stuck
-                overtaking = overtaking or (fresh and budget.arriving(account))
-        self._queue.put_back(blocked)
-        for pool in off:
-            pool.ask()  # now at the limit: this asks other pools for room
-        return chosen, left > 0
+        budget, queue = self._budget, self._queue
+        chosen: Pool[Any] | None = None
+        try:
+            while chosen is None and (pool := queue.look()) is not None:
+                account = pool.account
+                if pool.closed or budget.sealed or budget.full(account):
+                    queue.take_out(pool)
+                    pool.call_off()
+                    off.append(pool)
+                elif (not overtaking or account.within_guarantee) and budget.try_charge(account):
+                    queue.take_out(pool)
+                    chosen = pool
+                else:
+                    # Only slabs on their way back, or grows under way, are in the way. The pool stays queued and
+                    # GROWING, as it is not at the limit. Room on its way back is for the first that waits for it.
+                    blocked.append(pool)
+                    fresh = self._arena.clock() - pool.growth.began < ARRIVAL  # else those releases may be stuck
+                    overtaking = overtaking or (fresh and budget.arriving(account))
+                looked += 1
+                if looked % AT_ONCE == 0 and chosen is None:
+                    _ask_for_room(off)
+                    await anyio.lowlevel.checkpoint()
+        finally:
+            queue.put_back(blocked)
+        _ask_for_room(off)
+        if chosen is not None and looked >= AT_ONCE:
+            queue.wake()  # another worker may have found this one looking
+        return chosen
 
     async def _grow(self, pool: Pool[Any], ended: anyio.Event) -> None:
         slab: Slab[Any] | None = None

@@ -6,6 +6,7 @@ counts. Times are the best of several rounds.
     _app                         the command, and its tables
     _pair  _handover  _waiters   alloc and free on a hit; among waiting tasks; with many of them
     _stall  _move  _scale        does growth stall the loop, or a move, or anything when there is a lot of it?
+    _many                        what operations cost where there are very many of something, for `scale`
     _emergency  _emergency_free  emergency objects while growth is stuck; freeing one of many
     _frames                      frames from one process to another
     _index                       how emergency objects are looked up

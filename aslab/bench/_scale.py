@@ -1,7 +1,8 @@
-"""What grows with the number of caches, objects per slab, parked buffers, and other caches that want to grow?
+"""What grows with the number of caches, objects, emergency objects, waiters, parked buffers, and others that grow?
 
-No single stretch on the event loop may grow with any of them. The garbage collector is off, as in timeit, since it
-walks all objects, whoever made them; except for large slabs, where it is part of the cost.
+Neither the cost of one operation nor any single stretch on the event loop may grow with any of them. The garbage
+collector is off, as in timeit, since it walks all objects, whoever made them; except for large slabs, where it is
+part of the cost, and with ``--collector``.
 """
 
 from __future__ import annotations
@@ -9,48 +10,59 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Annotated, Any
 
 import anyio
 import anyio.lowlevel
 import typer
-from anyio.abc import TaskGroup
 
 import aslab
 from aslab.backends import Mmap
 from aslab.faults import Latency
 
 from ..cli._progress import bar
+from . import _many
 from ._app import app, show
 from ._stall import longest_gap
 
-CACHES = (100, 300, 1_000)
+CACHES = (300, 1_000, 10_000)
+OBJECTS = (10_000, 100_000, 1_000_000)
+WAITERS = (1_000, 10_000, 100_000)
+MANY = (
+    ("caches", CACHES, _many.caches),
+    ("objects", OBJECTS, _many.objects),
+    ("emergency objects", OBJECTS, _many.emergency),
+    ("waiters", WAITERS, _many.waiters),
+)
 SLABS = (1_000, 10_000, 100_000)
 PARKED = (0, 1_000, 20_000)
 SIZE = 4096
-INTERVAL = 0.2
-"""Seconds between two passes of the ageing task."""
 SLOW = 0.05
 """Seconds per grow when an urgent one comes behind ten others."""
 MISSES = 100
-PATIENCE = 10
-"""Seconds after which the stages of joining and handing over are cut short."""
 Row = dict[str, Any]
 
 
 @app.command()
 def scale(
-    most: Annotated[int, typer.Option(help="Most caches, objects per slab, and parked buffers.", min=2)] = SLABS[
+    most: Annotated[int, typer.Option(help="Most caches, objects, waiters, and parked buffers.", min=2)] = OBJECTS[
         -1
     ],
+    collector: Annotated[
+        bool, typer.Option("--collector", help="Leave the garbage collector on: its stalls count, too.")
+    ] = False,
     rounds: Annotated[int, typer.Option(help="Rounds; the best counts.", min=1)] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Stalls of the event loop with many caches, large slabs and many parked buffers. Takes half a minute."""
+    """Cost of each operation, and stalls of the loop, with very many caches, objects or waiters. Takes minutes."""
     measures: list[tuple[str, Callable[[], Awaitable[list[Row]]]]] = [
-        *((f"{count:,} caches", partial(_caches, count)) for count in _up_to(most, CACHES)),
+        *(
+            (f"{count:,} {what}", partial(_many_of, measure, what, count))
+            for what, counts, measure in MANY
+            for count in _up_to(most, counts)
+        ),
         *((f"a slab of {count:,}", partial(_slab, count)) for count in _up_to(most, SLABS)),
         *((f"{count:,} parked", partial(_parked, count)) for count in _up_to(most, PARKED)),
         ("a hurry", _hurry),
@@ -63,9 +75,13 @@ def scale(
             tries = []
             for _ in range(rounds):
                 shown.update(task, description=name, advance=1)
-                with _no_collections():
+                with nullcontext() if collector else _no_collections():
                     tries.append(anyio.run(measure))
             rows += [min(alike, key=lambda row: row["ms"]) for alike in zip(*tries, strict=True)]
+    fewest = {(row["what"], row["measured"]): row["ms"] for row in reversed(rows)}
+    for row in rows:
+        with_fewest = fewest[row["what"], row["measured"]]
+        row["against the fewest"] = row["ms"] / with_fewest if with_fewest else 1.0
     show("cost that grows", rows, "A stall is the longest gap of a task that sleeps 1 ms.", as_json=as_json)
 
 
@@ -89,73 +105,8 @@ def _no_collections() -> Iterator[None]:
         gc.unfreeze()
 
 
-class _Watch:
-    """A task that sleeps 1 ms at a time, and the worst delay in each stage."""
-
-    def __init__(self) -> None:
-        self.stalls: dict[str, float] = {}
-        self._worst = 0.0
-
-    async def run(self) -> None:
-        """Run until cancelled."""
-        while True:
-            begin = time.perf_counter()
-            await anyio.sleep(0.001)
-            self._worst = max(self._worst, (time.perf_counter() - begin - 0.001) * 1e3)
-
-    async def stage_ends(self, name: str) -> None:
-        """Record the worst delay since the last stage; the next tick sees a stall that has just ended."""
-        await anyio.sleep(0.002)
-        self.stalls[name], self._worst = self._worst, 0.0
-
-
-async def _caches(count: int) -> list[Row]:
-    """Caches under a limit that has room for half of them: each of the others has a waiting caller."""
-    watch = _Watch()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch.run)
-        await watch.stage_ends("starting")
-        async with aslab.open_allocator(limit=count // 2 * SIZE, expire=3 * INTERVAL) as kmem:
-            await _crowd(kmem, count, watch, tasks)
-        await watch.stage_ends("closing")
-        tasks.cancel_scope.cancel()
-    del watch.stalls["starting"]
-    return [_row("caches", count, f"stall, {stage}", ms) for stage, ms in watch.stalls.items()]
-
-
-async def _crowd(kmem: aslab.Allocator, count: int, watch: _Watch, tasks: TaskGroup) -> None:
-    served: list[aslab.Buffer[memoryview]] = []
-    half = count // 2
-    passed_on = anyio.Event()
-
-    async def wait(cache: aslab.Cache[memoryview]) -> None:
-        with suppress(aslab.CacheClosedError):
-            served.append(await cache.alloc())
-            if len(served) == half // 2:
-                passed_on.set()
-
-    for number in range(count):
-        kmem.create_cache(f"{number}", SIZE, objects_per_slab=1)
-        await anyio.lowlevel.checkpoint()
-    await watch.stage_ends("opening")
-    held = [await cache.alloc() for cache in kmem.caches[:half]]
-    await watch.stage_ends("taking")
-    with anyio.move_on_after(PATIENCE):
-        for cache in kmem.caches[half:]:
-            tasks.start_soon(wait, cache)
-            await anyio.lowlevel.checkpoint()
-    await watch.stage_ends("joining the waiters")
-    await anyio.sleep(4.5 * INTERVAL)
-    await watch.stage_ends("idle")
-    for buf in held[: half // 2]:
-        buf.free()
-        await anyio.lowlevel.checkpoint()
-    with anyio.move_on_after(PATIENCE):
-        await passed_on.wait()
-    await watch.stage_ends("passing on")
-    for buf in (*held[half // 2 :], *served):
-        buf.free()
-        await anyio.lowlevel.checkpoint()
+async def _many_of(measure: Callable[[int], Awaitable[_many.Costs]], what: str, count: int) -> list[Row]:
+    return [_row(what, count, measured, ms) for measured, ms in (await measure(count)).items()]
 
 
 async def _slab(count: int) -> list[Row]:

@@ -1,0 +1,66 @@
+"""The emergency objects that callers hold, by address.
+
+Always true: each object is in exactly one part, which it knows; no part but the newest is empty.
+
+A dictionary that grows moves all its entries at once: 35 ms at 700,000. So this is a chain of small ones. Adding
+and removing cost the same whether 10 or 1,000,000 objects are held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+from .._fastpath import Slot
+from ..backends._protocol import Region
+
+T = TypeVar("T")
+
+PART = 2**13
+"""Objects in one part; their dictionary then grows at most within about 0.2 ms."""
+
+
+class EmergencySlot(Slot[T]):
+    """The slot of one emergency object, which has a region of its own."""
+
+    __slots__ = ("part", "region")
+
+    region: Region
+    part: dict[int, EmergencySlot[T]]
+    """Where it stands among those held."""
+
+    def __init__(self, region: Region, size: int) -> None:
+        super().__init__(None, region.memory, region.address, 0, size)
+        self.region = region
+
+
+class Held(Generic[T]):
+    """Slots held by callers, oldest first. `add` under a lock; `remove` in any thread, finalisers included."""
+
+    def __init__(self) -> None:
+        self._newest: dict[int, EmergencySlot[T]] = {}
+        self._full: dict[int, dict[int, EmergencySlot[T]]] = {}  # the older parts, by identity
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[EmergencySlot[T]]:
+        for part in (*self._full.values(), self._newest):
+            yield from list(part.values())
+
+    def add(self, slot: EmergencySlot[T]) -> None:
+        """Add a slot that is not here."""
+        if len(self._newest) >= PART:
+            self._full[id(self._newest)], self._newest = self._newest, {}
+        slot.part = self._newest
+        slot.part[slot.address] = slot
+        self._count += 1
+
+    def remove(self, slot: EmergencySlot[T]) -> None:
+        """Remove a slot that is here."""
+        part = slot.part
+        del part[slot.address]
+        self._count -= 1
+        if not part:
+            self._full.pop(id(part), None)
