@@ -1,8 +1,9 @@
 """A staging loop: batches of a file go to a GPU through a few pinned buffers, and reading overlaps copying.
 
 Run it as it is, or give it a file. At most `BUFFERS` batches are in memory at a time. To show what happens when
-the driver hangs while it pins memory, the first grow is stuck for a moment: the loop begins with emergency objects,
-whose copies are slower, and goes on with pinned ones. Without PyTorch or a GPU it runs on ordinary memory.
+the driver hangs while it pins memory, the first grow is stuck for a moment: the loop begins with emergency
+objects, whose copies are slower, and goes on with pinned ones. Without PyTorch or a GPU it runs on ordinary
+memory.
 """
 
 import importlib
