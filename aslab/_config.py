@@ -173,16 +173,18 @@ def _destroy(name: str, dtor: Callable[[T], None], obj: T) -> None:
 def _shape(size: int, options: CacheOptions[Any], limit: int | None) -> Shape:
     """The shape of a slab, as asked for or by default."""
     single = Shape(size, options.align or (CACHE_LINE if size < LARGE else PAGE_SIZE), 1)
-    largest = options.max_slab_size or max(MAX_SLAB_SIZE, single.slab_size)
+    largest = (options.max_slab_size or max(MAX_SLAB_SIZE, single.slab_size)) // PAGE_SIZE * PAGE_SIZE
     if single.slab_size > largest:
-        raise ConfigError("size", size, f"it must be at most {largest} bytes: one object must fit max_slab_size")
+        allowed = f"it must be at most {largest} bytes: one object must fit the whole pages of max_slab_size"
+        raise ConfigError("size", size, allowed)
     most = largest // single.stride
     objects = options.objects_per_slab
     if objects is None:
         objects = _by_default(single, min(OBJECTS_PER_SLAB, most), limit, options.max_objects)
     shape = replace(single, objects=objects)
     if shape.slab_size > largest:
-        raise ConfigError("objects_per_slab", objects, f"it must be at most {most}: a slab must fit max_slab_size")
+        allowed = f"it must be at most {most}: a slab must fit the whole pages of max_slab_size"
+        raise ConfigError("objects_per_slab", objects, allowed)
     if options.max_objects is not None and options.max_objects < objects:
         allowed = f"it must be at least {objects}, the objects of one slab"
         raise ConfigError("max_objects", options.max_objects, allowed)

@@ -134,6 +134,12 @@ async def test_create_cache_refuses_it_and_creates_nothing(field: str, given: An
     [
         ({"size": 5000, "max_slab_size": 4096}, "size", "at most 4096 bytes"),
         ({"objects_per_slab": 3, "max_slab_size": 2 * SIZE}, "objects_per_slab", "at most 2: a slab must fit"),
+        ({"size": SIZE + 1, "max_slab_size": 2 * SIZE - 1}, "size", "at most 4096 bytes: one object must fit the"),
+        (
+            {"size": 1000, "align": 8, "objects_per_slab": 8, "max_slab_size": 8100},
+            "objects_per_slab",
+            "at most 4: a slab must fit the whole pages",
+        ),
         ({"objects_per_slab": 4, "max_objects": 3}, "max_objects", "at least 4, the objects of one slab"),
         ({"watermark": 17, "max_objects": 16}, "watermark", "at most max_objects, 16"),
         ({"size": 9 * SIZE}, "limit", "at least 36864 bytes, one slab of cache 'new'"),
@@ -181,6 +187,7 @@ async def test_the_edges_of_what_is_allowed(arguments: dict[str, Any]) -> None:
         (5 * 2**20, {}, 6),
         (32 * 2**20, {}, 1),
         (SIZE, {"max_slab_size": 5 * SIZE}, 5),
+        (3072, {"max_slab_size": 5 * 3072}, 4),  # a fifth object would fit its bytes, but not its whole pages
         (SIZE, {"max_objects": 3}, 3),
         (SIZE, {"objects_per_slab": 100}, 100),
     ],

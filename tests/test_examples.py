@@ -20,8 +20,10 @@ EXPECTED = {
     "smallest_asyncio.py": r"hello from 4 MiB at 0x[0-9a-f]+\n(.*\n){2}frames ",
     "smallest_trio.py": r"hello from 4 MiB at 0x[0-9a-f]+\n(.*\n){2}frames ",
     "tcp_echo.py": r"200 clients, 37 MiB echoed, at most \d+ buffers\n1000 allocations, .*; 0 still held",
+    "staging.py": r"hangs: 21 batches, \d+ of them .*\nit works again: 21 batches, 0 of them .*\nthe same\n",
     "stuck_growth.py": r"0\.5  True     True +[1-8] +\d+\n(.*\n)*    3\.0  False    False +0 .*\ndeadlocks: \d",
     "upload_service.py": r"50 of 50 uploads of 4 MiB answered with the right checksum\n",
+    "upload_to_worker.py": r"4 of 4 .*\n.* hangs: HTTP/1.1 503 .*\n.* 4 of 4 rightly\n0 of 4 buffers still held\n",
 }
 
 

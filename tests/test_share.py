@@ -328,6 +328,28 @@ class TestChannels:
             (await receiver.receive()).release()
             await until(lambda: not service.shared)
 
+    async def test_a_sender_reads_releases_itself_but_lets_others_run(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of 101 sends with a window of 4, every 8th waits for the event loop: not every 4th, and not none."""
+        waits = 0
+
+        async def change(service: share.Service) -> None:
+            nonlocal waits
+            waits += 1
+            await real(service)
+
+        real = share.Service.change
+        async with opened(path) as (cache, service):
+            with await to_thread.run_sync(share.connect_blocking, path) as client:
+                receiver, sender = client.receiver("frames"), share.Sender(service, "frames")
+                await until(lambda: sender.receivers)
+                monkeypatch.setattr(share.Service, "change", change)
+                for _ in range(101):
+                    await sender.send(await cache.alloc())
+                    receiver.receive(timeout=5).release()
+                assert waits == 12
+
     async def test_a_timeout_of_one_that_blocks(self, path: Path) -> None:
         def wait() -> None:
             with share.connect_blocking(path) as client, pytest.raises(TimeoutError):

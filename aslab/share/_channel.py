@@ -24,6 +24,7 @@ class Sender:
         self._service = service
         self._channel = service.channel(channel)
         self._window = window
+        self._unbroken = 0  # frames sent since the event loop had its turn
 
     @property
     def receivers(self) -> int:
@@ -40,8 +41,11 @@ class Sender:
         :raises ConfigError: as `Service.share`
         """
         while not self._has_room():
-            await self._service.change()
-        return self.send_nowait(buf, nbytes)
+            if self._unbroken >= 2 * self._window or not self._hear():
+                self._unbroken = 0
+                await self._service.change()
+        self._unbroken += 1
+        return self._service.send(self._channel, buf, nbytes)
 
     def send_nowait(self, buf: Buffer[Any], nbytes: int | None = None) -> Descriptor:
         """As `send`, at once.
@@ -66,4 +70,12 @@ class Sender:
         if self._channel.ended or self._service.closed:
             raise anyio.ClosedResourceError("the channel is closed")
         members = self._channel.members
-        return bool(members) and all(member.unreleased < self._window for member in members)
+        for member in members:
+            if member.unreleased >= self._window:
+                return False
+        return bool(members)
+
+    def _hear(self) -> bool:
+        """Read releases that have come already: two turns of the event loop less."""
+        heard = [self._service.hear(member.peer) for member in list(self._channel.members)]
+        return any(heard)

@@ -126,6 +126,8 @@ class BlockingClient(_Connection):
     def __init__(self, link: Link) -> None:
         super().__init__(link)
         self._reading = threading.RLock()
+        self._poll = select.poll()
+        self._poll.register(link.sock, select.POLLIN)
 
     def attach(self, descriptor: Descriptor, *, writable: bool = False, timeout: float | None = None) -> Claim:
         """As `Client.attach`.
@@ -145,18 +147,23 @@ class BlockingClient(_Connection):
         return BlockingReceiver(self._link, self._link.join(channel), self._until)
 
     def _until(self, ready: Callable[[], bool], timeout: float | None) -> None:
+        if ready():
+            return
         link, end = self._link, None if timeout is None else time.monotonic() + timeout
         with self._reading:
             while not ready():
                 if link.lost:
                     raise link.lose("")
-                if link.feed() or link.lost:
-                    continue
-                poll = select.poll()
-                poll.register(link.sock, select.POLLIN | (0 if link.flush() else select.POLLOUT))
+                unsent = not link.flush()
+                if unsent:
+                    self._poll.modify(link.sock, select.POLLIN | select.POLLOUT)
                 left = None if end is None else max(0.0, end - time.monotonic()) * 1000
-                if not poll.poll(left) and left is not None:
+                come = self._poll.poll(left)
+                if unsent and not link.lost:
+                    self._poll.modify(link.sock, select.POLLIN)
+                if not come and left is not None:
                     raise TimeoutError(f"nothing came within {timeout:g} s")
+                link.feed()
 
     def __enter__(self) -> BlockingClient:
         return self

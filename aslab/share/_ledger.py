@@ -6,7 +6,6 @@ all holders have of it.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +26,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self._entries: dict[int, _Entry] = {}
-        self._held: dict[object, Counter[int]] = {}
+        self._buffers: set[int] = set()  # by id: a buffer does not hash fast
+        self._held: dict[object, dict[int, int]] = {}
         self._generation = 0
         self._unfreed: list[Buffer[Any]] = []
 
@@ -39,11 +39,12 @@ class Ledger:
         self._generation += 1
         descriptor = Descriptor(slab, offset, size, self._generation)
         self._entries[self._generation] = _Entry(descriptor, buf)
+        self._buffers.add(id(buf))
         return descriptor
 
     def shares(self, buf: Buffer[Any]) -> bool:
         """Whether it has been taken over."""
-        return any(entry.buf is buf for entry in self._entries.values())
+        return id(buf) in self._buffers
 
     def give(self, holder: object, descriptor: Descriptor) -> bool:
         """One claim more for a holder; False if nothing is shared under that very descriptor."""
@@ -55,13 +56,16 @@ class Ledger:
         except BufferFreedError:  # by the producer, which had given it away: its place may have a new owner
             return False
         entry.count += 1
-        self._held.setdefault(holder, Counter())[descriptor.generation] += 1
+        held = self._held.get(holder)
+        if held is None:
+            held = self._held[holder] = {}
+        held[descriptor.generation] = held.get(descriptor.generation, 0) + 1
         return True
 
     def release(self, holder: object, generation: int) -> bool:
         """One claim less; False if the holder has none."""
         held = self._held.get(holder)
-        if not held or not held[generation]:
+        if held is None or generation not in held:
             return False
         held[generation] -= 1
         if not held[generation]:
@@ -70,20 +74,27 @@ class Ledger:
             del self._held[holder]
         entry = self._entries[generation]
         entry.count -= 1
+        self.drop_unheld(generation)
+        return True
+
+    def drop_unheld(self, generation: int) -> None:
+        """Free a buffer that nobody has a claim on."""
+        entry = self._entries[generation]
         if not entry.count:
             del self._entries[generation]
+            self._buffers.discard(id(entry.buf))
             self._unfreed.append(entry.buf)
             self.free()
-        return True
 
     def lose(self, holder: object) -> None:
         """Release whatever a holder has: it is gone."""
-        for generation in list(self._held.get(holder, Counter()).elements()):
-            self.release(holder, generation)
+        for generation, count in list(self._held.get(holder, {}).items()):
+            for _ in range(count):
+                self.release(holder, generation)
 
     def held(self, holder: object) -> int:
         """How many claims a holder has."""
-        return self._held.get(holder, Counter()).total()
+        return sum(self._held.get(holder, {}).values())
 
     def free(self) -> None:
         """Free what nobody holds any more, as far as the producer's own exports allow."""
@@ -100,5 +111,6 @@ class Ledger:
         """All that is shared still, for somebody to keep: it must never be freed."""
         buffers = [entry.buf for entry in self._entries.values()]
         self._entries.clear()
+        self._buffers.clear()
         self._held.clear()
         return buffers

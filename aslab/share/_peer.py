@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -64,17 +64,18 @@ class Peer:
         self.scope: anyio.CancelScope = anyio.CancelScope()
         """Cancelled to drop it."""
         self.gone: bool = False
+        self._decoder = Decoder()
         self._out: deque[tuple[bytes, Segment | None]] = deque()
         self._stuck = anyio.Event()
 
     def __repr__(self) -> str:
         return f"<Peer, process {self.pid}>"
 
-    def send(self, message: Message, segment: Segment | None = None) -> None:
+    def send(self, data: bytes, segment: Segment | None = None) -> None:
         """Send now what goes, and the rest when the client reads. One that does not read for long is dropped."""
         if self.gone:
             return
-        self._out.append((encode(message), segment))
+        self._out.append((data, segment))
         self._flush()
         if len(self._out) > MOST_QUEUED:
             self.drop()
@@ -92,28 +93,27 @@ class Peer:
             self._stuck = anyio.Event()
             self._flush()
 
-    async def read(self) -> AsyncGenerator[Message, None]:
-        """What it sends, until it closes.
+    def receive(self) -> Iterable[Message] | None:
+        """What it has sent, if anything; it is dropped if it has closed.
 
-        :raises Garbage: if it is no message
+        :raises Garbage: while they are read, at the first that is no message
         """
-        decoder = Decoder()
-        while True:
-            await anyio.wait_readable(self.sock)
-            try:
-                data = self.sock.recv(sockets.CHUNK)  # descriptors that it sends are dropped by the kernel
-            except BlockingIOError:
-                continue
-            except OSError:
-                return
-            if not data:
-                return
-            for message in decoder.feed(data):
-                yield message
+        if self.gone:
+            return None
+        try:
+            data = self.sock.recv(sockets.CHUNK)  # descriptors that it sends are dropped by the kernel
+        except BlockingIOError:
+            return None
+        except OSError:
+            data = b""
+        if not data:
+            self.drop()
+            return None
+        return self._decoder.feed(data)
 
     def error(self, text: str) -> None:
         """Tell it why it is dropped."""
-        self.send(Message(Kind.ERROR, text=text))
+        self.send(encode(Message(Kind.ERROR, text=text)))
 
     def _flush(self) -> None:
         while self._out:

@@ -8,7 +8,7 @@ import socket
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Iterable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,7 +26,7 @@ from . import _sockets as sockets
 from ._descriptor import Descriptor
 from ._ledger import Ledger
 from ._peer import Channel, Member, Peer
-from ._wire import Garbage, Kind, Message
+from ._wire import Garbage, Kind, Message, encode, encode_placed
 
 log = logging.getLogger("aslab")
 
@@ -72,7 +72,7 @@ class Service:
         self._numbers: weakref.WeakKeyDictionary[Segment, int] = weakref.WeakKeyDictionary()
         self._slab_number = 0
         self._channels: dict[str, Channel] = {}
-        self._changed = anyio.Event()
+        self._changed: anyio.Event | None = None  # made by those who wait
         self.portal: BlockingPortal = BlockingPortal()
         """For threads that send."""
         self.closed: bool = False
@@ -119,8 +119,8 @@ class Service:
             raise ConfigError("clients", clients, "there must be one at least")
         descriptor = self._enter(buf, nbytes)
         for peer in clients:
-            self._give(peer, descriptor, Message(Kind.GRANTED, 0, descriptor))
-        self._drop_if_nobody_has(descriptor)
+            self._give(peer, descriptor, Kind.GRANTED, 0)
+        self._ledger.drop_unheld(descriptor.generation)  # they all went just now
         return descriptor
 
     # -- for channels
@@ -133,27 +133,30 @@ class Service:
         """Take over a buffer and give it to all receivers of a channel."""
         descriptor = self._enter(buf, nbytes)
         for member in list(channel.members):
-            if self._give(member.peer, descriptor, Message(Kind.FRAME, member.number, descriptor)):
+            if self._give(member.peer, descriptor, Kind.FRAME, member.number):
                 member.peer.frames[descriptor.generation] = member, member.sent
                 member.unreleased += 1
                 member.sent += 1
-        self._drop_if_nobody_has(descriptor)
+        self._ledger.drop_unheld(descriptor.generation)
         return descriptor
 
     def end(self, channel: Channel) -> None:
         """No more frames."""
         channel.ended = True
         for member in channel.members:
-            member.peer.send(Message(Kind.END, member.number))
+            member.peer.send(encode(Message(Kind.END, member.number)))
         self._note_change()
 
     async def change(self) -> None:
         """Suspend until a client came, went, joined a channel or released something."""
+        if self._changed is None:
+            self._changed = anyio.Event()
         await self._changed.wait()
 
     def _note_change(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     # -- what is shared
 
@@ -161,7 +164,7 @@ class Service:
         if self.closed:
             raise anyio.ClosedResourceError("the service is closed")
         caches = self._of.caches if isinstance(self._of, Allocator) else self._of
-        if not any(cache is buf.cache for cache in caches):
+        if not _among(buf.cache, caches):
             raise ConfigError("buf", buf, "it must be of a cache that this service was opened for")
         if nbytes is not None and not 0 < nbytes <= len(buf):
             raise ConfigError("nbytes", nbytes, f"it must be from 1 to {len(buf)}")
@@ -182,29 +185,38 @@ class Service:
             self._numbers[segment], self._slabs[number] = number, segment
         return number
 
-    def _give(self, peer: Peer, descriptor: Descriptor, message: Message) -> bool:
+    def _give(self, peer: Peer, descriptor: Descriptor, kind: Kind, to: int) -> bool:
         if peer.gone or not self._ledger.give(peer, descriptor):
             return False
         number = descriptor.slab
         if number not in peer.slabs:
             segment = self._slabs[number]
             peer.slabs.add(number)
-            peer.send(Message(Kind.SLAB, number, size=segment.size), segment)
-        peer.send(message)
+            peer.send(encode(Message(Kind.SLAB, number, size=segment.size)), segment)
+        peer.send(encode_placed(kind, to, descriptor))
         return True
 
-    def _drop_if_nobody_has(self, descriptor: Descriptor) -> None:
-        """Free a buffer whose receivers all went just now."""
-        if self._ledger.give(self, descriptor):
-            self._ledger.release(self, descriptor.generation)
-
     # -- what clients say
+
+    def hear(self, peer: Peer) -> bool:
+        """Take in what a client has sent; False if that is nothing. One that sends garbage is told and dropped."""
+        messages = peer.receive()
+        if messages is None:
+            return False
+        try:
+            for message in messages:
+                self._handle(peer, message)
+        except Garbage as exc:
+            log.warning("process %d is dropped: it sent %s", peer.pid, exc)
+            peer.error(str(exc))
+            peer.drop()
+        return True
 
     def _handle(self, peer: Peer, message: Message) -> None:
         kind, number = message.kind, message.number
         if kind is Kind.CLAIM:
-            if not self._give(peer, message.place, Message(Kind.GRANTED, number, message.place)):
-                peer.send(Message(Kind.REFUSED, number))
+            if not self._give(peer, message.place, Kind.GRANTED, number):
+                peer.send(encode(Message(Kind.REFUSED, number)))
         elif kind is Kind.RELEASE:
             for generation in message.generations:
                 self._release(peer, generation)
@@ -230,7 +242,7 @@ class Service:
         peer.members[number] = member = Member(peer, number, channel)
         channel.members.append(member)
         if channel.ended or self.closed:
-            peer.send(Message(Kind.END, number))
+            peer.send(encode(Message(Kind.END, number)))
         self._note_change()
 
     def _left(self, member: Member, seen: int) -> None:
@@ -282,14 +294,11 @@ class Service:
         self._note_change()
         try:
             with peer.scope:
-                async with anyio.create_task_group() as tasks, aclosing(peer.read()) as messages:
+                async with anyio.create_task_group() as tasks:
                     tasks.start_soon(peer.write)
-                    try:
-                        async for message in messages:
-                            self._handle(peer, message)
-                    except Garbage as exc:
-                        log.warning("process %d is dropped: it sent %s", peer.pid, exc)
-                        peer.error(str(exc))
+                    while not peer.gone:
+                        await anyio.wait_readable(sock)
+                        self.hear(peer)
                     tasks.cancel_scope.cancel()
         finally:
             self._lose(peer)
@@ -304,7 +313,7 @@ class Service:
                     for peer in self._peers:
                         if number in peer.slabs:
                             peer.slabs.discard(number)
-                            peer.send(Message(Kind.GONE, number))
+                            peer.send(encode(Message(Kind.GONE, number)))
 
     def shut(self) -> None:
         """No new clients, no more frames."""
@@ -328,6 +337,14 @@ class Service:
         if not kept:
             return ""
         return f"a service was closed while {len(left)} clients held {len(kept)} buffers: they stay allocated"
+
+
+def _among(cache: object, caches: Iterable[object]) -> bool:
+    """Whether it is one of them; `in` would compare."""
+    for one in caches:  # noqa: SIM110  (a generator costs more than the search)
+        if one is cache:
+            return True
+    return False
 
 
 @asynccontextmanager

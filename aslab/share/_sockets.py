@@ -16,6 +16,10 @@ from ._errors import DisconnectedError
 CHUNK = 64 * 1024
 MOST_FDS = 16
 """Descriptors that one call takes in; the kernel ends a read at the first message that carries some."""
+_SEND = int(socket.MSG_DONTWAIT) | int(getattr(socket, "MSG_NOSIGNAL", 0))
+_RECEIVE = int(socket.MSG_DONTWAIT) | int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+_CUT = int(socket.MSG_CTRUNC)
+_ROOM = socket.CMSG_SPACE(MOST_FDS * array.array("i").itemsize)
 _open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 """All sockets made here. A child by fork closes its copies: else the other side would not see us die."""
 
@@ -85,8 +89,9 @@ def send(sock: socket.socket, data: bytes, fd: int | None = None) -> int:
 
     :raises BlockingIOError: if nothing does
     """
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd is not None else []
-    return sock.sendmsg([data], ancillary, socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0))
+    if fd is None:
+        return sock.send(data, _SEND)
+    return sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))], _SEND)
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int], bool]:
@@ -94,13 +99,14 @@ def receive(sock: socket.socket) -> tuple[bytes, list[int], bool]:
 
     :raises BlockingIOError: if nothing has
     """
+    data, ancillary, told, _ = sock.recvmsg(CHUNK, _ROOM, _RECEIVE)
+    if not ancillary:
+        return data, [], bool(told & _CUT)
     fds = array.array("i")
-    flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0) | socket.MSG_DONTWAIT
-    data, ancillary, told, _ = sock.recvmsg(CHUNK, socket.CMSG_SPACE(MOST_FDS * fds.itemsize), flags)
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    return data, list(fds), bool(told & socket.MSG_CTRUNC)
+    return data, list(fds), bool(told & _CUT)
 
 
 def _new() -> socket.socket:

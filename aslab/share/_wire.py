@@ -21,6 +21,8 @@ LONGEST = 4096
 MOST_RELEASES = LONGEST // 8
 _HEADER = struct.Struct("<HBB")
 _NUMBER, _SIZE, _PLACE = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<IQQQ")
+_PLACED = struct.Struct("<HBBIIQQQ")
+"""A whole message of a number and a place."""
 _NOWHERE = Descriptor(0, 0, 0, 0)
 
 
@@ -66,11 +68,16 @@ _FIELDS: dict[Kind, tuple[str, ...]] = {
 }
 
 
+PLACED = frozenset(kind for kind, fields in _FIELDS.items() if fields == ("number", "place"))
+"""The kinds that are sent for each frame, or each claim: they are packed and unpacked in one step."""
+_KINDS = {kind.value: kind for kind in Kind}
+
+
 class Garbage(Exception):
     """The other side sent what is no message, or what it may not say."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
     """One message; which fields count depends on its kind."""
 
@@ -87,8 +94,16 @@ def encode(message: Message) -> bytes:
 
     :raises struct.error: if a number does not fit
     """
+    if message.kind in PLACED:
+        return encode_placed(message.kind, message.number, message.place)
     body = b"".join(_pack(message, field) for field in _FIELDS[message.kind])
     return _HEADER.pack(len(body), VERSION, message.kind) + body
+
+
+def encode_placed(kind: Kind, number: int, place: Descriptor) -> bytes:
+    """The same for a kind of `PLACED`, without a message."""
+    length = _PLACED.size - _HEADER.size
+    return _PLACED.pack(length, VERSION, kind, number, place.slab, place.offset, place.size, place.generation)
 
 
 def _pack(message: Message, field: str) -> bytes:
@@ -115,17 +130,22 @@ class Decoder:
 
         :raises Garbage: at the first bytes that are no message; all later ones are not looked at
         """
-        data, at = self._rest + data, 0
+        data, at = self._rest + data if self._rest else data, 0
         while len(data) - at >= _HEADER.size:
-            length, version, kind = _HEADER.unpack_from(data, at)
+            length, version, code = _HEADER.unpack_from(data, at)
             if version != VERSION:
                 raise Garbage(f"version {version} of the protocol; this is version {VERSION}")
-            if length > LONGEST or kind not in Kind._value2member_map_:
-                raise Garbage(f"a message of kind {kind} and {length} bytes")
+            kind = _KINDS.get(code)
+            if length > LONGEST or kind is None:
+                raise Garbage(f"a message of kind {code} and {length} bytes")
             end = at + _HEADER.size + length
             if len(data) < end:
                 break
-            yield _decode(Kind(kind), data[at + _HEADER.size : end])
+            if kind in PLACED and length == _PLACED.size - _HEADER.size:
+                _, _, _, number, *place = _PLACED.unpack_from(data, at)
+                yield Message(kind, number, Descriptor(*place))
+            else:
+                yield _decode(kind, data[at + _HEADER.size : end])
             at = end
         self._rest = data[at:]
 
