@@ -23,14 +23,18 @@ from .pressure import Source
 T = TypeVar("T")
 
 FIT = "the objects that fit limit and max_objects"
-OBJECTS_PER_SLAB = 8
+OBJECTS, MOST_OBJECTS = 8, 256
+"""By default a slab has at least so many objects where they fit, and at most so many."""
+SLAB_SIZE = 2**20
+"""Bytes that a slab of small objects has by default: asking the kernel for less costs more than the memory does."""
 LARGEST_OBJECT = 2**40
 MAX_SLAB_SIZE = 32 * 2**20
 CACHE_LINE = 64
 LARGE = 64 * 2**10
 """Bytes from which on objects are aligned to pages by default: what it wastes is a 16th at most."""
 WASTE = 16
-"""By default a slab leaves at most 1/16 of ``limit`` or ``max_objects`` unused."""
+"""By default a slab leaves at most 1/16 of ``limit`` or ``max_objects`` unused, and takes no more, unless it has
+`OBJECTS` only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +181,7 @@ def _shape(size: int, options: CacheOptions[Any], limit: int | None) -> Shape:
     most = largest // single.stride
     objects = options.objects_per_slab
     if objects is None:
-        objects = _by_default(single, min(OBJECTS_PER_SLAB, most), limit, options.max_objects)
+        objects = _by_default(single, most, limit, options.max_objects)
     shape = replace(single, objects=objects)
     if shape.slab_size > largest:
         raise ConfigError("objects_per_slab", objects, f"it must be at most {most}: a slab must fit max_slab_size")
@@ -188,7 +192,13 @@ def _shape(size: int, options: CacheOptions[Any], limit: int | None) -> Shape:
 
 
 def _by_default(single: Shape, most: int, limit: int | None, max_objects: int | None) -> int:
-    """The most objects in a slab, up to ``most``, that leave next to nothing of the bounds unused."""
+    """The most objects in a slab that leave next to nothing of the bounds unused."""
+    share = min(SLAB_SIZE, SLAB_SIZE if limit is None else limit // WASTE) // single.stride
+    if max_objects is not None:
+        share = min(share, max_objects // WASTE)
+    most = min(most, max(OBJECTS, min(MOST_OBJECTS, share)))
+    if limit is None and max_objects is None:
+        return most
     usable = {n: _most(replace(single, objects=n), limit, max_objects) for n in range(most, 0, -1)}
     best = max((objects for objects in usable.values() if objects is not None), default=0)
     fine = (n for n, objects in usable.items() if objects is None or objects * WASTE >= max(1, best) * (WASTE - 1))
