@@ -263,6 +263,7 @@ class Pool(Generic[T]):
         if not slabs:
             back.set()
             return back
+        self.growth.demand.ended()
         marked = not self.marks.bits & _DESTROY
         if marked:
             self.marks.fire("reap")

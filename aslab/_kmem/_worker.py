@@ -159,8 +159,7 @@ class Worker:
         began, lag = arena.clock(), list[float]()
         LAG.set(lag)  # of this task alone
         region = await arena.slabs.acquire(growth.account.slab_size, shape.align, growth.gfp, gone)
-        growth.patience.note(max(0.0, arena.clock() - began - sum(lag)))
-        growth.arrived = True
+        growth.delivered(max(0.0, arena.clock() - began - sum(lag)))
         slab: Slab[Any] = Slab(region, shape)
         try:
             await self._construct(slab, pool)
