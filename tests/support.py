@@ -81,7 +81,7 @@ class Gate(Instant):
 
 @asynccontextmanager
 async def allocator(**options: Any) -> AsyncIterator[aslab.Allocator]:
-    """An allocator on instant memory, whose slabs have 8 objects by default; afterwards every region must be back."""
+    """An allocator on instant memory, with 8 objects a slab by default; afterwards every region must be back."""
     slabs = options.setdefault("slabs", Instant())
     emergency = options.setdefault("emergency", Instant())
     options.setdefault("grow_timeout", 0.1)

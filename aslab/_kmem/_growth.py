@@ -164,6 +164,16 @@ class Growth(Generic[T]):
         return self._depot.free < (least or self._ahead)
 
     @property
+    def slabs_wanted(self) -> int:
+        """How many slabs would be of use now, as far as ``max_objects`` allows more than one."""
+        need = len(self._waiters)
+        for filler in self._waiters.fillers:
+            need = max(need, filler.need)
+        objects, most = self._config.shape.objects, self._config.max_objects
+        slabs = -(-(need - self._depot.free) // objects) + self.demand.slabs_ahead(self._clock())
+        return slabs if most is None else min(slabs, (most - self._depot.slabs.slots_total) // objects)
+
+    @property
     def _ahead(self) -> int:
         slabs = self.demand.slabs_ahead(self._clock())
         return 0 if not slabs or self.limit_reached else slabs * self._config.shape.objects
@@ -253,7 +263,7 @@ class Growth(Generic[T]):
         self.marks.fire("grow")
 
     def delivered(self, seconds: float) -> None:
-        """Note that the backend has delivered, and how long it took; the slab is being built from now on."""
+        """Note that the backend has delivered, in so many seconds a slab. They are being built from now on."""
         self.patience.note(seconds)
         self.demand.delivered(seconds)
         self.arrived = True
@@ -276,11 +286,12 @@ class Growth(Generic[T]):
                 "cache %r is DEADLOCKED: a slab has been late for longer than its callers wait", self._config.name
             )
 
-    def brought(self, slab: Slab[T]) -> None:
-        """Take in the slab that the grow has brought."""
+    def brought(self, slabs: list[Slab[T]]) -> None:
+        """Take in the slabs that the grow has brought."""
         self._pause = PAUSE_FIRST
         self._failure_noted = False
-        self._depot.add(slab)
+        for slab in slabs:
+            self._depot.add(slab)
         self.demand.grown(self._clock())
         self.ended()
 
@@ -290,7 +301,7 @@ class Growth(Generic[T]):
         Any other error is not cured by waiting: the caller passes it to the waiters.
         """
         self.failures += 1
-        self.demand.ended()
+        self.demand.subsides(self._clock())
         if not self._failure_noted:  # once for a series of failures
             self._failure_noted = True
             log.warning("cache %r cannot grow: %s", self._config.name, str(error) or repr(error))

@@ -40,6 +40,8 @@ log = logging.getLogger("aslab")
 
 SLICE = 0.002
 """Seconds for which objects are constructed without a pause while the loop is busy."""
+BATCH, BATCH_SECONDS = 16, 0.002
+"""The most slabs in one grow, and seconds after which no further one is begun: far less than makes a grow late."""
 ARRIVAL = 5.0
 """Seconds for which room on its way back is kept for the first pool that waits for it."""
 
@@ -77,12 +79,12 @@ class Worker:
                 await self._queue.more()
             if pool is None:
                 continue
-            self.under_way[pool] = arena.clock()
             pool.grow_begins()
+            self.under_way[pool] = arena.clock()
             if self._idle.is_set():
                 self._idle = anyio.Event()
             ended = anyio.Event()
-            tasks.start_soon(self._grow, pool, ended)
+            tasks.start_soon(self._grow, pool, self._set_more_aside(pool), ended)
             arena.busy_growing += 1
             with anyio.move_on_after(self._kick_after):
                 await ended.wait()
@@ -127,10 +129,20 @@ class Worker:
             pool.ask()  # now at the limit: this asks other pools for room
         return chosen, left > 0
 
-    async def _grow(self, pool: Pool[Any], ended: anyio.Event) -> None:
-        slab: Slab[Any] | None = None
+    def _set_more_aside(self, pool: Pool[Any]) -> int:
+        """Set room aside for further slabs of the same grow, unless others wait. Returns the number of all."""
+        count = 1
+        if not self._arena.slabs.batches or pool.config.ctor is not None or self._queue.places:
+            return count
+        wanted = min(pool.growth.slabs_wanted, BATCH)
+        while count < wanted and not self._budget.yields(pool.account) and self._budget.try_charge(pool.account):
+            count += 1
+        return count
+
+    async def _grow(self, pool: Pool[Any], count: int, ended: anyio.Event) -> None:
+        slabs: list[Slab[Any]] = []
         try:
-            slab = await self._make_slab(pool)
+            slabs = await self._make_slabs(pool, count)
         except (MemoryError, SlabError) as exc:
             error: Exception = exc
         except BaseException as exc:
@@ -143,31 +155,35 @@ class Worker:
             del self.under_way[pool]
             if not self.under_way:
                 self._idle.set()
-            if slab is not None:
+            for _ in slabs:
                 self._budget.commit(pool.account)
             ended.set()
             self._queue.wake()
-        if slab is not None:
-            pool.grown(slab)
+        if slabs:
+            pool.grown(slabs)
         elif pause := pool.grow_failed(error):
             await anyio.sleep(pause)
             pool.grow_again()
 
-    async def _make_slab(self, pool: Pool[Any]) -> Slab[Any]:
+    async def _make_slabs(self, pool: Pool[Any], count: int) -> list[Slab[Any]]:
         arena, shape, growth = self._arena, pool.config.shape, pool.growth
         gone = partial(self._gone, pool)
         began, lag = arena.clock(), list[float]()
         LAG.set(lag)  # of this task alone
-        region = await arena.slabs.acquire(growth.account.slab_size, shape.align, growth.gfp, gone)
-        growth.delivered(max(0.0, arena.clock() - began - sum(lag)))
-        slab: Slab[Any] = Slab(region, shape)
+        regions = await arena.slabs.acquire_many(
+            count, growth.account.slab_size, shape.align, growth.gfp, gone, BATCH_SECONDS
+        )
+        growth.delivered(max(0.0, arena.clock() - began - sum(lag)) / len(regions))
+        slabs: list[Slab[Any]] = [Slab(region, shape) for region in regions]
         try:
-            await self._construct(slab, pool)
+            for slab in slabs:
+                await self._construct(slab, pool)
         except BaseException as exc:
             clear_frames(exc)
-            arena.slabs.release(slab.region, gone, slab.dismantle(pool.config.dtor))
+            for slab in slabs:
+                arena.slabs.release(slab.region, gone, slab.dismantle(pool.config.dtor))
             raise
-        return slab
+        return slabs
 
     def _gone(self, pool: Pool[Any]) -> None:
         """Free the room of a failed grow, once the backend has nothing outstanding for it."""

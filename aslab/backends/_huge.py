@@ -33,7 +33,7 @@ class QuickHugePages:
     def prefault(self, address: int, nbytes: int, touch: Callable[[int, int], object]) -> None:
         """Fault in whole pages by ``touch(address, nbytes)``, huge ones where there are any, and quickly.
 
-        :raises MemoryError: whatever ``touch`` raises
+        :raises MemoryError: if ``touch`` does
         """
         end = address + nbytes
         while address < end:
@@ -43,7 +43,10 @@ class QuickHugePages:
             if self._not_before == math.inf:
                 size = end - address
             began = self._clock()
-            touch(address, size)
+            try:
+                touch(address, size)
+            except MemoryError as exc:
+                raise MemoryError(f"cannot populate {nbytes} bytes: {exc}") from exc
             if whole:
                 self._learn(size / max(self._clock() - began, 1e-9), huge=huge)
             address += size

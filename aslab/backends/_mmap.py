@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import time
 from functools import partial
 from typing import Literal, get_args
 
@@ -94,6 +95,16 @@ class Mmap:
             )
         return region
 
+    async def acquire_many(self, count: int, nbytes: int, align: int, gfp: GFP, within: float) -> list[Region]:
+        """Like `acquire`, in one go, where one thread does it; else one region.
+
+        :raises MemoryError: if there is no memory for the first
+        """
+        if self.populate_threads > 1:
+            return [await self.acquire(nbytes, align, gfp)]
+        call = partial(self._map_many, count, nbytes, align, within)
+        return await run_blocking(call, undo=_unmap_all)
+
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
         """Map without faulting in, because that would block: the caller takes the page faults.
 
@@ -108,6 +119,14 @@ class Mmap:
         the last export is gone.
         """
         await run_blocking(partial(_unmap, region))
+
+    def _map_many(self, count: int, nbytes: int, align: int, within: float) -> list[Region]:
+        until = time.monotonic() + within
+        regions = [self._map(nbytes, align, populate=True)]
+        with contextlib.suppress(MemoryError):  # then these are all
+            while len(regions) < count and time.monotonic() < until:
+                regions.append(self._map(nbytes, align, populate=True))
+        return regions
 
     def _map(self, nbytes: int, align: int, *, populate: bool) -> Region:
         explicit = self._explicit(nbytes, align) if self.huge_pages == "explicit" else None
@@ -152,6 +171,11 @@ def _anonymous(nbytes: int, align: int) -> mmap.mmap:
 
 def _give_up(region: Region, populated: list[Piece]) -> None:
     _unmap(region)
+
+
+def _unmap_all(regions: list[Region]) -> None:
+    for region in regions:
+        _unmap(region)
 
 
 def _unmap(region: Region) -> None:

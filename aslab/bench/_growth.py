@@ -1,0 +1,120 @@
+"""From an empty cache to so many bytes held, compared with one thread that only maps and faults in memory.
+
+The thread asks for whole slabs, as aslab does, and for single objects; and it touches its memory by one system call
+for each piece (MADV_POPULATE_WRITE, or MAP_POPULATE). aslab does the same in its worker, and beside that gives the
+objects to callers, while the event loop stays free: a task that sleeps 1 ms looks for gaps.
+"""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Annotated, Any
+
+import anyio
+import anyio.to_thread
+import typer
+
+import aslab
+
+from ._app import app, show
+from ._stall import longest_gap
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+SIZES = (4 * KIB, 64 * KIB, MIB, 16 * MIB)
+POPULATE = getattr(mmap, "MAP_POPULATE", 0x8000)
+THREAD = "a thread, by slab"
+NOTE = (
+    "GiB/s until all bytes are held, the best round. ratio: to that of a thread which maps and faults in pieces of "
+    "one slab, best to best; and round by round the least, the median and the most. gap: the longest that a task "
+    "which sleeps 1 ms was late meanwhile, median."
+)
+Contender = Callable[[int, int], Awaitable[float]]
+"""Grows to so many bytes, in pieces or objects of so many, and returns the seconds it took."""
+
+
+@app.command()
+def growth(
+    mib: Annotated[int, typer.Option(help="MiB to grow to, at least two slabs.", min=1)] = 256,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=1)] = 7,
+    loop: Annotated[str, typer.Option(help="asyncio or trio.")] = "asyncio",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Growth from an empty cache, compared with one thread that maps and faults in memory."""
+    rows = [row for size in SIZES for row in anyio.run(measure, size, mib * MIB, rounds, backend=loop)]
+    show(f"growth to {mib} MiB, on {loop}", rows, NOTE, as_json=as_json)
+
+
+async def measure(size: int, nbytes: int, rounds: int) -> list[dict[str, Any]]:
+    """The rows for one size of objects."""
+    async with aslab.open_allocator() as kmem:
+        slab = kmem.create_cache("c", size).stats().slab_size
+    nbytes = max(2, nbytes // slab) * slab
+    contenders: dict[str, tuple[Contender, int]] = {
+        THREAD: (_thread, slab),
+        "a thread, by object": (_thread, size),
+        "aslab, prefill": (_prefill, size),
+        "aslab, await alloc": (_alloc, size),
+    }
+    took: dict[str, list[float]] = {name: [] for name in contenders}
+    gaps: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, (grow, piece) in contenders.items():
+            gc.collect()
+            gaps[name].append(await longest_gap(partial(_timed, grow, nbytes, piece, took[name])))
+    rows = []
+    for name, each in took.items():
+        ratios = [thread / ours for thread, ours in zip(took[THREAD], each, strict=True)]
+        rows.append(
+            {
+                "object": f"{size // MIB} MiB" if size >= MIB else f"{size // KIB} KiB",
+                "grown by": name,
+                "GiB/s": nbytes / min(each) / GIB,
+                "ratio": min(took[THREAD]) / min(each),
+                "least": min(ratios),
+                "median": statistics.median(ratios),
+                "most": max(ratios),
+                "gap ms": statistics.median(gaps[name]),
+            }
+        )
+    return rows
+
+
+async def _timed(grow: Contender, nbytes: int, piece: int, took: list[float]) -> None:
+    took.append(await grow(nbytes, piece))
+
+
+async def _thread(nbytes: int, piece: int) -> float:
+    return await anyio.to_thread.run_sync(_map_and_fault_in, nbytes, piece)
+
+
+def _map_and_fault_in(nbytes: int, piece: int) -> float:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | POPULATE
+    begin = time.perf_counter()
+    held = [mmap.mmap(-1, piece, flags=flags) for _ in range(nbytes // piece)]
+    took = time.perf_counter() - begin
+    del held
+    return took
+
+
+async def _prefill(nbytes: int, size: int) -> float:
+    async with aslab.open_allocator() as kmem:
+        cache = kmem.create_cache("c", size)
+        begin = time.perf_counter()
+        await cache.prefill(nbytes // size)
+        return time.perf_counter() - begin
+
+
+async def _alloc(nbytes: int, size: int) -> float:
+    async with aslab.open_allocator() as kmem:
+        cache = kmem.create_cache("c", size)
+        begin = time.perf_counter()
+        held = [await cache.alloc() for _ in range(nbytes // size)]
+        took = time.perf_counter() - begin
+        for buf in held:
+            buf.free()
+        return took
