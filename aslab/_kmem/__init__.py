@@ -10,6 +10,7 @@ memory      _lingering    freed slots whose memory may still be written to
             _depot        the slabs behind the magazine, and the one lock
             _reserve      objects set aside for callers whose progress frees memory
 limits      _budget       bytes of slabs over all pools: who may grow, and in which order
+            _demand       how many slabs a pool is to grow
             _supply       regions from a backend, and back to it
             _waiters      waiting callers, in order
             _emergency    single objects for when slabs are late, and their bounds

@@ -1,8 +1,10 @@
-"""How far ahead of its callers a pool grows: not at all, but while they empty it about as fast as it can grow.
+"""How many slabs a pool grows: one, but more while its callers empty it about as fast as it can grow.
 
-Callers that find a pool empty soon after a slab has come would wait for each slab. So the pool then goes on growing
+Callers that find a pool empty soon after slabs have come would wait for each slab. So the pool then goes on growing
 until one slab is free, the next time two, up to `MOST`: a task that fills its objects with I/O finds the next ones
-ready. Each slab is a grow of its own, asked for once the last one has come, so no caller's slab comes later for it.
+ready. And one grow may bring several slabs by one call of the backend, if it has shown to be quick: the first of them
+is later for it by `BATCH_SECONDS` at most, far less than makes a grow late. A call that gets stuck keeps what it has:
+it is as if it had got stuck that much earlier.
 
 Memory that is slow is short: nothing is then taken ahead of need. Nor is it where memory comes at once, or for a
 while after slabs were given back.
@@ -16,8 +18,10 @@ import math
 
 MOST, MOST_BYTES = 4, 32 * 2**20
 """Slabs ahead, and bytes of them."""
+BATCH, BATCH_SECONDS = 16, 0.002
+"""The most slabs in one grow, and the seconds after which none is begun."""
 SOON = 4
-"""Callers that come within this many times the duration of a grow come soon after it."""
+"""Callers that find it empty within this many times the duration of the last grow find it empty soon."""
 INSTANT, SLOW = 20e-6, 10e-3
 """Seconds: the next slab is not waited for if the last one took less, and is not taken ahead if it took more."""
 CALM = 15.0
@@ -30,26 +34,32 @@ class Demand:
     def __init__(self, slab_size: int) -> None:
         self._most = min(MOST, MOST_BYTES // slab_size)
         self._slabs = 0
-        self._took = 0.0
+        self._took, self._came = 0.0, 1
         self._until = -math.inf
         self._not_before = -math.inf
+
+    @property
+    def quick(self) -> bool:
+        """Whether the backend brings more than one slab within `BATCH_SECONDS`, as far as is known."""
+        return 0 < self._took < BATCH_SECONDS
 
     def found_empty(self, now: float) -> None:
         """Note that callers have found no object, and a slab is asked for."""
         again = self._not_before <= now < self._until
         self._slabs = min(max(1, 2 * self._slabs), self._most) if again else 0
 
-    def delivered(self, seconds: float) -> None:
-        """Note how long the backend took for a slab."""
-        self._took = seconds
+    def delivered(self, seconds: float, slabs: int) -> None:
+        """Note how many slabs a grow brings, and how long the backend took for each."""
+        self._took, self._came = seconds, slabs
 
     def grown(self, now: float) -> None:
-        """Note that the slab has come."""
-        self._until = now + SOON * self._took if INSTANT < self._took < SLOW else -math.inf
+        """Note that they can be used from now on."""
+        self._until = now + SOON * self._took * self._came if INSTANT < self._took < SLOW else -math.inf
 
     def subsides(self, now: float) -> None:
         """Note that slabs cannot be had, or are given back."""
         self._slabs, self._not_before = 0, now + CALM
+        self._took = 0.0
 
     def slabs_ahead(self, now: float) -> int:
         """How many slabs should be free."""

@@ -26,7 +26,7 @@ from .._errors import ConfigError
 from .._flags import GFP, KM, LEVEL, ORDINARY, URGENT, gfp_for
 from ._arena import Arena
 from ._budget import Account, Claim, Tenant
-from ._demand import Demand
+from ._demand import BATCH, Demand
 from ._depot import Depot
 from ._reserve import Reserve
 from ._slab import Slab
@@ -165,12 +165,15 @@ class Growth(Generic[T]):
 
     @property
     def slabs_wanted(self) -> int:
-        """How many slabs would be of use now, as far as ``max_objects`` allows more than one."""
+        """How many slabs one grow may bring: as many as are of use now, within ``max_objects``."""
+        if not self.demand.quick:
+            return 1
         need = len(self._waiters)
         for filler in self._waiters.fillers:
             need = max(need, filler.need)
         objects, most = self._config.shape.objects, self._config.max_objects
         slabs = -(-(need - self._depot.free) // objects) + self.demand.slabs_ahead(self._clock())
+        slabs = min(slabs, BATCH)
         return slabs if most is None else min(slabs, (most - self._depot.slabs.slots_total) // objects)
 
     @property
@@ -262,10 +265,10 @@ class Growth(Generic[T]):
             self.due_from = self.began
         self.marks.fire("grow")
 
-    def delivered(self, seconds: float) -> None:
-        """Note that the backend has delivered, in so many seconds a slab. They are being built from now on."""
-        self.patience.note(seconds)
-        self.demand.delivered(seconds)
+    def delivered(self, seconds: float, slabs: int) -> None:
+        """Note that the backend has delivered ``slabs``, in so many seconds. They are being built from now on."""
+        self.patience.note(seconds / slabs)
+        self.demand.delivered(seconds / slabs, slabs)
         self.arrived = True
 
     def taken_up(self) -> None:

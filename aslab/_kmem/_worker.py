@@ -32,6 +32,7 @@ from .._clients import keep_interrupt, log_failure, must_end
 from .._errors import BackendError, ConstructorError, SlabError, clear_frames
 from ..backends._threads import LAG
 from ._arena import Arena
+from ._demand import BATCH_SECONDS
 from ._pool import Pool
 from ._slab import Slab, construct
 from ._wakeup import AT_ONCE
@@ -40,8 +41,6 @@ log = logging.getLogger("aslab")
 
 SLICE = 0.002
 """Seconds for which objects are constructed without a pause while the loop is busy."""
-BATCH, BATCH_SECONDS = 16, 0.002
-"""The most slabs in one grow, and seconds after which no further one is begun: far less than makes a grow late."""
 ARRIVAL = 5.0
 """Seconds for which room on its way back is kept for the first pool that waits for it."""
 
@@ -79,8 +78,8 @@ class Worker:
                 await self._queue.more()
             if pool is None:
                 continue
-            pool.grow_begins()
             self.under_way[pool] = arena.clock()
+            pool.grow_begins()
             if self._idle.is_set():
                 self._idle = anyio.Event()
             ended = anyio.Event()
@@ -134,7 +133,7 @@ class Worker:
         count = 1
         if not self._arena.slabs.batches or pool.config.ctor is not None or self._queue.places:
             return count
-        wanted = min(pool.growth.slabs_wanted, BATCH)
+        wanted = pool.growth.slabs_wanted
         while count < wanted and not self._budget.yields(pool.account) and self._budget.try_charge(pool.account):
             count += 1
         return count
@@ -173,7 +172,7 @@ class Worker:
         regions = await arena.slabs.acquire_many(
             count, growth.account.slab_size, shape.align, growth.gfp, gone, BATCH_SECONDS
         )
-        growth.delivered(max(0.0, arena.clock() - began - sum(lag)) / len(regions))
+        growth.delivered(max(0.0, arena.clock() - began - sum(lag)), len(regions))
         slabs: list[Slab[Any]] = [Slab(region, shape) for region in regions]
         try:
             for slab in slabs:

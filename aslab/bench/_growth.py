@@ -1,8 +1,8 @@
 """From an empty cache to so many bytes held, compared with one thread that only maps and faults in memory.
 
-The thread asks for whole slabs, as aslab does, and for single objects; and it touches its memory by one system call
-for each piece (MADV_POPULATE_WRITE, or MAP_POPULATE). aslab does the same in its worker, and beside that gives the
-objects to callers, while the event loop stays free: a task that sleeps 1 ms looks for gaps.
+The thread asks for whole slabs, as aslab does, and for single objects, each by one system call (MAP_POPULATE).
+aslab does as much in its worker, and hands the objects to callers, while the event loop stays free: a task that
+sleeps 1 ms looks for gaps.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ SIZES = (4 * KIB, 64 * KIB, MIB, 16 * MIB)
 POPULATE = getattr(mmap, "MAP_POPULATE", 0x8000)
 THREAD = "a thread, by slab"
 NOTE = (
-    "GiB/s until all bytes are held, the best round. ratio: to that of a thread which maps and faults in pieces of "
-    "one slab, best to best; and round by round the least, the median and the most. gap: the longest that a task "
-    "which sleeps 1 ms was late meanwhile, median."
+    "GiB/s until all bytes are held, the best round. ratio: to a thread that maps and faults in pieces of one "
+    "slab, best to best, then the least, median and most of the rounds. gap: the longest that a task which sleeps "
+    "1 ms was late meanwhile, median."
 )
 Contender = Callable[[int, int], Awaitable[float]]
 """Grows to so many bytes, in pieces or objects of so many, and returns the seconds it took."""
