@@ -1,10 +1,10 @@
 """How many slabs a pool grows: one, but more while its callers empty it about as fast as it can grow.
 
-Callers that find a pool empty soon after slabs have come would wait for each slab. So the pool then goes on growing
-until one slab is free, the next time two, up to `MOST`: a task that fills its objects with I/O finds the next ones
-ready. And one grow may bring several slabs by one call of the backend, if it has shown to be quick: the first of them
-is later for it by `BATCH_SECONDS` at most, far less than makes a grow late. A call that gets stuck keeps what it has:
-it is as if it had got stuck that much earlier.
+Callers that find a pool empty soon after slabs have come would wait for each slab. So the pool then goes on
+growing until one slab is free, the next time two, up to `MOST`: a task that fills its objects with I/O finds the
+next ones ready. And one grow may bring several slabs by one call of the backend, once that has shown to be quick:
+the first of them is later for it by `BATCH_SECONDS` at most, far less than makes a grow late. A call that gets
+stuck keeps what it has, as if it had got stuck that much earlier.
 
 Memory that is slow is short: nothing is then taken ahead of need. Nor is it where memory comes at once, or for a
 while after slabs were given back.

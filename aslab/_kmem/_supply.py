@@ -73,7 +73,7 @@ class Supply:
     async def acquire_many(
         self, count: int, nbytes: int, align: int, gfp: GFP, gone: Gone, within: float
     ) -> list[Region]:
-        """Like `acquire`, for up to ``count`` regions, but at least one; ``gone`` is called for each that is missing.
+        """Like `acquire`, for up to ``count`` regions, but at least one. ``gone`` is called for each missing one.
 
         :param within: seconds after which the backend is to begin no further one
         """

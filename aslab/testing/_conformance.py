@@ -22,8 +22,8 @@ async def check_backend(factory: Callable[[], Backend]) -> None:
     """Check that the backends made by ``factory`` keep the contract of `aslab.backends.Backend`.
 
     It checks sizes and alignment; that address and memory match; that regions are writable and never overlap,
-    whether acquired in turn, concurrently or by `acquire_many`; `acquire_nowait`; cancellation of `acquire`; release in any order,
-    and use afterwards. A backend may refuse with MemoryError, but not always.
+    whether acquired in turn, concurrently or by `acquire_many`; `acquire_nowait`; cancellation of `acquire`;
+    release in any order, and use afterwards. A backend may refuse with MemoryError, but not always.
 
     Suspends. Uses a few MiB of memory. Run it on each event loop that the backend supports.
 
