@@ -57,47 +57,50 @@ def slabs_of(cache: Cache[Any]) -> int:
 # -- the estimate
 
 
-def demand_of(*, took: float = QUICK, slab_size: int = SIZE) -> Demand:
-    demand = Demand(slab_size)
-    demand.delivered(took, 1)
-    demand.grown(100.0)
-    return demand
+class Estimate(Demand):
+    """One that has just had a slab, by a clock of its own."""
+
+    def __init__(self, *, took: float = QUICK, slab_size: int = SIZE) -> None:
+        super().__init__(slab_size, lambda: self.now)
+        self.now = 100.0
+        self.has_grown(took)
+
+    def has_grown(self, took: float = QUICK) -> None:
+        self.delivered(took, 1)
+        self.grown()
+
+    def when_found_empty(self) -> int:
+        self.found_empty(self.now)
+        return self.slabs_ahead
 
 
 def test_each_time_that_callers_come_soon_it_is_twice_as_far_ahead_up_to_a_bound() -> None:
-    demand, seen = demand_of(), []
-    for _ in range(4):
-        demand.found_empty(100.0)
-        seen.append(demand.slabs_ahead(100.0))
-    assert seen == [1, 2, 4, MOST]
-    assert demand.slabs_ahead(100.0 + SOON * QUICK) == 0, "it lapses"
-    demand.found_empty(100.0 + SOON * QUICK)
-    assert demand.slabs_ahead(100.0) == 0, "they came late: it begins anew"
+    demand = Estimate()
+    assert [demand.when_found_empty() for _ in range(4)] == [1, 2, 4, MOST]
+    demand.now += SOON * QUICK
+    assert demand.slabs_ahead == 0, "it lapses"
+    assert demand.when_found_empty() == 0
+    demand.has_grown()
+    assert demand.when_found_empty() == 1, "they came late: it begins anew"
 
 
 @pytest.mark.parametrize("took", [0.0, INSTANT, SLOW])
 def test_nothing_is_taken_ahead_of_memory_that_is_slow_or_comes_at_once(took: float) -> None:
-    demand = demand_of(took=took)
-    demand.found_empty(100.0)
-    assert demand.slabs_ahead(100.0) == 0
+    assert Estimate(took=took).when_found_empty() == 0
 
 
 def test_nothing_is_taken_ahead_for_a_while_after_slabs_were_given_back_or_refused() -> None:
-    demand = demand_of()
-    demand.subsides(100.0)
-    demand.found_empty(100.0)
-    assert (demand.slabs_ahead(100.0), demand.quick) == (0, False)
-    demand.delivered(QUICK, 1)
-    demand.grown(100.0 + CALM)
-    demand.found_empty(100.0 + CALM)
-    assert (demand.slabs_ahead(100.0 + CALM), demand.quick) == (1, True)
+    demand = Estimate()
+    demand.subsides()
+    assert (demand.when_found_empty(), demand.quick) == (0, False)
+    demand.now += CALM
+    demand.has_grown()
+    assert (demand.when_found_empty(), demand.quick) == (1, True)
 
 
 def test_large_slabs_are_bounded_by_their_bytes() -> None:
-    demand = demand_of(slab_size=32 * MIB)
-    for _ in range(3):
-        demand.found_empty(100.0)
-    assert demand.slabs_ahead(100.0) == 1
+    demand = Estimate(slab_size=32 * MIB)
+    assert [demand.when_found_empty() for _ in range(3)] == [1, 1, 1]
 
 
 # -- ahead of callers

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import math
 
+from ._clock import Clock
+
 MOST, MOST_BYTES = 4, 32 * 2**20
 """Slabs ahead, and bytes of them."""
 BATCH, BATCH_SECONDS = 16, 0.002
@@ -31,7 +33,8 @@ CALM = 15.0
 class Demand:
     """Whether the callers of one pool want objects as fast as they come."""
 
-    def __init__(self, slab_size: int) -> None:
+    def __init__(self, slab_size: int, clock: Clock) -> None:
+        self._clock = clock
         self._most = min(MOST, MOST_BYTES // slab_size)
         self._slabs = 0
         self._took, self._came = 0.0, 1
@@ -43,6 +46,11 @@ class Demand:
         """Whether the backend brings more than one slab within `BATCH_SECONDS`, as far as is known."""
         return 0 < self._took < BATCH_SECONDS
 
+    @property
+    def slabs_ahead(self) -> int:
+        """How many slabs should be free."""
+        return self._slabs if self._slabs and self._clock() < self._until else 0
+
     def found_empty(self, now: float) -> None:
         """Note that callers have found no object, and a slab is asked for."""
         again = self._not_before <= now < self._until
@@ -52,15 +60,12 @@ class Demand:
         """Note how many slabs a grow brings, and how long the backend took for each."""
         self._took, self._came = seconds, slabs
 
-    def grown(self, now: float) -> None:
+    def grown(self) -> None:
         """Note that they can be used from now on."""
-        self._until = now + SOON * self._took * self._came if INSTANT < self._took < SLOW else -math.inf
+        soon = SOON * self._took * self._came
+        self._until = self._clock() + soon if INSTANT < self._took < SLOW else -math.inf
 
-    def subsides(self, now: float) -> None:
+    def subsides(self) -> None:
         """Note that slabs cannot be had, or are given back."""
-        self._slabs, self._not_before = 0, now + CALM
+        self._slabs, self._not_before = 0, self._clock() + CALM
         self._took = 0.0
-
-    def slabs_ahead(self, now: float) -> int:
-        """How many slabs should be free."""
-        return self._slabs if self._slabs and now < self._until else 0

@@ -119,7 +119,7 @@ class Growth(Generic[T]):
         self.account: Account = Account(config.shape.slab_size, config.guaranteed, tenant)
         self.patience: Patience = Patience(arena.config.grow_timeout, config.shape.slab_size)
         """How long callers wait before growth is late."""
-        self.demand: Demand = Demand(config.shape.slab_size)
+        self.demand: Demand = Demand(config.shape.slab_size, arena.clock)
         """How far ahead of its callers it grows."""
         self._gfp = {flags: gfp_for(flags, alone=not config.has_emergency) for flags in KM}
         self._pause = PAUSE_FIRST
@@ -172,13 +172,13 @@ class Growth(Generic[T]):
         for filler in self._waiters.fillers:
             need = max(need, filler.need)
         objects, most = self._config.shape.objects, self._config.max_objects
-        slabs = -(-(need - self._depot.free) // objects) + self.demand.slabs_ahead(self._clock())
+        slabs = -(-(need - self._depot.free) // objects) + self.demand.slabs_ahead
         slabs = min(slabs, BATCH)
         return slabs if most is None else min(slabs, (most - self._depot.slabs.slots_total) // objects)
 
     @property
     def _ahead(self) -> int:
-        slabs = self.demand.slabs_ahead(self._clock())
+        slabs = self.demand.slabs_ahead
         return 0 if not slabs or self.limit_reached else slabs * self._config.shape.objects
 
     @property
@@ -295,7 +295,7 @@ class Growth(Generic[T]):
         self._failure_noted = False
         for slab in slabs:
             self._depot.add(slab)
-        self.demand.grown(self._clock())
+        self.demand.grown()
         self.ended()
 
     def failed(self, error: Exception) -> float:
@@ -304,7 +304,7 @@ class Growth(Generic[T]):
         Any other error is not cured by waiting: the caller passes it to the waiters.
         """
         self.failures += 1
-        self.demand.subsides(self._clock())
+        self.demand.subsides()
         if not self._failure_noted:  # once for a series of failures
             self._failure_noted = True
             log.warning("cache %r cannot grow: %s", self._config.name, str(error) or repr(error))

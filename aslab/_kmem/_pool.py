@@ -266,7 +266,7 @@ class Pool(Generic[T]):
         marked = not self.marks.bits & _DESTROY
         if marked:
             self.marks.fire("reap")
-            self.growth.demand.subsides(self.arena.clock())
+            self.growth.demand.subsides()
             self.note_rank()
             self.reaped = back
         left = [len(slabs)]
