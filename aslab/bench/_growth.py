@@ -62,9 +62,11 @@ async def measure(size: int, nbytes: int, rounds: int) -> list[dict[str, Any]]:
     }
     took: dict[str, list[float]] = {name: [] for name in contenders}
     gaps: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, (grow, piece) in contenders.items():
+    for number in range(rounds):
+        for name in _turned(list(contenders), number):
+            grow, piece = contenders[name]
             gc.collect()
+            await _thread(nbytes, slab)  # memory that a hypervisor has to find first says nothing of either
             gaps[name].append(await longest_gap(partial(_timed, grow, nbytes, piece, took[name])))
     rows = []
     for name, each in took.items():
@@ -82,6 +84,12 @@ async def measure(size: int, nbytes: int, rounds: int) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _turned(names: list[str], by: int) -> list[str]:
+    """Each comes first in its turn, as memory is quicker to have soon after somebody gave it back."""
+    by %= len(names)
+    return names[by:] + names[:by]
 
 
 async def _timed(grow: Contender, nbytes: int, piece: int, took: list[float]) -> None:
