@@ -27,7 +27,7 @@ class Machine:
         self.asked: set[int] = set()
         self.steps: list[tuple[int, str]] = []
         self.refuses = False
-        self.pages = QuickHugePages(lambda: self.now)
+        self.pages = QuickHugePages(lambda: self.now, lambda: self.now)
         monkeypatch.setattr(_huge, "ask_for_huge_pages", self._ask)
 
     def _ask(self, address: int, nbytes: int) -> None:

@@ -1,8 +1,9 @@
 """Transparent huge pages, where the kernel gives them quickly: measured step by step, as they are faulted in.
 
 While the kernel has some free, they are four times as fast to fault in as small pages. When it has none, it moves
-other memory about to make one, which may take very long. So each step is timed. A slow one is compared with small
-pages for the next step, as all memory may be slow just now; if those are quicker, it is small pages for a while.
+other memory about to make one, which may take very long. So each step is timed, by the processor time it takes, as
+a busy machine makes all of them late. A slow one is compared with small pages for the next step, as all memory may be
+slow just now; if those are quicker, it is small pages for a while.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ PAUSE_FIRST, PAUSE_MOST = 0.1, 1000.0
 class QuickHugePages:
     """What one backend has learned about them. Any thread: two at once may each try a step."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, spent: Callable[[], float] = time.thread_time
+    ) -> None:
         self._clock = clock
+        self._spent = spent
         self._pause = PAUSE_FIRST
         self._not_before = -math.inf
         self._proven = False
@@ -42,13 +46,13 @@ class QuickHugePages:
             huge = whole and self._slow is None and self._ask(address, size)
             if self._not_before == math.inf:
                 size = end - address
-            began = self._clock()
+            began = self._spent()
             try:
                 touch(address, size)
             except MemoryError as exc:
                 raise MemoryError(f"cannot populate {nbytes} bytes: {exc}") from exc
             if whole:
-                self._learn(size / max(self._clock() - began, 1e-9), huge=huge)
+                self._learn(size / max(self._spent() - began, 1e-9), huge=huge)
             address += size
 
     def _step(self, address: int, end: int) -> int:

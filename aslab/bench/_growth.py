@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -27,14 +27,34 @@ from ._stall import longest_gap
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 SIZES = (4 * KIB, 64 * KIB, MIB, 16 * MIB)
 POPULATE = getattr(mmap, "MAP_POPULATE", 0x8000)
+GAPS = 3
 THREAD = "a thread, by slab"
 NOTE = (
     "GiB/s until all bytes are held, the best round. ratio: to a thread that maps and faults in pieces of one "
-    "slab, best to best, then the least, median and most of the rounds. gap: the longest that a task which sleeps "
-    "1 ms was late meanwhile, median."
+    "slab, best to best, then the least, median and most of the rounds; CPU: the same by processor time of all "
+    "threads, which a busy machine changes less. gap: the longest that a task which sleeps 1 ms was late."
 )
-Contender = Callable[[int, int], Awaitable[float]]
-"""Grows to so many bytes, in pieces or objects of so many, and returns the seconds it took."""
+
+
+class Took(NamedTuple):
+    """What something took, in seconds."""
+
+    seconds: float
+    cpu: float
+    """Processor time of all threads."""
+
+    @staticmethod
+    def now() -> Took:
+        """What it is at present."""
+        return Took(time.perf_counter(), time.process_time())
+
+    def since(self, begin: Took) -> Took:
+        """The difference."""
+        return Took(self.seconds - begin.seconds, self.cpu - begin.cpu)
+
+
+Contender = Callable[[int, int], Awaitable[Took]]
+"""Grows to so many bytes, in pieces or objects of so many."""
 
 
 @app.command()
@@ -60,30 +80,39 @@ async def measure(size: int, nbytes: int, rounds: int) -> list[dict[str, Any]]:
         "aslab, prefill": (_prefill, size),
         "aslab, await alloc": (_alloc, size),
     }
-    took: dict[str, list[float]] = {name: [] for name in contenders}
+    took: dict[str, list[Took]] = {name: [] for name in contenders}
     gaps: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
         for name in _turned(list(contenders), number):
             grow, piece = contenders[name]
             gc.collect()
             await _thread(nbytes, slab)  # memory that a hypervisor has to find first says nothing of either
-            gaps[name].append(await longest_gap(partial(_timed, grow, nbytes, piece, took[name])))
-    rows = []
-    for name, each in took.items():
-        ratios = [thread / ours for thread, ours in zip(took[THREAD], each, strict=True)]
-        rows.append(
-            {
-                "object": f"{size // MIB} MiB" if size >= MIB else f"{size // KIB} KiB",
-                "grown by": name,
-                "GiB/s": nbytes / min(each) / GIB,
-                "ratio": min(took[THREAD]) / min(each),
-                "least": min(ratios),
-                "median": statistics.median(ratios),
-                "most": max(ratios),
-                "gap ms": statistics.median(gaps[name]),
-            }
-        )
-    return rows
+            took[name].append(await grow(nbytes, piece))
+            if number < GAPS:  # apart, as looking for gaps takes time itself
+                gaps[name].append(await longest_gap(partial(grow, nbytes, piece)))
+    label = f"{size // MIB} MiB" if size >= MIB else f"{size // KIB} KiB"
+    return [
+        {
+            "object": label,
+            "grown by": name,
+            **_compared(nbytes, took[name], took[THREAD]),
+            "gap ms": statistics.median(gaps[name]),
+        }
+        for name in contenders
+    ]
+
+
+def _compared(nbytes: int, ours: list[Took], thread: list[Took]) -> dict[str, float]:
+    ratios = [theirs.seconds / took.seconds for theirs, took in zip(thread, ours, strict=True)]
+    fastest = min(took.seconds for took in ours)
+    return {
+        "GiB/s": nbytes / fastest / GIB,
+        "ratio": min(took.seconds for took in thread) / fastest,
+        "least": min(ratios),
+        "median": statistics.median(ratios),
+        "most": max(ratios),
+        "CPU": statistics.median(t.cpu for t in thread) / statistics.median(t.cpu for t in ours),
+    }
 
 
 def _turned(names: list[str], by: int) -> list[str]:
@@ -92,37 +121,33 @@ def _turned(names: list[str], by: int) -> list[str]:
     return names[by:] + names[:by]
 
 
-async def _timed(grow: Contender, nbytes: int, piece: int, took: list[float]) -> None:
-    took.append(await grow(nbytes, piece))
-
-
-async def _thread(nbytes: int, piece: int) -> float:
+async def _thread(nbytes: int, piece: int) -> Took:
     return await anyio.to_thread.run_sync(_map_and_fault_in, nbytes, piece)
 
 
-def _map_and_fault_in(nbytes: int, piece: int) -> float:
+def _map_and_fault_in(nbytes: int, piece: int) -> Took:
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | POPULATE
-    begin = time.perf_counter()
+    begin = Took.now()
     held = [mmap.mmap(-1, piece, flags=flags) for _ in range(nbytes // piece)]
-    took = time.perf_counter() - begin
+    took = Took.now().since(begin)
     del held
     return took
 
 
-async def _prefill(nbytes: int, size: int) -> float:
+async def _prefill(nbytes: int, size: int) -> Took:
     async with aslab.open_allocator() as kmem:
         cache = kmem.create_cache("c", size)
-        begin = time.perf_counter()
+        begin = Took.now()
         await cache.prefill(nbytes // size)
-        return time.perf_counter() - begin
+        return Took.now().since(begin)
 
 
-async def _alloc(nbytes: int, size: int) -> float:
+async def _alloc(nbytes: int, size: int) -> Took:
     async with aslab.open_allocator() as kmem:
         cache = kmem.create_cache("c", size)
-        begin = time.perf_counter()
+        begin = Took.now()
         held = [await cache.alloc() for _ in range(nbytes // size)]
-        took = time.perf_counter() - begin
+        took = Took.now().since(begin)
         for buf in held:
             buf.free()
         return took
