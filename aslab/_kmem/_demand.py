@@ -2,9 +2,9 @@
 
 Callers that find a pool empty soon after slabs have come would wait for each slab. So the pool then goes on
 growing until one slab is free, the next time two, up to `MOST`: a task that fills its objects with I/O finds the
-next ones ready. And one grow may bring several slabs by one call of the backend, once that has shown to be quick:
-the first of them is later for it by `BATCH_SECONDS` at most, far less than makes a grow late. A call that gets
-stuck keeps what it has, as if it had got stuck that much earlier.
+next ones ready. And one grow may bring several slabs by one call of the backend, unless that was slow the last
+time: as many as it can begin within `BATCH_SECONDS`, by which the first of them comes later, far less than makes a
+grow late. A call that gets stuck keeps what it has, as if it had got stuck that much earlier.
 
 Memory that is slow is short: nothing is then taken ahead of need. Nor is it where memory comes at once, or for a
 while after slabs were given back.
@@ -25,7 +25,7 @@ BATCH, BATCH_SECONDS = 16, 0.002
 SOON = 4
 """Callers that find it empty within this many times the duration of the last grow find it empty soon."""
 INSTANT, SLOW = 20e-6, 10e-3
-"""Seconds: the next slab is not waited for if the last one took less, and is not taken ahead if it took more."""
+"""Seconds: no slab is taken ahead if the last one took less, or more."""
 CALM = 15.0
 """Seconds after slabs were given back in which none is taken ahead."""
 
@@ -43,8 +43,8 @@ class Demand:
 
     @property
     def quick(self) -> bool:
-        """Whether the backend brings more than one slab within `BATCH_SECONDS`, as far as is known."""
-        return 0 < self._took < BATCH_SECONDS
+        """Whether the backend was not slow when last asked."""
+        return 0 < self._took < SLOW
 
     @property
     def slabs_ahead(self) -> int:

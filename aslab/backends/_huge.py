@@ -2,8 +2,8 @@
 
 While the kernel has some free, they are four times as fast to fault in as small pages. When it has none, it moves
 other memory about to make one, which may take very long. So each step is timed, by the processor time it takes, as
-a busy machine makes all of them late. A slow one is compared with small pages for the next step, as all memory may be
-slow just now; if those are quicker, it is small pages for a while.
+a busy machine makes all of them late. A slow one is compared with small pages for the next step, as all memory may
+be slow just now; if those are quicker, it is small pages for a while.
 """
 
 from __future__ import annotations
