@@ -29,6 +29,7 @@ class BuildPython(build_py):
     """Puts the scenarios of examples/ beside the lab; an editable install finds them in examples/."""
 
     def run(self) -> None:
+        """Build, then add them."""
         super().run()
         if not self.editable_mode:
             place = Path(self.build_lib, "aslab/lab/scenarios_of_examples")

@@ -23,14 +23,22 @@ from .pressure import Source
 T = TypeVar("T")
 
 FIT = "the objects that fit limit and max_objects"
-OBJECTS_PER_SLAB = 8
+OBJECTS, MOST_OBJECTS = 8, 512
+"""By default a slab has at least so many objects where they fit, and at most so many."""
+SLAB_SIZE = 2 * 2**20
+"""Bytes that a slab of small objects has by default: a huge page. For less, asking costs more than the memory."""
 LARGEST_OBJECT = 2**40
 MAX_SLAB_SIZE = 32 * 2**20
 CACHE_LINE = 64
 LARGE = 64 * 2**10
 """Bytes from which on objects are aligned to pages by default: what it wastes is a 16th at most."""
 WASTE = 16
-"""By default a slab leaves at most 1/16 of ``limit`` or ``max_objects`` unused."""
+"""By default a slab leaves at most 1/16 of ``limit`` or ``max_objects`` unused, and takes no more, unless it has
+`OBJECTS` only."""
+
+
+def _slab_size(stride: int, objects: int) -> int:
+    return -(-stride * objects // PAGE_SIZE) * PAGE_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,7 @@ class Shape:
     def __post_init__(self) -> None:
         stride = -(-self.size // self.align) * self.align
         object.__setattr__(self, "stride", stride)
-        object.__setattr__(self, "slab_size", -(-stride * self.objects // PAGE_SIZE) * PAGE_SIZE)
+        object.__setattr__(self, "slab_size", _slab_size(stride, self.objects))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +144,7 @@ def _check_bounds(name: str, shape: Shape, options: CacheOptions[Any], allocator
         raise ConfigError("emergency_limit", emergency_limit, allowed)
     if options.max_objects is not None and options.watermark > options.max_objects:
         raise ConfigError("watermark", options.watermark, f"it must be at most max_objects, {options.max_objects}")
-    most = _most(shape, limit, options.max_objects)
+    most = _most(shape.objects, shape.slab_size, limit, options.max_objects)
     if most is None:
         return
     if options.reserve > most:
@@ -180,7 +188,8 @@ def _shape(size: int, options: CacheOptions[Any], limit: int | None) -> Shape:
     most = largest // single.stride
     objects = options.objects_per_slab
     if objects is None:
-        objects = _by_default(single, min(OBJECTS_PER_SLAB, most), limit, options.max_objects)
+        built = options.ctor is not None  # one after the other, before the first can be had
+        objects = _by_default(single, OBJECTS if built else MOST_OBJECTS, most, limit, options.max_objects)
     shape = replace(single, objects=objects)
     if shape.slab_size > largest:
         allowed = f"it must be at most {most}: a slab must fit the whole pages of max_slab_size"
@@ -191,15 +200,20 @@ def _shape(size: int, options: CacheOptions[Any], limit: int | None) -> Shape:
     return shape
 
 
-def _by_default(single: Shape, most: int, limit: int | None, max_objects: int | None) -> int:
-    """The most objects in a slab, up to ``most``, that leave next to nothing of the bounds unused."""
-    usable = {n: _most(replace(single, objects=n), limit, max_objects) for n in range(most, 0, -1)}
-    best = max((objects for objects in usable.values() if objects is not None), default=0)
-    fine = (n for n, objects in usable.items() if objects is None or objects * WASTE >= max(1, best) * (WASTE - 1))
-    return next(fine, 1)
+def _by_default(single: Shape, many: int, most: int, limit: int | None, max_objects: int | None) -> int:
+    """The most objects in a slab that leave next to nothing of the bounds unused."""
+    share = min(SLAB_SIZE, SLAB_SIZE if limit is None else limit // WASTE) // single.stride
+    if max_objects is not None:
+        share = min(share, max_objects // WASTE)
+    most = min(most, max(OBJECTS, min(many, share)))
+    if limit is None and max_objects is None:
+        return most
+    usable = {n: _most(n, _slab_size(single.stride, n), limit, max_objects) or 0 for n in range(most, 0, -1)}
+    least = max(1, *usable.values()) * (WASTE - 1)
+    return next((n for n, objects in usable.items() if objects * WASTE >= least), 1)
 
 
-def _most(shape: Shape, limit: int | None, max_objects: int | None) -> int | None:
+def _most(objects: int, slab_size: int, limit: int | None, max_objects: int | None) -> int | None:
     """How many objects there can ever be, in whole slabs; None is no bound."""
-    slabs = [most // each for most, each in ((limit, shape.slab_size), (max_objects, shape.objects)) if most]
-    return min(slabs) * shape.objects if slabs else None
+    slabs = [most // each for most, each in ((limit, slab_size), (max_objects, objects)) if most]
+    return min(slabs) * objects if slabs else None

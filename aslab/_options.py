@@ -143,8 +143,9 @@ class CacheOptions(Generic[T]):
     objects_per_slab: int | None = option(
         None,
         optional(whole_number, least=1),
-        "by default 8, or fewer where a slab would exceed ``max_slab_size`` or leave more than 1/16 of ``limit`` "
-        "or ``max_objects`` unused. More objects make growth rarer and longer.",
+        "by default as many as fit 2 MiB, from 8 to 512, or 8 with a ``ctor``. More than 8 take at most 1/16 of "
+        "``limit`` and ``max_objects``; it is fewer than 8 where a slab would exceed ``max_slab_size`` or leave "
+        "more than 1/16 of those unused. More objects make growth rarer; 8 give memory back sooner.",
         compare=False,
     )
     max_slab_size: int | None = option(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, cast
+from unittest import mock
 
 import anyio
 import anyio.lowlevel
 
 import aslab
-from aslab import GFP
+from aslab import GFP, _config
 from aslab._allocator import tasks_of
 from aslab._checks import parse_size as parse_size
 from aslab._fastpath import HAUNTED, Slot
@@ -80,18 +81,19 @@ class Gate(Instant):
 
 @asynccontextmanager
 async def allocator(**options: Any) -> AsyncIterator[aslab.Allocator]:
-    """An allocator on instant memory; afterwards every region must be back."""
+    """An allocator on instant memory, with 8 objects a slab by default; afterwards every region must be back."""
     slabs = options.setdefault("slabs", Instant())
     emergency = options.setdefault("emergency", Instant())
     options.setdefault("grow_timeout", 0.1)
-    async with aslab.open_allocator(**options) as kmem:
-        yield kmem
-        for cache in tasks_of(kmem).caches.values():
-            check_consistency(cache)
-        if isinstance(slabs, Gate):
-            slabs.open()
-        elif isinstance(slabs, Deadlock):
-            slabs.let_go()
+    with mock.patch.object(_config, "MOST_OBJECTS", 8):
+        async with aslab.open_allocator(**options) as kmem:
+            yield kmem
+            for cache in tasks_of(kmem).caches.values():
+                check_consistency(cache)
+            if isinstance(slabs, Gate):
+                slabs.open()
+            elif isinstance(slabs, Deadlock):
+                slabs.let_go()
     for backend in (slabs, emergency):
         innermost = backend
         while hasattr(innermost, "backend"):

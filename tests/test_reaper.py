@@ -310,7 +310,7 @@ async def test_an_emulated_machine_short_of_pages_gets_them_back() -> None:
     memory = PhysicalMemory(1024, min=32, low=128, high=256)
     slabs, single = Vmalloc(memory), Kmalloc(memory)
     async with aslab.open_allocator(slabs=slabs, emergency=single, pressure=[Shrinker(memory)]) as kmem:
-        cache = kmem.create_cache("c", SIZE)
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=8)
         await use_and_free(cache, 700)
         await anyio.sleep(2 * INTERVAL + 0.1)
         blocks = [memory.allocate(0, aslab.GFP.KERNEL) for _ in range(150)]

@@ -186,7 +186,7 @@ def counter(name: str) -> Tamper:
 
 def lost_slot(cache: Any) -> Callable[[], object]:
     slab = next(reversed(pool_of(cache).depot.slabs.partial))
-    slot = slab.take()
+    (slot,) = slab.take(1)
     return lambda: slab.put(slot)
 
 
@@ -197,7 +197,7 @@ def doubled_in_the_magazine(cache: Any) -> Callable[[], object]:
 
 def free_and_in_the_magazine(cache: Any) -> Callable[[], object]:
     slab = next(reversed(pool_of(cache).depot.slabs.partial))
-    slab.put(slab.take())
+    slab.put(*slab.take(1))
     pool_of(cache).magazine.append(slab.freed[0])
     return pool_of(cache).magazine.pop
 

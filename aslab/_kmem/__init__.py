@@ -12,6 +12,7 @@ memory      _lingering    freed slots whose memory may still be written to
 limits      _account      what one pool holds, and what is asked of it
             _budget       bytes of slabs over all pools: who may grow, and in which order
             _rescue       slabs for callers that starve at the limit
+            _demand       how many slabs a pool is to grow
             _supply       regions from a backend, and back to it
             _waiters      waiting callers, in order
             _held         emergency objects that callers hold

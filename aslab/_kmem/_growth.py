@@ -26,6 +26,7 @@ from .._errors import ConfigError
 from .._flags import GFP, KM, LEVEL, ORDINARY, URGENT, gfp_for
 from ._account import Account, Claim, Tenant
 from ._arena import Arena
+from ._demand import BATCH, Demand
 from ._depot import Depot
 from ._reserve import Reserve
 from ._slab import Slab
@@ -118,6 +119,8 @@ class Growth(Generic[T]):
         self.account: Account = Account(config.shape.slab_size, config.guaranteed, tenant)
         self.patience: Patience = Patience(arena.config.grow_timeout, config.shape.slab_size)
         """How long callers wait before growth is late."""
+        self.demand: Demand = Demand(config.shape.slab_size, arena.clock)
+        """How far ahead of its callers it grows."""
         self._gfp = {flags: gfp_for(flags, alone=not config.has_emergency) for flags in KM}
         self._pause = PAUSE_FIRST
         self._pausing = False
@@ -158,7 +161,25 @@ class Growth(Generic[T]):
         least = max(self._config.watermark, self.repacking, self.missed)
         for filler in self._waiters.fillers:
             least = max(least, filler.need)
-        return self._depot.free < least
+        return self._depot.free < (least or self._ahead)
+
+    @property
+    def slabs_wanted(self) -> int:
+        """How many slabs one grow may bring: as many as are of use now, within ``max_objects``."""
+        if not self.demand.quick:
+            return 1
+        need = len(self._waiters)
+        for filler in self._waiters.fillers:
+            need = max(need, filler.need)
+        objects, most = self._config.shape.objects, self._config.max_objects
+        slabs = -(-(need - self._depot.free) // objects) + self.demand.slabs_ahead
+        slabs = min(slabs, BATCH)
+        return slabs if most is None else min(slabs, (most - self._depot.slabs.slots_total) // objects)
+
+    @property
+    def _ahead(self) -> int:
+        slabs = self.demand.slabs_ahead
+        return 0 if not slabs or self.limit_reached else slabs * self._config.shape.objects
 
     @property
     def at_limit(self) -> bool:
@@ -237,11 +258,19 @@ class Growth(Generic[T]):
 
     def begin(self) -> None:
         """Note that a slab is asked for."""
-        self.missed = self.arrived = False
         self.began = self._clock()
+        if self.missed or self._waiters.first is not None:
+            self.demand.found_empty(self.began)
+        self.missed = self.arrived = False
         if self._pause == PAUSE_FIRST:
             self.due_from = self.began
         self.marks.fire("grow")
+
+    def delivered(self, seconds: float, slabs: int) -> None:
+        """Note that the backend has delivered ``slabs``, in so many seconds. They are being built from now on."""
+        self.patience.note(seconds / slabs)
+        self.demand.delivered(seconds / slabs, slabs)
+        self.arrived = True
 
     def taken_up(self) -> None:
         """Note that the worker begins. Its time runs from now, or since `begin` if it was `behind_others`."""
@@ -261,11 +290,13 @@ class Growth(Generic[T]):
                 "cache %r is DEADLOCKED: a slab has been late for longer than its callers wait", self._config.name
             )
 
-    def brought(self, slab: Slab[T]) -> None:
-        """Take in the slab that the grow has brought."""
+    def brought(self, slabs: list[Slab[T]]) -> None:
+        """Take in the slabs that the grow has brought."""
         self._pause = PAUSE_FIRST
         self._failure_noted = False
-        self._depot.add(slab)
+        for slab in slabs:
+            self._depot.add(slab)
+        self.demand.grown()
         self.ended()
 
     def failed(self, error: Exception) -> float:
@@ -274,6 +305,7 @@ class Growth(Generic[T]):
         Any other error is not cured by waiting: the caller passes it to the waiters.
         """
         self.failures += 1
+        self.demand.subsides()
         if not self._failure_noted:  # once for a series of failures
             self._failure_noted = True
             log.warning("cache %r cannot grow: %s", self._config.name, str(error) or repr(error))

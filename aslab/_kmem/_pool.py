@@ -230,9 +230,9 @@ class Pool(Generic[T]):
         self._queued_at = None
         self.growth.taken_up()
 
-    def grown(self, slab: Slab[T]) -> None:
-        """Take in the slab of a grow that succeeded."""
-        self.growth.brought(slab)
+    def grown(self, slabs: list[Slab[T]]) -> None:
+        """Take in the slabs of a grow that succeeded."""
+        self.growth.brought(slabs)
         self.note_rank()
         self.attend()
 
@@ -268,6 +268,7 @@ class Pool(Generic[T]):
         marked = not self.marks.bits & _DESTROY
         if marked:
             self.marks.fire("reap")
+            self.growth.demand.subsides()
             self.note_rank()
             self.reaped = back
         left = [len(slabs)]

@@ -99,15 +99,18 @@ class Slab(Generic[T]):
         Slot.carve(self.slots, self, region.memory, region.address, shape.size, shape.stride, count)
         return self.slots[made]
 
-    def take(self) -> Slot[T]:
-        """Hand out the slot that came back last, else the next that has never been out."""
-        if self.freed:
-            slot = self.freed.pop()
-        else:
-            slot = self.slots[self.used] if self.used < len(self.slots) else self.carve(BATCH)
-            self.used += 1
-        slot.out = True
-        return slot
+    def take(self, count: int) -> list[Slot[T]]:
+        """Hand out as many slots as there are: those that came back last, then those that have never been out."""
+        taken = self.freed[: -count - 1 : -1]
+        del self.freed[len(self.freed) - len(taken) :]
+        until = min(self.used + count - len(taken), self.shape.objects)
+        if until > len(self.slots):
+            self.carve(max(until - len(self.slots), BATCH))
+        taken += self.slots[self.used : until]
+        self.used = until
+        for slot in taken:
+            slot.out = True
+        return taken
 
     def put(self, slot: Slot[T]) -> None:
         """Take a slot back."""
@@ -176,28 +179,28 @@ class SlabLists(Generic[T]):
 
     def take(self) -> Slot[T] | None:
         """Take a slot from the first partial slab, or None."""
-        slab = next(iter(self.partial), None)
-        if slab is None:
-            return None
-        if not slab.in_use:
-            self.slabs_used += 1
-            self.slabs_used_max = max(self.slabs_used_max, self.slabs_used)
-        slot = slab.take()
-        if not slab.free:
-            del self.partial[slab]
-            self.complete[slab] = None
-            slab.may_move_again()
-        self.slots_out += 1
+        batch = self.take_batch(1)
+        return batch[0] if batch else None
+
+    def take_batch(self, count: int) -> list[Slot[T]]:
+        """Take ``count`` slots from the first partial slabs, or as many as there are."""
+        batch: list[Slot[T]] = []
+        while len(batch) < count:
+            slab = next(iter(self.partial), None)
+            if slab is None:
+                break
+            if not slab.in_use:
+                self.slabs_used += 1
+                self.slabs_used_max = max(self.slabs_used_max, self.slabs_used)
+            batch += slab.take(count - len(batch))
+            if not slab.free:
+                del self.partial[slab]
+                self.complete[slab] = None
+                slab.may_move_again()
+        self.slots_out += len(batch)
         if self.slots_out > self._slots_out_peak:
             self._slots_out_peak = self.slots_out
             self.slots_out_max = max(self.slots_out_max, self.slots_out)
-        return slot
-
-    def take_batch(self, count: int) -> list[Slot[T]]:
-        """Take ``count`` slots, or as many as there are."""
-        batch: list[Slot[T]] = []
-        while len(batch) < count and (slot := self.take()) is not None:
-            batch.append(slot)
         return batch
 
     def put(self, slot: Slot[T], age: int | None = None) -> None:

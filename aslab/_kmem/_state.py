@@ -119,6 +119,10 @@ def reachable() -> dict[Mark, dict[str, Mark]]:
     return found
 
 
+_BITS = {event: tuple(marks.value for marks in rule[:4]) for event, rule in TABLE.items()}
+"""The table as ints; see `Marks.bits`."""
+
+
 class Marks:
     """The marks of one cache, changed only by events."""
 
@@ -150,9 +154,13 @@ class Marks:
 
         :raises ImpossibleTransition: if the table does not allow the event; the state stays
         """
-        before, self.state = self.state, fire(self.state, event)
+        needs, forbids, sets, clears = _BITS[event]
+        before = self.bits
+        if before & needs != needs or before & forbids:
+            fire(self.state, event)  # it says what is wrong
+        self.bits = (before | sets) & ~clears
         if self.observer is not None:
-            self.observer(event, before, self.state)
+            self.observer(event, Mark(before), self.state)
 
 
 class Wait(enum.Enum):

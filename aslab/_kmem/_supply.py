@@ -27,7 +27,7 @@ from .._clients import log_failure, must_end
 from .._errors import BackendError
 from .._flags import GFP
 from ..backends._libc import address_of
-from ..backends._protocol import Backend, Region
+from ..backends._protocol import Backend, Region, batching
 from ._wakeup import Wakeup, WorkQueue, take_turns
 
 log = logging.getLogger("aslab")
@@ -46,6 +46,7 @@ class Supply:
 
     def __init__(self, backend: Backend, wakeup: Wakeup) -> None:
         self.backend: Backend = backend
+        self._batching = batching(backend)
         self._wakeup = wakeup
         self._queue: WorkQueue[tuple[Region | None, Gone, Iterator[object]]] = WorkQueue()
         self._idle = anyio.Event()
@@ -68,6 +69,32 @@ class Supply:
                 raise
             raise self._unexpected("acquire", exc) from exc
         return self._checked(region, nbytes, align, gone)
+
+    @property
+    def batches(self) -> bool:
+        """Whether one call may bring several regions."""
+        return self._batching is not None
+
+    async def acquire_many(
+        self, count: int, nbytes: int, align: int, gfp: GFP, gone: Gone, within: float
+    ) -> list[Region]:
+        """Like `acquire`, for up to ``count`` regions, but at least one. ``gone`` is called for each missing one.
+
+        :param within: seconds after which the backend is to begin no further one
+        """
+        if count == 1 or self._batching is None:
+            return [await self.acquire(nbytes, align, gfp, gone)]
+        try:
+            regions = await self._batching.acquire_many(count, nbytes, align, gfp, within)
+        except BaseException as exc:
+            for _ in range(count):
+                gone()
+            if isinstance(exc, (MemoryError, BackendError)) or not isinstance(exc, Exception):
+                raise
+            raise self._unexpected("acquire_many", exc) from exc
+        for _ in range(count - len(regions)):
+            gone()
+        return self._all_checked(regions, nbytes, align, gone)
 
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP, gone: Gone) -> Region:
         """Like `acquire`, without waiting. Any thread.
@@ -188,6 +215,20 @@ class Supply:
             return region
         self.release(region, gone)
         raise BackendError(f"{self.backend!r} returned {fault}")
+
+    def _all_checked(self, regions: list[Region], nbytes: int, align: int, gone: Gone) -> list[Region]:
+        good: list[Region] = []
+        fault: BackendError | None = None
+        for region in regions:
+            try:
+                good.append(self._checked(region, nbytes, align, gone))
+            except BackendError as exc:
+                fault = exc
+        if fault is None and good:
+            return good
+        for region in good:
+            self.release(region, gone)
+        raise fault or BackendError(f"{self.backend!r}.acquire_many returned no region; it must raise MemoryError")
 
     def _unexpected(self, call: str, exc: Exception) -> BackendError:
         return BackendError(

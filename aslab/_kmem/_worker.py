@@ -33,6 +33,7 @@ from .._errors import BackendError, ConstructorError, SlabError, clear_frames
 from .._flags import ORDINARY
 from ..backends._threads import LAG
 from ._arena import Arena
+from ._demand import BATCH_SECONDS
 from ._pool import Pool
 from ._slab import Slab, construct
 from ._wakeup import AT_ONCE
@@ -87,7 +88,7 @@ class Worker:
             if self._idle.is_set():
                 self._idle = anyio.Event()
             ended = anyio.Event()
-            tasks.start_soon(self._grow, pool, ended)
+            tasks.start_soon(self._grow, pool, self._set_more_aside(pool), ended)
             arena.busy_growing += 1
             await self._end(pool, ended)
             arena.busy_growing -= 1
@@ -165,10 +166,20 @@ class Worker:
             queue.wake()  # another worker may have found this one looking
         return chosen
 
-    async def _grow(self, pool: Pool[Any], ended: anyio.Event) -> None:
-        slab: Slab[Any] | None = None
+    def _set_more_aside(self, pool: Pool[Any]) -> int:
+        """Set room aside for further slabs of the same grow, unless others wait. Returns the number of all."""
+        count = 1
+        if not self._arena.slabs.batches or pool.config.ctor is not None or self._queue.places:
+            return count
+        wanted = pool.growth.slabs_wanted
+        while count < wanted and not self._budget.yields(pool.account) and self._budget.try_charge(pool.account):
+            count += 1
+        return count
+
+    async def _grow(self, pool: Pool[Any], count: int, ended: anyio.Event) -> None:
+        slabs: list[Slab[Any]] = []
         try:
-            slab = await self._make_slab(pool)
+            slabs = await self._make_slabs(pool, count)
         except (MemoryError, SlabError) as exc:
             error: Exception = exc
         except BaseException as exc:
@@ -181,32 +192,35 @@ class Worker:
             del self.under_way[pool]
             if not self.under_way:
                 self._idle.set()
-            if slab is not None:
+            for _ in slabs:
                 self._budget.commit(pool.account)
             ended.set()
             self._queue.wake()
-        if slab is not None:
-            pool.grown(slab)
+        if slabs:
+            pool.grown(slabs)
         elif pause := pool.grow_failed(error):
             await anyio.sleep(pause)
             pool.grow_again()
 
-    async def _make_slab(self, pool: Pool[Any]) -> Slab[Any]:
+    async def _make_slabs(self, pool: Pool[Any], count: int) -> list[Slab[Any]]:
         arena, shape, growth = self._arena, pool.config.shape, pool.growth
         gone = partial(self._gone, pool)
         began, lag = arena.clock(), list[float]()
         LAG.set(lag)  # of this task alone
-        region = await arena.slabs.acquire(growth.account.slab_size, shape.align, growth.gfp, gone)
-        growth.patience.note(max(0.0, arena.clock() - began - sum(lag)))
-        growth.arrived = True
-        slab: Slab[Any] = Slab(region, shape)
+        regions = await arena.slabs.acquire_many(
+            count, growth.account.slab_size, shape.align, growth.gfp, gone, BATCH_SECONDS
+        )
+        growth.delivered(max(0.0, arena.clock() - began - sum(lag)), len(regions))
+        slabs: list[Slab[Any]] = [Slab(region, shape) for region in regions]
         try:
-            await self._construct(slab, pool)
+            for slab in slabs:
+                await self._construct(slab, pool)
         except BaseException as exc:
             clear_frames(exc)
-            arena.slabs.release(slab.region, gone, slab.dismantle(pool.config.dtor))
+            for slab in slabs:
+                arena.slabs.release(slab.region, gone, slab.dismantle(pool.config.dtor))
             raise
-        return slab
+        return slabs
 
     def _gone(self, pool: Pool[Any]) -> None:
         """Free the room of a failed grow, once the backend has nothing outstanding for it."""

@@ -13,6 +13,7 @@ from ._heap import Heap as Heap
 from ._mmap import Mmap as Mmap
 from ._pinned import Pinned as Pinned
 from ._protocol import Backend as Backend
+from ._protocol import Batching as Batching
 from ._protocol import Region as Region
 from ._shared import Segment as Segment
 from ._shared import SharedMemory as SharedMemory
@@ -20,6 +21,7 @@ from ._threads import run_blocking as run_blocking
 
 __all__ = [
     "Backend",
+    "Batching",
     "Callback",
     "CudaDriver",
     "Driver",

@@ -21,7 +21,9 @@ class Heap:
     """
 
     def __init__(self) -> None:
-        self._large = Mmap()
+        self._large = Mmap(
+            huge_pages="never"
+        )  # memory is short when these are made: nothing is to be moved for them
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
         """Allocate zeroed memory; large objects in a thread, if one can be started.

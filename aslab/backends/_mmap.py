@@ -2,27 +2,29 @@
 
 The mappings are private, so a forked child writes into copies and never into its parent's slabs.
 
-Huge pages are opt-in. They are faster to use, but take an unpredictable time to get: faulting in 256 MiB of them
-took between 30 ms and 1,000 ms on the same machine.
+Huge pages are faster to use, but take an unpredictable time to get: faulting in 256 MiB of them took between 30 ms
+and 1,000 ms on the same machine. By default they are used while they come quickly.
 """
 
 from __future__ import annotations
 
 import contextlib
 import mmap
+import time
 from functools import partial
 from typing import Literal, get_args
 
 from .._checks import boolean, optional, whole_number
 from .._errors import ConfigError
 from .._flags import GFP
+from ._huge import QuickHugePages
 from ._libc import PAGE_SIZE, address_of, prefault
 from ._pieces import Piece, cut, each_piece
 from ._protocol import Region
 from ._threads import MAX_THREADS, run_blocking
 from ._wishes import HUGE_PAGE, MOST_NODES, Wishes, ask_for_huge_pages, map_explicit
 
-HugePages = Literal["never", "transparent", "explicit"]
+HugePages = Literal["auto", "never", "transparent", "explicit"]
 LEAST_PIECE, MOST_PIECE = HUGE_PAGE, 64 * 2**20
 """Bytes that a thread touches at a time: many pieces keep all threads busy to the end, few cost less."""
 PIECES_A_THREAD = 4
@@ -36,9 +38,10 @@ class Mmap:
 
     :param populate_threads: how many threads fault in one slab. More than one is faster for slabs of many MiB,
         where the machine has the cores and the memory the bandwidth
-    :param huge_pages: ``"transparent"`` asks for huge pages where the kernel finds some; slabs are then aligned
-        to 2 MiB. ``"explicit"`` takes reserved ones (``vm.nr_hugepages``), or transparent ones if there are not
-        enough. True and False stand for ``"transparent"`` and ``"never"``
+    :param huge_pages: ``"auto"`` asks for huge pages while the kernel gives them quickly, for slabs of 2 MiB and
+        more; after a slow one not for a while. ``"transparent"`` asks for them however long it takes; slabs are
+        then aligned to 2 MiB. ``"explicit"`` takes reserved ones (``vm.nr_hugepages``), or transparent ones if
+        there are not enough. True and False stand for ``"transparent"`` and ``"never"``
     :param mlock: keep pages out of swap; needs ``RLIMIT_MEMLOCK`` or CAP_IPC_LOCK
     :param numa_node: take pages from this NUMA node, or from another one when it has none
     :param dont_dump: leave the memory out of core dumps
@@ -50,7 +53,7 @@ class Mmap:
         self,
         *,
         populate_threads: int = 1,
-        huge_pages: HugePages | bool = "never",
+        huge_pages: HugePages | bool = "auto",
         mlock: bool = False,
         numa_node: int | None = None,
         dont_dump: bool = False,
@@ -63,9 +66,10 @@ class Mmap:
         if isinstance(huge_pages, bool):
             huge_pages = "transparent" if huge_pages else "never"
         if huge_pages not in get_args(HugePages):
-            raise ConfigError("huge_pages", huge_pages, "it must be 'never', 'transparent' or 'explicit'")
+            raise ConfigError("huge_pages", huge_pages, "it must be 'auto', 'never', 'transparent' or 'explicit'")
         self.populate_threads = populate_threads
         self.huge_pages: HugePages = huge_pages
+        self._quick = QuickHugePages() if huge_pages == "auto" else None
         self._wishes = Wishes(
             mlock=mlock,
             node=numa_node,
@@ -85,11 +89,21 @@ class Mmap:
             size = min(max(LEAST_PIECE, share // HUGE_PAGE * HUGE_PAGE), MOST_PIECE)
             await each_piece(
                 list(cut(region.address, nbytes, size)),
-                prefault,
+                self._prefault,
                 undo=partial(_give_up, region),
                 threads=self.populate_threads,
             )
         return region
+
+    async def acquire_many(self, count: int, nbytes: int, align: int, gfp: GFP, within: float) -> list[Region]:
+        """Like `acquire`, in one go, where one thread does it; else one region.
+
+        :raises MemoryError: if there is no memory for the first
+        """
+        if self.populate_threads > 1:
+            return [await self.acquire(nbytes, align, gfp)]
+        call = partial(self._map_many, count, nbytes, align, within)
+        return await run_blocking(call, undo=_unmap_all)
 
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
         """Map without faulting in, because that would block: the caller takes the page faults.
@@ -106,9 +120,17 @@ class Mmap:
         """
         await run_blocking(partial(_unmap, region))
 
+    def _map_many(self, count: int, nbytes: int, align: int, within: float) -> list[Region]:
+        until = time.monotonic() + within
+        regions = [self._map(nbytes, align, populate=True)]
+        with contextlib.suppress(MemoryError):  # then these are all
+            while len(regions) < count and time.monotonic() < until:
+                regions.append(self._map(nbytes, align, populate=True))
+        return regions
+
     def _map(self, nbytes: int, align: int, *, populate: bool) -> Region:
         explicit = self._explicit(nbytes, align) if self.huge_pages == "explicit" else None
-        transparent = self.huge_pages != "never" and explicit is None
+        transparent = self.huge_pages in {"transparent", "explicit"} and explicit is None
         if transparent:
             align = max(align, HUGE_PAGE)
         mapping = explicit or _anonymous(nbytes, align)
@@ -121,11 +143,17 @@ class Mmap:
         self._wishes.ask(region.address, nbytes)
         if populate:
             try:
-                prefault(region.address, nbytes)
+                self._prefault(region.address, nbytes)
             except MemoryError:
                 _unmap(region)
                 raise
         return region
+
+    def _prefault(self, address: int, nbytes: int) -> None:
+        if self._quick is not None and nbytes >= HUGE_PAGE:
+            self._quick.prefault(address, nbytes, prefault)
+        else:
+            prefault(address, nbytes)
 
     def _explicit(self, nbytes: int, align: int) -> mmap.mmap | None:
         mapped: list[mmap.mmap] = []
@@ -143,6 +171,11 @@ def _anonymous(nbytes: int, align: int) -> mmap.mmap:
 
 def _give_up(region: Region, populated: list[Piece]) -> None:
     _unmap(region)
+
+
+def _unmap_all(regions: list[Region]) -> None:
+    for region in regions:
+        _unmap(region)
 
 
 def _unmap(region: Region) -> None:

@@ -63,3 +63,30 @@ class Backend(Protocol):
         event loop of its own.
         """
         ...
+
+
+@runtime_checkable
+class Batching(Backend, Protocol):
+    """A backend may also deliver several regions by one call, where a call costs as much as the memory.
+
+    A class that inherits this and overrides ``acquire`` alone is asked for one region at a time.
+    """
+
+    async def acquire_many(self, count: int, nbytes: int, align: int, gfp: GFP, within: float) -> list[Region]:
+        """Like `Backend.acquire`, for up to ``count`` regions, but at least one.
+
+        :param within: seconds after which it begins no further one
+        :raises MemoryError: if there is no memory for the first
+        """
+        ...
+
+
+def batching(backend: Backend) -> Batching | None:
+    """The backend, if it can deliver several regions as it would each one."""
+    if not isinstance(backend, Batching):
+        return None
+    definers = {
+        name: next((kind for kind in type(backend).__mro__ if name in vars(kind)), None)
+        for name in ("acquire", "acquire_many")
+    }
+    return backend if definers["acquire"] is definers["acquire_many"] else None

@@ -7,6 +7,7 @@ counts. Times are the best of several rounds.
     _pair  _handover  _waiters   alloc and free on a hit; among waiting tasks; with many of them
     _stall  _move  _scale        does growth stall the loop, or a move, or anything when there is a lot of it?
     _many                        what operations cost where there are very many of something, for `scale`
+    _growth                      growth from an empty cache, against a thread that only faults in memory
     _emergency  _emergency_free  emergency objects while growth is stuck; freeing one of many
     _frames                      frames from one process to another
     _index                       how emergency objects are looked up
@@ -17,6 +18,7 @@ counts. Times are the best of several rounds.
 from . import _emergency as _emergency
 from . import _emergency_free as _emergency_free
 from . import _frames as _frames
+from . import _growth as _growth
 from . import _handover as _handover
 from . import _index as _index
 from . import _lab as _lab

@@ -11,6 +11,7 @@ import anyio.lowlevel
 
 from .._flags import GFP
 from ..backends import Backend, Region
+from ..backends._protocol import batching
 
 SIZES = (1, 64, 4096, 100_000, 2**20)
 ALIGNMENTS = (8, 64, 4096)
@@ -21,8 +22,8 @@ async def check_backend(factory: Callable[[], Backend]) -> None:
     """Check that the backends made by ``factory`` keep the contract of `aslab.backends.Backend`.
 
     It checks sizes and alignment; that address and memory match; that regions are writable and never overlap,
-    whether acquired in turn or concurrently; `acquire_nowait`; cancellation of `acquire`; release in any order,
-    and use afterwards. A backend may refuse with MemoryError, but not always.
+    whether acquired in turn, concurrently or by `acquire_many`; `acquire_nowait`; cancellation of `acquire`;
+    release in any order, and use afterwards. A backend may refuse with MemoryError, but not always.
 
     Suspends. Uses a few MiB of memory. Run it on each event loop that the backend supports.
 
@@ -31,6 +32,7 @@ async def check_backend(factory: Callable[[], Backend]) -> None:
     """
     await _check_sizes(factory())
     await _check_many(factory())
+    await _check_batch(factory())
     await _check_nowait(factory())
     await _check_cancellation(factory())
 
@@ -62,6 +64,24 @@ async def _check_many(backend: Backend) -> None:
     _check_contents(regions, range(1, len(regions), 2))
     for region in regions[1::2]:
         await backend.release(region)
+
+
+async def _check_batch(backend: Backend) -> None:
+    several = batching(backend)
+    if several is None:
+        return
+    for count in (1, 4):
+        for within in (0.0, 60.0):
+            try:
+                regions = await several.acquire_many(count, 4096, 64, GFP.KERNEL, within)
+            except MemoryError:
+                continue
+            _require(0 < len(regions) <= count, f"acquire_many of {count} must return 1 to {count} regions")
+            for region in regions:
+                _check_region(region, 4096, 64)
+            _check_apart(regions)
+            for region in regions:
+                await backend.release(region)
 
 
 async def _check_nowait(backend: Backend) -> None:

@@ -55,7 +55,7 @@ _WORDS: dict[CodeType, Callable[[dict[str, Any]], str]] = {
         f"{names['objects']} free objects of cache {names['pool'].config.name!r}"
     ),
     _code(_slowpath, "ready", "pool"): lambda names: f"the reserve of cache {names['pool'].config.name!r}",
-    _code(Worker, "_make_slab", "pool"): lambda names: f"a slab for cache {names['pool'].config.name!r}",
+    _code(Worker, "_make_slabs", "pool"): lambda names: f"a slab for cache {names['pool'].config.name!r}",
     _code(Deadlock, "_get_stuck"): lambda names: "an injected deadlock",
 }
 """What a frame with that code waits for, in words, given its local variables."""

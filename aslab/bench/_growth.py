@@ -1,0 +1,153 @@
+"""From an empty cache to so many bytes held, compared with one thread that only maps and faults in memory.
+
+The thread asks for whole slabs, as aslab does, and for single objects, each by one system call (MAP_POPULATE).
+aslab does as much in its worker, and hands the objects to callers, while the event loop stays free: a task that
+sleeps 1 ms looks for gaps.
+"""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Annotated, Any, NamedTuple
+
+import anyio
+import anyio.to_thread
+import typer
+
+import aslab
+
+from ._app import app, show
+from ._stall import longest_gap
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+SIZES = (4 * KIB, 64 * KIB, MIB, 16 * MIB)
+POPULATE = getattr(mmap, "MAP_POPULATE", 0x8000)
+GAPS = 3
+THREAD = "a thread, by slab"
+NOTE = (
+    "GiB/s until all bytes are held, the best round. ratio: to a thread that maps and faults in pieces of one "
+    "slab, best to best, then the least, median and most of the rounds; CPU: the same by processor time of all "
+    "threads, which a busy machine changes less. gap: the longest that a task which sleeps 1 ms was late."
+)
+
+
+class Took(NamedTuple):
+    """What something took, in seconds."""
+
+    seconds: float
+    cpu: float
+    """Processor time of all threads."""
+
+    @staticmethod
+    def now() -> Took:
+        """What it is at present."""
+        return Took(time.perf_counter(), time.process_time())
+
+    def since(self, begin: Took) -> Took:
+        """The difference."""
+        return Took(self.seconds - begin.seconds, self.cpu - begin.cpu)
+
+
+Contender = Callable[[int, int], Awaitable[Took]]
+"""Grows to so many bytes, in pieces or objects of so many."""
+
+
+@app.command()
+def growth(
+    mib: Annotated[int, typer.Option(help="MiB to grow to, at least two slabs.", min=1)] = 256,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=1)] = 7,
+    loop: Annotated[str, typer.Option(help="asyncio or trio.")] = "asyncio",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Growth from an empty cache, compared with one thread that maps and faults in memory."""
+    rows = [row for size in SIZES for row in anyio.run(measure, size, mib * MIB, rounds, backend=loop)]
+    show(f"growth to {mib} MiB, on {loop}", rows, NOTE, as_json=as_json)
+
+
+async def measure(size: int, nbytes: int, rounds: int) -> list[dict[str, Any]]:
+    """The rows for one size of objects."""
+    async with aslab.open_allocator() as kmem:
+        slab = kmem.create_cache("c", size).stats().slab_size
+    nbytes = max(2, nbytes // slab) * slab
+    contenders: dict[str, tuple[Contender, int]] = {
+        THREAD: (_thread, slab),
+        "a thread, by object": (_thread, size),
+        "aslab, prefill": (_prefill, size),
+        "aslab, await alloc": (_alloc, size),
+    }
+    took: dict[str, list[Took]] = {name: [] for name in contenders}
+    gaps: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds):
+        for name in _turned(list(contenders), number):
+            grow, piece = contenders[name]
+            gc.collect()
+            await _thread(nbytes, slab)  # memory that a hypervisor has to find first says nothing of either
+            took[name].append(await grow(nbytes, piece))
+            if number < GAPS:  # apart, as looking for gaps takes time itself
+                gaps[name].append(await longest_gap(partial(grow, nbytes, piece)))
+    label = f"{size // MIB} MiB" if size >= MIB else f"{size // KIB} KiB"
+    return [
+        {
+            "object": label,
+            "grown by": name,
+            **_compared(nbytes, took[name], took[THREAD]),
+            "gap ms": statistics.median(gaps[name]),
+        }
+        for name in contenders
+    ]
+
+
+def _compared(nbytes: int, ours: list[Took], thread: list[Took]) -> dict[str, float]:
+    ratios = [theirs.seconds / took.seconds for theirs, took in zip(thread, ours, strict=True)]
+    fastest = min(took.seconds for took in ours)
+    return {
+        "GiB/s": nbytes / fastest / GIB,
+        "ratio": min(took.seconds for took in thread) / fastest,
+        "least": min(ratios),
+        "median": statistics.median(ratios),
+        "most": max(ratios),
+        "CPU": statistics.median(t.cpu for t in thread) / statistics.median(t.cpu for t in ours),
+    }
+
+
+def _turned(names: list[str], by: int) -> list[str]:
+    """Each comes first in its turn, as memory is quicker to have soon after somebody gave it back."""
+    by %= len(names)
+    return names[by:] + names[:by]
+
+
+async def _thread(nbytes: int, piece: int) -> Took:
+    return await anyio.to_thread.run_sync(_map_and_fault_in, nbytes, piece)
+
+
+def _map_and_fault_in(nbytes: int, piece: int) -> Took:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | POPULATE
+    begin = Took.now()
+    held = [mmap.mmap(-1, piece, flags=flags) for _ in range(nbytes // piece)]
+    took = Took.now().since(begin)
+    del held
+    return took
+
+
+async def _prefill(nbytes: int, size: int) -> Took:
+    async with aslab.open_allocator() as kmem:
+        cache = kmem.create_cache("c", size)
+        begin = Took.now()
+        await cache.prefill(nbytes // size)
+        return Took.now().since(begin)
+
+
+async def _alloc(nbytes: int, size: int) -> Took:
+    async with aslab.open_allocator() as kmem:
+        cache = kmem.create_cache("c", size)
+        begin = Took.now()
+        held = [await cache.alloc() for _ in range(nbytes // size)]
+        took = Took.now().since(begin)
+        for buf in held:
+            buf.free()
+        return took

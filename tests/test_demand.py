@@ -1,0 +1,238 @@
+"""Growth by demand: slabs ahead of callers, several slabs by one call, and how many objects a slab has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+import aslab
+from aslab import GFP, BackendError, Cache
+from aslab._cache import pool_of
+from aslab._kmem._demand import BATCH, BATCH_SECONDS, CALM, INSTANT, MOST, SLOW, SOON, Demand
+from aslab.backends import Batching, Region
+
+from .support import SIZE, Instant, allocator, settle, start
+
+pytestmark = pytest.mark.anyio
+QUICK = BATCH_SECONDS / 2
+MIB = 2**20
+
+
+@pytest.fixture
+def anyio_backend(virtual: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    return virtual
+
+
+class Batches(Instant):
+    """Memory of which each call takes so many seconds, and brings several regions if it may."""
+
+    def __init__(self, takes: float = QUICK) -> None:
+        super().__init__()
+        self.takes = takes
+        self.calls: list[int] = []
+        self.fewer = 0
+        self.error: Exception | None = None
+        self.spoil = False
+
+    async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        return (await self.acquire_many(1, nbytes, align, gfp, 0))[0]
+
+    async def acquire_many(self, count: int, nbytes: int, align: int, gfp: GFP, within: float) -> list[Region]:
+        self.calls.append(count)
+        await anyio.sleep(count * self.takes)
+        if self.error is not None and count > 1:
+            raise self.error
+        regions = [self.acquire_nowait(nbytes, align, gfp) for _ in range(max(1, count - self.fewer))]
+        if self.spoil and count > 1:
+            regions[1].memory = regions[1].memory[: nbytes - 1]
+        return regions
+
+
+def slabs_of(cache: Cache[Any]) -> int:
+    return cache.stats().slab_total
+
+
+# -- the estimate
+
+
+class Estimate(Demand):
+    """One that has just had a slab, by a clock of its own."""
+
+    def __init__(self, *, took: float = QUICK, slab_size: int = SIZE) -> None:
+        super().__init__(slab_size, lambda: self.now)
+        self.now = 100.0
+        self.has_grown(took)
+
+    def has_grown(self, took: float = QUICK) -> None:
+        self.delivered(took, 1)
+        self.grown()
+
+    def when_found_empty(self) -> int:
+        self.found_empty(self.now)
+        return self.slabs_ahead
+
+
+def test_each_time_that_callers_come_soon_it_is_twice_as_far_ahead_up_to_a_bound() -> None:
+    demand = Estimate()
+    assert [demand.when_found_empty() for _ in range(4)] == [1, 2, 4, MOST]
+    demand.now += SOON * QUICK
+    assert demand.slabs_ahead == 0, "it lapses"
+    assert demand.when_found_empty() == 0
+    demand.has_grown()
+    assert demand.when_found_empty() == 1, "they came late: it begins anew"
+
+
+@pytest.mark.parametrize("took", [0.0, INSTANT, SLOW])
+def test_nothing_is_taken_ahead_of_memory_that_is_slow_or_comes_at_once(took: float) -> None:
+    assert Estimate(took=took).when_found_empty() == 0
+
+
+def test_nothing_is_taken_ahead_for_a_while_after_slabs_were_given_back_or_refused() -> None:
+    demand = Estimate()
+    demand.subsides()
+    assert (demand.when_found_empty(), demand.quick) == (0, False)
+    demand.now += CALM
+    demand.has_grown()
+    assert (demand.when_found_empty(), demand.quick) == (1, True)
+
+
+def test_large_slabs_are_bounded_by_their_bytes() -> None:
+    demand = Estimate(slab_size=32 * MIB)
+    assert [demand.when_found_empty() for _ in range(3)] == [1, 1, 1]
+
+
+# -- ahead of callers
+
+
+async def held_one_by_one(cache: Cache[Any], objects: int) -> list[aslab.Buffer[Any]]:
+    """Allocate, with some work in between: a slab lasts as long as two grows."""
+    held = []
+    for _ in range(objects):
+        held.append(await cache.alloc())
+        await anyio.sleep(2 * QUICK / 8)
+    return held
+
+
+async def test_who_takes_objects_as_fast_as_they_come_waits_for_half_of_the_slabs() -> None:
+    async with allocator(slabs=Batches()) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        held = await held_one_by_one(cache, 64)
+        assert cache.stats().waits <= 8 / 2
+        assert slabs_of(cache) <= 8 + MOST
+        for buf in held:
+            buf.free()
+
+
+async def test_nothing_is_ahead_at_the_bound_and_nobody_gives_up_slabs_for_it() -> None:
+    async with allocator(slabs=Batches(), limit=10 * 8 * SIZE) as kmem:
+        other = kmem.create_cache("other", SIZE)
+        await other.prefill(16)
+        cache = kmem.create_cache("c", SIZE)
+        held = await held_one_by_one(cache, 64)
+        await anyio.sleep(1)
+        assert (slabs_of(cache), slabs_of(other)) == (8, 2)
+        for buf in held:
+            buf.free()
+
+
+async def test_what_was_given_back_is_not_taken_again_ahead_of_need() -> None:
+    async with allocator(slabs=Batches()) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        for buf in await held_one_by_one(cache, 24):
+            buf.free()
+        assert await cache.reap() > 0
+        await anyio.sleep(1)
+        assert slabs_of(cache) == 0
+
+
+# -- several by one call
+
+
+async def test_a_quick_backend_brings_several_slabs_by_one_call_within_bounds() -> None:
+    slabs = Batches()
+    async with allocator(slabs=slabs) as kmem:
+        cache = kmem.create_cache("c", SIZE, max_objects=8 * 25)
+        await cache.prefill(8 * 20)
+        assert slabs.calls == [1, BATCH, 20 - 1 - BATCH]
+        assert slabs_of(cache) == 20
+        await cache.prefill(8 * 25)
+        assert slabs_of(cache) == 25
+
+
+@pytest.mark.parametrize("spoilt", ["fewer", "error", "broken", "region"])
+async def test_what_a_call_does_not_bring_costs_no_room(spoilt: str) -> None:
+    slabs = Batches()
+    async with allocator(slabs=slabs, limit=10 * 8 * SIZE) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        await cache.prefill(8)
+        slabs.fewer = 2 if spoilt == "fewer" else 0
+        slabs.spoil = spoilt == "region"
+        slabs.error = {"error": MemoryError("none"), "broken": RuntimeError("boom")}.get(spoilt)
+        if spoilt in {"broken", "region"}:
+            with pytest.raises(BackendError):
+                await cache.prefill(8 * 5)
+            await settle()
+        else:
+            await cache.prefill(8 * 5)
+            assert slabs_of(cache) == 5
+        slabs.error, slabs.spoil = None, False
+        assert kmem.stats().slab_bytes == slabs_of(cache) * 8 * SIZE
+        await cache.prefill(8 * 10)
+        assert slabs_of(cache) == 10, "all of the limit can be had"
+
+
+async def test_one_slab_at_a_time_while_another_cache_waits_and_where_objects_are_built() -> None:
+    slabs = Batches()
+    async with allocator(slabs=slabs) as kmem, anyio.create_task_group() as tasks:
+        one, two = kmem.create_cache("one", SIZE), kmem.create_cache("two", SIZE)
+        await one.prefill(1)
+        await start(tasks, one.prefill, 64)
+        await start(tasks, two.prefill, 1)
+        built = kmem.create_cache("built", SIZE, ctor=len)
+        await anyio.sleep(1)
+        slabs.calls.clear()
+        await built.prefill(64)
+        assert slabs.calls == 8 * [1]
+
+
+async def test_a_backend_that_overrides_acquire_alone_is_asked_for_one_at_a_time() -> None:
+    class Own(Batches):
+        async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+            await anyio.sleep(QUICK)
+            return self.acquire_nowait(nbytes, align, gfp)
+
+    slabs = Own()
+    assert isinstance(slabs, Batching)
+    async with allocator(slabs=slabs) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        await cache.prefill(64)
+        assert (slabs.calls, slabs_of(cache)) == ([], 8)
+        assert pool_of(cache).growth.demand.quick
+
+
+# -- how many objects a slab has
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "limit", "objects"),
+    [
+        (64, {}, None, 512),
+        (4096, {}, None, 512),
+        (64 * 1024, {}, None, 32),
+        (MIB, {}, None, 8),
+        (16 * MIB, {}, None, 2),
+        (4096, {"ctor": len}, None, 8),
+        (4096, {}, 16 * MIB, 256),
+        (4096, {}, 100 * 4096, 8),
+        (4096, {"max_objects": 1600}, None, 100),
+        (4096, {"max_objects": 50}, None, 8),
+    ],
+)
+async def test_a_slab_of_small_objects_is_a_huge_page_or_a_sixteenth_of_the_bounds(
+    size: int, options: dict[str, Any], limit: int | None, objects: int
+) -> None:
+    async with aslab.open_allocator(slabs=Instant(), limit=limit) as kmem:
+        cache = kmem.create_cache("c", size, **options)
+        assert pool_of(cache).config.shape.objects == objects
