@@ -16,9 +16,10 @@ PURE = os.environ.get("ASLAB_PURE") == "1" or sys.implementation.name != "cpytho
 
 
 class BuildExtension(build_ext):
-    """Builds the fast path if it can: without a compiler the package is pure Python, which is slower and complete."""
+    """Builds the fast path if it can: without a compiler aslab is pure Python, which is slower and complete."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Build it, or say in one line why not."""
         try:
             super().build_extension(ext)
         except Exception as exc:
