@@ -21,9 +21,9 @@ from aslab.lab.scenarios import builtin
 from .test_cli import ROOT, SMALL, Here, environment, python
 
 AT_WORK = {
-    "demo": ("aslab.cli._demo._service", "_open"),
-    "demo --loop trio --inject deadlock": ("aslab.cli._demo._service", "_open"),
-    "demo --loop uvloop": ("aslab.cli._demo._service", "_open"),
+    "demo": ("aslab.cli._demo._hashing", "_open"),
+    "demo --loop trio --inject deadlock": ("aslab.cli._demo._hashing", "_open"),
+    "demo --loop uvloop": ("aslab.cli._demo._hashing", "_open"),
     "lab run deadlock-for-good": ("aslab.lab._scenario._play", "shuffled"),
     "lab run deadlock-for-good --loop trio": ("aslab.lab._scenario._play", "shuffled"),
     "lab run deadlock-for-good --real-time": ("aslab.lab._scenario._play", "shuffled"),
