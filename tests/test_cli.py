@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +20,7 @@ from rich.progress import Progress
 from aslab import ConfigError
 from aslab._checks import format_size, parse_size
 from aslab.cli._demo._files import File, Found, check_paths, find_files
+from aslab.cli._demo._hashing import BYTES_MOST, Batch, Done, batches
 from aslab.cli._demo._progress import progress_bar
 from aslab.cli._errors import BadInput
 
@@ -180,14 +183,14 @@ def test_json_tells_what_a_healthy_run_did(tree: Path) -> None:
     assert run.pop("bytes_per_second") > 0
     waited, median, longest = run.pop("waited"), run.pop("wait_median"), run.pop("wait_longest")
     assert 0 < waited <= run["allocations"]
+    assert run["allocations"] >= len(files)  # more tasks than files, so none shares a call with another
     assert 0 <= median <= longest
-    chunks = [path.stat().st_size // BUFFER + 1 for path in files]
     assert run == {
         "loop": "trio",
         "injected": [],
         "files": len(files),
         "bytes": sum(path.stat().st_size for path in files),
-        "allocations": sum(chunks),
+        "allocations": run["allocations"],
         "emergency_used": run["emergency_used"],
         "emergency_max": run["emergency_max"],
         "deadlocks": run["deadlocks"],
@@ -331,11 +334,11 @@ def test_an_error_while_reading_is_told_and_the_others_are_hashed(tmp_path: Path
     (tmp_path / "good").write_bytes(b"good")
     (tmp_path / "bad").write_bytes(b"bad")
     code = (
-        "import errno, os, aslab.cli._demo._service as service\n"
-        "def fail(file, *others):\n"
-        "    if file.name == 'bad': raise OSError(errno.EIO, os.strerror(errno.EIO))\n"
-        "    return real(file, *others)\n"
-        "real, service._read_and_hash = service._read_and_hash, fail\n"
+        "import errno, os, aslab.cli._demo._hashing as hashing\n"
+        "def fail(fd, *others):\n"
+        "    if os.path.samestat(os.fstat(fd), os.stat('bad')): raise OSError(errno.EIO, os.strerror(errno.EIO))\n"
+        "    return real(fd, *others)\n"
+        "real, hashing._read_and_hash = hashing._read_and_hash, fail\n"
         "from aslab.cli import main; main(['demo', '--sums', 'bad', 'good'])"
     )
     finished = python("-c", code, cwd=tmp_path)
@@ -401,15 +404,52 @@ def test_the_version_is_told() -> None:
 def test_ctrl_c_ends_quietly(tmp_path: Path, loop: str) -> None:
     # The service itself sends the signal, when it is at work for sure.
     code = (
-        "import os, signal, aslab.cli._demo._service as service\n"
+        "import os, signal, aslab.cli._demo._hashing as hashing\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a job in the background has not
         "def stop(path): os.kill(os.getpid(), signal.SIGINT); return real(path)\n"
-        "real, service._open = service._open, stop\n"
+        "real, hashing._open = hashing._open, stop\n"
         f"from aslab.cli import main; main(['demo', '--loop', '{loop}', '--inject', 'deadlock', '.'])"
     )
     (tmp_path / "file").write_bytes(b"x")
     finished = python("-c", code, cwd=tmp_path)
     assert (finished.returncode, finished.stderr, finished.stdout) == (130, b"aslab: interrupted\n", b"")
+
+
+def test_small_files_go_together_and_a_large_one_alone() -> None:
+    small, large = [File("small", 1000)] * 1000, File("large", BYTES_MOST + 1)
+    assert [len(batch) for batch in batches([*small, large, *small], 2)] == [64] * 15 + [40, 1] + [64] * 15 + [40]
+    assert [len(batch) for batch in batches([File("middling", BYTES_MOST // 2)] * 16, 1)] == [2] * 8
+    assert [len(batch) for batch in batches(small, 50)] == [5] * 200  # each task gets its share
+    assert not list(batches([], 1))
+
+
+def test_a_call_ends_in_time_even_within_a_file_and_else_with_the_batch(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [File(os.fspath(tree / name), 0) for name in ("empty", "missing", "large", "exactly one buffer")]
+    expected = {
+        file.path: hashlib.sha256(Path(file.path).read_bytes()).hexdigest() for file in files[::2] + files[3:]
+    }
+    for seconds in (-1.0, math.inf):
+        monkeypatch.setattr("aslab.cli._demo._hashing.CALL", seconds)
+        batch, calls = Batch(files), [Done()]
+        while not calls[-1].over:
+            calls.append(batch.go_on(memoryview(bytearray(BUFFER))))
+        # empty: open and read; missing; large: open, 5 full reads and a short one; the last: open, 1 and 1; over
+        assert len(calls[1:]) == (2 + 1 + 7 + 3 + 1 if seconds < 0 else 1)
+        assert {path: digest for done in calls for path, digest in done.sums.items()} == expected
+        assert [one.error for done in calls for one in done.unreadable] == ["No such file or directory"]
+        assert sum(done.nbytes for done in calls) == 6 * BUFFER + 3
+
+
+def test_a_batch_that_is_given_up_closes_its_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aslab.cli._demo._hashing.CALL", -1.0)
+    folder = Path("/proc/self/fd")
+    before = len(list(folder.iterdir()))
+    with closing(Batch([File(os.fspath(tree / "large"), 0)])) as batch:
+        batch.go_on(memoryview(bytearray(BUFFER)))
+        assert len(list(folder.iterdir())) == before + 1
+    assert len(list(folder.iterdir())) == before
 
 
 def test_no_file_is_found_twice(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

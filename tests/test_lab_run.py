@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -185,6 +186,27 @@ class Odd(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
+
+
+def test_ctrl_c_waits_for_a_checkpoint_and_a_second_one_for_nothing(lab: LabRunner) -> None:
+    passed: list[str] = []
+
+    async def main(times: int) -> None:
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+            passed.append("a line of the task")
+        await anyio.sleep(1)
+        passed.append("a checkpoint")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background has not
+    try:
+        for times in (1, 2):
+            with pytest.raises(KeyboardInterrupt):
+                lab(main, times)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert passed == ["a line of the task"] * 2
 
 
 @pytest.mark.parametrize("error", [Odd(7), KeyboardInterrupt(), SystemExit(3), TimeoutError()], ids=repr)

@@ -6,11 +6,11 @@ import random
 import time
 from typing import Annotated, Any
 
-import anyio
 import typer
 
 import aslab
 
+from ..cli._loops import Loop, run_on
 from ._app import app, show
 from ._stall import longest_gap
 
@@ -27,9 +27,7 @@ def move(
 ) -> None:
     """With a random tenth of objects left: slabs before and after a pass, its duration, the longest stall."""
     rows = [
-        anyio.run(measure, size, slabs, backend=loop) | {"loop": loop}
-        for size in SIZES
-        for loop in ("asyncio", "trio")
+        run_on(Loop(loop), measure, size, slabs) | {"loop": loop} for size in SIZES for loop in ("asyncio", "trio")
     ]
     show("one pass of defragmentation", rows, "Longest gap of a task that sleeps 1 ms.", as_json=as_json)
 

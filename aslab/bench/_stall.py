@@ -12,6 +12,7 @@ import typer
 import aslab
 from aslab.backends import Mmap, Region
 
+from ..cli._loops import Loop, run_on
 from ._app import app, show
 
 MIB = 2**20
@@ -36,7 +37,7 @@ def stall(
     rows = []
     for name, backend in (("in aslab's worker", Mmap()), ("on the loop itself", OnTheLoop())):
         for loop in ("asyncio", "trio"):
-            grown, released = anyio.run(measure, backend, mib * MIB, backend=loop)
+            grown, released = run_on(Loop(loop), measure, backend, mib * MIB)
             rows.append({"growth": name, "loop": loop, "grow: gap ms": grown, "release: gap ms": released})
     show(
         f"stall of the event loop, one slab of {mib} MiB",

@@ -18,6 +18,7 @@ import typer
 
 import aslab
 
+from ..cli._loops import Loop, run_on
 from ._app import app, show
 
 FEW = (100, 1_000)
@@ -33,7 +34,7 @@ def waiters(
     """Cost of one waiter, from joining the queue to freeing its object, with 100, 1,000 and 10,000 waiters."""
     rows = []
     for loop in ("asyncio", "trio"):
-        best = anyio.run(measure, rounds, (*FEW, most), backend=loop)
+        best = run_on(Loop(loop), measure, rounds, (*FEW, most))
         shares = {number: ours - bare for number, (ours, bare) in best.items()}
         for number, (ours, bare) in best.items():
             rows.append(

@@ -16,6 +16,7 @@ from ._service import Progress
 def progress_bar(title: str, found: Found) -> Iterator[Progress]:
     """Show a bar. Call the result with the bytes and files just read. Growing files extend the bar."""
     done = read = 0
+    expected = found.nbytes  # once: it visits every file
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -23,12 +24,12 @@ def progress_bar(title: str, found: Found) -> Iterator[Progress]:
         TextColumn("{task.fields[files]:,}/{task.fields[of]:,} files"),
     )
     with bar(*columns) as shown:
-        task = shown.add_task(title, total=found.nbytes, files=0, of=len(found.files))
+        task = shown.add_task(title, total=expected, files=0, of=len(found.files))
 
         def advance(nbytes: int, files: int) -> None:
             nonlocal done, read
             done += files
             read += nbytes
-            shown.update(task, completed=read, total=max(read, found.nbytes), files=done)
+            shown.update(task, completed=read, total=max(read, expected), files=done)
 
         yield advance

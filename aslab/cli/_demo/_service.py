@@ -2,28 +2,23 @@
 
 There are more tasks than buffers on purpose: a task without a buffer waits, so reading never takes more memory
 than the limit, however many files there are. The event loop does none of the work: files are opened, read and
-hashed in threads, one call per chunk.
+hashed in threads, many small ones or much of a large one in each call.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
 
 import anyio
 from anyio import to_thread
 
 from ... import Cache, CacheStats, open_allocator
 from ...backends import Backend
-from .._errors import why
 from ._files import File, Unreadable
+from ._hashing import Batch, Done, batches
 from ._resume import slab_serves
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
 
 ALIGN = 4096
 SLAB_MOST = 8
@@ -136,50 +131,25 @@ class _Service:
         self._progress = progress
 
     async def run(self, files: Sequence[File], tasks: int) -> None:
-        todo = iter(files)
+        todo = batches(files, tasks)
         async with anyio.create_task_group() as group:
             for _ in range(min(tasks, len(files))):
                 group.start_soon(self._work, todo)
 
-    async def _work(self, todo: Iterator[File]) -> None:
-        for file in todo:  # all tasks share one iterator
-            try:
-                self.sums[file.path] = await self._hash(file.path)
-            except OSError as exc:
-                self.unreadable.append(Unreadable(file.path, why(exc)))
-            self._progress(0, 1)
+    async def _work(self, todo: Iterator[list[File]]) -> None:
+        for files in todo:  # all tasks share one iterator
+            with closing(Batch(files)) as batch:
+                while not (await self._go_on(batch)).over:
+                    pass
 
-    async def _hash(self, path: str) -> str:
-        digest = hashlib.sha256()
-        with await to_thread.run_sync(_open, path) as file:
-            while await self._hash_chunk(file, digest) == self._cache.size:
-                pass
-        return digest.hexdigest()
-
-    async def _hash_chunk(self, file: BinaryIO, digest: _Hash) -> int:
+    async def _go_on(self, batch: Batch) -> Done:
         asked = anyio.current_time()
         async with self._cache.lease() as buf:
             self.times.append(anyio.current_time() - asked)
             self.emergency_used += buf.emergency
-            nbytes = await to_thread.run_sync(_read_and_hash, file, buf.view, digest)
-        self.nbytes += nbytes
-        self._progress(nbytes, 0)
-        return nbytes
-
-
-def _open(path: str) -> Any:
-    return Path(path).open("rb", buffering=0)
-
-
-def _read_and_hash(file: BinaryIO, view: memoryview, digest: _Hash) -> int:
-    """Fill the view, or reach the end of the file. Releases each slice, which would keep the buffer in use."""
-    filled = 0
-    while filled < len(view):
-        with view[filled:] as rest:
-            nbytes = file.readinto(rest)  # type: ignore[attr-defined]
-        if not nbytes:
-            break
-        filled += nbytes
-    with view[:filled] as part:
-        digest.update(part)
-    return filled
+            done = await to_thread.run_sync(batch.go_on, buf.view)
+        self.sums |= done.sums
+        self.unreadable += done.unreadable
+        self.nbytes += done.nbytes
+        self._progress(done.nbytes, len(done.sums) + len(done.unreadable))
+        return done

@@ -19,6 +19,7 @@ from ..._cache import pool_of
 from ...emulation import Shrinker
 from ...pressure import Signal, Source
 from ...testing import check_consistency
+from .._simulation._interrupts import TRIO_OPTIONS
 from .._simulation._log import EventLog
 from .._simulation._run import Lab, current, housekeeping, wait_for_timers
 from .._simulation._run import run as run_simulated
@@ -71,7 +72,7 @@ def play(
         return Played(run.result(loop), lab.log, recording)
 
     if real_time:
-        return anyio.run(main, backend=loop)
+        return anyio.run(main, backend=loop, backend_options=TRIO_OPTIONS if loop == "trio" else {})
     outcome = run_simulated(main, seed=seed, loop=loop)
     assert outcome.value is not None  # without `until` it always finishes
     return outcome.value

@@ -4,6 +4,7 @@ _run                 run a function this way; the run that a task belongs to
 _asyncio  _trio      each loop, with a clock that jumps to the next timer
 _order  _blocked     asyncio only: the same order in every process
 _idle                nothing can run: is this the end?
+_interrupts          trio only: Ctrl-C, which waits for a checkpoint
 _outside  _threads   what the clock has to wait for: threads, child processes
 _stuck               what each task waits on
 _waits               who waits on whom, as a model reports it; the cycle of a deadlock

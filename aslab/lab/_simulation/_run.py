@@ -25,6 +25,7 @@ from ..._checks import whole_number
 from ..._errors import ConfigError, SlabError
 from ..._kmem._wakeup import HOUSEKEEPING
 from ._idle import Idle, StuckInCleanUp
+from ._interrupts import TRIO_OPTIONS, second_at_once
 from ._log import EventLog
 from ._stuck import StuckTask
 
@@ -166,7 +167,7 @@ async def _root(
     error: BaseException | None = None
     finished = False
     async with anyio.create_task_group() as tasks:
-        with anyio.CancelScope() as scope:
+        with anyio.CancelScope() as scope, second_at_once():
             idle.end = scope.cancel
             if until is not None:
                 tasks.start_soon(_end_after, until, scope, name="aslab.lab end")
@@ -209,7 +210,8 @@ def _simulated(loop: str, seed: int, idle: Idle) -> Iterator[Callable[..., Any]]
         from ._trio import ordered_tasks, simulated_clock
 
         with ordered_tasks(seed):  # not anyio.run, which dropped the clock before 4.14
-            yield partial(trio.run, clock=simulated_clock(idle))
+            options: dict[str, Any] = {"clock": simulated_clock(idle), **TRIO_OPTIONS}
+            yield partial(trio.run, **options)
     else:
         from ._asyncio import SimulatedLoop
         from ._order import ordered
