@@ -11,9 +11,11 @@ from typing import Any, TypeVar, Unpack, overload
 import anyio
 
 from ._cache import Cache
-from ._checks import format_size, whole_number
+from ._checks import format_size, seconds, whole_number
 from ._config import allocator_config, cache_config
 from ._errors import CacheClosedError, ConfigError, SealedError
+from ._events import Events
+from ._health import Health, judge
 from ._keywords import keywords
 from ._kmem._slowpath import ready
 from ._options import AllocatorKeywords, AllocatorOptions, CacheKeywords, CacheOptions
@@ -135,6 +137,9 @@ class Allocator:
         return AllocatorStats(
             slab_bytes=self._arena.budget.used,
             limit=self._arena.config.limit,
+            refused=len(self._arena.permits.refused),
+            grow_time=self._arena.grow_times.snapshot(),
+            emergency_time=self._arena.emergency_times.snapshot(),
             emergency_bytes=self._arena.permits.outstanding,
             emergency_bytes_max=self._arena.permits.highest,
             emergency_limit=self._arena.permits.limit,
@@ -142,6 +147,29 @@ class Allocator:
             sealed=self._arena.budget.sealed,
             caches=tuple(cache.stats() for cache in self.caches),
         )
+
+    def health(self, *, slow: float = 1.0, stuck: float = 10.0) -> Health:
+        """Return whether callers are served: ok, degraded or stuck, with the reasons. Any thread.
+
+        For a health check: `Health.ok` for "ready", and not STUCK for "alive".
+
+        :param slow: seconds; a caller that has waited for longer makes it degraded
+        :param stuck: seconds; a caller that has waited for longer makes it stuck
+        :raises ConfigError: if ``stuck`` is below ``slow``, or one is not a number of seconds
+        """
+        seconds("slow", slow, zero=True)
+        seconds("stuck", stuck, zero=True)
+        if stuck < slow:
+            raise ConfigError("stuck", stuck, f"it must be at least slow, {slow:g}")
+        return judge(self.stats(), slow=slow, stuck=stuck)
+
+    def events(self) -> Events:
+        """Return a reader of what happens from now on, such as growth that becomes late.
+
+        ``with kmem.events() as events:`` begins to listen, and ``async for event in events:`` gives each
+        `CacheEvent`, until the allocator is closed. Does not suspend; event loop's thread only.
+        """
+        return Events(self._arena.listeners)
 
     def table(self) -> str:
         """The text of /proc/spl/kmem/slab. Any thread."""

@@ -25,8 +25,10 @@ import anyio
 from anyio.abc import TaskGroup
 
 from .._config import AllocatorConfig
+from .._events import Listeners
+from .._histogram import Times
 from ._budget import Budget, Tenant
-from ._clock import Clock, clock_of_this_loop, events_of_this_loop
+from ._clock import Clock, clock_of_this_loop, events_of_this_loop, for_any_thread
 from ._emergency import Permits
 from ._supply import Supply
 from ._wakeup import UrgentWork, Wakeup, WorkQueue, take_turns
@@ -43,6 +45,7 @@ class Arena:
     def __init__(self, config: AllocatorConfig) -> None:
         self.config = config
         self.clock: Clock = clock_of_this_loop()
+        self.now: Clock = for_any_thread(self.clock)
         self.make_event: Callable[[], anyio.Event] = events_of_this_loop()
         self.wakeup: Wakeup = Wakeup()
         self.slabs: Supply = Supply(config.slabs, self.wakeup)
@@ -62,6 +65,12 @@ class Arena:
         """One for each waiter: the lower number came first."""
         self.interval: float = (config.expire or LOOK_EVERY * AGEING_STEPS) / AGEING_STEPS
         """Seconds between two runs of the ageing task."""
+        self.grow_times: Times = Times()
+        """How long the backend took for each slab."""
+        self.emergency_times: Times = Times()
+        """How long each emergency object took that was made for a waiter."""
+        self.listeners: Listeners = Listeners()
+        """Who hears of events."""
         self.closed: bool = False
         self.stopped: bool = False
         """All tasks have ended."""

@@ -35,13 +35,13 @@ import anyio.lowlevel
 
 from .._errors import copy_for_raise
 from .._fastpath import Slot
-from .._flags import FINISHES, KM, LEVEL
+from .._flags import FINISHES, KM, LEVEL, ORDINARY
 from .._stats import Counters
 from ._attempts import make, put_back
 from ._frees import unpark
 from ._member import Member
 from ._pool import Pool
-from ._snapshot import situation
+from ._snapshot import one_too_many, situation
 from ._state import Mark, Wait, go
 from ._waiters import Waiter
 
@@ -140,9 +140,12 @@ async def wait(pool: Pool[T], flags: KM, need: int, counters: Counters) -> list[
 
     If cancelled, objects handed over meanwhile go to the next in line.
 
-    :raises CacheClosedError, BackendError, ConstructorError: like `Cache.alloc`
+    :raises TooManyWaiting, CacheClosedError, BackendError, ConstructorError: like `Cache.alloc`
     """
     arena = pool.arena
+    most = pool.config.max_waiting
+    if most is not None and counters.waiters >= most and LEVEL[flags] == ORDINARY:
+        raise one_too_many(pool, counters, most)
     waiter: Waiter[T] = Waiter(flags, next(arena.tickets), need, counters, arena.clock())
     waiter.make_event = arena.make_event
     counters.waiters += 1
@@ -169,6 +172,7 @@ def _change_line(pool: Pool[T], change: Callable[[Waiter[T]], object], waiter: W
 
 def _leave(pool: Pool[T], waiter: Waiter[T]) -> None:
     waiter.counters.waiters -= 1
+    waiter.counters.wait_times.note(pool.arena.clock() - waiter.since)
     pool.waiters.untimed.pop(waiter, None)
     pool.waiters.undecided.pop(waiter, None)
     if _change_line(pool, pool.waiters.leave, waiter):  # else it left the line when it was served

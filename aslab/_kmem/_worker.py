@@ -19,7 +19,6 @@ Event loop's thread only.
 
 from __future__ import annotations
 
-import logging
 import math
 from functools import partial
 from typing import Any
@@ -35,8 +34,6 @@ from ._arena import Arena
 from ._pool import Pool
 from ._slab import Slab, construct
 from ._wakeup import AT_ONCE
-
-log = logging.getLogger("aslab")
 
 SLICE = 0.002
 """Seconds for which objects are constructed without a pause while the loop is busy."""
@@ -89,11 +86,7 @@ class Worker:
             arena.busy_growing -= 1
             if not ended.is_set():
                 self.kicked += 1
-                log.warning(
-                    "growth of cache %r has been stuck for %g s; it is set aside, and other caches can grow",
-                    pool.config.name,
-                    self._kick_after,
-                )
+                pool.growth.reports.set_aside(self._kick_after)
 
     def _next(self) -> tuple[Pool[Any] | None, bool]:
         """Return the first queued pool that may grow now, its room set aside, and whether all were looked at.
@@ -159,7 +152,9 @@ class Worker:
         began, lag = arena.clock(), list[float]()
         LAG.set(lag)  # of this task alone
         region = await arena.slabs.acquire(growth.account.slab_size, shape.align, growth.gfp, gone)
-        growth.patience.note(max(0.0, arena.clock() - began - sum(lag)))
+        took = max(0.0, arena.clock() - began - sum(lag))
+        growth.patience.note(took)
+        arena.grow_times.note(took)
         growth.arrived = True
         slab: Slab[Any] = Slab(region, shape)
         try:
