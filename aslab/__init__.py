@@ -14,6 +14,7 @@
 #   _gather  io/  protocols                streams and files, straight into buffers
 #   testing/  faults/  emulation/          checks, injected faults, emulated backends
 #   share/                                 buffers for other processes
+#   observe/                               figures for Prometheus and OpenTelemetry
 #   lab/  bench/  cli/                     simulations, measurements, commands
 #
 # docs/design.md gives the reasons.

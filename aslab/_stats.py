@@ -20,6 +20,7 @@ class Counters:
     waits: int = 0
     timeouts: int = 0
     sealed: int = 0
+    gave_up: int = 0
     turned_away: int = 0
     wait_times: Times = field(default_factory=Times)
     handed_out: int = 0
@@ -91,6 +92,8 @@ class CacheStats:
     """Objects held by callers, including emergency objects."""
     obj_cached: int
     """Free objects in the magazine."""
+    obj_free: int
+    """Free objects, in the slabs and in the magazine."""
     obj_reserved: int
     """Objects now set aside for PUSHPAGE and MEMALLOC callers."""
     obj_handover: int
@@ -118,6 +121,8 @@ class CacheStats:
     """Seconds that the oldest waiting caller has waited; 0 if nobody waits."""
     max_waiting: int | None
     """The most SLEEP callers that may wait; None is unbounded."""
+    gave_up: int
+    """Callers whose own ``timeout`` was over before an object came."""
     turned_away: int
     """Callers that got `TooManyWaiting`."""
     refused: int

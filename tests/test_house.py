@@ -35,6 +35,7 @@ arrays
 io protocols
 faults emulation testing
 share
+observe/_figures observe
 lab/_simulation lab/__init__ lab/pytest_plugin
 lab/_scenario lab/_report lab/scenarios
 lab/_story lab/_staging
@@ -234,11 +235,15 @@ def long_modules() -> Iterator[str]:
             yield module
 
 
+TOLD = ("_kmem", "_fastpath", "lab", "cli", "bench", "observe")
+"""Packages whose docstrings list their files."""
+
+
 def unnamed_modules() -> Iterator[str]:
     """What the docstring of its package does not name, so that a reader would have to guess which file to open."""
     for module in MODULES:
         folder = Path(module).parent
-        if module.endswith("/__init__") and folder.parts[0] in ("_kmem", "_fastpath", "lab", "cli", "bench"):
+        if module.endswith("/__init__") and folder.parts[0] in TOLD:
             told = ast.get_docstring(tree_of(module)) or ""
             inside = {path.stem for path in PACKAGE.joinpath(folder).iterdir() if path.suffix in ("", ".py")}
             for other in inside - {"__init__", "__pycache__"}:

@@ -67,6 +67,7 @@ def cache_stats(pool: Pool[Any], member: Member) -> CacheStats:
         obj_emergency_max=counters.emergency_max if shared else pool.emergency.highest,
         obj_held=held(pool, counters),
         obj_cached=len(pool.magazine),
+        obj_free=slabs.free + len(pool.magazine),
         obj_reserved=len(pool.reserve),
         obj_handover=_in_handover(pool),
         obj_lingering=len(pool.depot.lingering) if shared else _lingering(pool),
@@ -81,6 +82,7 @@ def cache_stats(pool: Pool[Any], member: Member) -> CacheStats:
         wait_time=counters.wait_times.snapshot(),
         oldest_wait=0.0 if oldest is None else max(0.0, now - oldest),
         max_waiting=pool.config.max_waiting,
+        gave_up=counters.gave_up,
         turned_away=counters.turned_away,
         refused=len(pool.emergency.refused),
         at_limit=not growing and pool.growth.limit_reached,
@@ -111,3 +113,9 @@ def one_too_many(pool: Pool[Any], counters: Counters, most: int) -> TooManyWaiti
     counters.turned_away += 1
     member = next((one for one in pool.members if one.counters is counters), Member(pool.config.name))
     return TooManyWaiting(f"{situation(pool, member)}: no object is free, and max_waiting is {most}")
+
+
+def too_late(pool: Pool[Any], member: Member, timeout: float | None) -> TimeoutError:
+    """Count a caller whose ``timeout`` is over, and return the error for it."""
+    member.counters.gave_up += 1
+    return TimeoutError(f"{situation(pool, member)}: no object came within {timeout:g} s")
