@@ -15,7 +15,7 @@ from ._checks import format_size, seconds, whole_number
 from ._config import allocator_config, cache_config
 from ._errors import CacheClosedError, ConfigError, SealedError
 from ._events import Events
-from ._health import Health, judge
+from ._health import SLOW, STUCK, Health, judge
 from ._keywords import keywords
 from ._kmem._slowpath import ready
 from ._options import AllocatorKeywords, AllocatorOptions, CacheKeywords, CacheOptions
@@ -148,7 +148,7 @@ class Allocator:
             caches=tuple(cache.stats() for cache in self.caches),
         )
 
-    def health(self, *, slow: float = 1.0, stuck: float = 10.0) -> Health:
+    def health(self, *, slow: float = SLOW, stuck: float = STUCK) -> Health:
         """Return whether callers are served: ok, degraded or stuck, with the reasons. Any thread.
 
         For a health check: `Health.ok` for "ready", and not STUCK for "alive".

@@ -40,7 +40,11 @@ class Health:
         return self.state is HealthState.OK
 
 
-def judge(stats: AllocatorStats, *, slow: float, stuck: float) -> Health:
+SLOW, STUCK = 1.0, 10.0
+"""Seconds of waiting from which on it is degraded or stuck, by default."""
+
+
+def judge(stats: AllocatorStats, *, slow: float = SLOW, stuck: float = STUCK) -> Health:
     """Judge a snapshot.
 
     :param slow: seconds of waiting from which on it is degraded

@@ -11,7 +11,7 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 
 from .._allocator import Allocator
 from .._errors import ConfigError
-from .._health import HealthState
+from .._health import HealthState, judge
 from .._histogram import Histogram
 from .._stats import AllocatorStats, CacheStats
 
@@ -123,9 +123,9 @@ def _bytes(stats: AllocatorStats) -> dict[str, Value]:
     return {"slabs": stats.slab_bytes, "emergency": stats.emergency_bytes}
 
 
-def health_values(allocator: Allocator) -> dict[str, float]:
+def health_values(stats: AllocatorStats) -> dict[str, float]:
     """Return 1 for the present state and 0 for the others, by its name."""
-    now = allocator.health().state
+    now = judge(stats).state
     return {state.value: float(state is now) for state in HealthState}
 
 

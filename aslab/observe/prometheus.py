@@ -60,8 +60,8 @@ class AllocatorCollector(Collector):
         for of_all in OF_ALLOCATORS:
             yield _filled(of_all, ("allocator",), [((name,), one) for name, one in stats.items()])
         health = GaugeMetricFamily(HEALTH, HEALTH_DOC, labels=("allocator", "state"))
-        for name, allocator in self._allocators.items():
-            for state, value in health_values(allocator).items():
+        for name, one in stats.items():
+            for state, value in health_values(one).items():
                 health.add_metric((name, state), value)
         yield health
 
