@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar, Unpack, overload
 
 import anyio
 
+from ._answering import answering
 from ._cache import Cache
 from ._checks import format_size, seconds, whole_number
 from ._config import allocator_config, cache_config
@@ -20,6 +22,7 @@ from ._keywords import keywords
 from ._kmem._slowpath import ready
 from ._options import AllocatorKeywords, AllocatorOptions, CacheKeywords, CacheOptions
 from ._reaper import give_everything
+from ._snapshots import snapshot_json
 from ._stats import HEADER, AllocatorStats, row
 from ._tasks import Tasks
 from .backends import Heap, Mmap
@@ -170,6 +173,18 @@ class Allocator:
         `CacheEvent`, until the allocator is closed. Does not suspend; event loop's thread only.
         """
         return Events(self._arena.listeners)
+
+    def serve_stats(self, path: str | os.PathLike[str]) -> AbstractAsyncContextManager[None]:
+        """``async with kmem.serve_stats(path):`` answers ``aslab top`` at a Unix socket, for the time of a block.
+
+        Whoever connects gets the counters and the health as one JSON object, and then the end. Only this user can
+        connect. A thread of its own answers, so also while the event loop is blocked. Entering does not suspend;
+        leaving does, for a second at most. Event loop's thread only.
+
+        :raises FileExistsError: if something listens at ``path`` already, or something else is there
+        :raises OSError: if the socket cannot be made there
+        """
+        return answering(path, lambda: snapshot_json(self.stats()))
 
     def table(self) -> str:
         """The text of /proc/spl/kmem/slab. Any thread."""

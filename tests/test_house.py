@@ -18,7 +18,7 @@ MODULES = {str(path.relative_to(PACKAGE).with_suffix("")): path for path in sort
 
 FLOORS = """
 _histogram _events
-_errors _flags _stats _checks _clients _keywords _health
+_errors _flags _stats _checks _clients _keywords _health _snapshots _unix _answering
 _fastpath/_views _fastpath/_magazine _fastpath/_dlpack _fastpath/_home _fastpath/_buffer _fastpath/_managed
 _fastpath/__init__
 backends
@@ -41,7 +41,7 @@ lab/_scenario lab/_report lab/scenarios
 lab/_story lab/_staging
 cli/_errors cli/_prose cli/_progress cli/_loops
 bench
-cli/_demo cli/_lab cli/_app cli/__init__
+cli/_demo cli/_lab cli/_top cli/_app cli/__init__
 __main__
 """.split()  # noqa: SIM905
 """The rooms of the house from the ground up: a folder, or a module. Each may import those before it and itself.
