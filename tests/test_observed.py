@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -245,14 +245,16 @@ class TestEvents:
             allocator(slabs=gate, kick_after=1.0, grow_timeout=0.5) as kmem,
         ):
 
-            async def read() -> None:
+            async def read(hear: Callable[[CacheEvent], None]) -> None:
                 with kmem.events() as events:
-                    got.extend([event async for event in events])
+                    async for event in events:
+                        hear(event)
 
-            await start(readers, read)
+            await start(readers, read, got.append)
             cache = kmem.create_cache("frames", SIZE, objects_per_slab=1, max_objects=2)
             held = [await cache.alloc()]
             await anyio.sleep(2.5)
+            assert [event.kind for event in got] == [EventKind.LATE, EventKind.SET_ASIDE]
             gate.error = MemoryError("none left")
             gate.open()
             await settle()

@@ -172,7 +172,7 @@ def _change_line(pool: Pool[T], change: Callable[[Waiter[T]], object], waiter: W
 
 def _leave(pool: Pool[T], waiter: Waiter[T]) -> None:
     waiter.counters.waiters -= 1
-    waiter.counters.wait_times.note(pool.arena.clock() - waiter.since)
+    waiter.counters.wait_times.note(pool.arena.now() - waiter.since)  # perhaps the loop is closed already
     pool.waiters.untimed.pop(waiter, None)
     pool.waiters.undecided.pop(waiter, None)
     if _change_line(pool, pool.waiters.leave, waiter):  # else it left the line when it was served
