@@ -61,32 +61,29 @@ class Listeners:
     """All readers of one allocator's events."""
 
     def __init__(self) -> None:
-        self._readers: dict[Events, None] = {}
+        self.readers: dict[Events, None] = {}
+        """Who listens now. An attribute, since it is looked at for each caller that waits at the limit."""
         self._closed = False
-
-    def __bool__(self) -> bool:
-        """Whether anybody listens."""
-        return bool(self._readers)
 
     def add(self, reader: Events) -> None:
         """Let a reader hear of everything from now on; of a closed allocator, that there is no more."""
-        self._readers[reader] = None
+        self.readers[reader] = None
         if self._closed:
             reader.end()
 
     def remove(self, reader: Events) -> None:
         """Forget a reader."""
-        self._readers.pop(reader, None)
+        self.readers.pop(reader, None)
 
     def tell(self, event: CacheEvent) -> None:
         """Tell all readers."""
-        for reader in self._readers:
+        for reader in self.readers:
             reader.put(event)
 
     def close(self) -> None:
         """Tell all readers that there is no more."""
         self._closed = True
-        for reader in self._readers:
+        for reader in self.readers:
             reader.end()
 
 

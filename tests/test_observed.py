@@ -291,7 +291,7 @@ class TestEvents:
                     reports.set_aside(float(number))
                 assert events.lost == 3
                 assert (await anext(events)).seconds == 3.0
-            assert not aslab._cache.pool_of(cache).arena.listeners
+            assert not aslab._cache.pool_of(cache).arena.listeners.readers
 
     async def test_reading_ends_with_the_allocator_even_if_it_begins_later(self) -> None:
         async with allocator() as kmem:

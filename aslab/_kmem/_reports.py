@@ -69,7 +69,7 @@ class Reports:
 
     def at_limit(self) -> None:
         """Report that a caller waits at the limit: to the log once, to listeners once an episode."""
-        if self._limit_logged and not self._listeners:
+        if self._limit_logged and not self._listeners.readers:
             return
         before, self._limit_at = self._limit_at, self._clock()
         if not self._limit_logged or self._limit_at - before >= QUIET:
@@ -81,6 +81,6 @@ class Reports:
     def _tell(self, level: int, kind: EventKind, text: str, seconds: float = 0.0) -> None:
         fields = {"aslab_event": kind.value, "aslab_cache": self._name, "aslab_seconds": seconds}
         log.log(level, text, extra=fields)
-        if self._listeners:
+        if self._listeners.readers:
             time = self._clock()
             self._listeners.tell(CacheEvent(kind=kind, cache=self._name, time=time, seconds=seconds, text=text))
