@@ -1,6 +1,8 @@
 # A map of the package, from the ground up; a module imports only from above it in this list:
 #
 #   _errors  _flags  _stats  _checks       words: errors, urgency, counters, checks of values
+#   _histogram  _events  _health           what an operator sees: durations, events, ok or not
+#   _snapshots  _unix  _answering          the same for other processes, on a socket
 #   _clients  _keywords                    exceptions from client code; options as keywords
 #   _fastpath/                             a hit and its free: views, slots, magazines, buffers
 #   backends/  pressure/                   where memory comes from, and what reports that it is short
@@ -13,6 +15,7 @@
 #   _gather  io/  protocols                streams and files, straight into buffers
 #   testing/  faults/  emulation/          checks, injected faults, emulated backends
 #   share/                                 buffers for other processes
+#   observe/                               figures for Prometheus and OpenTelemetry
 #   lab/  bench/  cli/                     simulations, measurements, commands
 #
 # docs/design.md gives the reasons.
@@ -29,7 +32,11 @@ from ._errors import ConstructorError as ConstructorError
 from ._errors import ImpossibleTransition as ImpossibleTransition
 from ._errors import SealedError as SealedError
 from ._errors import SlabError as SlabError
+from ._errors import TooManyWaiting as TooManyWaiting
 from ._errors import WrongCacheError as WrongCacheError
+from ._events import CacheEvent as CacheEvent
+from ._events import EventKind as EventKind
+from ._events import Events as Events
 from ._fastpath import Buffer as Buffer
 from ._fastpath import Lease as Lease
 from ._fastpath import Pin as Pin
@@ -39,6 +46,9 @@ from ._flags import KMEM_CBRC as KMEM_CBRC
 from ._flags import CacheFlags as CacheFlags
 from ._gather import Gather as Gather
 from ._gather import gather as gather
+from ._health import Health as Health
+from ._health import HealthState as HealthState
+from ._histogram import Histogram as Histogram
 from ._lease import ManyLease as ManyLease
 from ._stats import AllocatorStats as AllocatorStats
 from ._stats import CacheStats as CacheStats
@@ -54,17 +64,24 @@ __all__ = [
     "BufferFreedError",
     "Cache",
     "CacheClosedError",
+    "CacheEvent",
     "CacheFlags",
     "CacheStats",
     "ConfigError",
     "ConstructorError",
+    "EventKind",
+    "Events",
     "Gather",
+    "Health",
+    "HealthState",
+    "Histogram",
     "ImpossibleTransition",
     "Lease",
     "ManyLease",
     "Pin",
     "SealedError",
     "SlabError",
+    "TooManyWaiting",
     "WrongCacheError",
     "gather",
     "open_allocator",

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar, Unpack, overload
 
 import anyio
 
+from ._answering import answering
 from ._cache import Cache
-from ._checks import format_size, whole_number
+from ._checks import format_size, seconds, whole_number
 from ._config import allocator_config, cache_config
 from ._errors import CacheClosedError, ConfigError, SealedError
+from ._events import Events
+from ._health import SLOW, STUCK, Health, judge
 from ._keywords import keywords
 from ._kmem._slowpath import ready
 from ._kmem._wakeup import take_turns
 from ._options import AllocatorKeywords, AllocatorOptions, CacheKeywords, CacheOptions
 from ._reaper import give_everything
+from ._snapshots import snapshot_json
 from ._stats import HEADER, AllocatorStats, row
 from ._tasks import Tasks
 from .backends import Heap, Mmap
@@ -137,6 +142,9 @@ class Allocator:
         return AllocatorStats(
             slab_bytes=self._arena.budget.used,
             limit=self._arena.config.limit,
+            refused=len(self._arena.permits.refused),
+            grow_time=self._arena.grow_times.snapshot(),
+            emergency_time=self._arena.emergency_times.snapshot(),
             emergency_bytes=self._arena.permits.outstanding,
             emergency_bytes_max=self._arena.permits.highest,
             emergency_limit=self._arena.permits.limit,
@@ -144,6 +152,41 @@ class Allocator:
             sealed=self._arena.budget.sealed,
             caches=tuple(cache.stats() for cache in self.caches),
         )
+
+    def health(self, *, slow: float = SLOW, stuck: float = STUCK) -> Health:
+        """Return whether callers are served: ok, degraded or stuck, with the reasons. Any thread.
+
+        For a health check: `Health.ok` for "ready", and not STUCK for "alive".
+
+        :param slow: seconds; a caller that has waited for longer makes it degraded
+        :param stuck: seconds; a caller that has waited for longer makes it stuck
+        :raises ConfigError: if ``stuck`` is below ``slow``, or one is not a number of seconds
+        """
+        seconds("slow", slow, zero=True)
+        seconds("stuck", stuck, zero=True)
+        if stuck < slow:
+            raise ConfigError("stuck", stuck, f"it must be at least slow, {slow:g}")
+        return judge(self.stats(), slow=slow, stuck=stuck)
+
+    def events(self) -> Events:
+        """Return a reader of what happens from now on, such as growth that becomes late.
+
+        ``with kmem.events() as events:`` begins to listen, and ``async for event in events:`` gives each
+        `CacheEvent`, until the allocator is closed. Does not suspend; event loop's thread only.
+        """
+        return Events(self._arena.listeners)
+
+    def serve_stats(self, path: str | os.PathLike[str]) -> AbstractAsyncContextManager[None]:
+        """``async with kmem.serve_stats(path):`` answers ``aslab top`` at a Unix socket, for the time of a block.
+
+        Whoever connects gets the counters and the health as one JSON object, and then the end. Only this user can
+        connect. A thread of its own answers, so also while the event loop is blocked. Entering does not suspend;
+        leaving does, for a second at most. Event loop's thread only.
+
+        :raises FileExistsError: if something listens at ``path`` already, or something else is there
+        :raises OSError: if the socket cannot be made there
+        """
+        return answering(path, lambda: snapshot_json(self.stats()))
 
     def table(self) -> str:
         """The text of /proc/spl/kmem/slab. Any thread."""

@@ -38,7 +38,7 @@ from ._kmem._moving import Move
 from ._kmem._pool import Pool
 from ._kmem._reclaim import reap
 from ._kmem._slowpath import at_hand, fill, get_now, learn, wait
-from ._kmem._snapshot import cache_stats, situation
+from ._kmem._snapshot import cache_stats, too_late
 from ._lease import ManyLease
 from ._stats import CacheStats
 from .backends._libc import zero
@@ -163,7 +163,7 @@ class Cache(Front[T]):
         raise self._too_late(timeout)
 
     def _too_late(self, timeout: float | None) -> TimeoutError:
-        return TimeoutError(f"{situation(self._pool, self._member)}: no object came within {timeout:g} s")
+        return too_late(self._pool, self._member, timeout)
 
     def _alloc_now(self, flags: KM) -> Buffer[T]:
         self._check(flags, None, _NOSLEEP, _PUSHPAGE, _MEMALLOC)

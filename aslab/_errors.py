@@ -38,6 +38,13 @@ class CacheClosedError(SlabError, anyio.ClosedResourceError):
     """The cache is closed, or was closed while the caller waited."""
 
 
+class TooManyWaiting(SlabError):
+    """As many callers wait as ``max_waiting`` allows: the service is asked for more than it can do now.
+
+    Nothing was allocated. A server answers such a request with 503 and lets the client try again.
+    """
+
+
 class SealedError(SlabError):
     """The caller asked a sealed allocator for something that takes growth."""
 

@@ -206,6 +206,13 @@ class CacheOptions(Generic[T]):
     max_emergency: int | None = option(
         None, optional(whole_number, least=0), "the most emergency objects outstanding; None is unbounded"
     )
+    max_waiting: int | None = option(
+        None,
+        optional(whole_number, least=1),
+        "the most callers that may wait at a time: another gets `TooManyWaiting` at once. PUSHPAGE and MEMALLOC "
+        "callers may always wait, since their progress frees memory. With ``merge`` it holds for each cache by "
+        "itself. None is unbounded.",
+    )
     watermark: int = option(
         0, partial(whole_number, least=0), "grow in the background when fewer objects than that are free"
     )
@@ -257,6 +264,7 @@ class CacheKeywords(TypedDict, total=False):
     min_objects: int
     max_objects: int | None
     max_emergency: int | None
+    max_waiting: int | None
     watermark: int
     movable: bool
     merge: bool

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from ._histogram import Histogram, Times
 
 
 @dataclass(slots=True)
 class Counters:
     """Counters of one cache, kept apart even where several caches share their slabs.
 
-    The last five count managed buffers only: every allocation and free of those takes the slow path.
+    Those from ``handed_out`` on count managed buffers only: each allocation and free of one takes the slow path.
     """
 
     hits: int = 0
@@ -18,6 +20,9 @@ class Counters:
     waits: int = 0
     timeouts: int = 0
     sealed: int = 0
+    gave_up: int = 0
+    turned_away: int = 0
+    wait_times: Times = field(default_factory=Times)
     handed_out: int = 0
     returned: int = 0
     emergency: int = 0
@@ -77,12 +82,18 @@ class CacheStats:
     """Emergency objects outstanding."""
     obj_emergency_max: int
     """The highest ``obj_emergency`` so far."""
+    obj_emergency_made: int
+    """Emergency objects made so far."""
+    emergency_bytes: int
+    """Bytes of its emergency objects, spare ones and those in the making included, until the backend has them."""
     obj_emergency_spare: int
     """Emergency objects that were freed while growth was late and are kept for the next caller."""
     obj_held: int
     """Objects held by callers, including emergency objects."""
     obj_cached: int
     """Free objects in the magazine."""
+    obj_free: int
+    """Free objects, in the slabs and in the magazine."""
     obj_reserved: int
     """Objects now set aside for PUSHPAGE and MEMALLOC callers."""
     obj_handover: int
@@ -104,6 +115,20 @@ class CacheStats:
     """Seconds that a SLEEP caller now waits for growth before it tries an emergency object."""
     timeouts: int
     """Waits that exceeded that, or the shorter time of a more urgent caller."""
+    wait_time: Histogram
+    """How long callers were in line, however that ended: each that found nothing free."""
+    oldest_wait: float
+    """Seconds that the oldest waiting caller has waited; 0 if nobody waits."""
+    max_waiting: int | None
+    """The most SLEEP callers that may wait; None is unbounded."""
+    gave_up: int
+    """Callers whose own ``timeout`` was over before an object came."""
+    turned_away: int
+    """Callers that got `TooManyWaiting`."""
+    refused: int
+    """Waiting callers for whom ``max_emergency`` leaves no room now."""
+    at_limit: bool
+    """It may not grow now, because of ``limit``, ``max_objects`` or `Allocator.seal`: only a free can help."""
     sealed: int
     """Allocations that would have caused growth if the allocator were not sealed."""
     move_yes: int
@@ -118,10 +143,23 @@ class CacheStats:
     """DONT_KNOW answers."""
     growing: bool
     """A slab has been requested and is not there yet."""
-    deadlocked: bool
-    """Growth is late: callers take emergency objects without waiting."""
+    growing_for: float
+    """Seconds since it was requested; 0 if none is."""
+    growth_late: bool
+    """Growth is late, SPL's DEADLOCKED: callers take emergency objects without waiting."""
+    growth_late_for: float
+    """Seconds since growth became late; 0 if it is not."""
+    growth_late_total: float
+    """Seconds in which growth was late so far, ``growth_late_for`` included."""
+    growth_failing: bool
+    """The last grow failed."""
     merged: tuple[str, ...]
     """The names of other caches that share its slabs."""
+
+    @property
+    def deadlocked(self) -> bool:
+        """``growth_late`` by SPL's name."""
+        return self.growth_late
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +176,12 @@ class AllocatorStats:
     """The highest ``emergency_bytes`` so far."""
     emergency_limit: int | None
     """The most that ``emergency_bytes`` may reach."""
+    refused: int
+    """Waiting callers for whom ``emergency_limit`` leaves no room now."""
+    grow_time: Histogram
+    """How long the backend of slabs took for each."""
+    emergency_time: Histogram
+    """How long each emergency object took that was made for a waiting caller."""
     kicked: int
     """Stuck grows that were set aside."""
     sealed: bool

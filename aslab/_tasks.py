@@ -135,6 +135,7 @@ class Tasks:
         """Close the caches, and give grows and releases under way `CLOSING_GRACE` seconds. Returns warnings."""
         arena = self.arena
         arena.closed = arena.budget.closed = True
+        arena.listeners.close()
         found = []
         for number, cache in enumerate(tuple(self.caches.values())):
             if warning := shut(cache):

@@ -17,7 +17,8 @@ MODULES = {str(path.relative_to(PACKAGE).with_suffix("")): path for path in sort
 """Every module by its place, such as ``_kmem/_slab``; a package is its ``__init__``."""
 
 FLOORS = """
-_errors _flags _stats _checks _clients _keywords
+_histogram _events
+_errors _flags _stats _checks _clients _keywords _health _snapshots _unix _answering
 _fastpath/_native _fastpath/_views _fastpath/_magazine _fastpath/_dlpack _fastpath/_home _fastpath/_buffer
 _fastpath/_lease _fastpath/_front _fastpath/_managed _fastpath/__init__
 backends
@@ -25,8 +26,8 @@ pressure
 _options _config _lease
 _kmem/__init__ _kmem/_trio _kmem/_clock _kmem/_wakeup _kmem/_state _kmem/_working_set _kmem/_member _kmem/_moving
 _kmem/_slab _kmem/_account _kmem/_budget _kmem/_demand _kmem/_rescue _kmem/_lingering _kmem/_orphans
-_kmem/_parking _kmem/_supply _kmem/_held _kmem/_waiters
-_kmem/_reserve _kmem/_depot _kmem/_emergency _kmem/_arena _kmem/_errands _kmem/_growth _kmem/_handover
+_kmem/_parking _kmem/_supply _kmem/_held _kmem/_waiters _kmem/_reserve
+_kmem/_depot _kmem/_emergency _kmem/_arena _kmem/_errands _kmem/_reports _kmem/_growth _kmem/_handover
 _kmem/_admission _kmem/_pool _kmem/_attempts _kmem/_frees _kmem/_snapshot _kmem/_worker _kmem/_reclaim
 _kmem/_slowpath _kmem/_move
 _home _cache _reaper _tasks _allocator
@@ -35,12 +36,13 @@ arrays
 io protocols
 faults emulation testing
 share
+observe/_figures observe
 lab/_simulation lab/__init__ lab/pytest_plugin
 lab/_scenario lab/_report lab/scenarios
 lab/_story lab/_staging
 cli/_errors cli/_prose cli/_progress cli/_loops
 bench
-cli/_demo cli/_lab cli/_app cli/__init__
+cli/_demo cli/_lab cli/_top cli/_app cli/__init__
 __main__
 """.split()  # noqa: SIM905
 """The rooms of the house from the ground up: a folder, or a module. Each may import those before it and itself.
@@ -238,11 +240,15 @@ def long_modules() -> Iterator[str]:
             yield module
 
 
+TOLD = ("_kmem", "_fastpath", "lab", "cli", "bench", "observe")
+"""Packages whose docstrings list their files."""
+
+
 def unnamed_modules() -> Iterator[str]:
     """What the docstring of its package does not name, so that a reader would have to guess which file to open."""
     for module in MODULES:
         folder = Path(module).parent
-        if module.endswith("/__init__") and folder.parts[0] in ("_kmem", "_fastpath", "lab", "cli", "bench"):
+        if module.endswith("/__init__") and folder.parts[0] in TOLD:
             told = ast.get_docstring(tree_of(module)) or ""
             inside = {path.stem for path in PACKAGE.joinpath(folder).iterdir() if path.suffix in ("", ".py")}
             for other in inside - {"__init__", "__pycache__"}:

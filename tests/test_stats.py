@@ -36,9 +36,9 @@ def known(**changes: object) -> CacheStats:
     numbers = {
         field.name: number
         for number, field in enumerate(dataclasses.fields(CacheStats), 1)
-        if field.name not in ("name", "growing", "deadlocked")
+        if field.name not in ("name", "growing", "growth_late")
     }
-    return CacheStats(**(numbers | {"name": "c", "growing": False, "deadlocked": False} | changes))  # type: ignore[arg-type]
+    return CacheStats(**(numbers | {"name": "c", "growing": False, "growth_late": False} | changes))  # type: ignore[arg-type]
 
 
 async def test_table_of_no_caches_is_the_header_alone() -> None:

@@ -20,6 +20,7 @@ limits      _account      what one pool holds, and what is asked of it
             _emergency    single objects for when slabs are late, and their bounds
 shared      _arena        what all pools of an allocator share: supplies, limits, work queues
 decisions   _handover     who gets a freed object
+            _reports      what is logged and told of growth, and how long it has been late
             _growth       whether to grow, whether growth is late, what to do after a failure
             _admission    who may have emergency objects made
             _working_set  how many objects a pool has needed lately

@@ -25,9 +25,11 @@ import anyio
 from anyio.abc import TaskGroup
 
 from .._config import AllocatorConfig
+from .._events import Listeners
+from .._histogram import Times
 from ._account import Tenant
 from ._budget import Budget
-from ._clock import Clock, Future, clock_of_this_loop, futures_of_this_loop
+from ._clock import Clock, Future, clock_of_this_loop, for_any_thread, futures_of_this_loop
 from ._emergency import Permits
 from ._supply import Supply
 from ._wakeup import UrgentWork, Wakeup, WorkQueue, take_turns
@@ -45,6 +47,7 @@ class Arena:
         self.config = config
         self.clock: Clock = clock_of_this_loop()
         self.make_future: Callable[[], Future] = futures_of_this_loop()
+        self.now: Clock = for_any_thread(self.clock)
         self.wakeup: Wakeup = Wakeup()
         self.slabs: Supply = Supply(config.slabs, self.wakeup)
         self.singles: Supply = Supply(config.emergency, self.wakeup)
@@ -63,6 +66,12 @@ class Arena:
         """One for each waiter: the lower number came first."""
         self.interval: float = (config.expire or LOOK_EVERY * AGEING_STEPS) / AGEING_STEPS
         """Seconds between two runs of the ageing task."""
+        self.grow_times: Times = Times()
+        """How long the backend took for each slab."""
+        self.emergency_times: Times = Times()
+        """How long each emergency object took that was made for a waiter."""
+        self.listeners: Listeners = Listeners()
+        """Who hears of events."""
         self.closed: bool = False
         self.stopped: bool = False
         """All tasks have ended."""

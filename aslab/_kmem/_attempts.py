@@ -97,8 +97,10 @@ async def _one(pool: Pool[T], waiter: Waiter[T]) -> Slot[T] | None:
 
 
 async def _make(pool: Pool[Any], attempt: Attempt[Any], waiter: Waiter[Any]) -> None:
+    began = pool.arena.clock()
     try:
         slot = await pool.emergency.make(waiter.flags)
+        pool.arena.emergency_times.note(pool.arena.clock() - began)
     except BaseException as exc:
         attempt.error = exc
         if isinstance(exc, GeneratorExit):

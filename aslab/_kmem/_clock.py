@@ -11,6 +11,7 @@ Always true: both functions returned belong to the loop they were asked on. No s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
@@ -49,3 +50,20 @@ def futures_of_this_loop() -> Callable[[], Future]:
 
         return TrioFuture
     return create
+
+
+def for_any_thread(clock: Clock) -> Clock:
+    """Return a function for the time by ``clock`` that any thread may call, also once the loop has ended.
+
+    Off the loop's tasks it is the system's clock, set to agree with the loop's now: exact for real loops. A
+    simulated clock stands still while other threads run, so what they get for it means nothing.
+    """
+    ahead = clock() - time.monotonic()
+
+    def now() -> float:
+        try:
+            return clock()
+        except RuntimeError:  # not in a task of the loop
+            return time.monotonic() + ahead
+
+    return now

@@ -197,12 +197,19 @@ class Emergency(Generic[T]):
         self._outstanding = 0
         self.highest: int = 0
         """The most objects held at once."""
+        self.made: int = 0
+        """All objects made."""
         if self.most:
             permits.open(config.shape.size)
 
     def __len__(self) -> int:
         """The number of objects held by callers, lingering ones included."""
         return len(self._objects)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all objects that are not back at the backend, those in the making included."""
+        return self._outstanding * self._config.shape.size
 
     @property
     def wanted(self) -> bool:
@@ -367,6 +374,8 @@ class Emergency(Generic[T]):
                 self._supply.release(region, self._gone)
                 keep_interrupt(exc)
                 raise ConstructorError(f"cache {self._config.name!r}: ctor raised {exc!r}") from exc
+        with self._lock:
+            self.made += 1
         self._hold(slot)
         return slot
 

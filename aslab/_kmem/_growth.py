@@ -16,7 +16,6 @@ says otherwise.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import deque
 from typing import Generic, TypeVar
@@ -28,13 +27,13 @@ from ._account import Account, Claim, Tenant
 from ._arena import Arena
 from ._demand import BATCH, Demand
 from ._depot import Depot
+from ._reports import Reports
 from ._reserve import Reserve
 from ._slab import Slab
 from ._state import Mark, Marks
 from ._waiters import Waiters
 
 T = TypeVar("T")
-log = logging.getLogger("aslab")
 
 PAUSE_FIRST, PAUSE_MOST = 0.01, 1.0
 """Seconds between tries while memory is short: doubled each time, from the first to the most."""
@@ -124,8 +123,7 @@ class Growth(Generic[T]):
         self._gfp = {flags: gfp_for(flags, alone=not config.has_emergency) for flags in KM}
         self._pause = PAUSE_FIRST
         self._pausing = False
-        self._limit_noted = False
-        self._failure_noted = False
+        self.reports: Reports = Reports(config.name, arena.listeners, arena.clock)
         self.missed: bool = False
         """A non-blocking allocation found nothing. Set from any thread."""
         self.repacking: int = 0
@@ -249,10 +247,8 @@ class Growth(Generic[T]):
             raise ConfigError("n", n, f"it must fit into {room}, in whole slabs{but}")
 
     def note_limit(self) -> None:
-        """Log the first time that a caller waits at the limit."""
-        if not self._limit_noted:
-            self._limit_noted = True
-            log.info("cache %r is at its limit: callers wait for others to free", self._config.name)
+        """Report that a caller waits at the limit."""
+        self.reports.at_limit()
 
     # -- one grow
 
@@ -286,14 +282,12 @@ class Growth(Generic[T]):
         if not bits & _DEADLOCKED and self._clock() - self.due_from >= self.patience.of[ORDINARY]:
             self.marks.fire("late")
             self.deadlocks += 1
-            log.warning(
-                "cache %r is DEADLOCKED: a slab has been late for longer than its callers wait", self._config.name
-            )
+            self.reports.late()
 
     def brought(self, slabs: list[Slab[T]]) -> None:
         """Take in the slabs that the grow has brought."""
         self._pause = PAUSE_FIRST
-        self._failure_noted = False
+        self.reports.failing = False
         for slab in slabs:
             self._depot.add(slab)
         self.demand.grown()
@@ -306,9 +300,7 @@ class Growth(Generic[T]):
         """
         self.failures += 1
         self.demand.subsides()
-        if not self._failure_noted:  # once for a series of failures
-            self._failure_noted = True
-            log.warning("cache %r cannot grow: %s", self._config.name, str(error) or repr(error))
+        self.reports.failed(error)
         self._pausing = isinstance(error, MemoryError)
         self.ended()
         if not self._pausing:
@@ -325,5 +317,5 @@ class Growth(Generic[T]):
         """Note that the grow has ended, perhaps before the worker began it."""
         self.arrived = self.unwell = False
         if self.marks.bits & _DEADLOCKED:
-            log.info("cache %r is no longer DEADLOCKED: the late grow has ended", self._config.name)
+            self.reports.recovered()
         self.marks.fire("grown")

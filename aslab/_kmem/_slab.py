@@ -32,8 +32,6 @@ T = TypeVar("T")
 
 AT_ONCE = 256
 """Slots destroyed, or looked at, before other tasks have their turn."""
-BATCH = 64
-"""Slots made at once."""
 
 
 def construct(slot: Slot[T], ctor: Callable[[memoryview], T], region: Region) -> None:
@@ -105,7 +103,7 @@ class Slab(Generic[T]):
         del self.freed[len(self.freed) - len(taken) :]
         until = min(self.used + count - len(taken), self.shape.objects)
         if until > len(self.slots):
-            self.carve(max(until - len(self.slots), BATCH))
+            self.carve(until - len(self.slots))
         taken += self.slots[self.used : until]
         self.used = until
         for slot in taken:

@@ -35,13 +35,13 @@ import anyio.lowlevel
 
 from .._errors import copy_for_raise
 from .._fastpath import Slot
-from .._flags import FINISHES, KM, LEVEL
+from .._flags import FINISHES, KM, LEVEL, ORDINARY
 from .._stats import Counters
 from ._attempts import make, put_back
 from ._frees import unpark
 from ._member import Member
 from ._pool import Pool
-from ._snapshot import situation
+from ._snapshot import one_too_many, situation
 from ._state import Mark, Wait, go
 from ._waiters import Waiter
 
@@ -140,9 +140,11 @@ async def wait(pool: Pool[T], flags: KM, need: int, counters: Counters) -> list[
 
     If cancelled, objects handed over meanwhile go to the next in line.
 
-    :raises CacheClosedError, BackendError, ConstructorError: like `Cache.alloc`
+    :raises TooManyWaiting, CacheClosedError, BackendError, ConstructorError: like `Cache.alloc`
     """
-    arena, handover = pool.arena, pool.handover
+    arena, handover, most = pool.arena, pool.handover, pool.config.max_waiting
+    if most is not None and counters.waiters >= most and LEVEL[flags] == ORDINARY:
+        raise one_too_many(pool, counters, most)
     waiter: Waiter[T] = Waiter(arena.make_future, flags, next(arena.tickets), need, counters, arena.clock())
     counters.waiters += 1
     handover.busy = True
@@ -197,6 +199,7 @@ def _has_some(pool: Pool[T], waiter: Waiter[T]) -> bool:
 
 def _leave(pool: Pool[T], waiter: Waiter[T]) -> None:
     waiter.counters.waiters -= 1
+    waiter.counters.wait_times.note(pool.arena.now() - waiter.since)  # perhaps the loop is closed already
     pool.waiters.untimed.pop(waiter, None)
     if waiter.slots is None:  # else it left the line when it was served
         pool.handover.busy = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._checks import format_size
+from .._errors import TooManyWaiting
 from .._flags import ORDINARY
 from .._stats import CacheStats, Counters
 from ._member import Member
@@ -38,7 +39,11 @@ def _lingering(pool: Pool[Any]) -> int:
 def cache_stats(pool: Pool[Any], member: Member) -> CacheStats:
     """Return the counters as one of the pool's caches sees them."""
     slabs, shared, counters = pool.depot.slabs, pool.config.merge, member.counters
-    emergency = len(pool.emergency)
+    emergency, reports = len(pool.emergency), pool.growth.reports
+    growing, since = Mark.GROWING in pool.marks, reports.late_since
+    oldest = next((waiter.since for waiter in pool.waiters if waiter.counters is counters), None)
+    now = pool.arena.now() if growing or oldest is not None or since is not None else 0.0
+    late_for = 0.0 if since is None else max(0.0, now - since)
     return CacheStats(
         name=member.name,
         flags=pool.marks.bits | pool.config.flags.value | KVMEM,
@@ -57,9 +62,12 @@ def cache_stats(pool: Pool[Any], member: Member) -> CacheStats:
         obj_deadlock=pool.growth.deadlocks,
         obj_emergency=counters.emergency if shared else emergency,
         obj_emergency_spare=len(pool.emergency.spares),
+        obj_emergency_made=pool.emergency.made,
+        emergency_bytes=pool.emergency.nbytes,
         obj_emergency_max=counters.emergency_max if shared else pool.emergency.highest,
         obj_held=held(pool, counters),
         obj_cached=len(pool.magazine),
+        obj_free=slabs.free + len(pool.magazine),
         obj_reserved=len(pool.reserve),
         obj_handover=_in_handover(pool),
         obj_lingering=len(pool.depot.lingering) if shared else _lingering(pool),
@@ -71,9 +79,20 @@ def cache_stats(pool: Pool[Any], member: Member) -> CacheStats:
         grow_timeout=pool.growth.patience.of[ORDINARY],
         timeouts=counters.timeouts,
         sealed=counters.sealed,
+        wait_time=counters.wait_times.snapshot(),
+        oldest_wait=0.0 if oldest is None else max(0.0, now - oldest),
+        max_waiting=pool.config.max_waiting,
+        gave_up=counters.gave_up,
+        turned_away=counters.turned_away,
+        refused=len(pool.emergency.refused),
+        at_limit=not growing and pool.growth.limit_reached,
         **{f"move_{answer.value}": count for answer, count in pool.moving.answers.items()},
-        growing=Mark.GROWING in pool.marks,
-        deadlocked=Mark.DEADLOCKED in pool.marks,
+        growing=growing,
+        growing_for=max(0.0, now - pool.growth.began) if growing else 0.0,
+        growth_late=since is not None,
+        growth_late_for=late_for,
+        growth_late_total=reports.late_total + late_for,
+        growth_failing=reports.failing,
         merged=tuple(one.name for one in pool.members if one is not member),
     )
 
@@ -87,3 +106,16 @@ def situation(pool: Pool[Any], member: Member) -> str:
     if limit is not None:
         words.append(f"{format_size(pool.arena.budget.used)} of slabs under a limit of {format_size(limit)}")
     return f"cache {member.name!r} ({', '.join(words)})"
+
+
+def one_too_many(pool: Pool[Any], counters: Counters, most: int) -> TooManyWaiting:
+    """Count a caller that ``max_waiting`` turns away, and return the error for it."""
+    counters.turned_away += 1
+    member = next((one for one in pool.members if one.counters is counters), Member(pool.config.name))
+    return TooManyWaiting(f"{situation(pool, member)}: no object is free, and max_waiting is {most}")
+
+
+def too_late(pool: Pool[Any], member: Member, timeout: float | None) -> TimeoutError:
+    """Count a caller whose ``timeout`` is over, and return the error for it."""
+    member.counters.gave_up += 1
+    return TimeoutError(f"{situation(pool, member)}: no object came within {timeout:g} s")

@@ -19,7 +19,6 @@ Event loop's thread only.
 
 from __future__ import annotations
 
-import logging
 import math
 from functools import partial
 from typing import Any
@@ -37,8 +36,6 @@ from ._demand import BATCH_SECONDS
 from ._pool import Pool
 from ._slab import Slab, construct
 from ._wakeup import AT_ONCE
-
-log = logging.getLogger("aslab")
 
 SLICE = 0.002
 """Seconds for which objects are constructed without a pause while the loop is busy."""
@@ -94,11 +91,7 @@ class Worker:
             arena.busy_growing -= 1
             if not ended.is_set():
                 self.kicked += 1
-                log.warning(
-                    "growth of cache %r has been stuck for %g s; it is set aside, and other caches can grow",
-                    pool.config.name,
-                    self._kick_after,
-                )
+                pool.growth.reports.set_aside(self._kick_after)
 
     async def _end(self, pool: Pool[Any], ended: anyio.Event) -> None:
         """Suspend until a grow has ended, or is to be set aside. Meanwhile it may become late for other pools."""
@@ -210,7 +203,9 @@ class Worker:
         regions = await arena.slabs.acquire_many(
             count, growth.account.slab_size, shape.align, growth.gfp, gone, BATCH_SECONDS
         )
-        growth.delivered(max(0.0, arena.clock() - began - sum(lag)), len(regions))
+        took = max(0.0, arena.clock() - began - sum(lag))
+        growth.delivered(took, len(regions))
+        arena.grow_times.note(took)
         slabs: list[Slab[Any]] = [Slab(region, shape) for region in regions]
         try:
             for slab in slabs:

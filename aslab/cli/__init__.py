@@ -3,6 +3,7 @@
     _app       the commands, and their exit codes
     _demo      ``aslab demo``
     _lab       ``aslab lab``
+    _top       ``aslab top``
     _errors    one line for every error
     _loops     event loops
     _prose     text and tables

@@ -16,12 +16,14 @@ from .._fastpath import COMPILED
 from ._demo._command import demo
 from ._errors import INTERRUPTED, BadInput, complain
 from ._lab import app as lab_app
+from ._top._command import top
 
 # The base class of all errors about options; typer does not export it, and its place depends on the version.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 app.command(name="demo")(demo)
+app.command(name="top")(top)
 app.add_typer(lab_app, name="lab", help="Play scenarios of memory that is slow, stuck or refused.")
 app.add_typer(bench_app, name="bench", help="Measure what things cost on this machine.")
 

@@ -14,5 +14,6 @@ from ._delay import Uniform as Uniform
 from ._failslab import Failslab as Failslab
 from ._latency import Latency as Latency
 from ._spec import parse_fault as parse_fault
+from ._switch import Switch as Switch
 
-__all__ = ["Deadlock", "Delay", "Exponential", "Failslab", "Latency", "Uniform", "parse_fault"]
+__all__ = ["Deadlock", "Delay", "Exponential", "Failslab", "Latency", "Switch", "Uniform", "parse_fault"]

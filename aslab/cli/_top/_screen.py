@@ -1,0 +1,125 @@
+"""``aslab top``, live. Needs the extra ``top``: Textual."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from rich.text import Text
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.widgets import DataTable, Footer, Static
+
+from .._errors import BadInput
+from ._rows import Order, cells, heading, rows_of, sparkline
+from ._text import LATE, LEFT
+
+WIDTH = 10
+"""Snapshots in a sparkline."""
+SPARK = "LATELY"
+"""The column of the sparklines, of active objects."""
+TITLES = {
+    Order.ACTIVE: "active",
+    Order.PER_SLAB: "per slab",
+    Order.MEMORY: "memory",
+    Order.SLABS: "slabs",
+    Order.NAME: "name",
+    Order.OBJECTS: "objects",
+    Order.SIZE: "size",
+    Order.USE: "use",
+    Order.ACTIVE_SLABS: "active slabs",
+    Order.WAIT: "wait",
+}
+
+
+class Top(App[None]):
+    """The screen: a heading, and one row for each cache, red where growth is late.
+
+    :param ask: returns a snapshot; called in a thread
+    :param delay: seconds between two snapshots
+    :param first: the snapshot to begin with
+    """
+
+    CSS = "#heading { height: auto; padding: 0 0 1 0; } DataTable { height: 1fr; }"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q", "quit", "quit"),
+        Binding("space", "look", "now"),
+        *(Binding(order.value, f"sort('{order.value}')", title) for order, title in TITLES.items()),
+    ]
+    ENABLE_COMMAND_PALETTE = False
+
+    def __init__(
+        self, ask: Callable[[], dict[str, Any]], delay: float, order: Order, first: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self._ask = ask
+        self._delay = delay
+        self._snapshot = first
+        self._lost = ""
+        self._active: dict[str, deque[int]] = {}
+        self.order: Order = order
+        """What the rows are sorted by."""
+
+    def compose(self) -> ComposeResult:
+        """Give the parts of the screen, from the top."""
+        yield Static(id="heading")
+        yield DataTable(cursor_type="none", zebra_stripes=True, cell_padding=0)
+        yield Footer()
+
+    def on_mount(self) -> None:
+        """Show the first snapshot, and begin to ask for more."""
+        self._show(self._snapshot)
+        self.set_interval(self._delay, self.action_look)
+
+    def action_sort(self, letter: str) -> None:
+        """Sort by another column."""
+        self.order = Order(letter)
+        self._draw()
+
+    def action_look(self) -> None:
+        """Ask for a snapshot now."""
+        self.run_worker(self._look, thread=True, exclusive=True)
+
+    def _look(self) -> None:
+        try:
+            snapshot = self._ask()
+        except BadInput as exc:
+            self.call_from_thread(self._lose, str(exc))
+        else:
+            self.call_from_thread(self._show, snapshot)
+
+    def _lose(self, why: str) -> None:
+        self._lost = why
+        self._draw()
+
+    def _show(self, snapshot: dict[str, Any]) -> None:
+        self._snapshot, self._lost = snapshot, ""
+        before, self._active = self._active, {}
+        for cache in snapshot["stats"]["caches"]:
+            lately = self._active[cache["name"]] = before.get(cache["name"], deque(maxlen=WIDTH))
+            lately.append(cache["obj_held"])
+        self._draw()
+
+    def _draw(self) -> None:
+        lines = heading(self._snapshot)
+        if self._lost:
+            lines.append(f"no answer any more, these are the last figures: {self._lost}")
+        style = {"ok": "green", "degraded": "yellow", "stuck": LATE}.get(self._snapshot["health"]["state"], "")
+        first, *others = lines
+        text = Text.assemble((first, style), *(f"\n{line}" for line in others))
+        self.query_one("#heading", Static).update(text)
+        table = self.query_one(DataTable)
+        table.clear(columns=True)
+        rows = rows_of(self._snapshot, self.order)
+        for name in [*cells(rows[0]), SPARK] if rows else ["NO CACHES"]:
+            table.add_column(_cell(name, name), key=name)
+        for row in rows:
+            style = LATE if row.late_for is not None else ""
+            shown = cells(row) | {SPARK: sparkline(self._active[row.name])}
+            table.add_row(*(_cell(name, text, style) for name, text in shown.items()), key=row.name)
+
+
+def _cell(column: str, text: str, style: str = "") -> Text:
+    """One space apart from the next, so that a row fits into 100 columns."""
+    return Text(f"{text} ", style, justify="left" if column in (*LEFT, SPARK) else "right")

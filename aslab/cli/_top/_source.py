@@ -1,0 +1,45 @@
+"""Asking a service for its statistics, at the socket of `Allocator.serve_stats`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ... import _unix as unix
+from .._errors import BadInput, printable, why
+
+PATIENCE = 5.0
+"""Seconds that a service has to answer."""
+MOST = 64 * 2**20
+"""Bytes of an answer: more is none."""
+ALLOWED = "it must be the socket of a service's kmem.serve_stats(path)"
+
+
+def ask(address: Path) -> dict[str, Any]:
+    """Return a snapshot. Blocks for `PATIENCE` seconds at most.
+
+    :raises BadInput: if nobody answers there, or what answers is no such service of this user
+    """
+    name = printable(str(address))
+    try:
+        with unix.dial(address) as sock:
+            if not unix.ours(sock):
+                raise BadInput(f"{name}: the service belongs to another user")
+            until, answer = time.monotonic() + PATIENCE, b""
+            sock.settimeout(PATIENCE)
+            while (piece := sock.recv(2**16)) and len(answer) < MOST:
+                answer += piece
+                sock.settimeout(max(0.001, until - time.monotonic()))
+    except TimeoutError:
+        raise BadInput(f"{name}: no answer came within {PATIENCE:g} s") from None
+    except OSError as exc:
+        raise BadInput(f"{name}: {why(exc)}; {ALLOWED}") from None
+    try:
+        found = json.loads(answer)
+        if found["version"] != 1:
+            raise BadInput(f"{name}: the service is of another version of aslab")
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"{name}: what answers there is no statistics; {ALLOWED}") from None
+    return dict(found)

@@ -1,0 +1,87 @@
+"""The pytest plugin, in use wherever aslab is installed; ``-p no:aslab`` turns it off.
+
+A test fails if it leaves a buffer behind: in an allocator that is closed meanwhile, or to the garbage collector.
+The message names the cache.
+
+Fixtures, for async tests that anyio's own plugin runs:
+
+    kmem          an allocator for one test, whose books must be right at its end
+    kmem_options  what it is opened with: override it to return a dict
+    aslab_faults  its backends, where memory can be made to fail or to get stuck
+
+`aslab.testing.fail_nth` is for tests in which each acquire fails in turn, `aslab.lab.pytest_plugin` for simulated
+time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from .._allocator import Allocator, open_allocator
+from ..backends import Heap, Mmap
+from ..faults import Switch
+from ._consistency import check_consistency
+
+LEFT_BEHIND = (
+    "error:cache .* was closed with .* still held:ResourceWarning",
+    "error:cache .* a Buffer was garbage-collected without free:ResourceWarning",
+    # what a finaliser raises can be raised again only from what pytest makes of it
+    "error:(?s).*a Buffer was garbage-collected without free:pytest.PytestUnraisableExceptionWarning",
+)
+"""Filters of warnings, which a test or the command line may override."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make errors of the warnings about buffers left behind."""
+    for line in LEFT_BEHIND:
+        config.addinivalue_line("filterwarnings", line)
+
+
+@dataclass(frozen=True)
+class Faults:
+    """The backends of the fixture ``kmem``, well until a test turns faults on."""
+
+    slabs: Switch
+    """Where slabs come from."""
+    emergency: Switch
+    """Where emergency objects come from."""
+
+    def heal(self) -> None:
+        """End all faults."""
+        self.slabs.heal()
+        self.emergency.heal()
+
+
+@pytest.fixture
+def kmem_options() -> dict[str, Any]:
+    """The options that ``kmem`` is opened with."""
+    return {}
+
+
+@pytest.fixture
+def aslab_faults(kmem_options: dict[str, Any]) -> Faults:
+    """Faults for ``kmem``: ``aslab_faults.slabs.fail(3)``, ``.stick()``, ``.heal()``. Healed at the end."""
+    return Faults(Switch(kmem_options.get("slabs") or Mmap()), Switch(kmem_options.get("emergency") or Heap()))
+
+
+@pytest.fixture
+async def kmem(
+    request: pytest.FixtureRequest, anyio_backend: Any, kmem_options: dict[str, Any]
+) -> AsyncIterator[Allocator]:
+    """An allocator for one test, with faults if the test has ``aslab_faults`` too."""
+    options, faults = dict(kmem_options), None
+    if "aslab_faults" in request.fixturenames:
+        faults = request.getfixturevalue("aslab_faults")
+        options.update(slabs=faults.slabs, emergency=faults.emergency)
+    async with open_allocator(**options) as allocator:
+        try:
+            yield allocator
+        finally:
+            if faults is not None:
+                faults.heal()
+        for cache in allocator.caches:
+            check_consistency(cache)

@@ -1,0 +1,208 @@
+"""Statistics at a socket, and the command that shows them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from anyio import to_thread
+from textual.widgets import DataTable, Static
+
+from aslab import _answering, _unix
+from aslab._snapshots import snapshot_json
+from aslab.cli._errors import BadInput
+from aslab.cli._top._rows import Order, cells, rows_of, seconds, sparkline
+from aslab.cli._top._screen import SPARK, Top
+from aslab.cli._top._source import ask
+from aslab.cli._top._text import LATE
+
+from .support import SIZE, Gate, allocator
+from .test_cli import aslab as command
+from .test_cli import told
+
+Here = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+def snapshot() -> dict[str, Any]:
+    """A late cache, and a quiet one that has more objects."""
+
+    async def main() -> dict[str, Any]:
+        async with allocator(slabs=Gate(), grow_timeout=0.01, kick_after=None) as kmem:
+            quiet = kmem.create_cache("quiet", SIZE)
+            late = kmem.create_cache("late", 2 * SIZE)
+            held = [late.alloc_nowait() if n else await late.alloc() for n in range(2)]
+            assert quiet.stats().obj_held == 0
+            found = json.loads(snapshot_json(kmem.stats()))
+            for buf in held:
+                buf.free()
+        cache = found["stats"]["caches"][0]
+        cache.update(obj_total=8, slab_total=1)
+        return dict(found)
+
+    return anyio.run(main)
+
+
+class TestServing:
+    pytestmark = pytest.mark.anyio
+
+    async def test_an_answer_comes_while_the_loop_is_blocked_and_only_for_the_time_of_the_block(
+        self, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "stats"
+        answers: list[dict[str, Any]] = []
+        async with allocator() as kmem:
+            cache = kmem.create_cache("frames", SIZE)
+            async with kmem.serve_stats(path), cache.lease():
+                assert stat.S_IMODE(path.stat().st_mode) == 0o600
+                with pytest.raises(FileExistsError):
+                    async with kmem.serve_stats(path):
+                        pass
+                thread = threading.Thread(target=lambda: answers.append(ask(path)))
+                thread.start()
+                thread.join(10)  # blocks the loop
+            assert not path.exists()
+        (answer,) = answers
+        assert (answer["version"], answer["pid"], answer["health"]["state"]) == (1, os.getpid(), "ok")
+        (found,) = answer["stats"]["caches"]
+        assert (found["name"], found["obj_held"]) == ("frames", 1)
+        assert "aslab stats" not in {thread.name for thread in threading.enumerate()}
+
+    async def test_clients_of_others_and_clients_that_do_not_read_keep_nobody_from_an_answer(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(_answering, "PATIENCE", 0.05)
+        large = b"x" * 2**22
+        path = tmp_path / "stats"
+
+        def read(sock: socket.socket) -> int:
+            sock.setblocking(True)
+            got = 0
+            while piece := sock.recv(2**20):
+                got += len(piece)
+            return got
+
+        async with _answering.answering(path, lambda: large):
+            with _unix.dial(path) as silent, _unix.dial(path) as reader:
+                assert await to_thread.run_sync(read, reader) == len(large)
+                assert await to_thread.run_sync(read, silent) < len(large)
+            with monkeypatch.context() as patch:
+                patch.setattr(_unix, "ours", lambda sock: False)
+                with _unix.dial(path) as stranger:
+                    assert await to_thread.run_sync(read, stranger) == 0
+            with _unix.dial(path) as reader:
+                assert await to_thread.run_sync(read, reader) == len(large)
+        assert "refused" in caplog.text
+
+
+class TestCommand:
+    def test_once_json_and_sorting_without_textual(self, tmp_path: Path, here: Here) -> None:
+        found = snapshot()
+        path = tmp_path / "stats"
+        answers = _answering.Answers(path, lambda: json.dumps(found).encode())
+        answers.start()
+        try:
+            lines = here("top", path, "--once").stdout.decode().splitlines()
+            assert lines[0] == f"process {os.getpid()} is degraded"
+            assert lines[1] == "slabs 0 B, emergency objects 16 KiB"
+            assert lines[2].startswith("- cache 'late': growth has been late for ")
+            assert lines[3].split() == list(cells(rows_of(found, Order.NAME)[0]))
+            assert [line.split()[:4] for line in lines[4:]] == [
+                ["quiet", "8", "0", "0%"],
+                ["late", "2", "2", "100%"],
+            ]
+            assert lines[5].split()[-1] == "DEADLOCKED"
+            assert max(map(len, lines[3:])) <= 80
+            by_use = here("top", path, "--once", "-s", "u").stdout.decode().splitlines()
+            assert [line.split()[0] for line in by_use[4:]] == ["late", "quiet"]
+            assert json.loads(here("top", path, "--json").stdout) == found
+            without = command("top", path, without="textual")
+            assert told(without, 2).startswith("aslab: aslab top needs the extra 'top'")
+        finally:
+            answers.stop()
+        gone = here("top", path, "--once")
+        assert gone.returncode == 2
+        assert gone.stderr.decode().startswith(
+            f"aslab: '{path}': No such file or directory; it must be the socket"
+        )
+
+    @pytest.mark.parametrize("answer", [b"", b"hello", b"[]", b"{}", b'{"version": 2}'])
+    def test_whatever_else_listens_there_is_refused(self, tmp_path: Path, answer: bytes) -> None:
+        answers = _answering.Answers(tmp_path / "stats", lambda: answer)
+        answers.start()
+        try:
+            with pytest.raises(BadInput, match=r"no statistics|another version"):
+                ask(tmp_path / "stats")
+        finally:
+            answers.stop()
+
+    @pytest.mark.parametrize("order", list(Order))
+    def test_each_order_puts_the_largest_first_and_names_from_a(self, order: Order) -> None:
+        names = [row.name for row in rows_of(SNAPSHOT, order)]
+        late_first = {Order.ACTIVE, Order.NAME, Order.SIZE, Order.USE}
+        ties = {Order.WAIT, Order.ACTIVE_SLABS}
+        assert names == (["late", "quiet"] if order in late_first | ties else ["quiet", "late"])
+
+    def test_figures_are_short(self) -> None:
+        assert [seconds(value) for value in (0.0123, 5, 125, 7300)] == ["12ms", "5.0s", "2m", "2h"]
+        assert sparkline([0, 1, 8, 100]) == " ▁▁█"
+        assert sparkline([0, 0]) == "  "
+
+
+SNAPSHOT = snapshot()
+
+
+class TestScreen:
+    pytestmark = pytest.mark.anyio
+
+    @pytest.fixture
+    def anyio_backend(self) -> str:
+        return "asyncio"  # Textual's only loop
+
+    async def test_it_shows_sorts_refreshes_and_outlives_the_service(self) -> None:
+        answers: list[dict[str, Any] | BadInput] = [SNAPSHOT]
+
+        def answer() -> dict[str, Any]:
+            found = answers[-1]
+            if isinstance(found, BadInput):
+                raise found
+            return found
+
+        screen = Top(answer, 3600.0, Order.OBJECTS, SNAPSHOT)
+        async with screen.run_test(size=(120, 30)) as pilot:
+            table, head = screen.query_one(DataTable), screen.query_one("#heading", Static)
+
+            def shown() -> list[str]:
+                return [str(table.get_row_at(number)[0]).strip() for number in range(table.row_count)]
+
+            assert shown() == ["quiet", "late"]
+            assert table.get_cell("late", "NAME").style == LATE
+            assert table.get_cell("quiet", "NAME").style == ""
+            await pilot.press("u")
+            assert shown() == ["late", "quiet"]
+            later = json.loads(json.dumps(SNAPSHOT))
+            later["stats"]["caches"][0]["obj_held"] = 4
+            later["health"] = {"state": "stuck", "reasons": ["because"]}
+            answers.append(later)
+            await pilot.press("space")
+            await screen.workers.wait_for_complete()
+            await pilot.pause()
+            assert str(table.get_cell("quiet", "ACTIVE")) == "4 "
+            assert str(table.get_cell("quiet", SPARK)) == " █ "
+            assert "stuck" in str(head.render())
+            answers.append(BadInput("nobody"))
+            await pilot.press("space")
+            await screen.workers.wait_for_complete()
+            await pilot.pause()
+            assert "no answer any more, these are the last figures: nobody" in str(head.render())
+            assert shown() == ["late", "quiet"]
+            await pilot.press("q")
+        assert screen.return_code == 0
