@@ -60,12 +60,14 @@ Contender = Callable[[int, int], Awaitable[Took]]
 @app.command()
 def growth(
     mib: Annotated[int, typer.Option(help="MiB to grow to, at least two slabs.", min=1)] = 256,
+    largest: Annotated[int, typer.Option(help="KiB of the largest objects.", min=4)] = SIZES[-1] // KIB,
     rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=1)] = 7,
     loop: Annotated[str, typer.Option(help="asyncio or trio.")] = "asyncio",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Growth from an empty cache, compared with one thread that maps and faults in memory."""
-    rows = [row for size in SIZES for row in anyio.run(measure, size, mib * MIB, rounds, backend=loop)]
+    sizes = [size for size in SIZES if size <= largest * KIB]
+    rows = [row for size in sizes for row in anyio.run(measure, size, mib * MIB, rounds, backend=loop)]
     show(f"growth to {mib} MiB, on {loop}", rows, NOTE, as_json=as_json)
 
 
