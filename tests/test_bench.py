@@ -22,7 +22,7 @@ QUICK = {
     "index": ["--rounds", "1"],
     "scale": ["--rounds", "1", "--most", "20"],
     "memory": ["--rounds", "1", "--seconds", "0.01", "--most", "64KiB"],
-    "growth": ["--mib", "1", "--rounds", "1"],
+    "growth": ["--mib", "1", "--largest", "4", "--rounds", "1"],
     "lab": ["--rounds", "1", "--most", "3000"],
 }
 

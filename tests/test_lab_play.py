@@ -34,7 +34,7 @@ BASE: Data = {
         "kmalloc": {"kind": "kmalloc", "per_call": "100us"},
     },
     "allocator": {"slabs": "vmalloc", "emergency": "kmalloc"},
-    "caches": {"io": {"size": "64KiB"}},
+    "caches": {"io": {"size": "64KiB", "objects_per_slab": 8}},
     "tasks": {"writer": {"cache": "io", "count": 4, "arrival": "10ms", "hold": {"low": "20ms", "high": "30ms"}}},
     "expect": [{"what": "memory_lost", "at_most": 0}, {"what": "wrong_books", "at_most": 0}],
 }
@@ -75,9 +75,9 @@ EVERYTHING: Data = {
         "expire": "100ms",
     },
     "caches": {
-        "io": {"size": "64KiB", "movable": True, "min_objects": 16},
+        "io": {"size": "64KiB", "objects_per_slab": 8, "movable": True, "min_objects": 16},
         "meta": {"size": "12KiB", "max_objects": 40, "prefill": 8, "reserve": 3},
-        "strict": {"size": "8KiB", "flags": ["NOEMERGENCY"]},
+        "strict": {"size": "8KiB", "objects_per_slab": 8, "flags": ["NOEMERGENCY"]},
     },
     "tasks": {
         "writer": {

@@ -16,11 +16,13 @@ from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import typer
 
 import aslab
 
+from ..cli._loops import Loop, run_on
 from ._app import app, show
 from ._stall import longest_gap
 
@@ -60,13 +62,15 @@ Contender = Callable[[int, int], Awaitable[Took]]
 @app.command()
 def growth(
     mib: Annotated[int, typer.Option(help="MiB to grow to, at least two slabs.", min=1)] = 256,
+    largest: Annotated[int, typer.Option(help="KiB of the largest objects.", min=4)] = SIZES[-1] // KIB,
     rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=1)] = 7,
-    loop: Annotated[str, typer.Option(help="asyncio or trio.")] = "asyncio",
+    loop: Annotated[Loop, typer.Option(help="Event loop.")] = Loop.ASYNCIO,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Growth from an empty cache, compared with one thread that maps and faults in memory."""
-    rows = [row for size in SIZES for row in anyio.run(measure, size, mib * MIB, rounds, backend=loop)]
-    show(f"growth to {mib} MiB, on {loop}", rows, NOTE, as_json=as_json)
+    sizes = [size for size in SIZES if size <= largest * KIB]
+    rows = [row for size in sizes for row in run_on(loop, measure, size, mib * MIB, rounds)]
+    show(f"growth to {mib} MiB, on {loop.value}", rows, NOTE, as_json=as_json)
 
 
 async def measure(size: int, nbytes: int, rounds: int) -> list[dict[str, Any]]:
@@ -148,6 +152,8 @@ async def _alloc(nbytes: int, size: int) -> Took:
         begin = Took.now()
         held = [await cache.alloc() for _ in range(nbytes // size)]
         took = Took.now().since(begin)
-        for buf in held:
+        for number, buf in enumerate(held):
             buf.free()
+            if number % 256 == 0:
+                await anyio.lowlevel.checkpoint()
         return took
