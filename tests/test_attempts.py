@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Awaitable
 from typing import Any
 
 import anyio
@@ -216,15 +217,15 @@ async def test_once_one_was_had_anybody_asks_who_finds_growth_late() -> None:
 async def test_nobody_spins() -> None:
     """A hundred thousand seconds' worth of nothing would take as many steps as there are pauses, and no more."""
     emergency, waits = Scarce(), 0
-    wait = Waiter.wait
+    suspend = Waiter.suspend
 
-    async def counting(self: Waiter[Any], until: float, *, idle: bool = False) -> None:
+    def counting(self: Waiter[Any], until: float, **options: bool) -> Awaitable[object]:
         nonlocal waits
         waits += 1
-        await wait(self, until, idle=idle)
+        return suspend(self, until, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Waiter, "wait", counting)
+        patch.setattr(Waiter, "suspend", counting)
         async with stuck(emergency) as kmem, anyio.create_task_group() as tasks:
             scene = Scene(kmem.create_cache("c", SIZE), emergency, tasks)
             for number in range(50):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import anyio
@@ -10,13 +11,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aslab import KM
+from aslab._kmem._clock import futures_of_this_loop
 from aslab._kmem._waiters import Waiter, WaitQueue
+from aslab._stats import Counters
 
 from .helpers import Loop
 from .support import settle
 
 OPERATIONS = st.lists(st.tuples(st.sampled_from(["join", "leave", "pop"]), st.integers(0, 19)), max_size=150)
 FLAGS = st.lists(st.sampled_from([KM.SLEEP, KM.PUSHPAGE]), min_size=20, max_size=20)
+
+
+def a_waiter(flags: KM, ticket: int) -> Waiter[object]:
+    """One that never sleeps."""
+    return Waiter(asyncio.Future, flags, ticket, 1, Counters(), 0.0)
+
+
+def a_sleeper() -> Waiter[object]:
+    return Waiter(futures_of_this_loop(), KM.SLEEP, 0, 1, Counters(), 0.0)
 
 
 def rank(waiter: Waiter[object]) -> tuple[bool, int]:
@@ -32,7 +44,7 @@ def pop(line: WaitQueue[object]) -> Waiter[object] | None:
 @given(OPERATIONS, FLAGS)
 def test_any_sequence_gives_the_order_of_a_sorted_list(operations: list[tuple[str, int]], flags: list[KM]) -> None:
     line: WaitQueue[object] = WaitQueue()
-    waiters: list[Waiter[object]] = [Waiter(flag, ticket) for ticket, flag in enumerate(flags)]
+    waiters = [a_waiter(flag, ticket) for ticket, flag in enumerate(flags)]
     model: set[Waiter[object]] = set()
     for what, number in operations:
         waiter = waiters[number]
@@ -55,7 +67,7 @@ def test_any_sequence_gives_the_order_of_a_sorted_list(operations: list[tuple[st
 
 def test_rejoining_keeps_the_old_place() -> None:
     line: WaitQueue[object] = WaitQueue()
-    one, two, three = (Waiter[object](KM.SLEEP, ticket) for ticket in range(3))
+    one, two, three = (a_waiter(KM.SLEEP, ticket) for ticket in range(3))
     for waiter in (one, two, three):
         line.join(waiter)
     line.leave(two)
@@ -65,7 +77,7 @@ def test_rejoining_keeps_the_old_place() -> None:
 
 def test_joining_twice_is_joining_once() -> None:
     line: WaitQueue[object] = WaitQueue()
-    waiter: Waiter[object] = Waiter(KM.SLEEP, 0)
+    waiter = a_waiter(KM.SLEEP, 0)
     line.join(waiter)
     line.join(waiter)
     assert pop(line) is waiter
@@ -74,15 +86,15 @@ def test_joining_twice_is_joining_once() -> None:
 
 def test_leaving_without_a_place_changes_nothing() -> None:
     line: WaitQueue[object] = WaitQueue()
-    line.leave(Waiter(KM.SLEEP, 0))
+    line.leave(a_waiter(KM.SLEEP, 0))
     assert len(line) == 0
 
 
 def test_those_who_join_and_leave_for_ever_leave_no_trace() -> None:
     line: WaitQueue[object] = WaitQueue()
-    first: Waiter[object] = Waiter(KM.SLEEP, 0)
+    first = a_waiter(KM.SLEEP, 0)
     line.join(first)
-    restless: list[Waiter[object]] = [Waiter(KM.SLEEP, ticket) for ticket in range(1, 11)]
+    restless = [a_waiter(KM.SLEEP, ticket) for ticket in range(1, 11)]
     for _ in range(300):
         for waiter in restless:
             line.join(waiter)
@@ -95,10 +107,14 @@ def test_those_who_join_and_leave_for_ever_leave_no_trace() -> None:
 def test_the_line_may_be_left_while_it_is_walked() -> None:
     line: WaitQueue[object] = WaitQueue()
     for ticket in range(3):
-        line.join(Waiter(KM.SLEEP, ticket))
+        line.join(a_waiter(KM.SLEEP, ticket))
     for waiter in line:
         line.leave(waiter)
     assert len(line) == 0
+
+
+async def sleep(waiter: Waiter[object], until: float) -> None:
+    await waiter.suspend(until)
 
 
 @pytest.mark.anyio
@@ -108,36 +124,36 @@ class TestWaiting:
         return virtual
 
     async def test_a_wait_ends_at_its_time_and_not_before(self) -> None:
-        waiter: Waiter[object] = Waiter(KM.SLEEP, 0)
+        waiter = a_sleeper()
         begin = anyio.current_time()
-        await waiter.wait(begin + 3)
+        await waiter.suspend(begin + 3)
         assert anyio.current_time() - begin == pytest.approx(3)
-        assert waiter.has_waited
+        assert waiter.counters.waits == 1
 
     @pytest.mark.parametrize("until", [1000.0, math.inf])
     async def test_wake_ends_a_wait_at_once(self, until: float) -> None:
-        waiter: Waiter[object] = Waiter(KM.SLEEP, 0)
+        waiter = a_sleeper()
         begin = anyio.current_time()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(waiter.wait, until)
+            tasks.start_soon(sleep, waiter, until)
             await settle()
             waiter.wake()
         assert anyio.current_time() == begin
 
     async def test_wake_of_one_who_does_not_wait_is_harmless(self) -> None:
-        waiter: Waiter[object] = Waiter(KM.SLEEP, 0)
+        waiter = a_sleeper()
         waiter.wake()
         begin = anyio.current_time()
-        await waiter.wait(begin + 1)
+        await waiter.suspend(begin + 1)
         assert anyio.current_time() - begin == pytest.approx(1)
 
 
 @pytest.mark.anyio
 async def test_what_is_given_just_before_the_wait_begins_ends_it_at_once() -> None:
     """As by a finaliser, in the moment between the last look and the wait."""
-    given, failed = Waiter[object](KM.SLEEP, 0), Waiter[object](KM.SLEEP, 1)
+    given, failed = a_sleeper(), a_sleeper()
     given.give([])
     failed.fail(ValueError())
     with anyio.fail_after(1):
-        await given.wait(math.inf)
-        await failed.wait(math.inf)
+        await given.suspend(math.inf)
+        await failed.suspend(math.inf)

@@ -26,7 +26,7 @@ from anyio.abc import TaskGroup
 
 from .._config import AllocatorConfig
 from ._budget import Budget, Tenant
-from ._clock import Clock, clock_of_this_loop, events_of_this_loop
+from ._clock import Clock, Future, clock_of_this_loop, futures_of_this_loop
 from ._emergency import Permits
 from ._supply import Supply
 from ._wakeup import UrgentWork, Wakeup, WorkQueue, take_turns
@@ -43,7 +43,7 @@ class Arena:
     def __init__(self, config: AllocatorConfig) -> None:
         self.config = config
         self.clock: Clock = clock_of_this_loop()
-        self.make_event: Callable[[], anyio.Event] = events_of_this_loop()
+        self.make_future: Callable[[], Future] = futures_of_this_loop()
         self.wakeup: Wakeup = Wakeup()
         self.slabs: Supply = Supply(config.slabs, self.wakeup)
         self.singles: Supply = Supply(config.emergency, self.wakeup)

@@ -83,10 +83,8 @@ async def _one(pool: Pool[T], waiter: Waiter[T]) -> Slot[T] | None:
     assert tasks is not None, "callers wait while the allocator runs"
     tasks.start_soon(_make, pool, attempt, waiter)
     try:
-        has_waited = waiter.has_waited
         while not (attempt.over or waiter.slots is not None or waiter.error is not None):
-            await waiter.wait(pool.look(waiter))
-        waiter.has_waited = has_waited  # `waits` does not count this one
+            await waiter.suspend(pool.look(waiter), counts=False)
     except BaseException:
         attempt.wanted = False
         if attempt.slot is not None:

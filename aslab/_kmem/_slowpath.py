@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -142,179 +142,154 @@ async def wait(pool: Pool[T], flags: KM, need: int, counters: Counters) -> list[
 
     :raises CacheClosedError, BackendError, ConstructorError: like `Cache.alloc`
     """
-    arena = pool.arena
-    waiter: Waiter[T] = Waiter(flags, next(arena.tickets), need, counters, arena.clock())
-    waiter.make_event = arena.make_event
+    arena, handover = pool.arena, pool.handover
+    waiter: Waiter[T] = Waiter(arena.make_future, flags, next(arena.tickets), need, counters, arena.clock())
     counters.waiters += 1
-    _change_line(pool, pool.waiters.join, waiter)
+    handover.busy = True
+    pool.waiters.join(waiter)
+    handover.busy = False
     if pool.waiters.first is waiter:  # behind others it changes nothing
         pool.line_changed()
+    state = Wait.LOOKING
     try:
-        return await Caller(pool, waiter).wait()
+        while True:
+            state = go(state, _decide(pool, waiter))
+            if waiter.slots is not None:
+                if pool.reserve.objects and pool.reserve.short:
+                    pool.ask()
+                handover.given -= need
+                return waiter.slots
+            if state is Wait.FAILED and waiter.error is not None:
+                raise copy_for_raise(waiter.error)
+            if state is Wait.JUDGING:
+                await _judge(pool, waiter)
+            elif state is Wait.MAKING:
+                made = await _make(pool, waiter)
+                if made is not None:
+                    state = go(state, Wait.SERVED)
+                    return made
+            else:
+                until = waiter.until if waiter.beside is None else min(waiter.until, handover.kept_from(waiter))
+                while True:
+                    await waiter.suspend(until, idle=True)
+                    waiter.idle = False
+                    if not waiter.told or _has_some(pool, waiter):  # else another was quicker
+                        break
+                pool.waiters.untimed.pop(waiter, None)
+            state = go(state, Wait.LOOKING)
     except BaseException:
         if waiter.slots is not None:  # handed over, but cancelled before it ran
-            pool.handover.given -= need
+            handover.given -= need
             pool.give_back(waiter.slots)
         raise
     finally:
         _leave(pool, waiter)
 
 
-def _change_line(pool: Pool[T], change: Callable[[Waiter[T]], object], waiter: Waiter[T]) -> bool:
-    pool.handover.busy = True
-    changed = bool(change(waiter))
-    pool.handover.busy = False
-    return changed
+def _has_some(pool: Pool[T], waiter: Waiter[T]) -> bool:
+    """Whether the object that ``waiter`` was told of is still free; if not, frees tell it again from now on."""
+    handover, level = pool.handover, pool.handover.standing(waiter)
+    if handover.at_hand(level):
+        return True
+    handover.note()
+    return handover.at_hand(level) > 0  # by another thread, before frees were watched for
 
 
 def _leave(pool: Pool[T], waiter: Waiter[T]) -> None:
     waiter.counters.waiters -= 1
     pool.waiters.untimed.pop(waiter, None)
-    pool.waiters.undecided.pop(waiter, None)
-    if _change_line(pool, pool.waiters.leave, waiter):  # else it left the line when it was served
+    if waiter.slots is None:  # else it left the line when it was served
+        pool.handover.busy = True
+        pool.waiters.leave(waiter)
+        pool.handover.busy = False
         pool.line_changed()
         pool.serve()  # objects too few for this waiter may suffice for the next
     first = pool.waiters.first
     if first is not None and (pool.emergency.backoff.failing or pool.growth.unwell):
         first.wake()  # it may now be its turn to have an emergency object made
+    _withdraw(pool, waiter)
+
+
+def _withdraw(pool: Pool[T], waiter: Waiter[T]) -> None:
     if waiter.refused_by is not None or waiter.permitted:
         pool.admission.withdraw(waiter)
+    waiter.seen = None
 
 
-class Caller(Generic[T]):
-    """One caller in line, and its state."""
+def _decide(pool: Pool[T], waiter: Waiter[T]) -> Wait:
+    """Return the next state, from what is true now."""
+    first = pool.waiters.first is waiter
+    if first:  # only the first in line is told of frees, so only it looks
+        pool.look(waiter)
+    if waiter.slots is not None:
+        return Wait.SERVED
+    if waiter.error is not None:
+        return Wait.FAILED
+    growth, growing = pool.growth, pool.marks.bits & _GROWING
+    if first and not growing:  # the others came when the first had asked
+        growing = pool.ask()
+    at_limit = not growing and growth.at_limit
+    if at_limit or growth.arrived:
+        _hope(pool, waiter, at_limit=at_limit)
+        return Wait.UNTIMED
+    now = pool.arena.clock()
+    if waiter.timed_from is None:
+        waiter.timed_from = now
+    late = waiter.late_from == growth.due_from
+    patience = math.inf if late else max(waiter.timed_from, growth.due_from) + growth.patience.of[waiter.level]
+    if now >= patience:
+        return Wait.JUDGING
+    waiter.until = patience
+    if not late and not pool.marks.bits & _DEADLOCKED:
+        _withdraw(pool, waiter)
+        return Wait.TIMED
+    return _try_emergency(pool, waiter, now)
 
-    def __init__(self, pool: Pool[T], waiter: Waiter[T]) -> None:
-        self.state: Wait = Wait.LOOKING
-        self._pool = pool
-        self._waiter = waiter
-        self._timed_from: float | None = None  # when its time began to run; None while UNTIMED
-        self._late_from: float | None = None  # `due_from` of the grow it has found late
-        self._until = math.inf  # when its timer wakes it
-        self._permitted = 0  # emergency objects it may have made
 
-    async def wait(self) -> list[Slot[T]]:
-        """Go from state to state until it has what it needs."""
-        waiter = self._waiter
-        while True:
-            self.state = go(self.state, self._decide())
-            if self.state is Wait.SERVED:
-                return self._take()
-            if self.state is Wait.FAILED and waiter.error is not None:
-                raise copy_for_raise(waiter.error)
-            if self.state is Wait.JUDGING:
-                await self._judge()
-            elif self.state is Wait.MAKING:
-                made = await self._make()
-                if made is not None:
-                    return made
-            else:
-                await self._sleep()
-            self.state = go(self.state, Wait.LOOKING)
+def _hope(pool: Pool[T], waiter: Waiter[T], *, at_limit: bool) -> None:
+    """Prepare to sleep without a timer: until a free, a new grow, or the slab that is being built."""
+    waiter.timed_from, waiter.until = None, math.inf
+    _withdraw(pool, waiter)
+    if at_limit:
+        pool.growth.note_limit()
+        if pool.growth.sealed and not waiter.sealed:
+            waiter.sealed = True
+            waiter.counters.sealed += 1
+    pool.waiters.untimed[waiter] = None
 
-    def _decide(self) -> Wait:
-        """Return the next state, from what is true now."""
-        pool, waiter, growth = self._pool, self._waiter, self._pool.growth
-        if pool.waiters.first is waiter:  # only the first in line is told of frees, so only it looks
-            pool.look(waiter)
-        if waiter.slots is not None:
-            return Wait.SERVED
-        if waiter.error is not None:
-            return Wait.FAILED
-        if not pool.marks.bits & _GROWING:
-            pool.ask()
-        at_limit = not pool.marks.bits & _GROWING and growth.at_limit
-        if at_limit or growth.arrived:
-            self._timed_from, self._until = None, math.inf
-            self._hope(at_limit=at_limit)
-            return Wait.UNTIMED
-        now = pool.arena.clock()
-        if self._timed_from is None:
-            self._timed_from = now
-        late = self._late_from == growth.due_from
-        patience = math.inf if late else max(self._timed_from, growth.due_from) + growth.patience.of[waiter.level]
-        if now >= patience:
-            return Wait.JUDGING
-        self._until = patience
-        if not late and not pool.marks.bits & _DEADLOCKED:
-            self._withdraw()
-            return Wait.TIMED
-        return self._try_emergency(now)
 
-    def _try_emergency(self, now: float) -> Wait:
-        """Return the next state now that growth is late."""
-        pool, waiter, backoff = self._pool, self._waiter, self._pool.emergency.backoff
-        first = pool.waiters.first is waiter
-        if waiter.permitted or not backoff.failing or (first and now >= backoff.retry_at(waiter.level)):
-            self._permitted = pool.admission.apply(waiter)
-            return Wait.MAKING if self._permitted else Wait.REFUSED
-        if first:
-            self._until = min(self._until, backoff.retry_at(waiter.level))
-        return Wait.BACKING_OFF
+def _try_emergency(pool: Pool[T], waiter: Waiter[T], now: float) -> Wait:
+    """Return the next state now that growth is late."""
+    backoff = pool.emergency.backoff
+    first = pool.waiters.first is waiter
+    if waiter.permitted or not backoff.failing or (first and now >= backoff.retry_at(waiter.level)):
+        waiter.granted = pool.admission.apply(waiter)
+        return Wait.MAKING if waiter.granted else Wait.REFUSED
+    if first:
+        waiter.until = min(waiter.until, backoff.retry_at(waiter.level))
+    return Wait.BACKING_OFF
 
-    def _take(self) -> list[Slot[T]]:
-        """Take the objects handed over; they are the caller's from now on."""
-        pool, waiter = self._pool, self._waiter
-        pool.handover.given -= waiter.need
-        slots, waiter.slots = waiter.slots or [], None
-        if pool.reserve.objects and pool.reserve.short:
-            pool.ask()
-        return slots
 
-    def _hope(self, *, at_limit: bool) -> None:
-        """Prepare to sleep without a timer: until a free, a new grow, or the slab that is being built."""
-        pool, waiter = self._pool, self._waiter
-        self._withdraw()
-        if at_limit:
-            pool.growth.note_limit()
-            if pool.growth.sealed and not waiter.sealed:
-                waiter.sealed = True
-                waiter.counters.sealed += 1
-        pool.waiters.untimed[waiter] = None
+async def _judge(pool: Pool[T], waiter: Waiter[T]) -> None:
+    """Find out whether growth is late, and not just the event loop, now that its time is up."""
+    if await _found_late(pool, waiter, pool.arena.clock() - waiter.until):
+        waiter.late_from = pool.growth.due_from
+        waiter.counters.timeouts += 1
+        pool.growth.late()
 
-    def _withdraw(self) -> None:
-        waiter = self._waiter
-        if waiter.refused_by is not None or waiter.permitted:
-            self._pool.admission.withdraw(waiter)
-        waiter.seen = None
 
-    async def _sleep(self) -> None:
-        """Suspend until woken or until the timer; meanwhile others may pass."""
-        pool, waiter, handover = self._pool, self._waiter, self._pool.handover
-        until = self._until
-        if waiter.beside is not None:
-            until = min(until, handover.kept_from(waiter))
-        while True:
-            await waiter.suspend(until, idle=True)
-            waiter.idle = False
-            if waiter.beside is not None:  # before it looks, so that frees tell it again from now on
-                handover.note()
-            if not waiter.told or handover.at_hand(handover.standing(waiter)):
-                break
-        pool.waiters.untimed.pop(waiter, None)
-
-    async def _judge(self) -> None:
-        """Find out whether growth is late, and not just the event loop, now that its time is up."""
-        pool, waiter = self._pool, self._waiter
-        if await _found_late(pool, waiter, pool.arena.clock() - self._until):
-            self._late_from = pool.growth.due_from
-            waiter.counters.timeouts += 1
-            pool.growth.late()
-
-    async def _make(self) -> list[Slot[T]] | None:
-        """Make one attempt at emergency objects; objects handed over in line meanwhile are preferred."""
-        pool, waiter = self._pool, self._waiter
-        made = await make(pool, waiter, self._permitted)
-        slots: list[Slot[T]] | None = None
-        if len(made) == self._permitted and waiter.slots is None and waiter.error is None:
-            need, handover = waiter.need - self._permitted, pool.handover
-            slots = handover.collect(need, handover.standing(waiter)) if need else []
-        if slots is None:
-            put_back(pool, made)
-            return None
-        pool.emergency.in_hand -= len(made)
-        self.state = go(self.state, Wait.SERVED)
-        return slots + made
+async def _make(pool: Pool[T], waiter: Waiter[T]) -> list[Slot[T]] | None:
+    """Make one attempt at emergency objects; objects handed over in line meanwhile are preferred."""
+    made = await make(pool, waiter, waiter.granted)
+    slots: list[Slot[T]] | None = None
+    if len(made) == waiter.granted and waiter.slots is None and waiter.error is None:
+        need, handover = waiter.need - waiter.granted, pool.handover
+        slots = handover.collect(need, handover.standing(waiter)) if need else []
+    if slots is None:
+        put_back(pool, made)
+        return None
+    pool.emergency.in_hand -= len(made)
+    return slots + made
 
 
 async def _found_late(pool: Pool[Any], waiter: Waiter[Any], lag: float) -> bool:
@@ -332,8 +307,10 @@ async def _found_late(pool: Pool[Any], waiter: Waiter[Any], lag: float) -> bool:
         return True
     if growth.judging:
         undecided[waiter] = None
-        await waiter.suspend(math.inf)
-        undecided.pop(waiter, None)
+        try:
+            await waiter.suspend(math.inf)
+        finally:
+            undecided.pop(waiter, None)
         return False
     growth.judging = True
     try:
@@ -373,15 +350,17 @@ async def ready(pool: Pool[T]) -> None:
 
 
 async def _until(pool: Pool[T], objects: int, counters: Counters, done: Callable[[], bool]) -> None:
-    filler: Waiter[T] = Waiter(KM.SLEEP, next(pool.arena.tickets), objects, counters)
-    filler.make_event = pool.arena.make_event
+    arena = pool.arena
+    filler: Waiter[T] = Waiter(
+        arena.make_future, KM.SLEEP, next(arena.tickets), objects, counters, arena.clock()
+    )
     while not done():
-        woken = filler.arm()  # before it asks, as whatever that changes must wake it
+        woken = filler.suspend(math.inf, counts=False)  # before it asks, as whatever that changes must wake it
         pool.waiters.begin_to_fill(filler, done)
         try:
             pool.ask()
             if not done():  # else a free on another thread came before frees were watched for
-                await woken.wait()
+                await woken
         finally:
             pool.waiters.end_to_fill(filler)
         if filler.error is not None:

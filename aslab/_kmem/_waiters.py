@@ -9,7 +9,7 @@ Always true, between calls:
        a free until it runs
 
 MEMALLOC comes before PUSHPAGE before SLEEP, and within each the oldest first: a heap by (urgency, ticket). Leaving
-only blanks the entry, so joining and leaving cost O(log n).
+only voids the entry, so joining and leaving cost O(log n).
 
 Event loop's thread only; `WaitQueue.first` may be read from any thread.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
@@ -27,6 +27,7 @@ import anyio
 from .._fastpath import FILLERS, Magazine, Slot
 from .._flags import KM, LEVEL
 from .._stats import Counters
+from ._clock import Future
 
 T = TypeVar("T")
 
@@ -51,15 +52,17 @@ class Waiter(Generic[T]):
     """One waiting caller."""
 
     __slots__ = (
-        "_event",
+        "_future",
         "beside",
         "counters",
         "error",
         "flags",
+        "granted",
         "has_waited",
         "idle",
+        "late_from",
         "level",
-        "make_event",
+        "make_future",
         "need",
         "permitted",
         "rank",
@@ -68,12 +71,21 @@ class Waiter(Generic[T]):
         "seen",
         "since",
         "slots",
+        "timed_from",
         "told",
+        "until",
     )
 
     def __init__(
-        self, flags: KM, ticket: int, need: int = 1, counters: Counters | None = None, since: float = 0.0
+        self,
+        make_future: Callable[[], Future],
+        flags: KM,
+        ticket: int,
+        need: int,
+        counters: Counters,
+        since: float,
     ) -> None:
+        self.make_future = make_future
         self.flags: KM = flags
         self.level: int = LEVEL[flags]
         """Its urgency: smaller is served first."""
@@ -89,63 +101,62 @@ class Waiter(Generic[T]):
         """It sleeps, and looks again once woken."""
         self.told: bool = False
         """It was woken because an object came free, and for no other reason."""
-        self.counters: Counters = counters or Counters()
+        self.counters: Counters = counters
         """Its cache's counters."""
         self.slots: list[Slot[T]] | None = None
         """The objects handed over to it."""
         self.error: Exception | None = None
         """Why waiting longer cannot help."""
+        self.timed_from: float | None = None
+        """When its time began to run; None while it has no timer."""
+        self.until: float = math.inf
+        """When its timer wakes it."""
+        self.late_from: float | None = None
+        """`due_from` of the grow that it has found late."""
         self.refused_by: Refuser | None = None
         """What to ask again for emergency objects, while it waits for a permit."""
         self.seen: int | None = None
         """How many free objects it could have had when it asked for the missing ones as emergency objects."""
         self.permitted: int = 0
         """Emergency objects that may be made for it now, which it was woken for."""
+        self.granted: int = 0
+        """Emergency objects that are being made for it."""
         self.has_waited: bool = False
-        """It has suspended at least once."""
+        """It is counted in `waits`."""
         self.sealed: bool = False
         """It is counted in `sealed`: the cache would have had to grow for it."""
-        self.make_event: Callable[[], anyio.Event] = anyio.Event
-        self._event: anyio.Event | None = None
+        self._future: Future | None = None
 
-    def suspend(self, until: float, *, idle: bool = False) -> Coroutine[Any, Any, None]:
-        """Like `wait`, and count the caller in `waits` the first time."""
-        self.counters.waits += not self.has_waited
-        return self.wait(until, idle=idle)
+    def suspend(self, until: float, *, idle: bool = False, counts: bool = True) -> Awaitable[object]:
+        """Return what ends when it is woken, or when the loop's clock reaches ``until``: to be awaited at once.
 
-    async def wait(self, until: float, *, idle: bool = False) -> None:
-        """Suspend until woken, or until the loop's clock reaches ``until``. If ``idle``, others may pass."""
-        self.has_waited = True
-        event = self.arm()
+        :param idle: others may pass it meanwhile
+        :param counts: the caller counts in `waits`, once
+        """
+        if counts and not self.has_waited:
+            self.has_waited = True
+            self.counters.waits += 1
+        self.told = False
+        self._future = future = self.make_future()
         self.idle = idle  # not before: `tell` would wake nobody, and the free that it is for would be lost
         if self.slots is not None or self.error is not None:
-            return  # a finaliser served it just now, in `arm`: nobody will set this event
-        if until < math.inf:
-            with anyio.CancelScope(deadline=until):
-                await event.wait()
-        else:
-            await event.wait()
-
-    def arm(self) -> anyio.Event:
-        """Make it possible to wake it from here on. Returns the event to wait for."""
-        self.told = False
-        self._event = event = self.make_event()
-        return event
+            self.wake()  # a finaliser served it just now, and found no future yet
+        return future if until == math.inf else _by(until, future)
 
     def tell(self) -> None:
         """Wake it to look for free objects, when nothing else has changed."""
-        if self._event is not None and not self._event.is_set():
+        if self._future is not None and not self._future.done():
             self.wake()
             self.told = True
 
     def wake(self) -> None:
         """Wake it to look again at everything."""
         self.told = False
-        if self._event is not None:
+        if self._future is not None and not self._future.done():
             try:
-                self._event.set()
+                self._future.set_result(None)
             except RuntimeError:  # its event loop is closed, and its task is gone
-                self._event = None
+                self._future = None
 
     def give(self, slots: list[Slot[T]]) -> None:
         """Hand over all the objects that it needs, and wake it."""
@@ -158,12 +169,17 @@ class Waiter(Generic[T]):
         self.wake()
 
 
+async def _by(until: float, future: Future) -> None:
+    with anyio.CancelScope(deadline=until):
+        await future
+
+
 class WaitQueue(Generic[T]):
     """Waiters, the most urgent and oldest first."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, int, list[Waiter[T]]]] = []
-        self._places: dict[Waiter[T], list[Waiter[T]]] = {}
+        self._heap: list[tuple[int, int, int, Waiter[T]]] = []  # an entry without its serial in `_places` is void
+        self._places: dict[Waiter[T], int] = {}
         self._serial = itertools.count()
         self.first: Waiter[T] | None = None
         """The next waiter, stored because it is read far more often than it changes. May be read in any thread."""
@@ -178,30 +194,25 @@ class WaitQueue(Generic[T]):
         """Add a waiter at the place that its rank gives. Joining twice changes nothing."""
         if waiter in self._places:
             return
-        place = self._places[waiter] = [waiter]
-        heapq.heappush(self._heap, (*waiter.rank, next(self._serial), place))
+        serial = self._places[waiter] = next(self._serial)
+        heapq.heappush(self._heap, (*waiter.rank, serial, waiter))
         if self.first is None or waiter.rank < self.first.rank:
             self.first = waiter
 
     def leave(self, waiter: Waiter[T]) -> bool:
         """Remove a waiter. Returns whether it was here."""
-        place = self._places.pop(waiter, None)
-        if place is not None:
-            place.clear()
-            if len(self._heap) > 2 * len(self._places) + 64:
-                self._heap = [entry for entry in self._heap if entry[3]]
-                heapq.heapify(self._heap)
-            if waiter is self.first:
-                self.first = self._find_first()
-        return place is not None
-
-    def _find_first(self) -> Waiter[T] | None:
-        while self._heap:
-            place = self._heap[0][3]
-            if place:
-                return place[0]
-            heapq.heappop(self._heap)
-        return None
+        places = self._places
+        if places.pop(waiter, None) is None:
+            return False
+        if len(self._heap) > 2 * len(places) + 64:
+            self._heap = [entry for entry in self._heap if places.get(entry[3]) == entry[2]]
+            heapq.heapify(self._heap)
+        if waiter is self.first:
+            heap = self._heap
+            while heap and places.get(heap[0][3]) != heap[0][2]:
+                heapq.heappop(heap)
+            self.first = heap[0][3] if heap else None
+        return True
 
 
 class Waiters(WaitQueue[T]):

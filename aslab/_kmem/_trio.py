@@ -1,0 +1,40 @@
+"""A future for trio, which has none. Imported only where trio runs."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
+
+
+class TrioFuture:
+    """What one task awaits, once, until it has a result; see `Future`. Event loop's thread only."""
+
+    __slots__ = ("_done", "_task")
+
+    def __init__(self) -> None:
+        self._done = False
+        self._task: Task | None = None
+
+    def done(self) -> bool:
+        """Whether the task need not sleep any more: there is a result, or it was cancelled."""
+        return self._done
+
+    def set_result(self, _: None, /) -> None:
+        """Wake the task.
+
+        :raises RuntimeError: if its loop is closed
+        """
+        self._done = True
+        if self._task is not None:
+            reschedule(self._task)
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        if not self._done:
+            self._task = current_task()
+            yield from wait_task_rescheduled(self._abort).__await__()
+
+    def _abort(self, _: Any) -> Abort:
+        self._done = True
+        return Abort.SUCCEEDED
