@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
-from threading import get_ident
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -158,11 +157,9 @@ class Cache(Generic[T]):
         :raises anyio.WouldBlock: with NOSLEEP, like `alloc_nowait`
         :raises CacheClosedError, BackendError, ConstructorError: like `alloc`
         """
-        self._check(flags, _SLEEP, _PUSHPAGE, _MEMALLOC, _NOSLEEP)
+        self._check(flags, timeout, _SLEEP, _PUSHPAGE, _MEMALLOC, _NOSLEEP)
         if flags is _NOSLEEP:
             return self._alloc_now(flags)
-        if timeout is not None:
-            seconds("timeout", timeout, zero=True)
         slot = at_hand(self._pool, flags, self._counters)
         if slot is None:
             self._pool.growth.check_possible(1, flags)
@@ -189,54 +186,45 @@ class Cache(Generic[T]):
     # -- the detour
 
     async def _alloc_slowly(self, flags: KM, timeout: float | None) -> Buffer[T]:
-        self._check(flags, _SLEEP, _PUSHPAGE, _MEMALLOC, _NOSLEEP)
-        if flags is _NOSLEEP:
-            if self._arena.config.checkpoints:
-                await anyio.lowlevel.checkpoint()
-            return self._alloc_now(flags)
-        (slot,) = await self._get(1, flags, timeout)
-        return self._hand_out(slot)
-
-    async def _get(self, n: int, flags: KM, timeout: float | None) -> list[Slot[T]]:
-        pool, arena = self._pool, self._arena
-        if timeout is not None:
-            seconds("timeout", timeout, zero=True)
-        if get_ident() != arena.thread:
-            arena.check_thread()
-        if arena.config.checkpoints:
+        if flags is not _SLEEP or timeout is not None or self._closing is not None:
+            self._check(flags, timeout, _SLEEP, _PUSHPAGE, _MEMALLOC, _NOSLEEP)
+        if flags is not _NOSLEEP:
+            self._arena.check_thread()
+        if self._arena.config.checkpoints:
             await anyio.lowlevel.checkpoint()
             self._check_open()
-        if n > 1:
-            learn(pool, n, LEVEL[flags])
-        elif (slot := at_hand(pool, flags, self._counters, runs=True)) is not None:
-            return [slot]
-        else:
-            pool.growth.check_possible(1, flags)
-        if timeout is None:
-            return await wait(pool, flags, n, self._counters)
+        if flags is _NOSLEEP:
+            return self._alloc_now(flags)
+        slot = at_hand(self._pool, flags, self._counters, runs=True)
+        if slot is None:
+            self._pool.growth.check_possible(1, flags)
+            waits = wait(self._pool, flags, 1, self._counters)
+            (slot,) = await (waits if timeout is None else self._in_time(waits, timeout))
+        return self._hand_out(slot)
+
+    async def _in_time(self, waits: Awaitable[list[Slot[T]]], timeout: float | None) -> list[Slot[T]]:
         with anyio.move_on_after(timeout):
-            return await wait(pool, flags, n, self._counters)
+            return await waits
         raise self._too_late(timeout)
 
     def _too_late(self, timeout: float | None) -> TimeoutError:
         return TimeoutError(f"{situation(self._pool, self._member)}: no object came within {timeout:g} s")
 
     def _alloc_now(self, flags: KM) -> Buffer[T]:
-        self._check(flags, _NOSLEEP, _PUSHPAGE, _MEMALLOC)
+        self._check(flags, None, _NOSLEEP, _PUSHPAGE, _MEMALLOC)
         slot = at_hand(self._pool, flags, self._counters, runs=self._arena.on_its_thread)
         return self._hand_out(slot or get_now(self._pool, flags, self._member))
 
-    def _check(self, flags: KM, *allowed: KM) -> None:
+    def _check(self, flags: KM, timeout: float | None, *allowed: KM) -> None:
         if type(flags) is not KM or flags not in allowed:
             raise ConfigError("flags", flags, f"it must be one of {', '.join(map(str, allowed))}")
+        if timeout is not None:
+            seconds("timeout", timeout, zero=True)
         self._check_open()
 
     def _check_open(self) -> None:
         if self._closing is not None:
-            raise self._closed_error()
-
-    def _closed_error(self) -> CacheClosedError:
-        return CacheClosedError(f"cache {self.name!r} is closed")
+            raise CacheClosedError(f"cache {self.name!r} is closed")
 
     def _hand_out(self, slot: Slot[T]) -> Buffer[T]:
         # A lingering slot may have been written to since it was freed.
@@ -285,9 +273,17 @@ class Cache(Generic[T]):
         :raises TimeoutError, CacheClosedError, BackendError, ConstructorError: like `alloc`
         """
         whole_number("n", n, 1)
-        self._check(flags, _SLEEP, _PUSHPAGE, _MEMALLOC)
+        self._check(flags, timeout, _SLEEP, _PUSHPAGE, _MEMALLOC)
         self._pool.growth.check_possible(n, flags)
-        return [self._hand_out(slot) for slot in await self._get(n, flags, timeout)]
+        if n == 1:
+            return [await self._alloc_slowly(flags, timeout)]
+        self._arena.check_thread()
+        if self._arena.config.checkpoints:
+            await anyio.lowlevel.checkpoint()
+            self._check_open()
+        learn(self._pool, n, LEVEL[flags])
+        slots = await self._in_time(wait(self._pool, flags, n, self._counters), timeout)
+        return [self._hand_out(slot) for slot in slots]
 
     def lease_many(self, n: int, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> ManyLease[T]:
         """``async with cache.lease_many(n) as bufs:`` is `alloc_many` and `Buffer.free` of each around a block."""

@@ -250,13 +250,13 @@ class TestAllocBlocking:
 async def test_what_belongs_to_the_loops_thread_is_touched_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A line rebuilds its heap as who is first leaves: from another thread waiters fell out of it."""
     mine, others = threading.get_ident(), set()
-    find_first = WaitQueue._find_first
+    leave = WaitQueue.leave
 
-    def looking(self: WaitQueue[Any]) -> Any:
+    def leaving(self: WaitQueue[Any], waiter: Any) -> bool:
         others.add(threading.get_ident())
-        return find_first(self)
+        return leave(self, waiter)
 
-    monkeypatch.setattr(WaitQueue, "_find_first", looking)
+    monkeypatch.setattr(WaitQueue, "leave", leaving)
     async with allocator(limit=16 * SIZE) as kmem, anyio.create_task_group() as tasks:
         caches = [kmem.create_cache(name, SIZE) for name in ("one", "two")]
 

@@ -2,7 +2,8 @@
 
 words       _state        marks of a cache, states of a waiting caller, and their tables
             _wakeup       waking the event loop from any thread, and a task by its work
-            _clock        the loop's clock and events
+            _trio         a future for trio
+            _clock        the loop's clock and futures
 memory      _lingering    freed slots whose memory may still be written to
             _orphans      lingering and parked slots of a closed pool
             _parking      slots of forgotten buffers that are still exported

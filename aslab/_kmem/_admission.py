@@ -44,6 +44,7 @@ class Admission(Generic[T]):
     def apply(self, waiter: Waiter[T]) -> int:
         """Return how many emergency objects may be made for ``waiter`` now: all that it still needs, or 0."""
         missing = self._missing(waiter)
+        waiter.applied = True
         waiter.seen = waiter.need - missing if waiter.need > 1 else None
         granted, waiter.permitted = waiter.permitted, 0
         enough = granted >= missing > 0
@@ -65,7 +66,7 @@ class Admission(Generic[T]):
 
     def withdraw(self, waiter: Waiter[T]) -> None:
         """Give up the permits of ``waiter`` and its place among the refused, for others to use."""
-        permitted, waiter.permitted, waiter.seen = waiter.permitted, 0, None
+        permitted, waiter.permitted, waiter.seen, waiter.applied = waiter.permitted, 0, None, False
         if waiter.refused_by is not None:
             waiter.refused_by = None
             self._emergency.refused.leave(waiter)

@@ -36,13 +36,15 @@ class Future(Protocol):
 
 def clock_of_this_loop() -> Clock:
     """Return the clock of the loop that runs this task."""
-    return get_async_backend().current_time
+    backend = get_async_backend()
+    clock: Clock = getattr(backend.current_token(), "time", backend.current_time)  # asyncio's token is its loop
+    return clock
 
 
 def futures_of_this_loop() -> Callable[[], Future]:
     """Return the function that makes futures for tasks of the loop that runs this task."""
     create: Callable[[], Future] | None = getattr(get_async_backend().current_token(), "create_future", None)
-    if create is None:  # the token is no loop of asyncio
+    if create is None:  # no loop of asyncio
         from ._trio import TrioFuture
 
         return TrioFuture

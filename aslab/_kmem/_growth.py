@@ -213,12 +213,15 @@ class Growth(Generic[T]):
 
         :raises ConfigError: if ``max_objects`` or ``limit`` can never allow ``n`` objects for ``flags``
         """
-        if self._config.max_objects is None and self._budget.limit is None:
+        config, shape = self._config, self._config.shape
+        most, limit = config.max_objects, None if self._budget.limit is None else self._budget.unpromised
+        if most is None and limit is None:
             return
-        shape, config, level = self._config.shape, self._config, LEVEL[flags]
-        reserved = (level == ORDINARY) * config.reserve + (level >= URGENT) * (config.memalloc_reserve or 0)
+        reserved = 0
+        if config.reserve or config.memalloc_reserve:
+            level = LEVEL[flags]
+            reserved = (level == ORDINARY) * config.reserve + (level >= URGENT) * (config.memalloc_reserve or 0)
         slabs = -(-(n + reserved) // shape.objects)
-        most, limit = config.max_objects, self._budget.unpromised
         but = f", less the reserve of {reserved}" if reserved else ""
         if most is not None and slabs * shape.objects > most:
             raise ConfigError("n", n, f"it must fit into max_objects, {most}, in whole slabs{but}")

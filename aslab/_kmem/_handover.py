@@ -126,20 +126,16 @@ class Handover(Generic[T]):
             return None
         slots: list[Slot[T]] = []
         for _ in range(need):
-            slot = self._take(level)
+            slot = self._depot.take() or self._take_other(level)
             if slot is None:  # another thread was quicker
                 self.put_back(slots)
                 return None
             slots.append(slot)
         return slots
 
-    def _take(self, level: int) -> Slot[T] | None:
+    def _take_other(self, level: int) -> Slot[T] | None:
         depot, emergency = self._depot, self._emergency
-        slot: Slot[T] | None = None
-        if depot.magazine or depot.slabs.partial:
-            slot = depot.take()
-        if slot is None and self._reserve:
-            slot = self._reserve.take(level)
+        slot: Slot[T] | None = self._reserve.take(level) if self._reserve else None
         if slot is None and (emergency.spares or emergency.lingering):
             slot = emergency.take(level)
         return depot.lingering.take() if slot is None and depot.lingering else slot
@@ -160,9 +156,23 @@ class Handover(Generic[T]):
         The order is MEMALLOC callers, the objects kept for them, PUSHPAGE callers, the reserve, SLEEP callers.
         Must not be called while `busy`.
         """
+        waiters, reserve = self._waiters, self._reserve
         self.busy, served = True, False
         try:
-            while self._serve_next():
+            while True:
+                waiter = waiters.first
+                level = ORDINARY if waiter is None else waiter.level or self.standing(waiter)
+                if reserve.objects and reserve.comes_before(level):
+                    slot = self._depot.take()
+                    if slot is None:
+                        break
+                    reserve.append(slot)
+                elif waiter is None or (slots := self.collect(waiter.need, level)) is None:
+                    break
+                else:
+                    waiters.leave(waiter)
+                    self.given += waiter.need
+                    waiter.give(slots)
                 served = True
         finally:
             self.busy = False
@@ -178,24 +188,6 @@ class Handover(Generic[T]):
                 first.beside = self.now() if first.beside is None else first.beside
                 first.wake()  # to set its timer: it looks again once it has stood there long enough
         return served
-
-    def _serve_next(self) -> bool:
-        waiter = self._waiters.first
-        level = ORDINARY if waiter is None else self.standing(waiter)
-        if self._reserve.objects and self._reserve.comes_before(level):
-            slot = self._depot.take()
-            if slot is not None:
-                self._reserve.append(slot)
-            return slot is not None
-        if waiter is None:
-            return False
-        slots = self.collect(waiter.need, level)
-        if slots is None:
-            return False
-        self._waiters.leave(waiter)
-        self.given += len(slots)
-        waiter.give(slots)
-        return True
 
     def tell(self) -> bool:
         """Tell the first in line of a free, if running callers may pass it; False if the free must be handed out.
@@ -240,9 +232,12 @@ class Handover(Generic[T]):
 
     def take_running(self, level: int) -> Slot[T] | None:
         """Take a free object for a running caller of ``level`` if it may pass the line; else None."""
+        depot, emergency = self._depot, self._emergency
+        if not (depot.magazine or depot.slabs.partial or self._reserve or emergency.spares or emergency.lingering):
+            return None
         first = self._waiters.first
         if first is None or (level == FINISHES and self.claims.mine) or self._may_pass(first, level):
-            slot = self._depot.take()
+            slot = depot.take()
             if slot is None and (slot := self.take_set_aside(level)) is not None:
                 self.note()  # from now on frees refill the reserve, so they must be watched for
             return slot

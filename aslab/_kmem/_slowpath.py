@@ -207,13 +207,8 @@ def _leave(pool: Pool[T], waiter: Waiter[T]) -> None:
     first = pool.waiters.first
     if first is not None and (pool.emergency.backoff.failing or pool.growth.unwell):
         first.wake()  # it may now be its turn to have an emergency object made
-    _withdraw(pool, waiter)
-
-
-def _withdraw(pool: Pool[T], waiter: Waiter[T]) -> None:
-    if waiter.refused_by is not None or waiter.permitted:
+    if waiter.applied:
         pool.admission.withdraw(waiter)
-    waiter.seen = None
 
 
 def _decide(pool: Pool[T], waiter: Waiter[T]) -> Wait:
@@ -229,8 +224,16 @@ def _decide(pool: Pool[T], waiter: Waiter[T]) -> Wait:
     if first and not growing:  # the others came when the first had asked
         growing = pool.ask()
     at_limit = not growing and growth.at_limit
-    if at_limit or growth.arrived:
-        _hope(pool, waiter, at_limit=at_limit)
+    if at_limit or growth.arrived:  # only a free can help, a new grow, or the slab that is being built
+        waiter.timed_from, waiter.until = None, math.inf
+        pool.waiters.untimed[waiter] = None
+        if at_limit:
+            growth.note_limit()
+            if pool.arena.budget.sealed and not waiter.sealed:
+                waiter.sealed = True
+                waiter.counters.sealed += 1
+        if waiter.applied:
+            pool.admission.withdraw(waiter)
         return Wait.UNTIMED
     now = pool.arena.clock()
     if waiter.timed_from is None:
@@ -241,21 +244,10 @@ def _decide(pool: Pool[T], waiter: Waiter[T]) -> Wait:
         return Wait.JUDGING
     waiter.until = patience
     if not late and not pool.marks.bits & _DEADLOCKED:
-        _withdraw(pool, waiter)
+        if waiter.applied:
+            pool.admission.withdraw(waiter)
         return Wait.TIMED
     return _try_emergency(pool, waiter, now)
-
-
-def _hope(pool: Pool[T], waiter: Waiter[T], *, at_limit: bool) -> None:
-    """Prepare to sleep without a timer: until a free, a new grow, or the slab that is being built."""
-    waiter.timed_from, waiter.until = None, math.inf
-    _withdraw(pool, waiter)
-    if at_limit:
-        pool.growth.note_limit()
-        if pool.growth.sealed and not waiter.sealed:
-            waiter.sealed = True
-            waiter.counters.sealed += 1
-    pool.waiters.untimed[waiter] = None
 
 
 def _try_emergency(pool: Pool[T], waiter: Waiter[T], now: float) -> Wait:
@@ -351,9 +343,7 @@ async def ready(pool: Pool[T]) -> None:
 
 async def _until(pool: Pool[T], objects: int, counters: Counters, done: Callable[[], bool]) -> None:
     arena = pool.arena
-    filler: Waiter[T] = Waiter(
-        arena.make_future, KM.SLEEP, next(arena.tickets), objects, counters, arena.clock()
-    )
+    filler: Waiter[T] = Waiter(arena.make_future, KM.SLEEP, next(arena.tickets), objects, counters, arena.clock())
     while not done():
         woken = filler.suspend(math.inf, counts=False)  # before it asks, as whatever that changes must wake it
         pool.waiters.begin_to_fill(filler, done)

@@ -33,7 +33,7 @@ class TrioFuture:
     def __await__(self) -> Generator[Any, Any, None]:
         if not self._done:
             self._task = current_task()
-            yield from wait_task_rescheduled(self._abort).__await__()
+            yield from wait_task_rescheduled(self._abort).__await__()  # noqa: ASYNC105 - it is
 
     def _abort(self, _: Any) -> Abort:
         self._done = True

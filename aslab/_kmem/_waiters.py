@@ -53,6 +53,7 @@ class Waiter(Generic[T]):
 
     __slots__ = (
         "_future",
+        "applied",
         "beside",
         "counters",
         "error",
@@ -113,6 +114,8 @@ class Waiter(Generic[T]):
         """When its timer wakes it."""
         self.late_from: float | None = None
         """`due_from` of the grow that it has found late."""
+        self.applied: bool = False
+        """It has applied for emergency objects, and not withdrawn since."""
         self.refused_by: Refuser | None = None
         """What to ask again for emergency objects, while it waits for a permit."""
         self.seen: int | None = None

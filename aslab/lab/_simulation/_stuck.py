@@ -50,7 +50,10 @@ _AT_REST = {
 }
 """Code of an allocator's own tasks, which wait for work whenever all is well."""
 _WORDS: dict[CodeType, Callable[[dict[str, Any]], str]] = {
-    _code(Cache, "_get", "self", "n"): lambda names: f"{_objects(names['n'])} of cache {names['self'].name!r}",
+    _code(Cache, "_alloc_slowly", "self"): lambda names: f"an object of cache {names['self'].name!r}",
+    _code(Cache, "alloc_many", "self", "n"): lambda names: (
+        f"{names['n']} objects at once of cache {names['self'].name!r}"
+    ),
     _code(_slowpath, "fill", "pool", "objects"): lambda names: (
         f"{names['objects']} free objects of cache {names['pool'].config.name!r}"
     ),
@@ -133,7 +136,3 @@ def _known(frame: FrameType) -> str:
     """What a frame waits for, in words; empty if it is none of those above."""
     words = _WORDS.get(frame.f_code)
     return words(frame.f_locals) if words else ""
-
-
-def _objects(n: int) -> str:
-    return "an object" if n == 1 else f"{n} objects at once"
