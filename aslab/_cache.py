@@ -18,6 +18,7 @@ import warnings
 import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
+from threading import get_ident
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -188,7 +189,7 @@ class Cache(Generic[T]):
     async def _alloc_slowly(self, flags: KM, timeout: float | None) -> Buffer[T]:
         if flags is not _SLEEP or timeout is not None or self._closing is not None:
             self._check(flags, timeout, _SLEEP, _PUSHPAGE, _MEMALLOC, _NOSLEEP)
-        if flags is not _NOSLEEP:
+        if get_ident() != self._arena.thread and flags is not _NOSLEEP:
             self._arena.check_thread()
         if self._arena.config.checkpoints:
             await anyio.lowlevel.checkpoint()

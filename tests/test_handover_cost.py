@@ -1,9 +1,11 @@
-"""What a hand-over costs, guarded by counting aslab's own calls: the same each time, where seconds are not."""
+"""What a hand-over costs, in calls of aslab and in bytes: the same each time, where seconds are not."""
 
 from __future__ import annotations
 
 import math
 import sys
+import tracemalloc
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,12 +16,14 @@ import pytest
 
 import aslab
 from aslab._cache import pool_of
+from aslab._kmem._clock import futures_of_this_loop
 
 from .support import SIZE, allocator
 
 pytestmark = pytest.mark.anyio
 HOME = str(Path(aslab.__file__).parent)
 TASKS, BUFFERS, TIMES = 64, 8, 20
+MANY = 500
 
 
 async def calls_per_buffer(cache: aslab.Cache[memoryview], rests: int) -> float:
@@ -48,7 +52,7 @@ async def calls_per_buffer(cache: aslab.Cache[memoryview], rests: int) -> float:
     return calls / (TASKS * TIMES)
 
 
-@pytest.mark.parametrize(("rests", "most"), [(0, 14), (1, 85)], ids=["comes again", "rests"])
+@pytest.mark.parametrize(("rests", "most"), [(0, 9), (1, 40)], ids=["comes again", "rests"])
 async def test_buffer_that_tasks_wait_for_costs_few_calls(rests: int, most: int) -> None:
     async with allocator() as kmem:
         cache = kmem.create_cache("c", SIZE, objects_per_slab=BUFFERS, max_objects=BUFFERS)
@@ -56,3 +60,38 @@ async def test_buffer_that_tasks_wait_for_costs_few_calls(rests: int, most: int)
         pool_of(cache).handover.beside = math.inf  # who is passed, and how often, depends on no clock
         calls = await calls_per_buffer(cache, rests)
         assert calls <= most
+
+
+async def bytes_per_task(wait: Callable[[], Awaitable[object]]) -> float:
+    """Memory of each of many tasks that sleep in ``wait``."""
+    asleep = 0
+
+    async def sleep() -> None:
+        nonlocal asleep
+        asleep += 1
+        await wait()
+
+    async with anyio.create_task_group() as tasks:
+        tracemalloc.start()
+        try:
+            for _ in range(MANY):
+                tasks.start_soon(sleep)
+            while asleep < MANY:
+                await anyio.lowlevel.checkpoint()
+            used = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+            tasks.cancel_scope.cancel()
+    return used / MANY
+
+
+async def test_waiter_costs_less_than_two_thousand_bytes_beyond_its_task_and_its_future() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, max_objects=1)
+        async with cache.lease():
+            make_future = futures_of_this_loop()
+
+            async def bare() -> None:
+                await make_future()
+
+            assert await bytes_per_task(cache.alloc) - await bytes_per_task(bare) < 2000

@@ -44,8 +44,8 @@ class Admission(Generic[T]):
     def apply(self, waiter: Waiter[T]) -> int:
         """Return how many emergency objects may be made for ``waiter`` now: all that it still needs, or 0."""
         missing = self._missing(waiter)
-        waiter.applied = True
         waiter.seen = waiter.need - missing if waiter.need > 1 else None
+        waiter.applied = waiter.seen is not None
         granted, waiter.permitted = waiter.permitted, 0
         enough = granted >= missing > 0
         if granted:  # since then it may need fewer, or more than were granted
@@ -57,7 +57,7 @@ class Admission(Generic[T]):
         if missing > 0 and queue is None and self._emergency.try_charge(missing, waiter.level):
             return missing
         if self._emergency.possible(missing, waiter.level):
-            waiter.refused_by = self
+            waiter.refused_by, waiter.applied = self, True
             own = self._emergency.full(missing, waiter.level)
             (queue or (here if own else everywhere)).join(waiter)
             if not own:

@@ -124,9 +124,11 @@ class Handover(Generic[T]):
         """Take ``need`` free objects for a caller of ``level``; None, and nothing taken, if there are fewer."""
         if need > 1 and self.at_hand(level) < need:
             return None
+        depot = self._depot
         slots: list[Slot[T]] = []
         for _ in range(need):
-            slot = self._depot.take() or self._take_other(level)
+            slot = depot.take() if depot.magazine or depot.slabs.partial else None
+            slot = slot or self._take_other(level)
             if slot is None:  # another thread was quicker
                 self.put_back(slots)
                 return None

@@ -115,7 +115,7 @@ class Waiter(Generic[T]):
         self.late_from: float | None = None
         """`due_from` of the grow that it has found late."""
         self.applied: bool = False
-        """It has applied for emergency objects, and not withdrawn since."""
+        """It has applied for emergency objects, and there is something to withdraw."""
         self.refused_by: Refuser | None = None
         """What to ask again for emergency objects, while it waits for a permit."""
         self.seen: int | None = None
