@@ -15,6 +15,7 @@ import aslab
 from aslab import GFP, KM, CacheClosedError, CacheFlags
 from aslab._cache import pool_of
 from aslab._kmem._handover import Handover
+from aslab._kmem._pool import Pool
 from aslab.backends import Region
 from aslab.faults import Deadlock, Failslab, Latency
 from aslab.testing import check_consistency
@@ -730,6 +731,40 @@ async def test_late_waiters_are_not_woken_by_each_grow(monkeypatch: pytest.Monke
         assert looks < 10 * 100
         for buf in held:
             buf.free()
+
+
+async def test_who_comes_before_those_whom_a_broken_backend_failed_have_left_does_not_wait_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slabs, ends = Gate(), list[str]()
+    slabs.error = ValueError()
+    failing = anyio.Event()
+    grow_failed = Pool.grow_failed
+
+    def fails(pool: Pool[Any], error: Exception) -> float:
+        failing.set()  # so the second caller runs before the first hears of it
+        slabs.error = None
+        return grow_failed(pool, error)
+
+    monkeypatch.setattr(Pool, "grow_failed", fails)
+    async with allocator(slabs=slabs, grow_timeout=1000.0) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE)
+
+        async def caller(begin: anyio.Event | None = None) -> None:
+            if begin is not None:
+                await begin.wait()
+            try:
+                (await cache.alloc()).free()
+                ends.append("served")
+            except aslab.BackendError:
+                ends.append("failed")
+
+        await start(tasks, caller, failing)
+        await start(tasks, caller)
+        slabs.open()
+        await anyio.sleep(3)
+        assert len(ends) == 2
+        tasks.cancel_scope.cancel()
 
 
 async def test_permit_is_back_when_a_ctor_raises_what_is_no_exception() -> None:

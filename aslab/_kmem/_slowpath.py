@@ -213,17 +213,20 @@ def _leave(pool: Pool[T], waiter: Waiter[T]) -> None:
 
 def _decide(pool: Pool[T], waiter: Waiter[T]) -> Wait:
     """Return the next state, from what is true now."""
-    first = pool.waiters.first is waiter
-    if first:  # only the first in line is told of frees, so only it looks
+    first = pool.waiters.first
+    if first is waiter:  # only the first in line is told of frees, so only it looks
         pool.look(waiter)
     if waiter.slots is not None:
         return Wait.SERVED
     if waiter.error is not None:
         return Wait.FAILED
-    growth, growing = pool.growth, pool.marks.bits & _GROWING
-    if first and not growing:  # the others came when the first had asked
-        growing = pool.ask()
-    at_limit = not growing and growth.at_limit
+    growth, at_limit = pool.growth, False
+    if not pool.marks.bits & _GROWING:
+        behind = first is not None and first is not waiter and first.error is None
+        if behind and pool.arena.budget.limit is None:  # then the first has asked, and has nobody to ask for room
+            at_limit = growth.at_limit
+        if not at_limit and not pool.ask():
+            at_limit = growth.at_limit
     if at_limit or growth.arrived:  # only a free can help, a new grow, or the slab that is being built
         waiter.timed_from, waiter.until = None, math.inf
         pool.waiters.untimed[waiter] = None
