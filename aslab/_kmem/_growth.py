@@ -165,16 +165,17 @@ class Growth(Generic[T]):
         """Whether only a free can help: no slab is on its way, and none may be added."""
         if self.marks.bits & _GROWING:
             return False
-        return self._at_most or self.limit_reached or self._budget.yields(self.account)
+        return self.at_most or self.limit_reached or self._budget.yields(self.account)
 
     @property
     def limit_reached(self) -> bool:
         """Whether the pool cannot grow at all, whoever comes first. Any thread."""
         budget = self._budget
-        return budget.sealed or self._at_most or (budget.limit is not None and budget.full(self.account))
+        return budget.sealed or self.at_most or (budget.limit is not None and budget.full(self.account))
 
     @property
-    def _at_most(self) -> bool:
+    def at_most(self) -> bool:
+        """Whether its slabs hold as many objects as ``max_objects`` allows. Any thread."""
         most = self._config.max_objects
         return most is not None and self._depot.slabs.slots_total + self._config.shape.objects > most
 
@@ -193,7 +194,7 @@ class Growth(Generic[T]):
     def claim(self) -> Claim | None:
         """The rank of the first in line if the pool itself could grow for it, whatever the limit; else None."""
         first = self._waiters.first
-        if first is None or self.marks.bits & _BLOCKED or self._pausing or self._at_most:
+        if first is None or self.marks.bits & _BLOCKED or self._pausing or self.at_most:
             return None
         return first.rank
 

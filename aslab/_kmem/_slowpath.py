@@ -223,8 +223,7 @@ def _decide(pool: Pool[T], waiter: Waiter[T]) -> Wait:
     growth, at_limit = pool.growth, False
     if not pool.marks.bits & _GROWING:
         behind = first is not None and first is not waiter and first.error is None
-        if behind and pool.arena.budget.limit is None:  # then the first has asked, and has nobody to ask for room
-            at_limit = growth.at_limit
+        at_limit = behind and growth.at_most  # no need to ask: the first has, and nobody else can make room
         if not at_limit and not pool.ask():
             at_limit = growth.at_limit
     if at_limit or growth.arrived:  # only a free can help, a new grow, or the slab that is being built
