@@ -214,14 +214,11 @@ class Growth(Generic[T]):
 
         :raises ConfigError: if ``max_objects`` or ``limit`` can never allow ``n`` objects for ``flags``
         """
-        config, shape = self._config, self._config.shape
+        config, shape, level = self._config, self._config.shape, LEVEL[flags]
         most, limit = config.max_objects, None if self._budget.limit is None else self._budget.unpromised
         if most is None and limit is None:
             return
-        reserved = 0
-        if config.reserve or config.memalloc_reserve:
-            level = LEVEL[flags]
-            reserved = (level == ORDINARY) * config.reserve + (level >= URGENT) * (config.memalloc_reserve or 0)
+        reserved = (level == ORDINARY) * config.reserve + (level >= URGENT) * (config.memalloc_reserve or 0)
         slabs = -(-(n + reserved) // shape.objects)
         but = f", less the reserve of {reserved}" if reserved else ""
         if most is not None and slabs * shape.objects > most:

@@ -227,29 +227,28 @@ def _decide(pool: Pool[T], waiter: Waiter[T]) -> Wait:
         if not at_limit and not pool.ask():
             at_limit = growth.at_limit
     if at_limit or growth.arrived:  # only a free can help, a new grow, or the slab that is being built
+        state = Wait.UNTIMED
         waiter.timed_from, waiter.until = None, math.inf
         pool.waiters.untimed[waiter] = None
         if at_limit:
             growth.note_limit()
-            if pool.arena.budget.sealed and not waiter.sealed:
+            if growth.sealed and not waiter.sealed:
                 waiter.sealed = True
                 waiter.counters.sealed += 1
-        if waiter.applied:
-            pool.admission.withdraw(waiter)
-        return Wait.UNTIMED
-    now = pool.arena.clock()
-    if waiter.timed_from is None:
-        waiter.timed_from = now
-    late = waiter.late_from == growth.due_from
-    patience = math.inf if late else max(waiter.timed_from, growth.due_from) + growth.patience.of[waiter.level]
-    if now >= patience:
-        return Wait.JUDGING
-    waiter.until = patience
-    if not late and not pool.marks.bits & _DEADLOCKED:
-        if waiter.applied:
-            pool.admission.withdraw(waiter)
-        return Wait.TIMED
-    return _try_emergency(pool, waiter, now)
+    else:
+        state, now = Wait.TIMED, pool.arena.clock()
+        if waiter.timed_from is None:
+            waiter.timed_from = now
+        late = waiter.late_from == growth.due_from
+        due = max(waiter.timed_from, growth.due_from) + growth.patience.of[waiter.level]
+        if now >= due and not late:
+            return Wait.JUDGING
+        waiter.until = math.inf if late else due
+        if late or pool.marks.bits & _DEADLOCKED:
+            return _try_emergency(pool, waiter, now)
+    if waiter.applied:
+        pool.admission.withdraw(waiter)
+    return state
 
 
 def _try_emergency(pool: Pool[T], waiter: Waiter[T], now: float) -> Wait:

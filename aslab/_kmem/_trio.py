@@ -9,7 +9,7 @@ from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_resch
 
 
 class TrioFuture:
-    """What one task awaits, once, until it has a result; see `Future`. Event loop's thread only."""
+    """A `Future` of _clock.py. Event loop's thread only."""
 
     __slots__ = ("_done", "_task")
 
@@ -18,14 +18,11 @@ class TrioFuture:
         self._task: Task | None = None
 
     def done(self) -> bool:
-        """Whether the task need not sleep any more: there is a result, or it was cancelled."""
+        """As asyncio's."""
         return self._done
 
     def set_result(self, _: None, /) -> None:
-        """Wake the task.
-
-        :raises RuntimeError: if its loop is closed
-        """
+        """As asyncio's."""
         self._done = True
         if self._task is not None:
             reschedule(self._task)

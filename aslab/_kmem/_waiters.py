@@ -53,6 +53,7 @@ class Waiter(Generic[T]):
 
     __slots__ = (
         "_future",
+        "_make_future",
         "applied",
         "beside",
         "counters",
@@ -63,7 +64,6 @@ class Waiter(Generic[T]):
         "idle",
         "late_from",
         "level",
-        "make_future",
         "need",
         "permitted",
         "rank",
@@ -78,15 +78,9 @@ class Waiter(Generic[T]):
     )
 
     def __init__(
-        self,
-        make_future: Callable[[], Future],
-        flags: KM,
-        ticket: int,
-        need: int,
-        counters: Counters,
-        since: float,
+        self, make: Callable[[], Future], flags: KM, ticket: int, need: int, counters: Counters, since: float = 0.0
     ) -> None:
-        self.make_future = make_future
+        self._make_future = make
         self.flags: KM = flags
         self.level: int = LEVEL[flags]
         """Its urgency: smaller is served first."""
@@ -133,14 +127,13 @@ class Waiter(Generic[T]):
     def suspend(self, until: float, *, idle: bool = False, counts: bool = True) -> Awaitable[object]:
         """Return what ends when it is woken, or when the loop's clock reaches ``until``: to be awaited at once.
 
-        :param idle: others may pass it meanwhile
-        :param counts: the caller counts in `waits`, once
+        If ``idle``, others may pass it meanwhile; if it ``counts``, that is in `waits`, once.
         """
         if counts and not self.has_waited:
             self.has_waited = True
             self.counters.waits += 1
         self.told = False
-        self._future = future = self.make_future()
+        self._future = future = self._make_future()
         self.idle = idle  # not before: `tell` would wake nobody, and the free that it is for would be lost
         if self.slots is not None or self.error is not None:
             self.wake()  # a finaliser served it just now, and found no future yet
