@@ -105,6 +105,7 @@ class Cache(Generic[T]):
         :param timeout: seconds to wait at most; None waits for as long as it takes
         :raises TimeoutError: after ``timeout`` seconds
         :raises anyio.WouldBlock: with NOSLEEP, if no object is free
+        :raises TooManyWaiting: if ``max_waiting`` callers wait already
         :raises CacheClosedError: if the cache is closed, before the call or while it waits
         :raises BackendError: if a backend breaks its contract
         :raises ConstructorError: if the cache's ``ctor`` raises
@@ -282,7 +283,7 @@ class Cache(Generic[T]):
         :param flags: SLEEP, PUSHPAGE or MEMALLOC
         :param timeout: seconds to wait at most for all ``n``; None waits for as long as it takes
         :raises ConfigError: if ``max_objects`` or ``limit`` can never allow ``n`` objects for these ``flags``
-        :raises TimeoutError, CacheClosedError, BackendError, ConstructorError: like `alloc`
+        :raises TimeoutError, TooManyWaiting, CacheClosedError, BackendError, ConstructorError: like `alloc`
         """
         whole_number("n", n, 1)
         self._check(flags, _SLEEP, _PUSHPAGE, _MEMALLOC)
