@@ -225,7 +225,7 @@ class Cache(Front[T]):
         :param flags: SLEEP, PUSHPAGE or MEMALLOC
         :param timeout: seconds to wait at most for all ``n``; None waits for as long as it takes
         :raises ConfigError: if ``max_objects`` or ``limit`` can never allow ``n`` objects for these ``flags``
-        :raises TimeoutError, CacheClosedError, BackendError, ConstructorError: like `alloc`
+        :raises TimeoutError, TooManyWaiting, CacheClosedError, BackendError, ConstructorError: like `alloc`
         """
         whole_number("n", n, 1)
         self._check(flags, timeout, _SLEEP, _PUSHPAGE, _MEMALLOC)

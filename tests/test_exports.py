@@ -128,11 +128,12 @@ aslab.lab.run(main)
 
 
 def test_importing_it_imports_no_event_loop_and_no_optional_package() -> None:
-    names = "aslab, aslab.backends, aslab.emulation, aslab.faults, aslab.share, aslab.testing"
+    names = "aslab, aslab.backends, aslab.emulation, aslab.faults, aslab.observe, aslab.share, aslab.testing"
     script = f"import sys, {names}; print(*sys.modules)"
     loaded = run(script).split()
     assert "aslab" in loaded
-    assert not {"trio", "rich", "typer", "numpy", "uvloop", "pydantic"} & set(loaded)
+    optional = {"trio", "rich", "typer", "numpy", "uvloop", "pydantic", "pytest", "textual"}
+    assert not (optional | {"prometheus_client", "opentelemetry"}) & set(loaded)
 
 
 def test_anyio_is_the_only_dependency() -> None:

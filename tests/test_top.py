@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,6 @@ from aslab.cli._top._source import ask
 from aslab.cli._top._text import LATE
 
 from .support import SIZE, Gate, allocator
-from .test_cli import aslab as command
 from .test_cli import told
 
 Here = Callable[..., subprocess.CompletedProcess[bytes]]
@@ -104,7 +104,9 @@ class TestServing:
 
 
 class TestCommand:
-    def test_once_json_and_sorting_without_textual(self, tmp_path: Path, here: Here) -> None:
+    def test_once_json_and_sorting_without_textual(
+        self, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         found = snapshot()
         path = tmp_path / "stats"
         answers = _answering.Answers(path, lambda: json.dumps(found).encode())
@@ -124,8 +126,9 @@ class TestCommand:
             by_use = here("top", path, "--once", "-s", "u").stdout.decode().splitlines()
             assert [line.split()[0] for line in by_use[4:]] == ["late", "quiet"]
             assert json.loads(here("top", path, "--json").stdout) == found
-            without = command("top", path, without="textual")
-            assert told(without, 2).startswith("aslab: aslab top needs the extra 'top'")
+            monkeypatch.delitem(sys.modules, "aslab.cli._top._screen")
+            monkeypatch.setitem(sys.modules, "textual.app", None)
+            assert told(here("top", path), 2).startswith("aslab: aslab top needs the extra 'top'")
         finally:
             answers.stop()
         gone = here("top", path, "--once")

@@ -38,6 +38,7 @@ class Front(Generic[T]):
         :param timeout: seconds to wait at most; None waits for as long as it takes
         :raises TimeoutError: after ``timeout`` seconds
         :raises anyio.WouldBlock: with NOSLEEP, if no object is free
+        :raises TooManyWaiting: if ``max_waiting`` callers wait already
         :raises CacheClosedError: if the cache is closed, before the call or while it waits
         :raises BackendError: if a backend breaks its contract
         :raises ConstructorError: if the cache's ``ctor`` raises
