@@ -121,9 +121,9 @@ class Slab(Generic[T]):
 
     def dismantle(self, dtor: Callable[[T], None] | None) -> Iterator[None]:
         """Destroy the objects and drop all references to the memory, yielding now and then. No slot may be out."""
-        self.freed = []
         self.slots.reverse()  # a list is cheap to shorten at its end only
         while self.slots:
+            del self.freed[-AT_ONCE:]
             for _ in range(min(AT_ONCE, len(self.slots))):
                 slot = self.slots.pop()
                 if self.built:
