@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 import aslab
@@ -360,7 +361,7 @@ async def play(seed: int, steps: int) -> None:
         for number in range(steps):
             model.step()
             if number % 64 == 0:
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
         model.finish()
         gc.collect()
         pool = pool_of(cache)

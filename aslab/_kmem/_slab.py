@@ -5,8 +5,8 @@
 
 ``stride`` is the object size rounded up to the alignment; the region is rounded up to whole pages. Bookkeeping is
 outside the region, so a power-of-two object wastes nothing (SPL puts a header into the slab and pays for it
-there). Slots are made some at a time, as they are first handed out, and the slots of a slab that goes are destroyed
-a few at a time, so a slab of many objects costs no more at once than one of few.
+there). Slots are made some at a time, as they are first handed out, and destroyed some at a time when the slab goes,
+so a slab of many objects costs no more at once than one of few.
 
 Always true, between calls:
 
