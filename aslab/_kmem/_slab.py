@@ -5,8 +5,8 @@
 
 ``stride`` is the object size rounded up to the alignment; the region is rounded up to whole pages. Bookkeeping is
 outside the region, so a power-of-two object wastes nothing (SPL puts a header into the slab and pays for it
-there). Slots are made some at a time, as they are first handed out, and destroyed some at a time when the slab goes,
-so a slab of many objects costs no more at once than one of few.
+there). A slot is made when first handed out, and the slots of a slab that goes are destroyed a few at a time, so a
+slab of many objects costs no more at once than one of few.
 
 Always true, between calls:
 
@@ -32,8 +32,6 @@ T = TypeVar("T")
 
 AT_ONCE = 256
 """Slots destroyed, or looked at, before other tasks have their turn."""
-BATCH = 64
-"""Slots made at once."""
 
 
 def construct(slot: Slot[T], ctor: Callable[[memoryview], T], region: Region) -> None:
@@ -99,12 +97,15 @@ class Slab(Generic[T]):
         Slot.carve(self.slots, self, region.memory, region.address, shape.size, shape.stride, count)
         return self.slots[made]
 
-    def take(self) -> Slot[T]:
-        """Hand out the slot that came back last, else the next that has never been out."""
+    def take(self, ahead: int = 1) -> Slot[T]:
+        """Hand out the slot that came back last, else the next that has never been out.
+
+        :param ahead: how many are about to be taken, so that they are made at once
+        """
         if self.freed:
             slot = self.freed.pop()
         else:
-            slot = self.slots[self.used] if self.used < len(self.slots) else self.carve(BATCH)
+            slot = self.slots[self.used] if self.used < len(self.slots) else self.carve(ahead)
             self.used += 1
         slot.out = True
         return slot
@@ -173,15 +174,15 @@ class SlabLists(Generic[T]):
         self.slots_total += slab.objects
         self.created += 1
 
-    def take(self) -> Slot[T] | None:
-        """Take a slot from the first partial slab, or None."""
+    def take(self, ahead: int = 1) -> Slot[T] | None:
+        """Take a slot from the first partial slab, or None. ``ahead``: as for `Slab.take`."""
         slab = next(iter(self.partial), None)
         if slab is None:
             return None
         if not slab.in_use:
             self.slabs_used += 1
             self.slabs_used_max = max(self.slabs_used_max, self.slabs_used)
-        slot = slab.take()
+        slot = slab.take(ahead)
         if not slab.free:
             del self.partial[slab]
             self.complete[slab] = None
@@ -195,7 +196,7 @@ class SlabLists(Generic[T]):
     def take_batch(self, count: int) -> list[Slot[T]]:
         """Take ``count`` slots, or as many as there are."""
         batch: list[Slot[T]] = []
-        while len(batch) < count and (slot := self.take()) is not None:
+        while len(batch) < count and (slot := self.take(count - len(batch))) is not None:
             batch.append(slot)
         return batch
 
