@@ -67,7 +67,9 @@ static void handle_finalise(PyObject *self)
     HOLD(pending);
     Core *core = core_of(Py_TYPE(self));
     PyObject *done = core == NULL || core->lost == NULL ? NULL : PyObject_CallOneArg(core->lost, self);
-    if (done == NULL && PyErr_Occurred())
+    if (core == NULL) /* the interpreter is being torn down */
+        PyErr_Clear();
+    else if (done == NULL && PyErr_Occurred())
         PyErr_WriteUnraisable(self);
     Py_XDECREF(done);
     GO_ON(pending);

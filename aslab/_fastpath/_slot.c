@@ -1,4 +1,7 @@
-/* Slot: the place of one object. It exports its memory itself, so it knows at any moment whether somebody does. */
+/* Slot: the place of one object. It exports its memory itself, so it knows at any moment whether somebody does.
+
+   The garbage collector does not see slots, but for those of subclasses. As for handles (`_handle.c`): what a slot
+   refers to, such as what a constructor built, is let go of when its pool is closed and its slab dismantled. */
 
 #include "_core.h"
 
