@@ -61,6 +61,7 @@ BENCHES = {
         more_is_better=True,
         times=3,
     ),
+    "lab": Bench(("--rounds", "1", "--most", "20000"), ("scenario", "loop", "events"), "us an event", times=1),
     "scale": Bench(("--rounds", "1", "--most", "10000"), ("what", "count", "measured"), "ms", times=1),
 }
 OTHERS = "others: "

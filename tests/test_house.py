@@ -61,6 +61,8 @@ SOURCES = ("pressure/", "emulation/_shrinker")
 OF_OTHERS = {
     "_kmem/_orphans reads _objects",
     "lab/_simulation/_asyncio reads _waiter",
+    "lab/_simulation/_queue reads _loop",
+    "lab/_simulation/_queue reads _run",
     "lab/_simulation/_threads reads _worker",
     "lab/_simulation/_trio reads _heap",
 }

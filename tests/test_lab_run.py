@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import random
+import selectors
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from aslab.emulation import Kmalloc, PhysicalMemory, Vmalloc
 from aslab.faults import Deadlock
 from aslab.lab import Lab, Stuck, StuckTask, current, housekeeping, run
 from aslab.lab._simulation import _order, _trio
+from aslab.lab._simulation._asyncio import SimulatedLoop
 from aslab.lab._simulation._run import LOOPS
 from aslab.lab.pytest_plugin import LabRunner, lab
 
@@ -48,6 +50,62 @@ async def sleeper(seconds: float) -> None:
 
 
 # -- time
+
+
+class Unpolled(selectors.DefaultSelector):
+    """A selector that returns at once, as if the time asked for had passed."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        self.now += timeout or 0.0
+        return super().select(0)
+
+
+class AsyncioItself(asyncio.SelectorEventLoop):
+    """asyncio's own queue. Exact for whole seconds."""
+
+    def __init__(self) -> None:
+        self.clock = Unpolled()
+        super().__init__(self.clock)
+
+    def time(self) -> float:
+        return self.clock.now
+
+
+def order_of_callbacks(loop: asyncio.AbstractEventLoop, seed: int) -> list[tuple[float, int]]:
+    """What ran when, of many timers that are due together, add others, and cancel most of them."""
+    drawn, came, timers = random.Random(seed), list[tuple[float, int]](), list[asyncio.TimerHandle]()
+
+    def fire(number: int) -> None:
+        came.append((loop.time(), number))
+        for timer in drawn.sample(timers, len(timers) // 3):
+            timer.cancel()
+        if len(timers) < 2000:
+            timers.extend(
+                loop.call_later(drawn.randrange(20), fire, len(timers) + n) for n in range(drawn.randrange(30))
+            )
+        loop.call_soon(came.append, (loop.time(), -number))
+
+    async def main() -> None:
+        for number in range(300):
+            timers.append(loop.call_later(drawn.randrange(20), fire, number))
+        await asyncio.sleep(1000)
+
+    with contextlib.closing(loop):
+        loop.run_until_complete(main())
+    return came
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_callbacks_run_in_the_order_of_asyncio_itself(debug: bool) -> None:
+    for seed in range(3):
+        loops = AsyncioItself(), SimulatedLoop()
+        for loop in loops:
+            loop.set_debug(debug)
+        expected, came = (order_of_callbacks(loop, seed) for loop in loops)
+        assert len(expected) > 100
+        assert came == expected
 
 
 def test_an_hour_passes_on_the_simulated_clock(lab: LabRunner) -> None:

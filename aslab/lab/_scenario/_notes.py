@@ -59,6 +59,8 @@ class Notes:
             for most, least in [bounds_in_real_time(one, scenario.slack) if real_time else bounds(one)]
         ]
         self.watches: Watches = Watches(watches)
+        self.feed: Callable[..., None] = self.watches.feed
+        """Add a value to a figure."""
         self._levels = dict.fromkeys(scenario.caches, 0)
         self._created = dict.fromkeys(scenario.caches, 0)
         self._marked_since: dict[tuple[str, Mark], float] = {}
@@ -71,10 +73,6 @@ class Notes:
         if self._progress is not None and self._events % PROGRESS_EVERY == 0:
             self._progress(min(1.0, event.time / self._duration))
         return event
-
-    def feed(self, what: str, value: float, event: Event, tasks: str = "", cache: str = "") -> None:
-        """Add a value to a figure."""
-        self.watches.feed(what, value, event, tasks, cache)
 
     def emergency(self, change: int, event: Event, tasks: str, cache: str) -> None:
         """A caller got an emergency object, or freed one."""

@@ -10,6 +10,7 @@ import anyio
 from ... import KM, Buffer, Cache
 from ...faults import Delay
 from ...faults._delay import drawing
+from .._simulation._run import sleep_of
 from ._machine import seed_for
 from ._notes import Notes
 from ._schema import TaskSection
@@ -34,8 +35,10 @@ class Worker:
         """Completed rounds of allocating, holding and freeing."""
         self._notes = notes
         self._lab = notes.lab
+        self._sleep = sleep_of(notes.lab)
         self._section = section
         self._cache = cache
+        self._of = cache.name
         self._flags = KM[section.flags]
         self._asked = f"{cache.name} {section.flags}"
         self._asked_to_start = False
@@ -55,18 +58,19 @@ class Worker:
         delay = self._start()
         self._last = self._lab.time() + delay
         self._asked_to_start = True
-        await anyio.sleep(delay)
+        await self._sleep(delay)
         while self._section.times is None or self.unfinished:
             held: list[Held] = []
             try:
                 if await self._get_all(held):
-                    self._lab.spend(self._spend())
-                    await anyio.sleep(self._hold())
+                    if spend := self._spend():
+                        self._lab.spend(spend)
+                    await self._sleep(self._hold())
                     self.rounds += 1
             finally:
                 for one in held:
                     self._free(one)
-            await anyio.sleep(self._arrival())
+            await self._sleep(self._arrival())
 
     def end(self) -> None:
         """The workload is over: report how long the task has done nothing."""
@@ -99,24 +103,24 @@ class Worker:
             else:
                 bufs = await cache.alloc_many(n, self._flags, timeout=self._section.timeout)
         except anyio.WouldBlock:
-            notes.feed("refused", 1, notes.event(self.name, "refused", cache.name), self.group, cache.name)
+            notes.feed("refused", 1, notes.event(self.name, "refused", self._of), self.group, self._of)
             return []
         except TimeoutError:
-            event = notes.event(self.name, "timed out", cache.name)
-            notes.feed("timed_out", 1, event, self.group, cache.name)
+            event = notes.event(self.name, "timed out", self._of)
+            notes.feed("timed_out", 1, event, self.group, self._of)
             self._waited(begin, event.time, event)
             return []
         except anyio.get_cancelled_exc_class():
-            event = notes.event(self.name, "gave up", cache.name)
+            event = notes.event(self.name, "gave up", self._of)
             self._waited(begin, event.time, event)
             raise
         now = self._lab.time()
         for buf in bufs:
             kind = "emergency" if buf.emergency else "slab"
-            event = notes.event(self.name, "got", f"{cache.name} {kind} after {now - begin:.9f}")
-            notes.feed("allocations", 1, event, self.group, cache.name)
+            event = notes.event(self.name, "got", f"{self._of} {kind} after {now - begin:.9f}")
+            notes.feed("allocations", 1, event, self.group, self._of)
             if buf.emergency:
-                notes.emergency(+1, event, self.group, cache.name)
+                notes.emergency(+1, event, self.group, self._of)
         self._waited(begin, now, event)
         self._progress(event.time, event)
         return bufs
@@ -124,19 +128,19 @@ class Worker:
     def _free(self, held: Held) -> None:
         notes, emergency = self._notes, held.emergency
         held.buf.free()
-        event = notes.event(self.name, "freed", f"{self._cache.name} {'emergency' if emergency else 'slab'}")
+        event = notes.event(self.name, "freed", f"{self._of} {'emergency' if emergency else 'slab'}")
         if emergency:
-            notes.emergency(-1, event, self.group, self._cache.name)
+            notes.emergency(-1, event, self.group, self._of)
         self._progress(event.time, event)
-        notes.span(self.name, "emergency" if emergency else "holding", held.since, event.time, self._cache.name)
+        notes.span(self.name, "emergency" if emergency else "holding", held.since, event.time, self._of)
 
     def _waited(self, begin: float, end: float, event: Any) -> None:
-        self._notes.feed("longest_wait", end - begin, event, self.group, self._cache.name)
+        self._notes.feed("longest_wait", end - begin, event, self.group, self._of)
         if end > begin:
-            self._notes.waited(self.name, begin, end, self._cache.name)
+            self._notes.waited(self.name, begin, end, self._of)
 
     def _progress(self, now: float, event: Any) -> None:
-        self._notes.feed("longest_gap", now - self._last, event, self.group, self._cache.name)
+        self._notes.feed("longest_gap", now - self._last, event, self.group, self._of)
         self._last = now
 
     def _draw(self, what: str, delay: Delay) -> Any:

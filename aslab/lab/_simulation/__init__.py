@@ -2,6 +2,7 @@
 
 _run                 run a function this way; the run that a task belongs to
 _asyncio  _trio      each loop, with a clock that jumps to the next timer
+_queue               asyncio only: callbacks and timers, in asyncio's order, in half the time
 _order  _blocked     asyncio only: the same order in every process
 _idle                nothing can run: is this the end?
 _interrupts          trio only: Ctrl-C, which waits for a checkpoint

@@ -15,6 +15,7 @@ import selectors
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from anyio._backends._asyncio import WorkerThread
@@ -23,6 +24,7 @@ from ..._kmem._wakeup import HOUSEKEEPING
 from ._idle import Idle, until_next
 from ._order import OrderedFuture, OrderedTask, number_in
 from ._outside import GRACE, STEP
+from ._queue import Due, Turns
 from ._stuck import frames_of
 
 
@@ -31,10 +33,12 @@ class _Selector(selectors.BaseSelector):
 
     def __init__(self, idle: Idle) -> None:
         self._real = selectors.DefaultSelector()
+        poll = getattr(getattr(self._real, "_selector", None), "poll", None)  # of the system: a tenth of the time
+        self._poll: Callable[[], list[Any]] = partial(poll, 0, 1) if poll else partial(self._real.select, 0)
         self._idle = idle
         self._hoped = False
         self.now = 0.0
-        self.timers: Callable[[], list[asyncio.TimerHandle]] = list
+        self.timers: Callable[[], list[Due]] = list
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         return self._real.register(fileobj, events, data)
@@ -52,7 +56,7 @@ class _Selector(selectors.BaseSelector):
         self._real.close()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = self._real.select(0)
+        ready = self._poll() and self._real.select(0)
         if ready or timeout == 0:
             return ready
         waits = self._idle.outside.waits()
@@ -60,15 +64,17 @@ class _Selector(selectors.BaseSelector):
             self._idle.since = None
             return self._real.select(waits)
         timers = self.timers()
-        following = timers[0].when() if timeout is not None else math.inf
+        following = timers[0].handle._when if timeout is not None else math.inf
         if waits is not None:
             return self._keep_pace(following)
         if following == math.inf:
             return self._last_look()
         self._idle.jumps()
-        if self._only_housekeeping() and self._idle.housekeeping(self.now, following):
+        if not _is_housekeeping(timers[0]):  # the common case, and the cheap check
+            self._idle.since = None
+        elif self._only_housekeeping() and self._idle.housekeeping(self.now, following):
             return []
-        self.now = max(self.now, self.timers()[0].when())  # adding the timeout would round
+        self.now = max(self.now, timers[0].handle._when)  # adding the timeout would round
         return []
 
     def _keep_pace(self, following: float) -> list[tuple[selectors.SelectorKey, int]]:
@@ -96,30 +102,28 @@ class _Selector(selectors.BaseSelector):
     def _only_housekeeping(self) -> bool:
         """Whether every timer belongs to a housekeeping task."""
         timers = self.timers()
-        if not _is_housekeeping(timers[0]):  # the common case, and the cheap check
-            self._idle.since = None
-            return False
-        if all(timer.cancelled() or timer.when() == math.inf or _is_housekeeping(timer) for timer in timers):
+        if all(due == math.inf or due.handle._cancelled or _is_housekeeping(due) for due in timers):
             return True
         self._idle.since = None
         return False
 
 
-def _is_housekeeping(timer: asyncio.TimerHandle) -> bool:
-    context = timer._context  # type: ignore[attr-defined]
-    return bool(context.get(HOUSEKEEPING, False))
+def _is_housekeeping(due: Due) -> bool:
+    return bool(due.handle._context.get(HOUSEKEEPING, False))
 
 
-class SimulatedLoop(asyncio.SelectorEventLoop):
+class SimulatedLoop(Turns):
     """An event loop whose clock jumps. It starts at 0."""
 
     def __init__(self, idle: Idle | None = None) -> None:
         self._idle = idle or Idle()
-        self._selector_of_time = _Selector(self._idle)
-        super().__init__(self._selector_of_time)
+        self.outside: _Selector = _Selector(self._idle)
+        super().__init__(self.outside)
         # looked up each time: asyncio replaces the list when many timers are cancelled
-        self._selector_of_time.timers = lambda: self._scheduled  # type: ignore[attr-defined]
+        self.outside.timers = lambda: self._scheduled
         self._idle.tasks = self._tasks
+        self._idle.clock = self.time
+        self._idle.sleep = asyncio.sleep
         self._idle.spend = self._spend
         self._idle.outside.look = self._outside
         self._calls: list[tuple[asyncio.Future[Any], str]] = []
@@ -129,10 +133,10 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         """Simulated seconds."""
-        return self._selector_of_time.now
+        return self.outside.now
 
     def _spend(self, seconds: float) -> None:
-        self._selector_of_time.now += seconds
+        self.outside.now += seconds
 
     # -- order
 
@@ -140,7 +144,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         """As asyncio does, but with a hash that keeps tasks in sets in creation order."""
         if self.get_task_factory() is not None:
             return super().create_task(coro, **options)
-        self._check_closed()  # type: ignore[attr-defined]
+        self._check_closed()
         task = OrderedTask(coro, loop=self, **options)
         if trace := getattr(task, "_source_traceback", None):
             del trace[-1]
@@ -182,6 +186,8 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             self._awaited = None
 
     def _outside(self) -> list[tuple[object, str]]:
+        if not self._calls and not self._processes and not self._ends_executor and threading.active_count() == 1:
+            return []  # as nearly always
         found: list[tuple[object, str]] = []
         if self._calls:
             self._calls = [call for call in self._calls if not call[0].done()]

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
+
+import anyio
 
 from ._outside import Outside
 from ._stuck import StuckTask, describe
@@ -41,6 +43,10 @@ class Idle:
         self.end: Callable[[], object] | None = end
         self.tasks: Callable[[], list[tuple[str, Any, bool]]] = list
         """Name and coroutine of each task, and whether it is housekeeping, in creation order."""
+        self.clock: Callable[[], float] | None = None
+        """The loop's clock, if it is simulated."""
+        self.sleep: Callable[[float], Awaitable[object]] = anyio.sleep
+        """The loop's own, which does not look for its loop."""
         self.spend: Callable[[float], object] = _spin
         """Moves the clock forward by that many seconds while nothing else runs."""
         self.outside: Outside = Outside()

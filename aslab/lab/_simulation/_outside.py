@@ -36,7 +36,7 @@ class Outside:
         """
         found = self.look()
         if not found:
-            self._since = {}
+            self._since.clear()
             return None
         now = time.monotonic()
         self._since = {id(one): self._since.get(id(one), (now, one)) for one, _ in found}

@@ -23,6 +23,7 @@ import anyio
 from ..._checks import seconds as check_seconds
 from ..._checks import whole_number
 from ..._errors import ConfigError, SlabError
+from ..._kmem._clock import Clock, clock_of_this_loop
 from ..._kmem._wakeup import HOUSEKEEPING
 from ._idle import Idle, StuckInCleanUp
 from ._interrupts import TRIO_OPTIONS, second_at_once
@@ -56,13 +57,14 @@ class Lab:
         self.seed = seed
         self.random: random.Random = random.Random(f"{seed}/lab")
         """For anything random in the run."""
-        self.log: EventLog = EventLog(self.time)
-        self._start = anyio.current_time()
         self._idle = idle or Idle()
+        self._clock: Clock = self._idle.clock or clock_of_this_loop()
+        self._start = self._clock()
+        self.log: EventLog = EventLog(self.time if self._start else self._clock)
 
     def time(self) -> float:
         """Seconds since the start of the run."""
-        return anyio.current_time() - self._start
+        return self._clock() - self._start
 
     def spend(self, seconds: float) -> None:
         """Use that much processor time: the clock moves on, and no other task or timer runs meanwhile.
@@ -101,6 +103,11 @@ def housekeeping() -> None:
     progress is eventually reported as stuck. Does not suspend.
     """
     HOUSEKEEPING.set(True)
+
+
+def sleep_of(lab: Lab) -> Callable[[float], Awaitable[object]]:
+    """`anyio.sleep` for tasks of this run, which need not look for their loop each time."""
+    return lab._idle.sleep
 
 
 def wait_for_timers(lab: Lab) -> None:

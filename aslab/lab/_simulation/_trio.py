@@ -77,6 +77,8 @@ def simulated_clock(idle: Idle) -> trio.testing.MockClock:
 
     clock._autojump = autojump  # type: ignore[method-assign]
     idle.tasks = _tasks
+    idle.clock = clock.current_time
+    idle.sleep = trio.sleep
     idle.spend = clock.jump
     idle.outside.look = _outside
     return clock
