@@ -20,7 +20,7 @@ from ._clock import Clock
 
 MOST, MOST_BYTES = 4, 32 * 2**20
 """Slabs ahead, and bytes of them."""
-BATCH, BATCH_SECONDS = 16, 0.002
+BATCH, BATCH_SECONDS = 16, 0.004
 """The most slabs in one grow, and the seconds after which none is begun."""
 SOON = 4
 """Callers that find it empty within this many times the duration of the last grow find it empty soon."""

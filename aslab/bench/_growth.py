@@ -20,6 +20,7 @@ import anyio.to_thread
 import typer
 
 import aslab
+from aslab.backends import Mmap
 
 from ..cli._loops import Loop, run_on
 from ._app import app, show
@@ -87,11 +88,12 @@ async def measure(size: int, nbytes: int, rounds: int) -> list[dict[str, Any]]:
     async with aslab.open_allocator() as kmem:
         slab = kmem.create_cache("c", size).stats().slab_size
     nbytes = max(2, nbytes // slab) * slab
+    slabs = Mmap()  # one for all rounds, as in a service: it learns whether huge pages come quickly
     contenders: dict[str, tuple[Contender, int]] = {
         THREAD: (_thread, slab),
         "a thread, by object": (_thread, size),
-        "aslab, prefill": (_prefill, size),
-        "aslab, await alloc": (_alloc, size),
+        "aslab, prefill": (partial(_prefill, slabs), size),
+        "aslab, await alloc": (partial(_alloc, slabs), size),
     }
     costs: dict[str, list[Took]] = {name: [] for name in contenders}
     gaps: dict[str, list[float]] = {name: [] for name in contenders}
@@ -153,13 +155,13 @@ async def _thread(nbytes: int, piece: int, measured: Measured[T]) -> T:
     return found
 
 
-async def _prefill(nbytes: int, size: int, measured: Measured[T]) -> T:
-    async with aslab.open_allocator() as kmem:
+async def _prefill(slabs: Mmap, nbytes: int, size: int, measured: Measured[T]) -> T:
+    async with aslab.open_allocator(slabs=slabs) as kmem:
         return await measured(partial(kmem.create_cache("c", size).prefill, nbytes // size))
 
 
-async def _alloc(nbytes: int, size: int, measured: Measured[T]) -> T:
-    async with aslab.open_allocator() as kmem:
+async def _alloc(slabs: Mmap, nbytes: int, size: int, measured: Measured[T]) -> T:
+    async with aslab.open_allocator(slabs=slabs) as kmem:
         cache = kmem.create_cache("c", size)
         held: list[aslab.Buffer[memoryview]] = []
 
