@@ -3,7 +3,7 @@
 Callers that find a pool empty soon after slabs have come would wait for each slab. So the pool then goes on
 growing until one slab is free, the next time two, up to `MOST`: a task that fills its objects with I/O finds the
 next ones ready. And one grow may bring several slabs by one call of the backend, unless that was slow the last
-time: as many as it can begin within `BATCH_SECONDS`, by which the first of them comes later, far less than makes a
+time: as many as it can begin within `BATCH_SECONDS`, by which the first of them comes later, less than makes a
 grow late. A call that gets stuck keeps what it has, as if it had got stuck that much earlier.
 
 Memory that is slow is short: nothing is then taken ahead of need. Nor is it where memory comes at once, or for a
@@ -20,7 +20,7 @@ from ._clock import Clock
 
 MOST, MOST_BYTES = 4, 32 * 2**20
 """Slabs ahead, and bytes of them."""
-BATCH, BATCH_SECONDS = 16, 0.002
+BATCH, BATCH_SECONDS = 16, 0.004
 """The most slabs in one grow, and the seconds after which none is begun."""
 SOON = 4
 """Callers that find it empty within this many times the duration of the last grow find it empty soon."""

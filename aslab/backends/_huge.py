@@ -17,7 +17,7 @@ from ._wishes import HUGE_PAGE, ask_for_huge_pages
 
 QUICK = 2**30
 """Bytes per second with which nothing needs to be compared."""
-PAUSE_FIRST, PAUSE_MOST = 0.1, 1000.0
+PAUSE_FIRST, PAUSE_MOST = 1.0, 1000.0
 """Seconds without huge pages after small ones were quicker: doubled each time, from the first to the most."""
 
 

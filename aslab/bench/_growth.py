@@ -13,18 +13,20 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import anyio
-import anyio.lowlevel
 import anyio.to_thread
 import typer
 
 import aslab
+from aslab.backends import Mmap
 
 from ..cli._loops import Loop, run_on
 from ._app import app, show
 from ._stall import longest_gap
+
+T = TypeVar("T")
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 SIZES = (4 * KIB, 64 * KIB, MIB, 16 * MIB)
@@ -55,8 +57,16 @@ class Took(NamedTuple):
         return Took(self.seconds - begin.seconds, self.cpu - begin.cpu)
 
 
-Contender = Callable[[int, int], Awaitable[Took]]
-"""Grows to so many bytes, in pieces or objects of so many."""
+Measured = Callable[[Callable[[], Awaitable[object]]], Awaitable[T]]
+"""Makes a call, and returns what was measured."""
+
+
+class Contender(Protocol):
+    """Grows to so many bytes, in pieces or objects of so many, and has that measured."""
+
+    async def __call__(self, nbytes: int, size: int, measured: Measured[T], /) -> T:
+        """Return what was measured."""
+        ...
 
 
 @app.command()
@@ -78,28 +88,29 @@ async def measure(size: int, nbytes: int, rounds: int) -> list[dict[str, Any]]:
     async with aslab.open_allocator() as kmem:
         slab = kmem.create_cache("c", size).stats().slab_size
     nbytes = max(2, nbytes // slab) * slab
+    slabs = Mmap()  # one for all rounds, as in a service: it learns whether huge pages come quickly
     contenders: dict[str, tuple[Contender, int]] = {
         THREAD: (_thread, slab),
         "a thread, by object": (_thread, size),
-        "aslab, prefill": (_prefill, size),
-        "aslab, await alloc": (_alloc, size),
+        "aslab, prefill": (partial(_prefill, slabs), size),
+        "aslab, await alloc": (partial(_alloc, slabs), size),
     }
-    took: dict[str, list[Took]] = {name: [] for name in contenders}
+    costs: dict[str, list[Took]] = {name: [] for name in contenders}
     gaps: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
         for name in _turned(list(contenders), number):
             grow, piece = contenders[name]
             gc.collect()
-            await _thread(nbytes, slab)  # memory that a hypervisor has to find first says nothing of either
-            took[name].append(await grow(nbytes, piece))
+            await _thread(nbytes, slab, took)  # memory that a hypervisor has to find first says nothing of either
+            costs[name].append(await grow(nbytes, piece, took))
             if number < GAPS:  # apart, as looking for gaps takes time itself
-                gaps[name].append(await longest_gap(partial(grow, nbytes, piece)))
+                gaps[name].append(await grow(nbytes, piece, longest_gap))
     label = f"{size // MIB} MiB" if size >= MIB else f"{size // KIB} KiB"
     return [
         {
             "object": label,
             "grown by": name,
-            **_compared(nbytes, took[name], took[THREAD]),
+            **_compared(nbytes, costs[name], costs[THREAD]),
             "gap ms": statistics.median(gaps[name]),
         }
         for name in contenders
@@ -125,35 +136,40 @@ def _turned(names: list[str], by: int) -> list[str]:
     return names[by:] + names[:by]
 
 
-async def _thread(nbytes: int, piece: int) -> Took:
-    return await anyio.to_thread.run_sync(_map_and_fault_in, nbytes, piece)
-
-
-def _map_and_fault_in(nbytes: int, piece: int) -> Took:
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | POPULATE
+async def took(call: Callable[[], Awaitable[object]]) -> Took:
+    """What a call takes."""
     begin = Took.now()
-    held = [mmap.mmap(-1, piece, flags=flags) for _ in range(nbytes // piece)]
-    took = Took.now().since(begin)
-    del held
-    return took
+    await call()
+    return Took.now().since(begin)
 
 
-async def _prefill(nbytes: int, size: int) -> Took:
-    async with aslab.open_allocator() as kmem:
+async def _thread(nbytes: int, piece: int, measured: Measured[T]) -> T:
+    held: list[mmap.mmap] = []
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | POPULATE
+
+    def map_and_fault_in() -> None:
+        held.extend(mmap.mmap(-1, piece, flags=flags) for _ in range(nbytes // piece))
+
+    found = await measured(partial(anyio.to_thread.run_sync, map_and_fault_in))
+    await anyio.to_thread.run_sync(held.clear)
+    return found
+
+
+async def _prefill(slabs: Mmap, nbytes: int, size: int, measured: Measured[T]) -> T:
+    async with aslab.open_allocator(slabs=slabs) as kmem:
+        return await measured(partial(kmem.create_cache("c", size).prefill, nbytes // size))
+
+
+async def _alloc(slabs: Mmap, nbytes: int, size: int, measured: Measured[T]) -> T:
+    async with aslab.open_allocator(slabs=slabs) as kmem:
         cache = kmem.create_cache("c", size)
-        begin = Took.now()
-        await cache.prefill(nbytes // size)
-        return Took.now().since(begin)
+        held: list[aslab.Buffer[memoryview]] = []
 
+        async def alloc() -> None:
+            for _ in range(nbytes // size):
+                held.append(await cache.alloc())  # noqa: PERF401  (as long as the list, all are held)
 
-async def _alloc(nbytes: int, size: int) -> Took:
-    async with aslab.open_allocator() as kmem:
-        cache = kmem.create_cache("c", size)
-        begin = Took.now()
-        held = [await cache.alloc() for _ in range(nbytes // size)]
-        took = Took.now().since(begin)
-        for number, buf in enumerate(held):
+        found = await measured(alloc)
+        for buf in held:
             buf.free()
-            if number % 256 == 0:
-                await anyio.lowlevel.checkpoint()
-        return took
+        return found
