@@ -143,7 +143,7 @@ async def test_memalloc_before_pushpage_before_sleep_and_the_oldest_first_within
         max_size=8,
     ),
 )
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 def test_nobody_stands_beside_what_is_free_for_longer_than_the_bound(
     seed: int, loop: str, objects: int, flags: KM, callers: list[tuple[int, int]]
 ) -> None:

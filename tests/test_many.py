@@ -347,7 +347,7 @@ def test_tasks_that_take_one_by_one_lock_each_other_out_and_those_that_take_all_
     run(partial(two_tasks_that_need_three_of_four, together=True), loop=loop)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     needs=st.lists(st.integers(1, 6), min_size=1, max_size=12),
     urgent=st.sets(st.integers(0, 11)),
