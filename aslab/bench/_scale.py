@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import anyio
 import anyio.lowlevel
@@ -22,8 +22,8 @@ import aslab
 from aslab.backends import Mmap
 from aslab.faults import Latency
 
-from ..cli._progress import bar
-from ._app import app, show
+from ._app import command
+from ._measured import Bench, Quantity, Turn, Values
 from ._stall import longest_gap
 
 CACHES = (100, 300, 1_000)
@@ -35,46 +35,41 @@ INTERVAL = 0.2
 SLOW = 0.05
 """Seconds per grow when an urgent one comes behind ten others."""
 MISSES = 100
+IDLE = Quantity("processor in 1 s", "ms")
 PATIENCE = 10
 """Seconds after which the stages of joining and handing over are cut short."""
-Row = dict[str, Any]
+Measure = Callable[[], Awaitable[Values]]
 
 
-@app.command()
+@command("scale", rounds=3, quick={"rounds": 1, "most": 1_000})
 def scale(
     most: Annotated[int, typer.Option(help="Most caches, objects per slab, and parked buffers.", min=2)] = SLABS[
         -1
     ],
-    rounds: Annotated[int, typer.Option(help="Rounds; the best counts.", min=1)] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+) -> Bench:
     """Stalls of the event loop with many caches, large slabs and many parked buffers. Takes half a minute."""
-    measures: list[tuple[str, Callable[[], Awaitable[list[Row]]]]] = [
+    measures: list[tuple[str, Measure]] = [
         *((f"{count:,} caches", partial(_caches, count)) for count in _up_to(most, CACHES)),
         *((f"a slab of {count:,}", partial(_slab, count)) for count in _up_to(most, SLABS)),
         *((f"{count:,} parked", partial(_parked, count)) for count in _up_to(most, PARKED)),
         ("a hurry", _hurry),
         ("the least expire", _least_expire),
     ]
-    rows: list[Row] = []
-    with bar() as shown:
-        task = shown.add_task("aslab bench scale", total=rounds * len(measures))
-        for name, measure in measures:
-            tries = []
-            for _ in range(rounds):
-                shown.update(task, description=name, advance=1)
-                with _no_collections():
-                    tries.append(anyio.run(measure))
-            rows += [min(alike, key=lambda row: row["ms"]) for alike in zip(*tries, strict=True)]
-    show("cost that grows", rows, "A stall is the longest gap of a task that sleeps 1 ms.", as_json=as_json)
+    turns = [Turn(case, "aslab", partial(_measure, measure)) for case, measure in measures]
+    return Bench("cost that grows", turns, "A stall is the longest gap of a task that sleeps 1 ms.")
+
+
+def _measure(measure: Measure) -> Values:
+    with _no_collections():
+        return anyio.run(measure)
 
 
 def _up_to(most: int, counts: tuple[int, ...]) -> list[int]:
     return [count for count in counts if count <= most] or [most]
 
 
-def _row(what: str, count: int, measured: str, ms: float) -> Row:
-    return {"what": what, "count": count, "measured": measured, "ms": ms}
+def _stalls(stages: Mapping[str, float]) -> Values:
+    return {Quantity(f"stall, {stage}", "ms"): ms for stage, ms in stages.items()}
 
 
 @contextmanager
@@ -109,7 +104,7 @@ class _Watch:
         self.stalls[name], self._worst = self._worst, 0.0
 
 
-async def _caches(count: int) -> list[Row]:
+async def _caches(count: int) -> Values:
     """Caches under a limit that has room for half of them: each of the others has a waiting caller."""
     watch = _Watch()
     async with anyio.create_task_group() as tasks:
@@ -120,7 +115,7 @@ async def _caches(count: int) -> list[Row]:
         await watch.stage_ends("closing")
         tasks.cancel_scope.cancel()
     del watch.stalls["starting"]
-    return [_row("caches", count, f"stall, {stage}", ms) for stage, ms in watch.stalls.items()]
+    return _stalls(watch.stalls)
 
 
 async def _crowd(kmem: aslab.Allocator, count: int, watch: _Watch, tasks: TaskGroup) -> None:
@@ -158,7 +153,7 @@ async def _crowd(kmem: aslab.Allocator, count: int, watch: _Watch, tasks: TaskGr
         await anyio.lowlevel.checkpoint()
 
 
-async def _slab(count: int) -> list[Row]:
+async def _slab(count: int) -> Values:
     """One slab of that many objects; the garbage collector is on, since it is part of the cost."""
     gc.enable()
     async with aslab.open_allocator(expire=None) as kmem:
@@ -179,10 +174,10 @@ async def _slab(count: int) -> list[Row]:
             buf.free()
         reaping = await longest_gap(cache.reap)
     stages = {"growing": growing, "first use, 100 per turn": using, "reaping": reaping}
-    return [_row("objects a slab", count, f"stall, {stage}", ms) for stage, ms in stages.items()]
+    return _stalls(stages)
 
 
-async def _parked(count: int) -> list[Row]:
+async def _parked(count: int) -> Values:
     """Buffers that are forgotten while something exports their memory."""
     import warnings
 
@@ -209,10 +204,10 @@ async def _parked(count: int) -> list[Row]:
             await cache.reap()  # empties the magazine
         for view in exports:
             view.release()
-    return [_row("parked buffers", count, "one miss", best * 1e3)]
+    return {Quantity("one miss", "ms"): best * 1e3}
 
 
-async def _hurry() -> list[Row]:
+async def _hurry() -> Values:
     """A PUSHPAGE caller whose cache has to grow while ten others are waiting to grow."""
     async with aslab.open_allocator(slabs=Latency(Mmap(), SLOW), grow_timeout=60, expire=None) as kmem:
         caches = [kmem.create_cache(f"{number}", SIZE) for number in range(11)]
@@ -228,10 +223,10 @@ async def _hurry() -> list[Row]:
             begin = time.perf_counter()
             await call(caches[10], aslab.KM.PUSHPAGE)
             took = time.perf_counter() - begin
-    return [_row("SLEEP grows queued", 10, f"a PUSHPAGE caller, {SLOW * 1e3:.0f} ms per grow", took * 1e3)]
+    return {Quantity(f"PUSHPAGE behind 10 grows of {SLOW * 1e3:.0f} ms", "ms"): took * 1e3}
 
 
-async def _least_expire() -> list[Row]:
+async def _least_expire() -> Values:
     """Processor time per second with the shortest valid ``expire``."""
     for expire in (1e-9, 0.01):
         try:
@@ -239,7 +234,7 @@ async def _least_expire() -> list[Row]:
                 kmem.create_cache("c", SIZE)
                 begin = time.process_time()
                 await anyio.sleep(0.5)
-                return [_row("caches, least expire", 1, "processor, in 1 s", (time.process_time() - begin) * 2e3)]
+                return {IDLE: (time.process_time() - begin) * 2e3}
         except aslab.ConfigError:
             continue
-    return [_row("caches, least expire", 1, "processor, in 1 s", 0.0)]
+    return {IDLE: 0.0}
