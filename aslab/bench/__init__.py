@@ -36,5 +36,6 @@ from . import _service as _service
 from . import _stall as _stall
 from . import _waiters as _waiters
 from ._app import app as app
+from ._app import names as names
 
-__all__ = ["app"]
+__all__ = ["app", "names"]

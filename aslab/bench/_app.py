@@ -33,6 +33,11 @@ _COMMON: dict[str, tuple[Any, Any]] = {
 """Type and default of each option that all have."""
 
 
+def names() -> list[str]:
+    """All benchmarks, in the order of their modules."""
+    return [each.name for each in app.registered_commands if each.name]
+
+
 def command(
     name: str, *, rounds: int, quick: Mapping[str, object]
 ) -> Callable[[Callable[..., Bench]], Callable[..., Bench]]:
