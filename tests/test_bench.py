@@ -26,6 +26,7 @@ QUICK = {
     "lease": ["--pairs", "20"],
     "emergency": ["--seconds", "0.05"],
     "emergency-free": ["--most", "20"],
+    "growth": ["--mib", "1"],
     "handover": ["--operations", "200"],
     "frames": ["--frames", "2", "--mb", "0.1"],
     "index": [],

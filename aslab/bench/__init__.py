@@ -10,6 +10,7 @@ same round, with their spread.
 
     _pair  _lease                alloc and free on a hit; a block that holds a buffer
     _handover  _waiters          buffers passed on among tasks; with many tasks
+    _growth                      from an empty cache to much memory
     _stall  _move  _scale        does growth stall the loop, or a move, or anything when there is a lot of it?
     _emergency  _emergency_free  emergency objects while growth is stuck; freeing one of many
     _frames                      frames from one process to another
@@ -24,6 +25,7 @@ from . import _demo as _demo
 from . import _emergency as _emergency
 from . import _emergency_free as _emergency_free
 from . import _frames as _frames
+from . import _growth as _growth
 from . import _handover as _handover
 from . import _index as _index
 from . import _lab as _lab

@@ -1,4 +1,4 @@
-"""How fast is the lab? Simulated allocations per second of wall time; do long runs cost more per event?"""
+"""How fast is the lab? Simulated allocations per second of processor time; do long runs cost more per event?"""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEADLOCK = "deadlock-recovers"
 def lab(
     most: Annotated[int, typer.Option(help="Events in the longest run.", min=1000)] = SIZES[-1],
 ) -> Bench:
-    """Simulated allocations per second of wall time, for runs of three lengths, on each loop."""
+    """Simulated allocations per second of processor time, for runs of three lengths, on each loop."""
     sizes = [size for size in SIZES if size < most] + [most]
     turns = [
         Turn(
@@ -89,11 +89,11 @@ def _deadlock(loop: Loop) -> Values:
 def _play(scenario: Any, loop: Loop) -> Values:
     from ..lab.scenarios import play
 
-    begin = time.perf_counter()
+    begin = time.process_time()
     result = play(scenario, loop=loop.value).result
-    wall = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     return {
-        EVENT: wall / result.events * 1e6,
-        ALLOCATIONS: result.figures["allocations"] / wall,
-        SIMULATED: result.duration / wall,
+        EVENT: seconds / result.events * 1e6,
+        ALLOCATIONS: result.figures["allocations"] / seconds,
+        SIMULATED: result.duration / seconds,
     }

@@ -43,7 +43,7 @@ REQUESTS, PEAK = Quantity("requests", "1/s", more_is_better=True), Quantity("pea
 
 @command("service", rounds=3, quick={"rounds": 1, "uploads": 40})
 def service(
-    uploads: Annotated[int, typer.Option(help="Uploads at once.", min=1)] = 100,
+    uploads: Annotated[int, typer.Option(help="Uploads at once.", min=1)] = 200,
 ) -> Bench:
     """An HTTP service that takes uploads of 4 MiB, with 64 MiB to hold them in. Takes half a minute."""
     for name in ("starlette", "uvicorn"):

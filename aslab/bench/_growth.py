@@ -1,0 +1,114 @@
+"""From an empty cache to so many bytes held, compared with one thread that only maps and faults in memory.
+
+The thread asks for whole slabs, as aslab does, and for single objects, each by one system call (MAP_POPULATE).
+aslab does as much in its worker, and hands the objects to callers, while the event loop stays free: a task that
+sleeps 1 ms looks for gaps.
+"""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Annotated
+
+import anyio
+import anyio.to_thread
+import typer
+
+import aslab
+
+from .._checks import format_size
+from ..cli._loops import Loop, check_installed, run_on
+from ._app import command
+from ._measured import Bench, Quantity, Turn, Values
+from ._stall import longest_gap
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+SIZES = (4 * KIB, 64 * KIB, MIB, 16 * MIB)
+POPULATE = getattr(mmap, "MAP_POPULATE", 0x8000)
+THREAD = "a thread, by slab"
+SPEED, GAP = Quantity("speed", "GiB/s", more_is_better=True), Quantity("longest gap of the loop", "ms")
+Contender = Callable[[int, int], Awaitable[float]]
+"""Grows to so many bytes, in pieces or objects of so many, and returns the seconds it took."""
+
+
+@command("growth", rounds=7, quick={"rounds": 2, "mib": 64})
+def growth(
+    mib: Annotated[int, typer.Option(help="MiB to grow to, at least two slabs.", min=1)] = 256,
+    loop: Annotated[Loop, typer.Option(help="Event loop to run on.")] = Loop.ASYNCIO,
+) -> Bench:
+    """Growth from an empty cache, compared with one thread that maps and faults in memory."""
+    check_installed(loop)
+    turns = []
+    for size in SIZES:
+        slab = run_on(loop, _slab_size, size)
+        nbytes = max(2, mib * MIB // slab) * slab
+        contenders: dict[str, tuple[Contender, int]] = {
+            THREAD: (_thread, slab),
+            "a thread, by object": (_thread, size),
+            "aslab: prefill": (_prefill, size),
+            "aslab: await alloc": (_alloc, size),
+        }
+        turns += [
+            Turn(
+                f"objects of {format_size(size)}",
+                name,
+                partial(run_on, loop, _measure, contender, nbytes, piece),
+                loop.value,
+                THREAD,
+            )
+            for name, (contender, piece) in contenders.items()
+        ]
+    return Bench(f"growth to {mib} MiB", turns, "Until all bytes are held. Gap: of a task that sleeps 1 ms.")
+
+
+async def _slab_size(size: int) -> int:
+    async with aslab.open_allocator() as kmem:
+        return kmem.create_cache("c", size).stats().slab_size
+
+
+async def _measure(contender: Contender, nbytes: int, piece: int) -> Values:
+    took = 0.0
+
+    async def grow() -> None:
+        nonlocal took
+        took = await contender(nbytes, piece)
+
+    gc.collect()
+    gap = await longest_gap(grow)
+    return {SPEED: nbytes / took / GIB, GAP: gap}
+
+
+async def _thread(nbytes: int, piece: int) -> float:
+    return await anyio.to_thread.run_sync(_map_and_fault_in, nbytes, piece)
+
+
+def _map_and_fault_in(nbytes: int, piece: int) -> float:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | POPULATE
+    begin = time.perf_counter()
+    held = [mmap.mmap(-1, piece, flags=flags) for _ in range(nbytes // piece)]
+    took = time.perf_counter() - begin
+    del held
+    return took
+
+
+async def _prefill(nbytes: int, size: int) -> float:
+    async with aslab.open_allocator() as kmem:
+        cache = kmem.create_cache("c", size)
+        begin = time.perf_counter()
+        await cache.prefill(nbytes // size)
+        return time.perf_counter() - begin
+
+
+async def _alloc(nbytes: int, size: int) -> float:
+    async with aslab.open_allocator() as kmem:
+        cache = kmem.create_cache("c", size)
+        begin = time.perf_counter()
+        held = [await cache.alloc() for _ in range(nbytes // size)]
+        took = time.perf_counter() - begin
+        for buf in held:
+            buf.free()
+        return took
