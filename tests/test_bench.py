@@ -214,6 +214,14 @@ def test_a_history_keeps_a_line_for_each_of_the_last_runs(made: list[str], tmp_p
     }
 
 
+def test_a_picture_has_a_chart_for_each_case_and_quantity(made: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    done = CliRunner().invoke(app, ["made", "--quick", "--turns", "2", "--plot", str(tmp_path / "made.svg")])
+    assert done.exit_code == 0, done.output
+    assert "<svg" in (tmp_path / "made.svg").read_text()
+    assert CliRunner().invoke(app, ["made", "--plot", str(tmp_path / "made.none")]).exit_code == 1
+
+
 def test_what_is_no_history_or_cannot_be_drawn_is_told_before_anything_is_measured(
     made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,9 +232,11 @@ def test_what_is_no_history_or_cannot_be_drawn_is_told_before_anything_is_measur
     errors: list[str] = []
     monkeypatch.setattr("aslab.cli._app.complain", errors.append)
     assert run(["bench", "made", "--record", str(tmp_path / "notes")]) == 2
+    assert run(["bench", "made", "--record", str(tmp_path / "none" / "history")]) == 2
     assert run(["bench", "made", "--plot", str(tmp_path / "made.svg")]) == 2
     assert errors == [
         f"--record: '{tmp_path / 'notes'}' is no history of benchmarks",
+        f"--record: cannot use '{tmp_path / 'none' / 'history'}': No such file or directory",
         "--plot needs the extra 'plot': run pip install '.[plot]' in a clone of aslab",
     ]
     assert not made

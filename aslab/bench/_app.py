@@ -89,7 +89,7 @@ def _perform(
     record: Path | None,
 ) -> None:
     if plot is not None:
-        _plot.check_installed()
+        _plot.check(plot)
     history = None if record is None else _record.History(record)
     bench = make()
     name = bench.name or name

@@ -16,21 +16,26 @@ COLOURS = {True: "#2a6f97", False: "#a9b4bd"}
 """Of bars: of aslab's, and of others'."""
 
 
-def check_installed() -> None:
-    """Refuse to plot without matplotlib, before anything is measured.
+def check(path: Path) -> None:
+    """Refuse what cannot be drawn, before anything is measured.
 
-    :raises BadInput: with the extra that installs it
+    :raises BadInput: without matplotlib, with the extra that installs it; for a kind of file that it does not
+        know, and for a folder that is not there
     """
     try:
-        importlib.import_module("matplotlib.figure")
+        figure: Any = importlib.import_module("matplotlib.figure").Figure()
     except ModuleNotFoundError:
         raise BadInput(EXTRA) from None
+    if path.suffix[1:] not in figure.canvas.get_supported_filetypes():
+        raise BadInput(f"--plot: {str(path)!r}: allowed are names that end with .svg, .png or .pdf")
+    if not path.parent.is_dir():
+        raise BadInput(f"--plot: {str(path)!r}: its folder is not there")
 
 
 def plot(path: Path, title: str, rows: Sequence[Row]) -> None:
     """Write a picture with one chart for each case, loop and quantity; its kind is that of the file's name.
 
-    :raises BadInput: if the file cannot be written, or matplotlib does not know its kind
+    :raises BadInput: if the file cannot be written
     """
     charts = [list(group) for _, group in groupby(rows, key=_chart)]
     heights = [len(chart) + 1.5 for chart in charts]
@@ -44,8 +49,6 @@ def plot(path: Path, title: str, rows: Sequence[Row]) -> None:
         figure.savefig(path)
     except OSError as exc:
         raise BadInput(f"--plot: cannot write {str(path)!r}: {why(exc)}") from None
-    except ValueError as exc:
-        raise BadInput(f"--plot: {exc}") from None
 
 
 def _chart(row: Row) -> tuple[object, ...]:

@@ -40,16 +40,18 @@ def compiled() -> bool:
 class History:
     """A file with a line for each run.
 
-    :raises BadInput: if it cannot be read, or has something else in it
+    :raises BadInput: if it cannot be read and written, or has something else in it
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            with path.open("a+", encoding="utf-8") as file:  # so it is also known that it can be written
+                file.seek(0)
+                self._lines = file.read().splitlines()
             self._names = [str(json.loads(line)["bench"]) for line in self._lines]
         except OSError as exc:
-            raise BadInput(f"--record: cannot read {str(path)!r}: {why(exc)}") from None
+            raise BadInput(f"--record: cannot use {str(path)!r}: {why(exc)}") from None
         except (ValueError, KeyError, TypeError):
             raise BadInput(f"--record: {str(path)!r} is no history of benchmarks") from None
 
