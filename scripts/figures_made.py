@@ -109,11 +109,6 @@ def median(bench: str, *key: str, digits: int = 2) -> Make:
     return lambda book: number(book.row(bench, *key).median, digits)
 
 
-def best(bench: str, *key: str, digits: int = 2) -> Make:
-    """The best value of one row: of what waits for other processes, which only ever make it worse."""
-    return lambda book: number(book.row(bench, *key).best, digits)
-
-
 def range_of(bench: str, chosen: Callable[[Key], bool], value: Callable[[Row], float], digits: int = 2) -> Make:
     """From the least to the most of several rows, or one number if they are the same."""
 
@@ -152,8 +147,8 @@ def rival(book: Book, loop: str, case: str) -> float:
 
 def handover(loop: str, case: str, contender: str) -> Make:
     """Throughput against the better rival."""
-    return lambda book: number(
-        book.row("handover", loop, case, contender, BUFFERS).median / rival(book, loop, case)
+    return lambda book: (
+        f"{book.row('handover', loop, case, contender, BUFFERS).median / rival(book, loop, case):.2f}"
     )
 
 
@@ -193,8 +188,7 @@ FIGURES: dict[str, Make] = {
         lambda row: row.best,
         1,
     ),
-    "frames.ours": best("frames", "", "25 MB", SHARE, FRAMES),
-    "frames.fresh": best("frames", "", "25 MB", FRESH, FRAMES),
+    "frames.ratio": lambda book: number(book.row("frames", "", "25 MB", SHARE, FRAMES).ratio),
     "frames.cpu": sharing_costs,
     "move.small": range_of(
         "move", lambda key: key.case == "objects of 4 KiB" and key.quantity == "took, ms", lambda row: row.best
