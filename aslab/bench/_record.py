@@ -1,5 +1,11 @@
 """Figures for programs: one JSON object for every benchmark, and a history with a line for each run.
 
+The object has the name of the benchmark, versions, whether the compiled fast path is in use, facts about the
+machine, the contenders, and ``rows``. A row has ``loop``, ``case``, ``contender``, ``what`` and ``unit``;
+whether more or less is ``better``; the value of each of its ``rounds``, their ``best``, and their ``median``
+with the quartiles ``low`` and ``high``; and ``ratio``, the same of its ratio to the contender ``against`` in
+each round, or null.
+
 The docs of this project take their figures from such a history (``scripts/figures.py``). It keeps a few runs of
 each benchmark, and no raw values, so that it stays small.
 """
