@@ -37,34 +37,24 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Bench(NamedTuple):
-    """One benchmark: how to run it, which of its columns name a row, and which is the figure."""
+    """One benchmark: how to run it, and how often in each round."""
 
     options: tuple[str, ...]
-    names: tuple[str, ...]
-    figure: str
-    more_is_better: bool = False
-    control: str = ""
-    """The column of what is not aslab's, in a benchmark that has no rows of others."""
     times: int = 2
-    """Runs in each round."""
 
 
 BENCHES = {
-    "pair": Bench(("--rounds", "3"), ("pool",), "best ns"),
-    "waiters": Bench(
-        ("--rounds", "1", "--most", "1000"), ("loop", "waiters"), "us per waiter", control="of it bare events"
-    ),
-    "handover": Bench(
-        ("--rounds", "1", "--operations", "5000"),
-        ("loop", "pattern", "pool"),
-        "per s",
-        more_is_better=True,
-        times=3,
-    ),
-    "lab": Bench(("--rounds", "1", "--most", "20000"), ("scenario", "loop", "events"), "us an event", times=1),
-    "scale": Bench(("--rounds", "1", "--most", "10000"), ("what", "count", "measured"), "ms", times=1),
+    "pair": Bench(("--rounds", "3")),
+    "lease": Bench(("--rounds", "3")),
+    "waiters": Bench(("--rounds", "1", "--most", "1000")),
+    "handover": Bench(("--rounds", "1", "--operations", "5000"), times=3),
+    "lab": Bench(("--rounds", "1", "--most", "20000"), times=1),
+    "scale": Bench(("--rounds", "1", "--most", "10000"), times=1),
 }
+OURS = "aslab"
 OTHERS = "others: "
+SCHEMA = 1
+"""Of ``aslab bench --json``."""
 
 
 class Key(NamedTuple):
@@ -72,6 +62,8 @@ class Key(NamedTuple):
 
     bench: str
     what: str
+    unit: str
+    more_is_better: bool = False
 
 
 class Compared(NamedTuple):
@@ -95,12 +87,16 @@ def run(checkout: Path, name: str, figures: Figures) -> None:
     command = [sys.executable, "-m", "aslab", "bench", name, "--json", *bench.options]
     env = {**os.environ, "PYTHONPATH": str(checkout)}
     done = subprocess.run(command, cwd=checkout, env=env, stdout=subprocess.PIPE, check=True)
-    for row in json.loads(done.stdout)["rows"]:
-        what = ", ".join(str(row[one]) for one in bench.names)
-        ours = "aslab" in row.get("pool", "aslab")
-        figures.setdefault(Key(name, what if ours else OTHERS + what), []).append(row[bench.figure])
-        if bench.control:
-            figures.setdefault(Key(name, OTHERS + what), []).append(row[bench.control])
+    told = json.loads(done.stdout)
+    if told.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{name}: its JSON is of another schema than {SCHEMA}, so it is an older or newer checkout"
+        )
+    for row in told["rows"]:
+        what = ", ".join(filter(None, (row["loop"], row["case"], row["contender"], row["what"])))
+        ours = row["contender"].startswith(OURS)
+        key = Key(name, what if ours else OTHERS + what, row["unit"], row["better"] == "more")
+        figures.setdefault(key, []).append(row["best"])
 
 
 def compare(before: Figures, after: Figures) -> list[Compared]:
@@ -111,11 +107,10 @@ def compare(before: Figures, after: Figures) -> list[Compared]:
         now = after.get(key)
         if now is None:
             continue
-        bench = BENCHES[key.bench]
-        best = max if bench.more_is_better else min
+        best = max if key.more_is_better else min
         pairs = (median(was), median(now)), (best(was), best(now))
-        ratio, of_best = (old / new if bench.more_is_better else new / old for old, new in pairs)
-        row = Compared(*key, bench.figure, *pairs[0], ratio, of_best)
+        ratio, of_best = (old / new if key.more_is_better else new / old for old, new in pairs)
+        row = Compared(*key[:3], *pairs[0], ratio, of_best)
         (others.setdefault(key.bench, []) if key.what.startswith(OTHERS) else ours).append(row)
     for name, rows in others.items():
         for word, of in (("lowest", min), ("median", median), ("highest", max)):
@@ -162,7 +157,7 @@ def main(args: list[str] | None = None) -> int:
                 for side in (0, 1) if turn % 2 == 0 else (1, 0):
                     try:
                         run(checkouts[side], name, figures[side])
-                    except subprocess.CalledProcessError as exc:
+                    except (subprocess.CalledProcessError, ValueError) as exc:
                         print(f"{parser.prog}: {checkouts[side]}: {exc}", file=sys.stderr)
                         return 1
         took = time.monotonic() - began

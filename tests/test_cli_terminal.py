@@ -34,8 +34,8 @@ AT_WORK = {
         "aslab.lab._simulation._parallel",
         "_next",
     ),
-    "bench lab": ("aslab.bench._lab", "bar"),
-    "bench pair --rounds 9999": ("aslab.bench._pair", "_queue"),
+    "bench lab": ("aslab.bench._app", "bar"),
+    "bench pair --rounds 9999": ("aslab.bench._pair", "_list"),
     "bench index --rounds 99999": ("aslab.bench._index", "removal_cost"),
 }
 """Commands that take minutes, and a function that each calls when it is at work for sure."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Annotated
 
 import anyio
@@ -13,47 +14,40 @@ import aslab
 from aslab._cache import pool_of
 from aslab.faults import Deadlock
 
-from ._app import app, show
+from ._app import command
+from ._measured import Bench, Quantity, Turn, Values
 
 SIZE = 2**20
+PAIRS = Quantity("pairs", "1/s", more_is_better=True)
+KEPT, GONE = "aslab: kept for the next caller", "given back"
 
 
-@app.command()
+@command("emergency", rounds=5, quick={"rounds": 3, "seconds": 0.2})
 def emergency(
-    seconds: Annotated[float, typer.Option(help="Seconds for each figure.", min=0.01)] = 1.0,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds; the best counts.", min=1)] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+    seconds: Annotated[float, typer.Option(help="Seconds for each figure and round.", min=0.01)] = 0.5,
+) -> Bench:
     """Emergency objects of 1 MiB, allocated and freed while growth is stuck, kept for the next caller or not."""
-    rows = []
-    for tasks in (1, 32):
-        best = anyio.run(measure, tasks, seconds, rounds)
-        rows.append(
-            {
-                "tasks": tasks,
-                "pairs a second": best[True],
-                "given back": best[False],
-                "ratio": best[True] / best[False],
-            }
+    turns = [
+        Turn(
+            f"{tasks} tasks" if tasks > 1 else "1 task",
+            name,
+            partial(_measure, tasks, seconds, kept=kept),
+            "",
+            GONE,
         )
-    show(
-        "alloc and free of 1 MiB while growth is stuck",
-        rows,
-        "given back: each freed object is released to its backend at once, and the next one is new.",
-        as_json=as_json,
-    )
+        for tasks in (1, 32)
+        for name, kept in ((KEPT, True), (GONE, False))
+    ]
+    note = "given back: each freed object is released to its backend at once, and the next one is new."
+    return Bench("alloc and free of 1 MiB while growth is stuck", turns, note)
 
 
-async def measure(tasks: int, seconds: float, rounds: int) -> dict[bool, float]:
-    """The most pairs per second, with and without keeping freed objects."""
-    best = {True: 0.0, False: 0.0}
-    for _ in range(rounds):
-        for kept in best:
-            best[kept] = max(best[kept], await _pairs(tasks, seconds, kept=kept))
-    return best
+def _measure(tasks: int, seconds: float, *, kept: bool) -> Values:
+    return {PAIRS: anyio.run(partial(_pairs, tasks, seconds, kept=kept))}
 
 
 async def _pairs(tasks: int, seconds: float, *, kept: bool) -> float:
+    """Pairs per second, with or without keeping freed objects."""
     slabs = Deadlock(aslab.backends.Mmap())
     pairs = 0
     async with aslab.open_allocator(slabs=slabs, kick_after=None) as kmem:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from functools import partial
 from typing import Annotated
 
 import anyio
@@ -12,48 +14,51 @@ import typer
 import aslab
 from aslab.faults import Deadlock
 
-from ._app import app, show
+from ._app import command
+from ._measured import Bench, Quantity, Turn, Values
 
-FEW = (10, 1_000)
+FEW = 10
+NUMBERS = (FEW, 1_000)
 FREED = 10
+TIMES = 40
+"""Times that objects are freed in a round."""
+FREE = Quantity("a free", "ns")
 
 
-@app.command(name="emergency-free")
+@command("emergency-free", rounds=5, quick={"rounds": 3, "most": 10_000})
 def emergency_free(
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds; the best counts.", min=1)] = 200,
     most: Annotated[int, typer.Option(help="The largest number outstanding.", min=10)] = 100_000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+) -> Bench:
     """Cost of freeing an emergency object with 10, 1,000 and 100,000 outstanding."""
-    best = anyio.run(measure, rounds, (*FEW, most))
-    rows = [
-        {"outstanding": number, "ns per free": cost, "against 10": cost / best[FEW[0]]}
-        for number, cost in best.items()
-    ]
-    show("freeing an emergency object", rows, f"{FREED} freed at a time, oldest first.", as_json=as_json)
+    names = {number: f"aslab: {number:,} outstanding" for number in (*NUMBERS, most)}
+    turns = [Turn("", name, partial(_measure, number), against=names[FEW]) for number, name in names.items()]
+    return Bench(
+        "freeing an emergency object", turns, f"{FREED} freed at a time, oldest first; the best of {TIMES}."
+    )
 
 
-async def measure(rounds: int, numbers: tuple[int, ...]) -> dict[int, float]:
-    """The best nanoseconds per free, by the number outstanding."""
+def _measure(number: int) -> Values:
+    return {FREE: anyio.run(_free, number)}
+
+
+async def _free(number: int) -> float:
+    """The best nanoseconds per free with so many outstanding."""
     slabs = Deadlock(aslab.backends.Mmap())
     async with aslab.open_allocator(slabs=slabs, expire=None, kick_after=None) as kmem:
-        caches = {number: kmem.create_cache(f"{number}", 64) for number in numbers}
-        held = {number: [caches[number].alloc_nowait() for _ in range(number)] for number in numbers}
-        best = {number: float("inf") for number in numbers}
-        for _ in range(rounds):
-            for number in numbers:
-                bufs = held[number]
-                victims, bufs[:FREED] = bufs[:FREED], [caches[number].alloc_nowait() for _ in range(FREED)]
-                begin = time.perf_counter_ns()
-                for buf in victims:
-                    buf.free()
-                best[number] = min(best[number], (time.perf_counter_ns() - begin) / FREED)
-            await anyio.lowlevel.checkpoint()
-        for bufs in held.values():
-            for buf in bufs:
+        cache = kmem.create_cache("c", 64)
+        held = deque(cache.alloc_nowait() for _ in range(number))
+        best = float("inf")
+        for _ in range(TIMES):
+            victims = [held.popleft() for _ in range(FREED)]
+            held.extend(cache.alloc_nowait() for _ in range(FREED))
+            begin = time.thread_time_ns()
+            for buf in victims:
                 buf.free()
+            best = min(best, (time.thread_time_ns() - begin) / FREED)
+            await anyio.lowlevel.checkpoint()
+        for buf in held:
+            buf.free()
         slabs.let_go()
-        for cache in caches.values():
-            await cache.prefill(1)
+        await cache.prefill(1)
         await kmem.reap()  # this also waits for releases queued before
     return best

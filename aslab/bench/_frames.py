@@ -10,9 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -25,24 +23,19 @@ from anyio import to_thread
 import aslab
 from aslab import backends, share
 
-from ..cli._progress import bar
-from ._app import app, show
+from ._app import command
+from ._measured import Bench, Quantity, Turn, Values
 
 SIZES = {"1080p, 6.2 MB": 1920 * 1080 * 3, "25 MB": 25_000_000}
 FLIGHT = 8
+FRAMES = Quantity("frames", "1/s", more_is_better=True)
+CPU = Quantity("CPU of a frame", "ms")
+Way = Callable[[bytes, int], Values]
+"""Sends so many frames, each a copy of these bytes."""
 OURS, FRESH, RING = "aslab.share", "a fresh SharedMemory each", f"ring of {FLIGHT}, by hand"
 CONTEXT = multiprocessing.get_context("forkserver")
 _own = bytearray()
 """Of the consumer: where it copies frames to."""
-
-
-@dataclass
-class Best:
-    """The best of several rounds."""
-
-    per_second: float = 0.0
-    cpu: float = float("inf")
-    """Seconds of both processes for a frame."""
 
 
 def read(frame: Any) -> None:
@@ -67,13 +60,13 @@ class Consumer:
         self._cpu = -self._pipe.recv() - time.process_time()
         self._began = time.perf_counter()
 
-    def end(self, frames: int) -> Best:
+    def end(self, frames: int) -> Values:
         """Wait until it has read all."""
         self._cpu += self._pipe.recv()
         seconds = time.perf_counter() - self._began
         self._process.join()
         self._pipe.close()
-        return Best(frames / seconds, (self._cpu + time.process_time()) / frames)
+        return {FRAMES: frames / seconds, CPU: (self._cpu + time.process_time()) / frames * 1e3}
 
 
 def memory(segment: SharedMemory) -> memoryview:
@@ -97,7 +90,7 @@ def _read_queue(pipe: Any, queue: Any, frames: int) -> None:
     tell(pipe, map(one, range(frames)))
 
 
-def by_queue(source: bytes, frames: int) -> Best:
+def by_queue(source: bytes, frames: int) -> Values:
     """multiprocessing.Queue: pickled through a pipe. Spares the producer's own copy."""
     queue = CONTEXT.Queue(FLIGHT)
     consumer = Consumer(_read_queue, queue, FLIGHT + frames)
@@ -105,10 +98,10 @@ def by_queue(source: bytes, frames: int) -> Best:
         if number == FLIGHT:
             consumer.warm()
         queue.put(source)
-    best = consumer.end(frames)
+    found = consumer.end(frames)
     queue.close()
     queue.join_thread()
-    return best
+    return found
 
 
 def _read_fresh(pipe: Any, names: Any, room: Any, frames: int) -> None:
@@ -122,7 +115,7 @@ def _read_fresh(pipe: Any, names: Any, room: Any, frames: int) -> None:
     tell(pipe, map(one, range(frames)))
 
 
-def by_fresh(source: bytes, frames: int) -> Best:
+def by_fresh(source: bytes, frames: int) -> Values:
     """A segment for each frame, whose name goes through a pipe; the consumer removes it."""
     theirs, names = CONTEXT.Pipe(duplex=False)
     room = CONTEXT.Semaphore(FLIGHT)
@@ -135,10 +128,10 @@ def by_fresh(source: bytes, frames: int) -> Best:
         memory(segment)[: len(source)] = source
         names.send(segment.name)
         segment.close()
-    best = consumer.end(frames)
+    found = consumer.end(frames)
     theirs.close()
     names.close()
-    return best
+    return found
 
 
 def _read_ring(pipe: Any, name: str, size: int, semaphores: Any, frames: int) -> None:
@@ -155,7 +148,7 @@ def _read_ring(pipe: Any, name: str, size: int, semaphores: Any, frames: int) ->
     ring.close()
 
 
-def by_ring(source: bytes, frames: int) -> Best:
+def by_ring(source: bytes, frames: int) -> Values:
     """One segment for eight frames, and two semaphores: nothing is faster, and one consumer is all it serves."""
     size = len(source)
     ring = SharedMemory(create=True, size=FLIGHT * size)
@@ -168,10 +161,10 @@ def by_ring(source: bytes, frames: int) -> Best:
         start = number % FLIGHT * size
         memory(ring)[start : start + size] = source
         full.release()
-    best = consumer.end(frames)
+    found = consumer.end(frames)
     ring.close()
     ring.unlink()
-    return best
+    return found
 
 
 def _read_ours(pipe: Any, path: str) -> None:
@@ -184,13 +177,13 @@ def _read_ours(pipe: Any, path: str) -> None:
         tell(pipe, map(one, client.receiver("frames")))
 
 
-def by_ours(source: bytes, frames: int) -> Best:
+def by_ours(source: bytes, frames: int) -> Values:
     """Buffers of a cache, sent by a `Sender`."""
     with tempfile.TemporaryDirectory() as folder:
         return anyio.run(_send_ours, source, frames, str(Path(folder, "socket")))
 
 
-async def _send_ours(source: bytes, frames: int, path: str) -> Best:
+async def _send_ours(source: bytes, frames: int, path: str) -> Values:
     async with aslab.open_allocator(slabs=backends.SharedMemory(), emergency=backends.SharedMemory()) as kmem:
         cache = kmem.create_cache("frames", len(source), max_objects=FLIGHT, objects_per_slab=1)
         async with share.serve(kmem, path) as service:
@@ -207,7 +200,7 @@ async def _send_ours(source: bytes, frames: int, path: str) -> Best:
             return await to_thread.run_sync(consumer.end, frames)
 
 
-WAYS: dict[str, Callable[[bytes, int], Best]] = {
+WAYS: dict[str, Way] = {
     "multiprocessing.Queue": by_queue,
     FRESH: by_fresh,
     RING: by_ring,
@@ -215,33 +208,21 @@ WAYS: dict[str, Callable[[bytes, int], Best]] = {
 }
 
 
-@app.command()
+@command("frames", rounds=3, quick={"rounds": 1, "number": 40})
 def frames(
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds; the best counts.", min=1)] = 3,
     mb: Annotated[list[float] | None, typer.Option(help="Size of a frame in MB; default: 1080p, and 25.")] = None,
     number: Annotated[int, typer.Option("--frames", help="Frames per round.", min=1)] = 100,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Frames per second from one process to another, compared with other ways. Takes a minute."""
-    sizes = {f"{one:g} MB": int(one * 1e6) for one in mb} if mb else SIZES
+) -> Bench:
+    """Frames a second from one process to another, compared with other ways. Takes half a minute."""
+    sizes = {f"{size:g} MB": int(size * 1e6) for size in mb} if mb else SIZES
     CONTEXT.set_forkserver_preload([__name__])
-    best: dict[tuple[str, str], Best] = defaultdict(Best)
-    with bar() as shown:
-        task = shown.add_task("aslab bench frames", total=rounds * len(sizes) * len(WAYS))
-        advance = partial(shown.update, task, advance=1)
-        for _ in range(rounds):
-            for size, nbytes in sizes.items():
-                source = bytes(nbytes)
-                for way, measure in WAYS.items():
-                    found, at = measure(source, number), best[size, way]
-                    at.per_second = max(at.per_second, found.per_second)
-                    at.cpu = min(at.cpu, found.cpu)
-                    advance()
-    rows = []
-    for (size, way), found in best.items():
-        row: dict[str, Any] = {"frame": size, "way": way, "per s": found.per_second, "CPU ms": found.cpu * 1e3}
-        rows.append(row | {"to fresh": found.per_second / best[size, FRESH].per_second})
-    note = (
-        "Frames a second, and CPU time of both processes for one. The last column compares with a fresh segment."
-    )
-    show("frames from one process to another", rows, note, as_json=as_json)
+    turns = [
+        Turn(size, way, partial(_measure, measure, nbytes, number), against=FRESH)
+        for size, nbytes in sizes.items()
+        for way, measure in WAYS.items()
+    ]
+    return Bench("frames from one process to another", turns, "CPU: of both processes.")
+
+
+def _measure(measure: Way, nbytes: int, number: int) -> Values:
+    return measure(bytes(nbytes), number)

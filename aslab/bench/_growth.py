@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import gc
 import mmap
-import statistics
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
+from typing import Annotated, NamedTuple, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -22,8 +21,10 @@ import typer
 import aslab
 from aslab.backends import Mmap
 
-from ..cli._loops import Loop, run_on
-from ._app import app, show
+from .._checks import format_size
+from ..cli._loops import Loop, check_installed, run_on
+from ._app import command
+from ._measured import Bench, Quantity, Turn, Values
 from ._stall import longest_gap
 
 T = TypeVar("T")
@@ -31,12 +32,13 @@ T = TypeVar("T")
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 SIZES = (4 * KIB, 64 * KIB, MIB, 16 * MIB)
 POPULATE = getattr(mmap, "MAP_POPULATE", 0x8000)
-GAPS = 3
 THREAD = "a thread, by slab"
+SPEED = Quantity("speed", "GiB/s", more_is_better=True)
+BY_CPU = Quantity("speed by processor time", "GiB/s", more_is_better=True)
+GAP = Quantity("longest gap of the loop", "ms")
 NOTE = (
-    "GiB/s until all bytes are held, the best round. ratio: to a thread that maps and faults in pieces of one "
-    "slab, best to best, then the least, median and most of the rounds; CPU: the same by processor time of all "
-    "threads, which a busy machine changes less. gap: the longest that a task which sleeps 1 ms was late."
+    "Until all bytes are held. Processor time is that of all threads, which a busy machine changes less. "
+    "Gap: of a task that sleeps 1 ms, measured apart."
 )
 
 
@@ -69,71 +71,49 @@ class Contender(Protocol):
         ...
 
 
-@app.command()
+@command("growth", rounds=7, quick={"rounds": 2, "mib": 64})
 def growth(
     mib: Annotated[int, typer.Option(help="MiB to grow to, at least two slabs.", min=1)] = 256,
     largest: Annotated[int, typer.Option(help="KiB of the largest objects.", min=4)] = SIZES[-1] // KIB,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=1)] = 7,
-    loop: Annotated[Loop, typer.Option(help="Event loop.")] = Loop.ASYNCIO,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+    loop: Annotated[Loop, typer.Option(help="Event loop to run on.")] = Loop.ASYNCIO,
+) -> Bench:
     """Growth from an empty cache, compared with one thread that maps and faults in memory."""
-    sizes = [size for size in SIZES if size <= largest * KIB]
-    rows = [row for size in sizes for row in run_on(loop, measure, size, mib * MIB, rounds)]
-    show(f"growth to {mib} MiB, on {loop.value}", rows, NOTE, as_json=as_json)
-
-
-async def measure(size: int, nbytes: int, rounds: int) -> list[dict[str, Any]]:
-    """The rows for one size of objects."""
-    async with aslab.open_allocator() as kmem:
-        slab = kmem.create_cache("c", size).stats().slab_size
-    nbytes = max(2, nbytes // slab) * slab
-    slabs = Mmap()  # one for all rounds, as in a service: it learns whether huge pages come quickly
-    contenders: dict[str, tuple[Contender, int]] = {
-        THREAD: (_thread, slab),
-        "a thread, by object": (_thread, size),
-        "aslab, prefill": (partial(_prefill, slabs), size),
-        "aslab, await alloc": (partial(_alloc, slabs), size),
-    }
-    costs: dict[str, list[Took]] = {name: [] for name in contenders}
-    gaps: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds):
-        for name in _turned(list(contenders), number):
-            grow, piece = contenders[name]
-            gc.collect()
-            await _thread(nbytes, slab, took)  # memory that a hypervisor has to find first says nothing of either
-            costs[name].append(await grow(nbytes, piece, took))
-            if number < GAPS:  # apart, as looking for gaps takes time itself
-                gaps[name].append(await grow(nbytes, piece, longest_gap))
-    label = f"{size // MIB} MiB" if size >= MIB else f"{size // KIB} KiB"
-    return [
-        {
-            "object": label,
-            "grown by": name,
-            **_compared(nbytes, costs[name], costs[THREAD]),
-            "gap ms": statistics.median(gaps[name]),
+    check_installed(loop)
+    turns = []
+    for size in (size for size in SIZES if size <= largest * KIB):
+        slab = run_on(loop, _slab_size, size)
+        nbytes = max(2, mib * MIB // slab) * slab
+        slabs = Mmap()  # one for all rounds, as in a service: it learns whether huge pages come quickly
+        contenders: dict[str, tuple[Contender, int]] = {
+            THREAD: (_thread, slab),
+            "a thread, by object": (_thread, size),
+            "aslab: prefill": (partial(_prefill, slabs), size),
+            "aslab: await alloc": (partial(_alloc, slabs), size),
         }
-        for name in contenders
-    ]
+        turns += [
+            Turn(
+                f"objects of {format_size(size)}",
+                name,
+                partial(run_on, loop, _measure, contender, piece, nbytes, slab),
+                loop.value,
+                THREAD,
+            )
+            for name, (contender, piece) in contenders.items()
+        ]
+    return Bench(f"growth to {mib} MiB", turns, NOTE)
 
 
-def _compared(nbytes: int, ours: list[Took], thread: list[Took]) -> dict[str, float]:
-    ratios = [theirs.seconds / took.seconds for theirs, took in zip(thread, ours, strict=True)]
-    fastest = min(took.seconds for took in ours)
-    return {
-        "GiB/s": nbytes / fastest / GIB,
-        "ratio": min(took.seconds for took in thread) / fastest,
-        "least": min(ratios),
-        "median": statistics.median(ratios),
-        "most": max(ratios),
-        "CPU": statistics.median(t.cpu for t in thread) / statistics.median(t.cpu for t in ours),
-    }
+async def _slab_size(size: int) -> int:
+    async with aslab.open_allocator() as kmem:
+        return kmem.create_cache("c", size).stats().slab_size
 
 
-def _turned(names: list[str], by: int) -> list[str]:
-    """Each comes first in its turn, as memory is quicker to have soon after somebody gave it back."""
-    by %= len(names)
-    return names[by:] + names[:by]
+async def _measure(contender: Contender, piece: int, nbytes: int, slab: int) -> Values:
+    gc.collect()
+    await _thread(nbytes, slab, took)  # memory that a hypervisor has to find first says nothing of either
+    cost = await contender(nbytes, piece, took)
+    gap = await contender(nbytes, piece, longest_gap)  # apart, as looking for gaps takes time itself
+    return {SPEED: nbytes / cost.seconds / GIB, BY_CPU: nbytes / cost.cpu / GIB, GAP: gap}
 
 
 async def took(call: Callable[[], Awaitable[object]]) -> Took:

@@ -1,21 +1,19 @@
 """What does it cost when tasks wait for each other's buffers? Compared with pools that people build themselves.
 
-There are more tasks than buffers, so nearly every buffer passes from one task to another. It runs in real time, on
-the loop's own primitives. The speed depends on who gets a freed buffer: a pool that hands it over makes the event
-loop switch tasks each time; one that leaves it to whichever task runs avoids that, and makes some wait longer.
+There are more tasks than buffers, so nearly every buffer passes from one task to another. It runs on the loop's
+own primitives, and the loop is never idle: so the speed is that of processor time, and the longest wait is in real
+time. The speed depends on who gets a freed buffer: a pool that hands it over makes the event loop switch tasks
+each time; one that leaves it to whichever task runs avoids that, and makes some wait longer.
 """
 
 from __future__ import annotations
 
-import asyncio
 import importlib
-import math
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import anyio
 import typer
@@ -24,12 +22,14 @@ import aslab
 from aslab._cache import pool_of
 
 from ..cli._loops import Loop, check_installed, run_on
-from ..cli._progress import bar
-from ._app import app, show
+from ._app import command
+from ._measured import Bench, Quantity, Turn, Values
+from ._rivals import Pool, family, guarded, names, queued
 
 SIZE = 4096
-OURS = ("aslab", "aslab, hands over at once")
-Turn = Callable[[], Awaitable[object]]
+OURS, AT_ONCE = "aslab", "aslab, hands over at once"
+BUFFERS = Quantity("buffers", "1/s", more_is_better=True)
+LONGEST = Quantity("longest wait", "ms")
 
 
 class Pattern(NamedTuple):
@@ -42,130 +42,79 @@ class Pattern(NamedTuple):
 PATTERNS = {"comes again": Pattern(1, 0), "rests": Pattern(1, 1), "works": Pattern(5, 0)}
 
 
-class Pool(NamedTuple):
-    """How to take a buffer, and how to return it."""
+class Crowd(NamedTuple):
+    """How many tasks share how many buffers, and how often each takes one."""
 
-    take: Callable[[], Awaitable[Any]]
-    give: Callable[[Any], object]
-
-
-@dataclass
-class Best:
-    """The best of several rounds."""
-
-    per_second: float = 0.0
-    longest: float = math.inf
-    """The longest wait in seconds, in the round where it was shortest."""
+    tasks: int
+    buffers: int
+    times: int
 
 
-class Guarded:
-    """A list of buffers, counted by the loop's own semaphore."""
-
-    def __init__(self, semaphore: Any, buffers: int) -> None:
-        self._semaphore = semaphore
-        self._free = [bytearray(SIZE) for _ in range(buffers)]
-
-    async def take(self) -> bytearray:
-        """Wait for a buffer."""
-        await self._semaphore.acquire()
-        return self._free.pop()
-
-    def give(self, buf: bytearray) -> None:
-        """Return a buffer."""
-        self._free.append(buf)
-        self._semaphore.release()
-
-
-@app.command()
+@command("handover", rounds=5, quick={"rounds": 3, "operations": 5_000})
 def handover(
     loop: Annotated[list[Loop] | None, typer.Option(help="Loop to run on; default: asyncio and trio.")] = None,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds; the best counts.", min=1)] = 5,
     operations: Annotated[int, typer.Option(help="Allocations per round.", min=1)] = 20_000,
     tasks: Annotated[int, typer.Option(help="Tasks that share the buffers.", min=2)] = 64,
     buffers: Annotated[int, typer.Option(help="Number of buffers.", min=1)] = 8,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+) -> Bench:
     """Buffers per second when tasks wait for them, compared with other pools. Takes a minute."""
     loops = loop or [Loop.ASYNCIO, Loop.TRIO]
+    crowd = Crowd(tasks, buffers, -(-operations // tasks))
+    turns = []
     for each in loops:
         check_installed(each)
-    rows: list[dict[str, Any]] = []
-    with bar() as shown:
-        task = shown.add_task("aslab bench handover", total=len(loops) * len(PATTERNS) * rounds)
-        for each in loops:
-            tell = partial(shown.update, task, description=each.value, advance=1)
-            best = run_on(each, partial(measure, each, rounds, operations, tasks, buffers, tell))
-            rows += _rows(each, best)
+        for pattern in PATTERNS:
+            rival = names(each)[0]
+            turns += [
+                Turn(pattern, name, partial(_measure, each, name, pattern, crowd), each.value, rival)
+                for name in (*names(each), OURS, AT_ONCE)
+            ]
     note = (
         f"{tasks} tasks share {buffers} buffers. Tasks come back at once, or rest for a turn of the "
-        f"loop; those that work hold a buffer for {PATTERNS['works'].holds} turns, the others for one."
+        f"loop; those that work hold a buffer for {PATTERNS['works'].holds} turns, the others for one. "
+        "Buffers a second of processor time."
     )
-    show("buffers that tasks wait for", rows, note, as_json=as_json)
+    return Bench("buffers that tasks wait for", turns, note)
 
 
-def _rows(loop: Loop, best: dict[tuple[str, str], Best]) -> list[dict[str, Any]]:
-    rows = []
-    for (pattern, pool), found in best.items():
-        rivals = [other.per_second for (at, name), other in best.items() if at == pattern and name not in OURS]
-        row: dict[str, Any] = {"loop": loop.value, "pattern": pattern, "pool": pool}
-        row |= {"per s": found.per_second, "best rival": found.per_second / max(rivals)}
-        rows.append(row | {"longest ms": found.longest * 1e3})
-    return rows
+def _measure(loop: Loop, name: str, pattern: str, crowd: Crowd) -> Values:
+    async def measure() -> Values:
+        async with _pool(loop, name, crowd.buffers) as pool:
+            return await _round(pool, PATTERNS[pattern], _turn_of(loop), crowd)
+
+    return run_on(loop, measure)
 
 
-async def measure(
-    loop: Loop, rounds: int, operations: int, tasks: int, buffers: int, tell: Callable[[], object]
-) -> dict[tuple[str, str], Best]:
-    """The best of all rounds, by pattern and pool."""
-    best: dict[tuple[str, str], Best] = defaultdict(Best)
-    turn, rivals = _rivals(loop, buffers)
+@asynccontextmanager
+async def _pool(loop: Loop, name: str, buffers: int) -> AsyncIterator[Pool]:
+    if name in names(loop):
+        make = (guarded, queued)[names(loop).index(name)]
+        yield make(loop, buffers, SIZE)
+        return
     async with aslab.open_allocator(expire=None) as kmem:
-        ours = {name: await _aslab(kmem, name, buffers) for name in OURS}
-        for pattern, turns in PATTERNS.items():
-            for _ in range(rounds):
-                for name, pool in (ours | rivals).items():
-                    per_second, longest = await _round(pool, turns, turn, tasks, -(-operations // tasks))
-                    found = best[pattern, name]
-                    found.per_second = max(found.per_second, per_second)
-                    found.longest = min(found.longest, longest)
-                tell()
-    return best
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=buffers, max_objects=buffers)
+        await cache.prefill(buffers)
+        if name == AT_ONCE:
+            pool_of(cache).handover.beside = 0.0  # only for this experiment
+        yield Pool(cache.alloc, aslab.Buffer.free)
 
 
-async def _aslab(kmem: aslab.Allocator, name: str, buffers: int) -> Pool:
-    cache = kmem.create_cache(name, SIZE, objects_per_slab=buffers, max_objects=buffers)
-    await cache.prefill(buffers)
-    if name != OURS[0]:
-        pool_of(cache).handover.beside = 0.0  # only for this experiment
-    return Pool(cache.alloc, aslab.Buffer.free)
+def _turn_of(loop: Loop) -> Callable[[], Awaitable[object]]:
+    """What a task awaits to give its loop a turn."""
+    module = importlib.import_module(family(loop))
+    turn: Callable[[], Awaitable[object]] = (
+        module.lowlevel.checkpoint if loop is Loop.TRIO else partial(module.sleep, 0)
+    )
+    return turn
 
 
-def _rivals(loop: Loop, buffers: int) -> tuple[Turn, dict[str, Pool]]:
-    """A turn of that loop, and the pools that people build on it."""
-    if loop is Loop.TRIO:
-        trio = importlib.import_module("trio")
-        sender, receiver = trio.open_memory_channel(buffers)
-        guarded, channel = Guarded(trio.Semaphore(buffers), buffers), Pool(receiver.receive, sender.send_nowait)
-        pools = {"trio.Semaphore and a list": Pool(guarded.take, guarded.give), "trio channel": channel}
-        turn: Turn = trio.lowlevel.checkpoint
-    else:
-        queue: asyncio.Queue[bytearray] = asyncio.Queue()
-        guarded, channel = Guarded(asyncio.Semaphore(buffers), buffers), Pool(queue.get, queue.put_nowait)
-        pools = {"asyncio.Semaphore and a list": Pool(guarded.take, guarded.give), "asyncio.Queue": channel}
-        turn = partial(asyncio.sleep, 0)
-    for _ in range(buffers):
-        channel.give(bytearray(SIZE))
-    return turn, pools
-
-
-async def _round(pool: Pool, pattern: Pattern, turn: Turn, tasks: int, times: int) -> tuple[float, float]:
-    """Buffers per second, and the longest wait in seconds."""
+async def _round(pool: Pool, pattern: Pattern, turn: Callable[[], Awaitable[object]], crowd: Crowd) -> Values:
     take, give = pool
     longest = 0.0
 
     async def work() -> None:
         nonlocal longest
-        for _ in range(times):
+        for _ in range(crowd.times):
             begin = time.perf_counter()
             buf = await take()
             longest = max(longest, time.perf_counter() - begin)
@@ -175,8 +124,9 @@ async def _round(pool: Pool, pattern: Pattern, turn: Turn, tasks: int, times: in
             for _ in range(pattern.rests):
                 await turn()
 
-    begin = time.perf_counter()
+    begin = time.thread_time()
     async with anyio.create_task_group() as group:
-        for _ in range(tasks):
+        for _ in range(crowd.tasks):
             group.start_soon(work)
-    return tasks * times / (time.perf_counter() - begin), longest
+    per_second = crowd.tasks * crowd.times / (time.thread_time() - begin)
+    return {BUFFERS: per_second, LONGEST: longest * 1e3}

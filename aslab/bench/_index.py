@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-import typer
+from functools import partial
 
 from ..lab._story._index import INDEXES, removal_cost
-from ._app import app, show
+from ._app import command
+from ._measured import Bench, Quantity, Turn, Values
 
 SIZES = (10, 1_000, 10_000)
+FREE = Quantity("a free", "us")
+TIMES = 10
+"""Turns of each kind of index in a round."""
 
 
-@app.command(name="index")
-def index(
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds; the best counts.", min=1)] = 50,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+@command("index", rounds=5, quick={"rounds": 2})
+def index() -> Bench:
     """Cost of finding and freeing an emergency object among 10, 1,000 and 10,000."""
-    best = {size: removal_cost(INDEXES, size, rounds) for size in SIZES}
-    rows: list[dict[str, Any]] = [
-        {"kept in a": kind, **{f"us with {size:,}": best[size][kind] * 1e6 for size in SIZES}} for kind in INDEXES
+    turns = [
+        Turn(f"{size:,} outstanding", f"a {kind}", partial(_measure, kind, size), against="a hash")
+        for size in SIZES
+        for kind in INDEXES
     ]
-    show("freeing an emergency object, by kind of index", rows, "Freed at random.", as_json=as_json)
+    return Bench("freeing an emergency object, by kind of index", turns, "Freed at random.")
+
+
+def _measure(kind: str, size: int) -> Values:
+    return {FREE: removal_cost([kind], size, TIMES)[kind] * 1e6}

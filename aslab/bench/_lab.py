@@ -1,93 +1,99 @@
-"""How fast is the lab? Simulated allocations per second of wall time; do long runs cost more per event?"""
+"""How fast is the lab? Simulated allocations per second of processor time; do long runs cost more per event?"""
 
 from __future__ import annotations
 
-import sys
 import time
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
-from ..cli._progress import bar
-from ._app import app, show
+from ..cli._loops import Loop
+from ._app import command
+from ._measured import Bench, Quantity, Turn, Values
 
 SIZES = (10_000, 100_000, 1_000_000)
+LONG = SIZES[-1]
+"""From so many events on, one round is enough."""
 EVENTS_A_SECOND = 1500  # of the scenario below: 50 tasks, 10 rounds per second each, 3 events per round
 TRIAL = 10_000
-LOOPS = ("asyncio", "trio")
+LOOPS = (Loop.ASYNCIO, Loop.TRIO)
+EVENT = Quantity("an event", "us")
+ALLOCATIONS = Quantity("allocations", "1/s", more_is_better=True)
+SIMULATED = Quantity("simulated time", "s/s", more_is_better=True)
+DEADLOCK = "deadlock-recovers"
 
 
-@app.command(name="lab")
+@command("lab", rounds=3, quick={"rounds": 2, "most": 10_000})
 def lab(
     most: Annotated[int, typer.Option(help="Events in the longest run.", min=1000)] = SIZES[-1],
-    rounds: Annotated[int, typer.Option(help="Rounds of the two shorter runs; the best counts.", min=1)] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Simulated allocations per second of wall time, for runs of three lengths, on each loop."""
-    rows = []
+) -> Bench:
+    """Simulated allocations per second of processor time, for runs of three lengths, on each loop."""
     sizes = [size for size in SIZES if size < most] + [most]
-    _foretell(sum(size * (rounds if size < sizes[-1] else 1) for size in sizes))
-    with bar() as shown:
-        task = shown.add_task("aslab bench lab", total=None)
-        for size in sizes:
-            for loop in LOOPS:
-                shown.update(task, description=f"{loop}, {size:,} events")
-                turns = range(rounds if size < sizes[-1] else 1)
-                rows.append(min((_measure(loop, size) for _ in turns), key=lambda row: row["us an event"]))
-        for loop in LOOPS:
-            shown.update(task, description=f"{loop}, the deadlock scenario")
-            best = min((_deadlock(loop) for _ in range(rounds)), key=lambda row: row["us an event"])
-            rows.append(best)
-    note = (
-        "50 tasks that allocate, hold for 50 ms and pause for 50 ms; below: examples/scenarios/deadlock-recovers."
-    )
-    show("the lab", rows, note, as_json=as_json)
+    turns = [
+        Turn(
+            f"{size:,} events",
+            "aslab.lab",
+            partial(_busy, loop, size),
+            loop.value,
+            rounds=1 if size >= LONG else None,
+        )
+        for size in sizes
+        for loop in LOOPS
+    ]
+    turns += [Turn(DEADLOCK, "aslab.lab", partial(_deadlock, loop), loop.value) for loop in LOOPS]
+
+    def foretell(rounds: int) -> str:
+        return _foretold(sum(size * (1 if size >= LONG else rounds) for size in sizes))
+
+    note = f"50 tasks that allocate, hold for 50 ms and pause for 50 ms; and the scenario {DEADLOCK}."
+    return Bench("the lab", turns, note, foretell=foretell)
 
 
-def _foretell(events: int) -> None:
-    """Say on stderr how long that many events will take on all loops, after a short run on each."""
+def _foretold(events: int) -> str:
+    """How long that many events will take on all loops, after a short run on each."""
     trial = min(TRIAL, events)
-    seconds = sum(min(_measure(loop, trial)["us an event"] for _ in range(2)) for loop in LOOPS) * events / 1e6
+    seconds = sum(min(_busy(loop, trial)[EVENT] for _ in range(2)) for loop in LOOPS) * events / 1e6
     about = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{max(1, seconds):.0f} s"
-    print(f"aslab: this takes about {about} on this machine; --most makes it shorter", file=sys.stderr, flush=True)
+    return f"this takes about {about} on this machine; --most makes it shorter"
 
 
-def _measure(loop: str, events: int) -> dict[str, Any]:
+def _busy(loop: Loop, events: int) -> Values:
     from ..lab.scenarios import check
 
-    busy = {
-        "name": "busy",
-        "about": "Tasks that allocate and free.",
-        "duration": f"{events / EVENTS_A_SECOND:.3f}s",
-        "backends": {"slabs": {"kind": "vmalloc"}, "single": {"kind": "kmalloc"}},
-        "allocator": {"slabs": "slabs", "emergency": "single"},
-        "caches": {"io": {"size": "4KiB"}},
-        "tasks": {
-            "busy": {"cache": "io", "count": 50, "arrival": {"mean": "50ms"}, "hold": {"mean": "50ms"}},
-        },
-        "expect": [{"what": "memory_lost", "at_most": 0}],
-    }
-    return _row("busy", check(busy), loop)
+    return _play(
+        check(
+            {
+                "name": "busy",
+                "about": "Tasks that allocate and free.",
+                "duration": f"{events / EVENTS_A_SECOND:.3f}s",
+                "backends": {"slabs": {"kind": "vmalloc"}, "single": {"kind": "kmalloc"}},
+                "allocator": {"slabs": "slabs", "emergency": "single"},
+                "caches": {"io": {"size": "4KiB"}},
+                "tasks": {
+                    "busy": {"cache": "io", "count": 50, "arrival": {"mean": "50ms"}, "hold": {"mean": "50ms"}},
+                },
+                "expect": [{"what": "memory_lost", "at_most": 0}],
+            }
+        ),
+        loop,
+    )
 
 
-def _deadlock(loop: str) -> dict[str, Any]:
+def _deadlock(loop: Loop) -> Values:
     from ..lab.scenarios import builtin, load
 
-    return _row("deadlock-recovers", load(builtin()["deadlock-recovers"]), loop)
+    return _play(load(builtin()[DEADLOCK]), loop)
 
 
-def _row(name: str, scenario: Any, loop: str) -> dict[str, Any]:
+def _play(scenario: Any, loop: Loop) -> Values:
     from ..lab.scenarios import play
 
-    begin = time.perf_counter()
-    result = play(scenario, loop=loop).result
-    wall = time.perf_counter() - begin
+    begin = time.process_time()
+    result = play(scenario, loop=loop.value).result
+    seconds = time.process_time() - begin
     return {
-        "scenario": name,
-        "loop": loop,
-        "events": result.events,
-        "allocations": int(result.figures["allocations"]),
-        "allocations/s": result.figures["allocations"] / wall,
-        "us an event": wall / result.events * 1e6,
-        "simulated s/s": result.duration / wall,
+        EVENT: seconds / result.events * 1e6,
+        ALLOCATIONS: result.figures["allocations"] / seconds,
+        SIMULATED: result.duration / seconds,
     }

@@ -1,6 +1,6 @@
 """What each operation costs where there are very many caches, objects, emergency objects or waiters.
 
-Each function returns a dictionary: the milliseconds of one operation, and the longest stall of the loop meanwhile.
+Each function returns the microseconds of one operation, and the longest stall of the loop meanwhile.
 All are processor time of the loop's thread, so that other programs on the machine do not count. A stall is what
 the thread does between two turns of a task that sleeps 1 ms.
 """
@@ -21,6 +21,8 @@ from aslab._allocator import tasks_of
 from aslab.backends import Mmap
 from aslab.faults import Deadlock
 
+from ._measured import Quantity, Values
+
 SIZE = 4096
 SMALL = 64
 FREES = 50
@@ -30,7 +32,6 @@ AT_ONCE = 32
 PATIENCE = 20
 NEVER = 1e6
 
-Costs = dict[str, float]
 End = Callable[[list[anyio.CancelScope]], Awaitable[object]]
 """What ends the wait of all callers, given the scope of each."""
 
@@ -39,7 +40,7 @@ class Heart:
     """A task that sleeps 1 ms at a time, and what the thread does in between at most."""
 
     def __init__(self) -> None:
-        self.costs: Costs = {}
+        self.costs: dict[Quantity, float] = {}
         self._longest = 0.0
 
     async def beat(self) -> None:
@@ -56,9 +57,9 @@ class Heart:
         self._longest = 0.0
         begin = time.thread_time()
         yield
-        self.costs[f"{name}, each"] = (time.thread_time() - begin) / count * 1e3
+        self.costs[Quantity(f"{name}, each", "us")] = (time.thread_time() - begin) / count * 1e6
         await anyio.sleep(0.003)
-        self.costs[f"{name}, stall"] = self._longest * 1e3
+        self.costs[Quantity(f"{name}, stall", "ms")] = self._longest * 1e3
 
 
 @asynccontextmanager
@@ -77,7 +78,7 @@ async def each(number: int) -> None:
         await anyio.lowlevel.checkpoint()
 
 
-async def caches(count: int) -> Costs:
+async def caches(count: int) -> Values:
     """Caches under a limit that has room for half of them; in each of the others a caller waits."""
     served: list[aslab.Buffer[memoryview]] = []
     half = count // 2
@@ -128,7 +129,7 @@ async def caches(count: int) -> Costs:
     return heart.costs
 
 
-async def objects(count: int) -> Costs:
+async def objects(count: int) -> Values:
     """One slab of that many objects."""
     bufs: list[aslab.Buffer[memoryview]] = []
     async with beating() as (heart, _), aslab.open_allocator(expire=None) as kmem:
@@ -151,7 +152,7 @@ async def objects(count: int) -> Costs:
     return heart.costs
 
 
-async def emergency(count: int) -> Costs:
+async def emergency(count: int) -> Values:
     """So many emergency objects while growth is stuck."""
     slabs = Deadlock(Mmap())
     bufs: list[aslab.Buffer[memoryview]] = []
@@ -177,7 +178,7 @@ async def emergency(count: int) -> Costs:
     return heart.costs
 
 
-async def waiters(count: int) -> Costs:
+async def waiters(count: int) -> Values:
     """So many callers wait for one object."""
     async with beating() as (heart, _), aslab.open_allocator(expire=None) as kmem:
         cache = kmem.create_cache("c", SIZE, max_objects=1, objects_per_slab=1)

@@ -23,25 +23,27 @@ import aslab
 from aslab.backends import Backend, Mmap
 
 from .._checks import format_size, parse_size
-from ..cli._progress import bar
-from ._app import app, show
+from ._app import command
+from ._measured import Bench, Quantity, Turn, Values
 from ._stall import longest_gap
 
 SIZES = (64 * 2**10, 2**20, 25_000_000, 64 * 2**20)
 IN_FLIGHT = (1, 8)
 OURS, OURS_HUGE, OURS_SHARED = "aslab on Mmap", "aslab, huge pages", "aslab, SharedMemory"
 SHARED = "SharedMemory"
-MARGIN = 1.1
-"""Up to here a ratio is a draw."""
+BUFFER = Quantity("a buffer", "us")
+ONE = "1 thread"
+FIRST, AGAIN = Quantity("after other pages", "s"), Quantity("again, at once", "s")
+SPEED = Quantity("again, at once", "GiB/s", more_is_better=True)
+GAP = Quantity("longest gap of the loop", "ms")
 MOST = 2**40
 ROOM = 0.8
 """Part of the memory that is free now which a first touch may take."""
 NOTE = (
-    "A buffer is allocated, filled by a copy, and dropped when the next one comes. ratio: its time to that of "
-    "aslab on Mmap; of SharedMemory, to that of aslab on shared memory if there is one. Growing the cache is not "
+    "A buffer is allocated, filled by a copy, and dropped when the next one comes. Growing the cache is not "
     "counted: see --touch."
 )
-Row = dict[str, Any]
+TOUCHED = "The gap is that of a task that sleeps 1 ms, in both."
 
 
 class Maker(NamedTuple):
@@ -53,23 +55,34 @@ class Maker(NamedTuple):
     """By default nothing: the last reference is dropped."""
 
 
-@app.command()
+@command("memory", rounds=3, quick={"rounds": 2, "seconds": 0.05})
 def memory(
     seconds: Annotated[float, typer.Option(help="Seconds for each figure and round.", min=0.001)] = 0.2,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds; the best counts.", min=1)] = 3,
     most: Annotated[str, typer.Option(help="The largest buffer, up to 64MiB.")] = "64MiB",
     touch: Annotated[str, typer.Option(help="Measure the first touch of so much memory instead: 2GiB.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+) -> Bench:
     """Large buffers, fresh from several allocators and from a cache. Takes a minute."""
     if touch:
         nbytes = _size("--touch", touch, int(ROOM * _available()))
-        note = "worst: after another kind of pages. best: again, at once. gap: of a task that sleeps 1 ms, in all."
-        show(f"first touch of one slab of {format_size(nbytes)}", _touches(nbytes, rounds), note, as_json=as_json)
-        return
+        return Bench(f"first touch of one slab of {format_size(nbytes)}", _touches(nbytes), TOUCHED, "touch")
     largest = _size("--most", most, MOST)
     sizes = [size for size in SIZES if size <= largest] or [largest]
-    show("allocate, fill, drop", _compare(sizes, seconds, rounds), NOTE, as_json=as_json)
+    turns = [
+        Turn(
+            f"{_text(size)}, {flight} in flight",
+            name,
+            partial(_measure, name, size, flight, seconds),
+            against=OURS_SHARED if name == SHARED else OURS,
+        )
+        for size in sizes
+        for flight in IN_FLIGHT
+        for name in _names()
+    ]
+    return Bench("allocate, fill, drop", turns, NOTE)
+
+
+def _text(size: int) -> str:
+    return "25 MB" if size == SIZES[2] else format_size(size)
 
 
 def _size(option: str, text: str, most: int) -> int:
@@ -88,29 +101,10 @@ def _available() -> int:
         return MOST
 
 
-def _compare(sizes: list[int], seconds: float, rounds: int) -> list[Row]:
-    names = _names()
-    rows = []
-    with bar() as shown:
-        task = shown.add_task("aslab bench memory", total=len(sizes) * len(IN_FLIGHT) * rounds * len(names))
-        for size in sizes:
-            payload = bytes(size)
-            for flight in IN_FLIGHT:
-                best = dict.fromkeys(names, float("inf"))
-                for _ in range(rounds):
-                    for name in names:
-                        shown.update(task, description=f"{format_size(size)}, {flight} in flight", advance=1)
-                        took = anyio.run(_turn, name, payload, flight, seconds)
-                        best[name] = min(best[name], took)
-                rows += [_row(size, flight, name, best) for name in names]
-    return rows
-
-
 def _names() -> list[str]:
     """Those that are installed."""
     names = [name for name in ("numpy", "pyarrow") if _imported(name) is not None]
-    shared = [OURS_SHARED] if hasattr(aslab.backends, "SharedMemory") else []
-    return ["bytearray", *names, SHARED, OURS, OURS_HUGE, *shared]
+    return ["bytearray", *names, SHARED, OURS, OURS_HUGE, OURS_SHARED]
 
 
 def _imported(name: str) -> Any:
@@ -120,23 +114,8 @@ def _imported(name: str) -> Any:
         return None
 
 
-def _row(size: int, flight: int, name: str, best: dict[str, float]) -> Row:
-    ours = best.get(OURS_SHARED, best[OURS]) if name == SHARED else best[OURS]
-    ratio = best[name] / ours
-    if name.startswith("aslab"):
-        verdict = ""
-    elif ratio > MARGIN:
-        verdict = "faster"
-    else:
-        verdict = "NOT faster: the same" if ratio > 1 / MARGIN else "SLOWER"
-    return {
-        "size": "25 MB" if size == SIZES[2] else format_size(size),
-        "in flight": flight,
-        "buffer": name,
-        "us": best[name] * 1e6,
-        "ratio": ratio,
-        "aslab is": verdict,
-    }
+def _measure(name: str, size: int, flight: int, seconds: float) -> Values:
+    return {BUFFER: anyio.run(_turn, name, bytes(size), flight, seconds) * 1e6}
 
 
 async def _turn(name: str, payload: bytes, flight: int, seconds: float) -> float:
@@ -150,7 +129,7 @@ async def _maker(name: str, size: int, flight: int) -> AsyncIterator[Maker]:
     if name.startswith("aslab"):
         backend: Backend = Mmap(huge_pages=name == OURS_HUGE)
         if name == OURS_SHARED:
-            backend = aslab.backends.SharedMemory()  # type: ignore[attr-defined,unused-ignore]
+            backend = aslab.backends.SharedMemory()
         async with aslab.open_allocator(slabs=backend) as kmem:
             cache = kmem.create_cache("c", size, objects_per_slab=1, max_slab_size=2 * SIZES[-1])
             await cache.prefill(flight + 1)
@@ -190,42 +169,32 @@ def _loop(maker: Maker, payload: bytes, flight: int, seconds: float) -> float:
     return (now - begin) / count
 
 
-def _touches(nbytes: int, rounds: int) -> list[Row]:
-    """One slab, faulted in by one thread and by two, on ordinary pages and on huge ones.
-
-    Each is touched twice in a row. The first time depends on what was there before: a hypervisor that was given
-    free memory back must find it again, and the kernel must make huge pages of small ones.
-    """
-    kinds = {
-        (pages, threads): Mmap(populate_threads=threads, huge_pages=huge)
-        for pages, huge in (("4 KiB", False), ("2 MiB", True))
-        for threads in (1, 2)
-    }
-    cold = dict.fromkeys(kinds, 0.0)
-    warm = dict.fromkeys(kinds, float("inf"))
-    gaps = dict.fromkeys(kinds, 0.0)
-    with bar() as shown:
-        task = shown.add_task("first touch", total=rounds * len(kinds))
-        for _ in range(rounds):
-            for kind, backend in kinds.items():
-                first, first_gap = anyio.run(_touch, backend, nbytes)
-                again, again_gap = anyio.run(_touch, backend, nbytes)
-                cold[kind] = max(cold[kind], first)
-                warm[kind] = min(warm[kind], again)
-                gaps[kind] = max(gaps[kind], first_gap, again_gap)
-                shown.update(task, advance=1)
+def _touches(nbytes: int) -> list[Turn]:
+    """One slab, faulted in by one thread and by two, on ordinary pages and on huge ones."""
     return [
-        {
-            "pages": pages,
-            "threads": threads,
-            "worst s": cold[pages, threads],
-            "best s": warm[pages, threads],
-            "best GiB/s": nbytes / 2**30 / warm[pages, threads],
-            "to 1 thread": warm[pages, 1] / warm[pages, threads],
-            "gap ms": gaps[pages, threads],
-        }
-        for pages, threads in kinds
+        Turn(
+            "",
+            f"{pages} pages, {threads}",
+            partial(_touch_twice, backend, nbytes),
+            against=f"{pages} pages, {ONE}",
+        )
+        for pages, huge in (("4 KiB", False), ("2 MiB", True))
+        for threads, backend in (
+            (ONE, Mmap(populate_threads=1, huge_pages=huge)),
+            ("2 threads", Mmap(populate_threads=2, huge_pages=huge)),
+        )
     ]
+
+
+def _touch_twice(backend: Mmap, nbytes: int) -> Values:
+    """The same twice in a row.
+
+    The first time depends on what was there before: a hypervisor that was given free memory back must find it
+    again, and the kernel must make huge pages of small ones.
+    """
+    first, first_gap = anyio.run(_touch, backend, nbytes)
+    again, again_gap = anyio.run(_touch, backend, nbytes)
+    return {FIRST: first, AGAIN: again, SPEED: nbytes / 2**30 / again, GAP: max(first_gap, again_gap)}
 
 
 async def _touch(backend: Mmap, nbytes: int) -> tuple[float, float]:

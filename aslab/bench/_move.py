@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import random
 import time
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
 import typer
 
 import aslab
 
+from .._checks import format_size
 from ..cli._loops import Loop, run_on
-from ._app import app, show
+from ._app import command
+from ._measured import Bench, Quantity, Turn, Values
 from ._stall import longest_gap
 
 MIB = 2**20
 SIZES = (4096, 65536, 2 * MIB)
+BEFORE, AFTER = Quantity("before", "slabs"), Quantity("after", "slabs")
+MOVED, TOOK, GAP = Quantity("moved", "MiB"), Quantity("took", "ms"), Quantity("longest gap", "ms")
 MOST_BYTES = 800 * MIB
 LIVE = 0.1
 
 
-@app.command()
+@command("move", rounds=3, quick={"rounds": 1, "slabs": 40})
 def move(
     slabs: Annotated[int, typer.Option(help="Number of slabs before.", min=2)] = 200,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+) -> Bench:
     """With a random tenth of objects left: slabs before and after a pass, its duration, the longest stall."""
-    rows = [
-        run_on(Loop(loop), measure, size, slabs) | {"loop": loop} for size in SIZES for loop in ("asyncio", "trio")
+    turns = [
+        Turn(f"objects of {format_size(size)}", "aslab", partial(run_on, loop, _pass, size, slabs), loop.value)
+        for size in SIZES
+        for loop in (Loop.ASYNCIO, Loop.TRIO)
     ]
-    show("one pass of defragmentation", rows, "Longest gap of a task that sleeps 1 ms.", as_json=as_json)
+    return Bench("one pass of defragmentation", turns, "Longest gap of a task that sleeps 1 ms.")
 
 
-async def measure(size: int, slabs: int) -> dict[str, Any]:
+async def _pass(size: int, slabs: int) -> Values:
     """One pass over slabs of up to 64 objects."""
     objects = min(64, MOST_BYTES // slabs // size or 1)
     async with aslab.open_allocator(expire=None) as kmem:
@@ -54,12 +60,9 @@ async def measure(size: int, slabs: int) -> dict[str, Any]:
         for buf in live:
             buf.free()
     return {
-        "object": f"{size // 1024} KiB",
-        "objects a slab": objects,
-        "live": len(live),
-        "slabs before": before.slab_total,
-        "after": after.slab_total,
-        "MiB moved": after.move_yes * size / MIB,
-        "ms": seconds * 1e3,
-        "gap ms": gap,
+        BEFORE: before.slab_total,
+        AFTER: after.slab_total,
+        MOVED: after.move_yes * size / MIB,
+        TOOK: seconds * 1e3,
+        GAP: gap,
     }

@@ -1,12 +1,15 @@
-"""The cost of alloc and free on a hit, compared with pools that people build from a queue."""
+"""The cost of alloc and free on a hit, compared with pools that people build from a queue.
+
+Nothing here waits, so what is counted is processor time: on a busy machine other processes come in between every
+few milliseconds.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import importlib.util
-import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any
 
 import anyio
@@ -15,118 +18,113 @@ import typer
 import aslab
 from aslab.backends import Heap
 
-from ._app import app, show
+from ..cli._loops import Loop, installed, run_on
+from ._app import command
+from ._measured import Bench, Quantity, Turn, Values
+from ._rivals import Pool, names, queued
 
-Measurement = Callable[[int], Awaitable[float]]
+SIZE = 4096
+PAIR = Quantity("a pair", "ns")
+LIST = "a bare list: pop, append"
+FEWER = 20
+"""Streams, and channels of trio, make a full checkpoint each time, so fewer pairs are enough."""
+Pairs = Callable[[int], Awaitable[float]]
+"""Makes so many pairs, and returns the nanoseconds that each took."""
 
 
-@app.command()
+@command("pair", rounds=15, quick={"rounds": 5, "pairs": 2_000})
 def pair(
-    rounds: Annotated[
-        int, typer.Option(help="Interleaved rounds; the best and the median are shown.", min=1)
-    ] = 15,
     pairs: Annotated[int, typer.Option(help="Pairs in each round.", min=1)] = 20_000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Nanoseconds for one alloc and free that hit, compared with other pools."""
-    times: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        for loop, options in _loops().items():
-            for name, ns in anyio.run(measure, loop, pairs, **options).items():
-                times.setdefault(name, []).append(ns)
-    queue = times["asyncio.Queue: await get, put_nowait"]
-    rows = [
-        {
-            "pool": name,
-            "best ns": min(each),
-            "median ns": statistics.median(each),
-            "best/queue": min(each) / min(queue),
-            "median ratio": statistics.median(a / b for a, b in zip(each, queue, strict=True)),
+) -> Bench:
+    """Processor time of one alloc and free that hit, compared with other pools."""
+    turns = []
+    for loop in installed():
+        contenders: dict[str, Pairs] = {
+            LIST: _list,
+            "aslab: alloc_nowait, free": _alloc_nowait,
+            "aslab: await alloc, free": _alloc,
+            "aslab: await alloc, view, free": _alloc_and_view,
+            "aslab, movable: await alloc, free": partial(_alloc, movable=True),
+            names(loop)[1]: partial(_queue, loop),
+            "anyio memory stream": _stream,
         }
-        for name, each in sorted(times.items(), key=lambda item: min(item[1]))
-    ]
+        turns += [pairs_of(loop, name, contender, pairs) for name, contender in contenders.items()]
     note = "aslab's figures include a fresh handle per allocation and all safety checks; the others have none."
-    show("one object allocated and freed", rows, note, as_json=as_json)
+    return Bench("one object allocated and freed", turns, note)
 
 
-def _loops() -> dict[str, dict[str, Any]]:
-    loops: dict[str, dict[str, Any]] = {"asyncio": {"backend": "asyncio"}}
-    if importlib.util.find_spec("uvloop"):
-        import uvloop
+def pairs_of(loop: Loop, name: str, contender: Pairs, pairs: int) -> Turn:
+    """A turn of that contender, compared with the bare list."""
 
-        options = {"loop_factory": uvloop.new_event_loop}
-        loops["uvloop"] = {"backend": "asyncio", "backend_options": options}
-    loops["trio"] = {"backend": "trio"}
-    return loops
+    def measure() -> Values:
+        return {PAIR: run_on(loop, contender, pairs)}
+
+    return Turn("", name, measure, loop.value, LIST)
 
 
-async def measure(loop: str, pairs: int) -> dict[str, float]:
-    """Nanoseconds per pair for each pool, on the running loop."""
+@asynccontextmanager
+async def warm_cache(**options: Any) -> AsyncIterator[aslab.Cache[memoryview]]:
+    """A cache in which the next allocations hit."""
     async with aslab.open_allocator(slabs=Heap(), expire=None) as kmem:
-        cache = kmem.create_cache("c", 4096)
+        cache = kmem.create_cache("c", SIZE, **options)
         await cache.prefill(8)
         (await cache.alloc()).free()
-        found = {f"aslab: await alloc, free ({loop})": await _alloc(cache, pairs)}
-        if loop == "asyncio":
-            found["aslab: alloc_nowait, free"] = _alloc_nowait(cache, pairs)
-            found["aslab: await alloc, view, free (asyncio)"] = await _alloc_and_view(cache, pairs)
-            found["asyncio.Queue: await get, put_nowait"] = await _queue(pairs)
-            found["anyio stream: await receive, send_nowait"] = await _stream(pairs)
-            found["a bare list: pop, append"] = _bare_list(pairs)
-    return found
+        yield cache
 
 
-async def _alloc(cache: aslab.Cache[memoryview], pairs: int) -> float:
-    begin = time.perf_counter_ns()
-    for _ in range(pairs):
-        buf = await cache.alloc()
-        buf.free()
-    return (time.perf_counter_ns() - begin) / pairs
+async def _alloc(pairs: int, **options: Any) -> float:
+    async with warm_cache(**options) as cache:
+        begin = time.thread_time_ns()
+        for _ in range(pairs):
+            buf = await cache.alloc()
+            buf.free()
+        return (time.thread_time_ns() - begin) / pairs
 
 
-def _alloc_nowait(cache: aslab.Cache[memoryview], pairs: int) -> float:
-    begin = time.perf_counter_ns()
-    for _ in range(pairs):
-        buf = cache.alloc_nowait()
-        buf.free()
-    return (time.perf_counter_ns() - begin) / pairs
+async def _alloc_nowait(pairs: int) -> float:
+    async with warm_cache() as cache:
+        begin = time.thread_time_ns()
+        for _ in range(pairs):
+            buf = cache.alloc_nowait()
+            buf.free()
+        return (time.thread_time_ns() - begin) / pairs
 
 
-async def _alloc_and_view(cache: aslab.Cache[memoryview], pairs: int) -> float:
-    begin = time.perf_counter_ns()
-    for _ in range(pairs):
-        buf = await cache.alloc()
-        buf.view  # noqa: B018  (made on first use, and checked by free)
-        buf.free()
-    return (time.perf_counter_ns() - begin) / pairs
-
-
-async def _queue(pairs: int) -> float:
-    queue: asyncio.Queue[bytearray] = asyncio.Queue()
-    queue.put_nowait(bytearray(4096))
-    begin = time.perf_counter_ns()
-    for _ in range(pairs):
-        item = await queue.get()
-        queue.put_nowait(item)
-    return (time.perf_counter_ns() - begin) / pairs
+async def _alloc_and_view(pairs: int) -> float:
+    async with warm_cache() as cache:
+        begin = time.thread_time_ns()
+        for _ in range(pairs):
+            buf = await cache.alloc()
+            buf.view  # noqa: B018  (made on first use, and checked by free)
+            buf.free()
+        return (time.thread_time_ns() - begin) / pairs
 
 
 async def _stream(pairs: int) -> float:
     sender, receiver = anyio.create_memory_object_stream[bytearray](8)
     with sender, receiver:
-        sender.send_nowait(bytearray(4096))
-        pairs = max(1, pairs // 20)  # a full checkpoint each time, so fewer are enough
-        begin = time.perf_counter_ns()
-        for _ in range(pairs):
-            item = await receiver.receive()
-            sender.send_nowait(item)
-        return (time.perf_counter_ns() - begin) / pairs
+        sender.send_nowait(bytearray(SIZE))
+        return await _take_and_give(Pool(receiver.receive, sender.send_nowait), max(1, pairs // FEWER))
 
 
-def _bare_list(pairs: int) -> float:
-    free = [bytearray(4096)]
-    begin = time.perf_counter_ns()
+async def _queue(loop: Loop, pairs: int) -> float:
+    fewer = FEWER if loop is Loop.TRIO else 1
+    return await _take_and_give(queued(loop, 1, SIZE), max(1, pairs // fewer))
+
+
+async def _take_and_give(pool: Pool, pairs: int) -> float:
+    take, give = pool
+    begin = time.thread_time_ns()
+    for _ in range(pairs):
+        item = await take()
+        give(item)
+    return (time.thread_time_ns() - begin) / pairs
+
+
+async def _list(pairs: int) -> float:
+    free = [bytearray(SIZE)]
+    begin = time.thread_time_ns()
     for _ in range(pairs):
         item = free.pop()
         free.append(item)
-    return (time.perf_counter_ns() - begin) / pairs
+    return (time.thread_time_ns() - begin) / pairs

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import anyio
 import anyio.lowlevel
@@ -22,30 +22,28 @@ import aslab
 from aslab.backends import Mmap
 from aslab.faults import Latency
 
-from ..cli._progress import bar
 from . import _many
-from ._app import app, show
+from ._app import command
+from ._measured import OURS, Bench, Quantity, Turn, Values
 from ._stall import longest_gap
 
 CACHES = (300, 1_000, 10_000)
 OBJECTS = (10_000, 100_000, 1_000_000)
 WAITERS = (1_000, 10_000, 100_000)
-MANY = (
-    ("caches", CACHES, _many.caches),
-    ("objects", OBJECTS, _many.objects),
-    ("emergency objects", OBJECTS, _many.emergency),
-    ("waiters", WAITERS, _many.waiters),
-)
 SLABS = (1_000, 10_000, 100_000)
 PARKED = (0, 1_000, 20_000)
 SIZE = 4096
 SLOW = 0.05
 """Seconds per grow when an urgent one comes behind ten others."""
 MISSES = 100
-Row = dict[str, Any]
+NOTE = (
+    "A stall is the longest time between two turns of a task that sleeps 1 ms: processor time, but for objects of "
+    "one slab."
+)
+IDLE = Quantity("processor in 1 s", "ms")
 
 
-@app.command()
+@command("scale", rounds=3, quick={"rounds": 1, "most": 1_000})
 def scale(
     most: Annotated[int, typer.Option(help="Most caches, objects, waiters, and parked buffers.", min=2)] = OBJECTS[
         -1
@@ -53,44 +51,26 @@ def scale(
     collector: Annotated[
         bool, typer.Option("--collector", help="Leave the garbage collector on: its stalls count, too.")
     ] = False,
-    rounds: Annotated[int, typer.Option(help="Rounds; the best counts.", min=1)] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+) -> Bench:
     """Cost of each operation, and stalls of the loop, with very many caches, objects or waiters. Takes minutes."""
-    measures: list[tuple[str, Callable[[], Awaitable[list[Row]]]]] = [
-        *(
-            (f"{count:,} {what}", partial(_many_of, measure, what, count))
-            for what, counts, measure in MANY
-            for count in _up_to(most, counts)
-        ),
-        *((f"a slab of {count:,}", partial(_slab, count)) for count in _up_to(most, SLABS)),
-        *((f"{count:,} parked", partial(_parked, count)) for count in _up_to(most, PARKED)),
-        ("a hurry", _hurry),
-        ("the least expire", _least_expire),
-    ]
-    rows: list[Row] = []
-    with bar() as shown:
-        task = shown.add_task("aslab bench scale", total=rounds * len(measures))
-        for name, measure in measures:
-            tries = []
-            for _ in range(rounds):
-                shown.update(task, description=name, advance=1)
-                with nullcontext() if collector else _no_collections():
-                    tries.append(anyio.run(measure))
-            rows += [min(alike, key=lambda row: row["ms"]) for alike in zip(*tries, strict=True)]
-    fewest = {(row["what"], row["measured"]): row["ms"] for row in reversed(rows)}
-    for row in rows:
-        with_fewest = fewest[row["what"], row["measured"]]
-        row["against the fewest"] = row["ms"] / with_fewest if with_fewest else 1.0
-    show("cost that grows", rows, "A stall is the longest gap of a task that sleeps 1 ms.", as_json=as_json)
+    turns = []
+    for case, counts, measure in MANY:
+        chosen = [count for count in counts if count <= most] or [most]
+        for count in chosen:
+            one = partial(_measure, partial(measure, count), collector)
+            turns.append(Turn(case, _name(count), one, against=_name(chosen[0]) if chosen[1:] else ""))
+    for case, single in (("a hurry", _hurry), ("the least expire", _least_expire)):
+        turns.append(Turn(case, OURS, partial(_measure, single, collector)))
+    return Bench("cost that grows", turns, NOTE)
 
 
-def _up_to(most: int, counts: tuple[int, ...]) -> list[int]:
-    return [count for count in counts if count <= most] or [most]
+def _name(count: int) -> str:
+    return f"{OURS}: {count:,}"
 
 
-def _row(what: str, count: int, measured: str, ms: float) -> Row:
-    return {"what": what, "count": count, "measured": measured, "ms": ms}
+def _measure(measure: Callable[[], Awaitable[Values]], collector: bool) -> Values:
+    with nullcontext() if collector else _no_collections():
+        return anyio.run(measure)
 
 
 @contextmanager
@@ -105,11 +85,7 @@ def _no_collections() -> Iterator[None]:
         gc.unfreeze()
 
 
-async def _many_of(measure: Callable[[int], Awaitable[_many.Costs]], what: str, count: int) -> list[Row]:
-    return [_row(what, count, measured, ms) for measured, ms in (await measure(count)).items()]
-
-
-async def _slab(count: int) -> list[Row]:
+async def _slab(count: int) -> Values:
     """One slab of that many objects; the garbage collector is on, since it is part of the cost."""
     gc.enable()
     async with aslab.open_allocator(expire=None) as kmem:
@@ -130,10 +106,10 @@ async def _slab(count: int) -> list[Row]:
             buf.free()
         reaping = await longest_gap(cache.reap)
     stages = {"growing": growing, "first use, 100 per turn": using, "reaping": reaping}
-    return [_row("objects a slab", count, f"stall, {stage}", ms) for stage, ms in stages.items()]
+    return {Quantity(f"stall, {stage}", "ms"): ms for stage, ms in stages.items()}
 
 
-async def _parked(count: int) -> list[Row]:
+async def _parked(count: int) -> Values:
     """Buffers that are forgotten while something exports their memory."""
     import warnings
 
@@ -160,10 +136,10 @@ async def _parked(count: int) -> list[Row]:
             await cache.reap()  # empties the magazine
         for view in exports:
             view.release()
-    return [_row("parked buffers", count, "one miss", best * 1e3)]
+    return {Quantity("one miss", "ms"): best * 1e3}
 
 
-async def _hurry() -> list[Row]:
+async def _hurry() -> Values:
     """A PUSHPAGE caller whose cache has to grow while ten others are waiting to grow."""
     async with aslab.open_allocator(slabs=Latency(Mmap(), SLOW), grow_timeout=60, expire=None) as kmem:
         caches = [kmem.create_cache(f"{number}", SIZE) for number in range(11)]
@@ -179,10 +155,10 @@ async def _hurry() -> list[Row]:
             begin = time.perf_counter()
             await call(caches[10], aslab.KM.PUSHPAGE)
             took = time.perf_counter() - begin
-    return [_row("SLEEP grows queued", 10, f"a PUSHPAGE caller, {SLOW * 1e3:.0f} ms per grow", took * 1e3)]
+    return {Quantity(f"PUSHPAGE behind 10 grows of {SLOW * 1e3:.0f} ms", "ms"): took * 1e3}
 
 
-async def _least_expire() -> list[Row]:
+async def _least_expire() -> Values:
     """Processor time per second with the shortest valid ``expire``."""
     for expire in (1e-9, 0.01):
         try:
@@ -190,7 +166,17 @@ async def _least_expire() -> list[Row]:
                 kmem.create_cache("c", SIZE)
                 begin = time.process_time()
                 await anyio.sleep(0.5)
-                return [_row("caches, least expire", 1, "processor, in 1 s", (time.process_time() - begin) * 2e3)]
+                return {IDLE: (time.process_time() - begin) * 2e3}
         except aslab.ConfigError:
             continue
-    return [_row("caches, least expire", 1, "processor, in 1 s", 0.0)]
+    return {IDLE: 0.0}
+
+
+MANY = (
+    ("caches", CACHES, _many.caches),
+    ("objects", OBJECTS, _many.objects),
+    ("emergency objects", OBJECTS, _many.emergency),
+    ("waiters", WAITERS, _many.waiters),
+    ("objects of one slab", SLABS, _slab),
+    ("parked buffers", PARKED, _parked),
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated
 
 import anyio
@@ -13,9 +14,12 @@ import aslab
 from aslab.backends import Mmap, Region
 
 from ..cli._loops import Loop, run_on
-from ._app import app, show
+from ._app import command
+from ._measured import Bench, Quantity, Turn, Values
 
 MIB = 2**20
+OURS = "aslab: in a worker"
+GROWING, RELEASING = Quantity("gap while it grows", "ms"), Quantity("gap while it is released", "ms")
 
 
 class OnTheLoop(Mmap):
@@ -28,30 +32,27 @@ class OnTheLoop(Mmap):
         return region
 
 
-@app.command()
+@command("stall", rounds=3, quick={"rounds": 1, "mib": 64})
 def stall(
     mib: Annotated[int, typer.Option(help="Size of the slab in MiB.", min=1)] = 256,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+) -> Bench:
     """Longest stall of the event loop while a slab is grown, and while it is released."""
-    rows = []
-    for name, backend in (("in aslab's worker", Mmap()), ("on the loop itself", OnTheLoop())):
-        for loop in ("asyncio", "trio"):
-            grown, released = run_on(Loop(loop), measure, backend, mib * MIB)
-            rows.append({"growth": name, "loop": loop, "grow: gap ms": grown, "release: gap ms": released})
-    show(
-        f"stall of the event loop, one slab of {mib} MiB",
-        rows,
-        "Longest gap of a task that sleeps 1 ms.",
-        as_json=as_json,
-    )
+    turns = [
+        Turn("", name, partial(_measure, loop, backend, mib * MIB), loop.value, OURS)
+        for loop in (Loop.ASYNCIO, Loop.TRIO)
+        for name, backend in ((OURS, Mmap()), ("on the loop itself", OnTheLoop()))
+    ]
+    title = f"stall of the event loop, one slab of {mib} MiB"
+    return Bench(title, turns, "Longest gap of a task that sleeps 1 ms.")
 
 
-async def measure(backend: Mmap, nbytes: int) -> tuple[float, float]:
-    """The longest gaps in milliseconds while a slab is grown, and while it is released."""
-    async with aslab.open_allocator(slabs=backend) as kmem:
-        cache = kmem.create_cache("big", nbytes, objects_per_slab=1, max_slab_size=nbytes)
-        return await longest_gap(lambda: cache.prefill(1)), await longest_gap(cache.reap)
+def _measure(loop: Loop, backend: Mmap, nbytes: int) -> Values:
+    async def measure() -> Values:
+        async with aslab.open_allocator(slabs=backend) as kmem:
+            cache = kmem.create_cache("big", nbytes, objects_per_slab=1, max_slab_size=nbytes)
+            return {GROWING: await longest_gap(lambda: cache.prefill(1)), RELEASING: await longest_gap(cache.reap)}
+
+    return run_on(loop, measure)
 
 
 async def longest_gap(call: Callable[[], Awaitable[object]]) -> float:

@@ -1,8 +1,8 @@
 """Does a waiter cost more when there are many?
 
 Tasks themselves do: more live tasks use more memory. So the same is measured with a bare event per task, which is
-the cost of the loop; the rest is aslab's. The garbage collector is off, as in timeit: it would walk all tasks over
-and over.
+the cost of the loop; the rest is aslab's. What is counted is processor time, as nothing else runs. The
+garbage collector is off, as in timeit: it would walk all tasks over and over.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated
 
 import anyio
@@ -19,57 +20,43 @@ import typer
 import aslab
 
 from ..cli._loops import Loop, run_on
-from ._app import app, show
+from ._app import command
+from ._measured import Bench, Quantity, Turn, Values
 
-FEW = (100, 1_000)
+NUMBERS = (100, 1_000)
+WAITER = Quantity("a waiter", "us")
+BARE = "bare events"
 Wait = Callable[[int], Awaitable[object]]
 
 
-@app.command()
+@command("waiters", rounds=7, quick={"rounds": 3, "most": 2_000})
 def waiters(
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds; the best counts.", min=1)] = 7,
     most: Annotated[int, typer.Option(help="The largest number of waiters.", min=100)] = 10_000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+) -> Bench:
     """Cost of one waiter, from joining the queue to freeing its object, with 100, 1,000 and 10,000 waiters."""
-    rows = []
-    for loop in ("asyncio", "trio"):
-        best = run_on(Loop(loop), measure, rounds, (*FEW, most))
-        shares = {number: ours - bare for number, (ours, bare) in best.items()}
-        for number, (ours, bare) in best.items():
-            rows.append(
-                {
-                    "loop": loop,
-                    "waiters": number,
-                    "us per waiter": ours,
-                    "of it bare events": bare,
-                    "of it aslab": shares[number],
-                    "aslab against 100": shares[number] / shares[FEW[0]],
-                }
-            )
+    turns = [
+        Turn(f"{number:,} waiters", name, partial(_measure, loop, measure, number), loop.value, BARE)
+        for loop in (Loop.ASYNCIO, Loop.TRIO)
+        for number in (*NUMBERS, most)
+        for name, measure in ((BARE, _bare), ("aslab", _aslab))
+    ]
     note = "Half of them are cancelled; the others are served in order, each by the one before."
-    show("cost of a waiter", rows, note, as_json=as_json)
+    return Bench("cost of a waiter", turns, note)
 
 
-async def measure(rounds: int, numbers: tuple[int, ...]) -> dict[int, tuple[float, float]]:
-    """The best microseconds per waiter, with aslab and with bare events, by the number of waiters."""
-    best = {number: (float("inf"), float("inf")) for number in numbers}
+def _measure(loop: Loop, measure: Callable[[int], Awaitable[float]], number: int) -> Values:
+    return {WAITER: run_on(loop, measure, number)}
+
+
+async def _aslab(number: int) -> float:
     async with aslab.open_allocator(expire=None) as kmem:
         cache = kmem.create_cache("c", 4096, max_objects=1)
-        for _ in range(rounds):
-            for number in numbers:
-                ours, bare = best[number]
-                best[number] = (min(ours, await _aslab(cache, number)), min(bare, await _bare(number)))
-    return best
+        held = await cache.alloc()
 
+        async def wait(_: int) -> None:
+            (await cache.alloc()).free()
 
-async def _aslab(cache: aslab.Cache[memoryview], number: int) -> float:
-    held = await cache.alloc()
-
-    async def wait(_: int) -> None:
-        (await cache.alloc()).free()
-
-    return await _timed(number, wait, held.free)
+        return await _timed(number, wait, held.free)
 
 
 async def _bare(number: int) -> float:
@@ -98,7 +85,7 @@ async def _timed(number: int, wait: Wait, begin_serving: Callable[[], None]) -> 
     gc.collect()
     gc.disable()
     try:
-        begin = time.perf_counter()
+        begin = time.thread_time()
         async with anyio.create_task_group() as tasks:
             for place in range(number):
                 tasks.start_soon(caller, place)
@@ -107,6 +94,6 @@ async def _timed(number: int, wait: Wait, begin_serving: Callable[[], None]) -> 
             for scope in scopes[::2]:
                 scope.cancel()
             begin_serving()
-        return (time.perf_counter() - begin) / number * 1e6
+        return (time.thread_time() - begin) / number * 1e6
     finally:
         gc.enable()

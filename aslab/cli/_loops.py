@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import importlib
+import importlib.util
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, TypeVarTuple
@@ -47,6 +48,11 @@ def plain_interrupts() -> Iterator[None]:
         if group.subgroup(KeyboardInterrupt) is None:
             raise
         raise KeyboardInterrupt from None
+
+
+def installed() -> list[Loop]:
+    """Those that this Python can import."""
+    return [loop for loop in Loop if importlib.util.find_spec(loop.value)]
 
 
 def check_installed(loop: Loop) -> None:
