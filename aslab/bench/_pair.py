@@ -44,6 +44,7 @@ def pair(
             "aslab: alloc_nowait, free": _alloc_nowait,
             "aslab: await alloc, free": _alloc,
             "aslab: await alloc, view, free": _alloc_and_view,
+            "aslab: the same, the view kept till then": _alloc_and_keep_view,
             "aslab, movable: await alloc, free": partial(_alloc, movable=True),
             names(loop)[1]: partial(_queue, loop),
             "anyio memory stream": _stream,
@@ -97,6 +98,17 @@ async def _alloc_and_view(pairs: int) -> float:
             buf = await cache.alloc()
             buf.view  # noqa: B018  (made on first use, and checked by free)
             buf.free()
+        return (time.thread_time_ns() - begin) / pairs
+
+
+async def _alloc_and_keep_view(pairs: int) -> float:
+    async with warm_cache() as cache:
+        begin = time.thread_time_ns()
+        for _ in range(pairs):
+            buf = await cache.alloc()
+            view = buf.view  # at the next free it is still here, so that the slot lingers
+            buf.free()
+        del view
         return (time.thread_time_ns() - begin) / pairs
 
 
