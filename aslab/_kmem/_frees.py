@@ -186,7 +186,8 @@ def orphan(pool: Pool[Any]) -> None:
     Every garbage collection looks at each such pool. So it is watched only while slots linger.
     """
     pool.parking.orphan(partial(_unpark, pool))
-    if pool.depot.lingering.tell is None:
+    out = len(pool.depot.slabs) or len(pool.emergency)  # else nothing can linger any more
+    if out and pool.depot.lingering.tell is None:
         look = partial(_none_lingers, pool)
         watch = pool.depot.lingering.tell = pool.emergency.lingering.tell = partial(look_after_collections, look)
         if not look():
