@@ -44,7 +44,7 @@ def pair(
             "aslab: alloc_nowait, free": _alloc_nowait,
             "aslab: await alloc, free": _alloc,
             "aslab: await alloc, view, free": _alloc_and_view,
-            "aslab: the same, the view kept till then": _alloc_and_keep_view,
+            "aslab: the same, view kept": _alloc_and_keep_view,
             "aslab, movable: await alloc, free": partial(_alloc, movable=True),
             names(loop)[1]: partial(_queue, loop),
             "anyio memory stream": _stream,
