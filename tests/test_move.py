@@ -562,7 +562,7 @@ LARGE = 2 * move.AT_ONCE
 
 async def large_ones(kmem: Allocator) -> tuple[Cache[memoryview], Buf, Buf]:
     """One object each in two slabs, of a size that is copied in a thread."""
-    cache = kmem.create_cache("c", LARGE, objects_per_slab=2, movable=True)
+    cache = kmem.create_cache("c", LARGE, objects_per_slab=2, max_objects=4, movable=True)
     bufs = await cache.alloc_many(4)
     bufs[1].free()
     bufs[3].free()
@@ -625,7 +625,7 @@ async def test_a_buffer_freed_while_it_is_copied_goes_back_once(
     slabs = Deadlock(Instant(), at=2)
     async with allocator(slabs=slabs, kick_after=None) as kmem:
         if emergency:
-            cache = kmem.create_cache("c", LARGE, objects_per_slab=2, movable=True)
+            cache = kmem.create_cache("c", LARGE, objects_per_slab=2, max_objects=4, movable=True)
             one, free, other = [await cache.alloc() for _ in range(3)]
             assert other.emergency
             slabs.let_go()
@@ -657,7 +657,7 @@ async def test_the_memory_of_a_buffer_freed_while_it_is_copied_stays_until_the_c
 ) -> None:
     slabs, single = Deadlock(Instant()), Instant()
     async with allocator(slabs=slabs, emergency=single, kick_after=None) as kmem:
-        cache = kmem.create_cache("c", LARGE, objects_per_slab=2, movable=True)
+        cache = kmem.create_cache("c", LARGE, objects_per_slab=2, max_objects=4, movable=True)
         buf = await cache.alloc()
         there: list[int] = []
 

@@ -44,7 +44,7 @@ async def test_kmem(kmem):
 
 @pytest.mark.anyio
 async def test_faults(kmem, aslab_faults):
-    cache = kmem.create_cache("frames", 4096, flags=aslab.CacheFlags.NOEMERGENCY)
+    cache = kmem.create_cache("frames", 4096, objects_per_slab=8, flags=aslab.CacheFlags.NOEMERGENCY)
     aslab_faults.slabs.fail(2)
     (await cache.alloc()).free()
     assert cache.stats().slab_fail == 2
