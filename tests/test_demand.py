@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -35,6 +36,7 @@ class Batches(Instant):
         self.fewer = 0
         self.error: Exception | None = None
         self.spoil = False
+        self.answer: Callable[[list[Region]], Any] | None = None
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
         return (await self.acquire_many(1, nbytes, align, gfp, 0))[0]
@@ -47,7 +49,19 @@ class Batches(Instant):
         regions = [self.acquire_nowait(nbytes, align, gfp) for _ in range(max(1, count - self.fewer))]
         if self.spoil and count > 1:
             regions[1].memory = regions[1].memory[: nbytes - 1]
+        if self.answer is not None and count > 1:
+            return cast("list[Region]", self.answer(regions))
         return regions
+
+    def no_regions(self, regions: list[Region]) -> None:
+        """Keep nothing outstanding, as what is no list of regions cannot be given back."""
+        self.outstanding -= {id(region) for region in regions}
+
+
+def alike(regions: list[Region]) -> list[Region]:
+    """Have the last be over the memory of the first."""
+    regions[-1].memory, regions[-1].address = regions[0].memory, regions[0].address
+    return regions
 
 
 def slabs_of(cache: Cache[Any]) -> int:
@@ -181,6 +195,36 @@ async def test_what_a_call_does_not_bring_costs_no_room(spoilt: str) -> None:
         assert kmem.stats().slab_bytes == slabs_of(cache) * 8 * SIZE
         await cache.prefill(8 * 10)
         assert slabs_of(cache) == 10, "all of the limit can be had"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (
+            lambda slabs, made: [*made, slabs.acquire_nowait(8 * SIZE, 64, GFP.KERNEL)],
+            "5 regions; it must be at most",
+        ),
+        (lambda slabs, made: slabs.no_regions(made), "None; it must be a list of regions"),
+        (lambda slabs, made: (one for one in [slabs.no_regions(made)]), "<generator .*; it must be a list"),
+        (lambda slabs, made: slabs.no_regions(made[3:]) or [*made[:3], made[0]], "the same memory twice"),
+        (lambda slabs, made: alike(made), "the same memory twice"),
+    ],
+    ids=["more", "None", "generator", "the same", "alike"],
+)
+async def test_a_batch_that_is_wrong_is_released_its_room_is_free_again_and_callers_are_told(
+    answer: Callable[[Batches, list[Region]], Any], words: str
+) -> None:
+    slabs = Batches()
+    async with allocator(slabs=slabs, limit=10 * 8 * SIZE) as kmem:
+        cache = kmem.create_cache("c", SIZE, max_objects=8 * 5)
+        await cache.prefill(8)
+        slabs.answer = lambda made: answer(slabs, made)
+        with pytest.raises(BackendError, match=words):
+            await cache.prefill(8 * 5)
+        await settle()
+        assert (slabs_of(cache), kmem.stats().slab_bytes) == (1, 8 * SIZE)
+        slabs.answer = None
+        await kmem.create_cache("all the rest", SIZE).prefill(8 * 9)
 
 
 async def test_one_slab_at_a_time_while_another_cache_waits_and_where_objects_are_built() -> None:

@@ -85,16 +85,14 @@ class Supply:
         if count == 1 or self._batching is None:
             return [await self.acquire(nbytes, align, gfp, gone)]
         try:
-            regions = await self._batching.acquire_many(count, nbytes, align, gfp, within)
+            answer: object = await self._batching.acquire_many(count, nbytes, align, gfp, within)
         except BaseException as exc:
             for _ in range(count):
                 gone()
             if isinstance(exc, (MemoryError, BackendError)) or not isinstance(exc, Exception):
                 raise
             raise self._unexpected("acquire_many", exc) from exc
-        for _ in range(count - len(regions)):
-            gone()
-        return self._all_checked(regions, nbytes, align, gone)
+        return self._all_checked(answer, count, nbytes, align, gone)
 
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP, gone: Gone) -> Region:
         """Like `acquire`, without waiting. Any thread.
@@ -216,19 +214,28 @@ class Supply:
         self.release(region, gone)
         raise BackendError(f"{self.backend!r} returned {fault}")
 
-    def _all_checked(self, regions: list[Region], nbytes: int, align: int, gone: Gone) -> list[Region]:
-        good: list[Region] = []
+    def _all_checked(self, answer: object, count: int, nbytes: int, align: int, gone: Gone) -> list[Region]:
+        """All of a batch or, if anything is wrong with it, nothing: what it brought is released."""
+        given: list[object] = list(answer) if isinstance(answer, (list, tuple)) else []
+        once = list({id(region): region for region in given}.values())  # each is released once
+        for _ in range(count - len(once)):
+            gone()
+        ends = [gone] * min(count, len(once)) + [_nothing] * (len(once) - count)  # there is room for `count` alone
+        good: list[tuple[Region, Gone]] = []
         fault: BackendError | None = None
-        for region in regions:
+        for region, end in zip(once, ends, strict=True):
             try:
-                good.append(self._checked(region, nbytes, align, gone))
+                good.append((self._checked(region, nbytes, align, end), end))
             except BackendError as exc:
                 fault = exc
-        if fault is None and good:
-            return good
-        for region in good:
-            self.release(region, gone)
-        raise fault or BackendError(f"{self.backend!r}.acquire_many returned no region; it must raise MemoryError")
+        regions = [region for region, _ in good]
+        if fault is None and (wrong := _fault_of_batch(answer, given, regions, count, nbytes)):
+            fault = BackendError(f"{self.backend!r}.acquire_many returned {wrong}")
+        if fault is None:
+            return regions
+        for region, end in good:
+            self.release(region, end)
+        raise fault
 
     def _unexpected(self, call: str, exc: Exception) -> BackendError:
         return BackendError(
@@ -248,4 +255,17 @@ def _fault(region: Region, nbytes: int, align: int) -> str:
         return f"memory at {region.address:#x}; it must be a multiple of the alignment {align}"
     if region.address != address_of(memory):
         return f"the address {region.address:#x} for memory at {address_of(memory):#x}"
+    return ""
+
+
+def _fault_of_batch(answer: object, given: list[object], regions: list[Region], count: int, nbytes: int) -> str:
+    if not isinstance(answer, (list, tuple)):
+        return f"{answer!r}; it must be a list of regions"
+    if not given:
+        return "no region; it must raise MemoryError"
+    if len(given) > count:
+        return f"{len(given)} regions; it must be at most the {count} asked for"
+    begins = sorted(region.address for region in regions)
+    if len(regions) < len(given) or any(two - one < nbytes for one, two in itertools.pairwise(begins)):
+        return "the same memory twice; each region must have its own"
     return ""
