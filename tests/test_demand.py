@@ -227,6 +227,25 @@ async def test_a_batch_that_is_wrong_is_released_its_room_is_free_again_and_call
         await kmem.create_cache("all the rest", SIZE).prefill(8 * 9)
 
 
+@pytest.mark.parametrize("min_objects", [0, 8 * 12])
+async def test_a_batch_that_is_stuck_has_half_of_the_room_at_most_or_what_it_is_guaranteed(
+    min_objects: int,
+) -> None:
+    slabs = Batches()
+    async with allocator(slabs=slabs, limit=16 * 8 * SIZE, emergency_limit=0, kick_after=1) as kmem:
+        one, two = kmem.create_cache("one", SIZE, min_objects=min_objects), kmem.create_cache("two", SIZE)
+        await one.prefill(8)
+        slabs.takes = 60 / 4
+        async with anyio.create_task_group() as tasks:
+            await start(tasks, one.prefill, 8 * 12)
+            assert slabs.calls == [1, 11 if min_objects else 7], "of 15 slabs that are free"
+            await anyio.sleep(1)
+            slabs.takes = QUICK
+            await two.prefill(8 * (4 if min_objects else 8))
+            tasks.cancel_scope.cancel()
+        await anyio.sleep(180)  # until the stuck call ends
+
+
 async def test_one_slab_at_a_time_while_another_cache_waits_and_where_objects_are_built() -> None:
     slabs = Batches()
     async with allocator(slabs=slabs) as kmem, anyio.create_task_group() as tasks:

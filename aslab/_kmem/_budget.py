@@ -107,6 +107,12 @@ class Budget:
         self._change(account, promised=account.slab_size, asked=-account.asked)
         return True
 
+    def leaves_as_much(self, account: Account, slabs: int) -> bool:
+        """Whether one slab more in a grow that has ``slabs`` leaves others as much free room as it then has."""
+        return account.within_guarantee or self._fits(
+            account, self.used + slabs * account.slab_size + account.slab_size
+        )
+
     def arriving(self, account: Account) -> bool:
         """Whether there is room for a slab once everything on its way back has arrived."""
         return self._fits(account, self.used - self._returning)

@@ -160,12 +160,18 @@ class Worker:
         return chosen
 
     def _set_more_aside(self, pool: Pool[Any]) -> int:
-        """Set room aside for further slabs of the same grow, unless others wait. Returns the number of all."""
-        count = 1
+        """Set room aside for further slabs of the same grow, unless others wait. Returns the number of all.
+
+        Beyond its guarantee, that is at most half of the room there is: should the call get stuck, others have the
+        rest.
+        """
+        count, budget, account = 1, self._budget, pool.account
         if not self._arena.slabs.batches or pool.config.ctor is not None or self._queue.places:
             return count
         wanted = pool.growth.slabs_wanted
-        while count < wanted and not self._budget.yields(pool.account) and self._budget.try_charge(pool.account):
+        while count < wanted and budget.leaves_as_much(account, count) and not budget.yields(account):
+            if not budget.try_charge(account):
+                break
             count += 1
         return count
 
