@@ -493,6 +493,35 @@ async def test_what_is_set_aside_is_not_given_to_the_starved() -> None:
             buf.free()
 
 
+async def test_a_reserve_that_is_spread_over_idle_slabs_keeps_nobody_waiting() -> None:
+    async with allocator(limit=3 * 2 * SIZE) as kmem:
+        one = kmem.create_cache("one", SIZE, objects_per_slab=2, reserve=2, max_objects=4)
+        other = kmem.create_cache("other", SIZE, objects_per_slab=4)
+        await kmem.ready()
+        held = [*await one.alloc_many(2), one.alloc_nowait(KM.PUSHPAGE)]
+        for buf in held[0], held[1], held[2]:  # the reserve is refilled from the slab of the first one freed
+            buf.free()
+            await anyio.sleep(0.1)
+        assert len({slot.slab for slot in pool_of(one).reserve}) == 2
+        with anyio.fail_after(2 * 5.0 + 0.2):
+            (await other.alloc()).free()
+        assert (one.stats().obj_reserved, one.stats().slab_total) == (2, 1)
+        check_consistency(one)
+
+
+async def test_a_watermark_yields_to_a_caller_that_waits_for_a_slab() -> None:
+    async with allocator(limit=9 * SIZE) as kmem:
+        one = kmem.create_cache("one", SIZE, objects_per_slab=4, watermark=2)
+        other = kmem.create_cache("other", SIZE, objects_per_slab=8)
+        (await one.alloc()).free()
+        with anyio.fail_after(1):
+            buf = await other.alloc()
+        assert (one.stats().slab_total, other.stats().slab_total) == (0, 1)
+        buf.free()
+        await anyio.sleep(1)
+        assert one.stats().slab_total == 1, "nobody waits: it grows ahead again"
+
+
 async def test_several_that_others_guarantees_leave_no_room_for_are_refused() -> None:
     async with allocator(limit=4 * SLAB) as kmem:
         kmem.create_cache("one", SIZE, min_objects=24)

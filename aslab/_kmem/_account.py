@@ -35,7 +35,7 @@ class Tenant(Protocol):
         ...
 
     def condemn(self) -> bool:
-        """Choose a slab to give back as soon as it is empty. Returns whether there was one to choose."""
+        """Choose a slab to give back, at once or as soon as it is empty. Returns whether there was one."""
         ...
 
     def restore(self, *, back_off: bool) -> None:

@@ -163,11 +163,10 @@ class Pool(Generic[T]):
             return
         while account.rank != (rank := self.growth.claim):  # a loop, as a finaliser may change it in between
             arena.budget.note(account, rank)
-        if self._queued_at is not None:
-            level = ORDINARY if first is None else first.level
-            if self._queued_at != level:
-                self._queued_at = level
-                arena.grows.note(self, level)
+        level = ORDINARY if first is None else first.level
+        if self._queued_at not in (None, level):
+            self._queued_at = level
+            arena.grows.note(self, level)
 
     @property
     def waiting_since(self) -> float | None:
@@ -303,7 +302,7 @@ class Pool(Generic[T]):
     def spare(self, nbytes: int, rank: Claim | None) -> int:
         """Give back idle slabs of about ``nbytes`` for another pool at the limit. Returns the number of bytes.
 
-        It keeps its guarantee and, unless the caller of ``rank`` comes first, what gathers for its own callers.
+        It keeps its guarantee and, unless the caller of ``rank`` comes first, what it wants to keep (`kept_free`).
         """
         account = self.account
         slabs = min(-(-nbytes // account.slab_size), account.beyond // account.slab_size)
@@ -313,16 +312,21 @@ class Pool(Generic[T]):
             return 0
         self.depot.drain()
         first = self.waiters.first
-        older = first is None or (rank is not None and rank < first.rank)
-        given = self.depot.remove_empty(self.config.watermark if older else self.kept_free, most=slabs)
+        older = rank is not None and (first is None or rank < first.rank)
+        given = self.depot.remove_empty(0 if older else self.kept_free, most=slabs)
         self.release(given)
         return len(given) * account.slab_size
 
     def condemn(self) -> bool:
-        """Choose a slab to give back as soon as it is empty. False if there is none, or it is too soon again."""
+        """Choose a slab to give back, at once or as soon as it is empty. False if none, or it is too soon again."""
         if self.depot.slabs.tick < self._spared_until:
             return False
         self.handover.empty_reserve()
+        self.depot.drain()
+        if not self.marks.bits & _REAPING and (idle := self.depot.remove_empty(self.reserve.objects, most=1)):
+            self.release(idle)  # only the reserve lay in it, and fits into the others
+            self.serve_all()
+            return True
         chosen = self.depot.condemn()
         self.serve_all()
         if chosen and self.reserve.short:  # the slab is needed for the reserve
@@ -353,11 +357,9 @@ class Pool(Generic[T]):
     @property
     def could_repack(self) -> bool:
         """Whether emergency objects could move into slabs now: nobody waits, and it is not DEADLOCKED."""
-        moving = self.moving
-        if not moving.able or moving.in_vain or not len(self.emergency):
+        if not self.moving.able or self.moving.in_vain or not len(self.emergency):
             return False
-        bits = self.marks.bits
-        return self.waiters.first is None and not bits & Mark.DEADLOCKED.value and self.depot.free > 0
+        return self.waiters.first is None and Mark.DEADLOCKED not in self.marks and self.depot.free > 0
 
     def ask_to_move(self, *, defragment: bool = False) -> None:
         """Queue the pool for the mover: to repack or, with ``defragment``, to empty sparse slabs as well."""
@@ -379,9 +381,7 @@ class Pool(Generic[T]):
         self.members.remove(member)
         if self.members:
             self.waiters.send_away(error, member.counters)
-            back = anyio.Event()
-            back.set()
-            return back
+            return self.release([])
         self.marks.fire("close")
         self.depot.restore()
         self.waiters.close(error)

@@ -2,7 +2,8 @@
 
 At the limit, with all caches busy, no slab ever becomes empty by itself: what one cache's callers free goes to
 its next caller. So once a caller has waited an interval, the emptiest slab of a cache over its guarantee is
-condemned: taken off the lists, it keeps the objects that come back to it, and goes back with the last of them. The
+condemned: taken off the lists, it keeps the objects that come back to it, and goes back with the last of them. (If
+nothing but its cache's reserve lies in it, and fits into the others, it goes back at once.) The
 cost is a new slab, hence the delay; and no cache loses its guarantee, or anything to callers that came later than
 its own. A slab with an object that is held for long helps nobody, so after another interval it is restored, and
 its cache left alone for a while, twice as long each time.
