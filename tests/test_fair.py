@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -533,6 +535,56 @@ async def test_several_that_others_guarantees_leave_no_room_for_are_refused() ->
                 await call(9)
         for buf in await other.alloc_many(8):
             buf.free()
+
+
+async def test_who_waits_for_what_is_then_guaranteed_to_another_cache_is_told_that_it_can_not_be() -> None:
+    async with allocator(limit=4 * SLAB) as kmem, anyio.create_task_group() as tasks:
+        one, large = kmem.create_cache("one", SIZE), kmem.create_cache("large", SIZE, objects_per_slab=32)
+        held, refused = await one.alloc_many(8), list[str]()
+
+        async def caller(call: Callable[[], Awaitable[object]]) -> None:
+            with pytest.raises(ConfigError, match="must fit into the limit less other guarantees"):
+                await call()
+            refused.append(str(call))
+
+        for call in large.alloc, large.alloc, partial(large.prefill, 1):
+            await start(tasks, caller, call)
+        kmem.create_cache("late", SIZE, min_objects=8)
+        await anyio.sleep(5.1)
+        assert len(refused) == 3
+        for buf in held:
+            buf.free()
+
+
+async def test_who_then_waits_for_slabs_that_its_cache_has_goes_on_until_these_go() -> None:
+    async with allocator(limit=4 * SLAB) as kmem, anyio.create_task_group() as tasks:
+        large = kmem.create_cache("large", SIZE, objects_per_slab=32)
+        held, refused = await large.alloc_many(32), list[int]()
+
+        async def caller(n: int) -> None:
+            try:
+                for buf in await large.alloc_many(n):
+                    buf.free()
+            except ConfigError:
+                refused.append(n)
+
+        async def urgent(cache: Cache[memoryview]) -> None:
+            (await cache.alloc(KM.PUSHPAGE)).free()
+
+        for n in 2, 32:
+            await start(tasks, caller, n)
+        late = kmem.create_cache("late", SIZE, min_objects=8)
+        await anyio.sleep(1)
+        for _ in range(2):
+            held.pop().free()
+        await settle()
+        assert (refused, large.stats().waiters) == ([], 1), "the first is served, and the second may be"
+        await start(tasks, urgent, late)
+        await anyio.sleep(2 * 5.0)
+        for buf in held:
+            buf.free()
+        await anyio.sleep(1)
+        assert (refused, late.stats().waiters) == ([32], 0), "the slab has gone to the other"
 
 
 async def test_a_slab_that_another_thread_leaves_idle_goes_at_once_to_who_waits_for_one() -> None:

@@ -3,7 +3,9 @@
 Always true, between calls:
 
     1. used, _returning, _promised, _asked, _guaranteed, _not_held and _not_promised are the sums over the accounts
-    2. used + _promised + the guarantees not yet promised <= limit, as `try_charge` grants no more
+    2. used + _promised <= limit, and so with the guarantees not yet promised, as `try_charge` grants no more. But
+       a guarantee may be given (`open`) while others use that room: until so much is back, no pool is granted
+       anything beyond its own guarantee
     3. an account's rank is its pool's claim (`Pool.note_rank`), and `first` returns the account of smallest rank
     4. unless a grow is late, no more pools ask for slabs than there is room for, counting what is on its way back
 
@@ -52,6 +54,8 @@ class Budget:
         """The loop must call `ask_all` soon, for the pools that found no room."""
         self.reclaims: WorkQueue[int] = WorkQueue()
         """Bytes for which to ask clients."""
+        self.guarantees: int = 0
+        """Counts the guarantees given: each may leave too little for callers that wait in other pools."""
         self._wakeup = wakeup
         self._returning = self._promised = self._asked = self._guaranteed = 0
         self._not_held = self._not_promised = 0  # sums over the accounts
@@ -71,6 +75,10 @@ class Budget:
         self._not_held += account.not_held
         self._not_promised += account.not_promised
         account.tenant.magazine.set_watch(SHORT, on=self.short)
+        if account.guaranteed and self.limit is not None:
+            self.guarantees += 1
+            if self.first() is not None:
+                self._ask_soon()
 
     def close(self, account: Account) -> None:
         """Close the account of a closed pool: its guarantee ends. Its slabs count until they are back."""

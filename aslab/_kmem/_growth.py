@@ -123,6 +123,7 @@ class Growth(Generic[T]):
         self._gfp = {flags: gfp_for(flags, alone=not config.has_emergency) for flags in KM}
         self._pause = PAUSE_FIRST
         self._pausing = False
+        self._guarantees = self._budget.guarantees  # when it last looked for callers that wait in vain
         self.reports: Reports = Reports(config.name, arena.listeners, arena.clock)
         self.missed: bool = False
         """A non-blocking allocation found nothing. Set from any thread."""
@@ -233,11 +234,11 @@ class Growth(Generic[T]):
 
         :raises ConfigError: if ``max_objects`` or ``limit`` can never allow ``n`` objects for ``flags``
         """
-        config, shape, level = self._config, self._config.shape, LEVEL[flags]
+        config, shape = self._config, self._config.shape
         most, limit = config.max_objects, None if self._budget.limit is None else self._budget.unpromised
         if most is None and limit is None:
             return
-        reserved = (level == ORDINARY) * config.reserve + (level >= URGENT) * (config.memalloc_reserve or 0)
+        reserved = self._reserved(flags)
         slabs = -(-(n + reserved) // shape.objects)
         but = f", less the reserve of {reserved}" if reserved else ""
         if most is not None and slabs * shape.objects > most:
@@ -245,6 +246,37 @@ class Growth(Generic[T]):
         if limit is not None and slabs * shape.slab_size > limit + config.guaranteed:
             room = f"the limit less other guarantees, {limit + config.guaranteed} bytes"
             raise ConfigError("n", n, f"it must fit into {room}, in whole slabs{but}")
+
+    def refuse_hopeless(self) -> None:
+        """Fail callers that wait in vain, as other pools have since been guaranteed what theirs needs for them.
+
+        Those for whom its slabs suffice go on waiting; should these go, they are looked at again.
+        """
+        guarantees = self._budget.guarantees
+        if self._guarantees == guarantees:
+            return
+        everybody = [*self._waiters, *self._waiters.fillers]
+        hopeless: dict[tuple[int, KM], ConfigError] = {}
+        for need, flags in {(waiter.need, waiter.flags) for waiter in everybody}:
+            try:
+                self.check_possible(need, flags)
+            except ConfigError as exc:
+                hopeless[need, flags] = exc
+        kept = (self.account.used - self.account.returning + self.account.promised) // self.account.slab_size
+        for waiter in everybody if hopeless else ():
+            error = hopeless.get((waiter.need, waiter.flags))
+            if error is None:
+                continue
+            if waiter.need + self._reserved(waiter.flags) <= kept * self._config.shape.objects:
+                guarantees = self._guarantees
+            else:
+                waiter.fail(ConfigError(error.field, error.given, error.allowed))
+        self._guarantees = guarantees
+
+    def _reserved(self, flags: KM) -> int:
+        level = LEVEL[flags]
+        kept = self._config.memalloc_reserve or 0
+        return (level == ORDINARY) * self._config.reserve + (level >= URGENT) * kept
 
     def note_limit(self) -> None:
         """Report that a caller waits at the limit."""

@@ -207,6 +207,7 @@ class Pool(Generic[T]):
             return False
         if growth.at_limit:
             if not growth.at_most:  # else it asks again when one of its own slabs is back
+                growth.refuse_hopeless()
                 arena.budget.make_room(self.account)
             return False
         growth.begin()
@@ -318,16 +319,14 @@ class Pool(Generic[T]):
         return len(given) * account.slab_size
 
     def condemn(self) -> bool:
-        """Choose a slab to give back, at once or as soon as it is empty. False if none, or it is too soon again."""
+        """Choose a slab to give back, at once or once empty. False if there is none, or it is too soon again."""
         if self.depot.slabs.tick < self._spared_until:
             return False
         self.handover.empty_reserve()
         self.depot.drain()
-        if not self.marks.bits & _REAPING and (idle := self.depot.remove_empty(self.reserve.objects, most=1)):
-            self.release(idle)  # only the reserve lay in it, and fits into the others
-            self.serve_all()
-            return True
-        chosen = self.depot.condemn()
+        idle = [] if self.marks.bits & _REAPING else self.depot.remove_empty(self.reserve.objects, most=1)
+        self.release(idle)  # only the reserve lay in it, and fits into the others
+        chosen = bool(idle) or self.depot.condemn()
         self.serve_all()
         if chosen and self.reserve.short:  # the slab is needed for the reserve
             self.restore(back_off=True)
@@ -336,9 +335,7 @@ class Pool(Generic[T]):
 
     def clear_condemned(self) -> bool:
         """Give the condemned slab back if it is empty. Returns whether it did."""
-        if self.marks.bits & _REAPING:
-            return False
-        slabs = self.depot.take_condemned()
+        slabs = [] if self.marks.bits & _REAPING else self.depot.take_condemned()
         self.release(slabs)
         return bool(slabs)
 
@@ -370,8 +367,7 @@ class Pool(Generic[T]):
 
     def note_moving(self) -> None:
         """Watch for frees (REPACK) while there are emergency objects that could move into slabs."""
-        moving = self.moving
-        hungry = moving.able and not moving.in_vain and len(self.emergency) > 0
+        hungry = self.moving.able and not self.moving.in_vain and len(self.emergency) > 0
         self.magazine.set_watch(REPACK, on=hungry)
 
     # -- closing
