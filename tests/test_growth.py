@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 import aslab
 from aslab import GFP, KM, BackendError, CacheClosedError, ConstructorError
+from aslab._allocator import tasks_of
 from aslab._cache import pool_of
 from aslab._kmem._growth import AT_FIRST
 from aslab.backends import Region
@@ -454,6 +457,28 @@ async def test_closing_a_cache_ends_its_waits_and_drops_a_slab_that_comes_late()
         await cache.aclose()
         again = kmem.create_cache("c", SIZE)
         (await again.alloc()).free()
+
+
+async def test_a_cache_that_is_closed_while_growth_is_stuck_leaves_its_queue_and_the_memory_at_once() -> None:
+    gate = Gate()
+    async with (
+        allocator(slabs=gate, limit=2 * 8 * SIZE, kick_after=None) as kmem,
+        anyio.create_task_group() as tasks,
+    ):
+        stuck = kmem.create_cache("stuck", SIZE)
+        await start(tasks, stuck.alloc)
+        pools = []
+        for number in range(100):
+            cache = kmem.create_cache(str(number), SIZE, watermark=1)
+            pools.append(weakref.ref(pool_of(cache)))
+            await cache.aclose()
+            del cache
+        grows = tasks_of(kmem).arena.grows
+        assert not grows.places
+        await tasks_of(kmem).age()
+        gc.collect()
+        assert sum(pool() is not None for pool in pools) <= 66, "void entries of the queue are few"
+        tasks.cancel_scope.cancel()
 
 
 async def test_alloc_nowait_never_suspends_asks_for_growth_and_falls_back_to_one_emergency_attempt() -> None:

@@ -206,3 +206,6 @@ class TestUrgentWork:
         queue.put("later", 1)
         queue.put_back(["blocked"])
         assert queue.look() == "blocked"
+        queue.take_out("blocked")
+        queue.put_back(["blocked"])
+        assert (queue.look(), queue.look()) == ("later", None), "what was taken out meanwhile stays out"

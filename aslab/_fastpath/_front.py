@@ -39,6 +39,7 @@ class Front(Generic[T]):
         :raises TimeoutError: after ``timeout`` seconds
         :raises anyio.WouldBlock: with NOSLEEP, if no object is free
         :raises TooManyWaiting: if ``max_waiting`` callers wait already
+        :raises ConfigError: if ``limit``, less what other caches are guaranteed, can never allow the object
         :raises CacheClosedError: if the cache is closed, before the call or while it waits
         :raises BackendError: if a backend breaks its contract
         :raises ConstructorError: if the cache's ``ctor`` raises

@@ -387,6 +387,9 @@ class Pool(Generic[T]):
         self.growth.unwell = False
         self.emergency.clear()
         self.note_rank()
+        if self._queued_at is not None:  # no worker has begun its grow, and perhaps none can for long
+            self.arena.grows.take_out(self)
+            self.call_off()
         self.arena.budget.close(self.account)
         return self.empty_out()
 

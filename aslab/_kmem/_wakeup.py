@@ -149,6 +149,9 @@ class UrgentWork(Sleepers, Generic[W]):
 
     def put(self, work: W, level: int = 0) -> None:
         """Add a piece of work at ``level``, and wake its task."""
+        if len(self._heap) > 2 * len(self.places) + 64:  # without the void entries, which may hold much alive
+            self._heap = [entry for entry in self._heap if self.places.get(entry[2]) == entry[:2]]
+            heapq.heapify(self._heap)
         self._enqueue(work, level, next(self._numbers))
         self.wake()
 
@@ -171,10 +174,11 @@ class UrgentWork(Sleepers, Generic[W]):
         return None
 
     def take_out(self, work: W) -> None:
-        """Remove a piece that is done, or about to be."""
+        """Remove a piece that is done, or about to be, or that is not to be done any more."""
         del self.places[work]
 
     def put_back(self, works: list[W]) -> None:
-        """Put pieces that were looked at back into their places."""
+        """Put pieces that were looked at back into their places, but for those taken out meanwhile."""
         for work in works:
-            heapq.heappush(self._heap, (*self.places[work], work))
+            if work in self.places:
+                heapq.heappush(self._heap, (*self.places[work], work))
