@@ -1,6 +1,6 @@
 """A thread that answers whoever connects to a Unix socket, also while the event loop is blocked.
 
-It answers all that are connected at the same time: the whole answer, then the end. A client that does not read costs
+All who are connected are answered side by side: the whole answer, then the end. A client that does not read costs
 the others nothing, and is dropped after a second.
 
 Always true: the thread runs no longer than the block of `answering`, and the path is removed with it.
@@ -67,7 +67,7 @@ class Answers:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop answering; whoever has not got all of its answer gets no more. Blocks until the thread has ended."""
+        """Stop answering; a client that has not yet got all gets no more. Blocks until the thread has ended."""
         self._stop.send(b"\0")  # closing it tells nothing while a child of fork has a copy
         self._thread.join()
         for sock in (self._stop, self._stopped, self._listener):

@@ -119,8 +119,8 @@ class TestServing:
                 with _unix.dial(path) as dropped, pytest.raises((BrokenPipeError, ConnectionResetError)):
                     await to_thread.run_sync(write, dropped)
                 assert silent.recv(1) == b"x"
-                with _unix.dial(path) as reader:
-                    assert await to_thread.run_sync(read, reader) == len(large)
+                with _unix.dial(path) as another:
+                    assert await to_thread.run_sync(read, another) == len(large)
                 stays = _unix.dial(path)
         stays.close()
         assert "refused" in caplog.text
@@ -138,7 +138,7 @@ class TestServing:
                     os._exit(0)
             os.close(reading)
             os.close(writing)  # the child lives until here
-        os.waitpid(child, 0)
+        await to_thread.run_sync(os.waitpid, child, 0)
 
 
 class TestStopped:
@@ -156,7 +156,7 @@ class TestStopped:
 
     def test_top_says_so_and_its_place_is_in_use(self, stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_source, "PATIENCE", 0.01)
-        with pytest.raises(BadInput, match="no answer came within|refused"):  # macOS refuses
+        with pytest.raises(BadInput, match=r"no answer came within|refused"):  # macOS refuses
             ask(stopped)
         if sys.platform == "linux":
             with pytest.raises(FileExistsError):
