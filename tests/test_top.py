@@ -115,14 +115,15 @@ class TestServing:
                     patch.setattr(_unix, "ours", raises(ConnectionResetError))
                     with _unix.dial(path) as gone:
                         assert await to_thread.run_sync(read, gone) == 0
-                monkeypatch.setattr(_answering, "PATIENCE", 0.01)
-                with _unix.dial(path) as dropped, pytest.raises((BrokenPipeError, ConnectionResetError)):
-                    await to_thread.run_sync(write, dropped)
+                with monkeypatch.context() as patch:
+                    patch.setattr(_answering, "PATIENCE", 0.01)
+                    with _unix.dial(path) as dropped, pytest.raises((BrokenPipeError, ConnectionResetError)):
+                        await to_thread.run_sync(write, dropped)
                 assert silent.recv(1) == b"x"
                 with _unix.dial(path) as another:
                     assert await to_thread.run_sync(read, another) == len(large)
-                stays = _unix.dial(path)
-        stays.close()
+                late = silent.dup()  # does not read on, and the block ends all the same
+        late.close()
         assert "refused" in caplog.text
 
     async def test_a_child_made_by_fork_keeps_nobody_in_the_block(self, tmp_path: Path) -> None:
