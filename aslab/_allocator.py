@@ -181,7 +181,7 @@ class Allocator:
 
         Whoever connects gets the counters and the health as one JSON object, and then the end. Only this user can
         connect. A thread of its own answers, so also while the event loop is blocked. Entering does not suspend;
-        leaving does, for a second at most. Event loop's thread only.
+        leaving does, for a moment. Event loop's thread only.
 
         :raises FileExistsError: if something listens at ``path`` already, or something else is there
         :raises OSError: if the socket cannot be made there

@@ -57,7 +57,7 @@ def judge(stats: AllocatorStats, *, slow: float = SLOW, stuck: float = STUCK) ->
                 f"cache {cache.name!r}: growth has been late for {cache.growth_late_for:.1f} s, and "
                 f"{cache.obj_emergency} emergency objects are out"
             )
-        elif cache.growth_failing:
+        elif cache.growth_failing and (cache.waiters or (cache.obj_emergency and not cache.obj_free)):
             reasons.append(f"cache {cache.name!r}: the last grow failed, {cache.slab_fail} so far")
         if cache.waiters and cache.oldest_wait >= slow:
             reasons.append(

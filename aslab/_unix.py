@@ -7,6 +7,7 @@ die.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -39,20 +40,37 @@ def listen(path: str | os.PathLike[str]) -> socket.socket:
     return sock
 
 
-def dial(path: str | os.PathLike[str]) -> socket.socket:
+def dial(path: str | os.PathLike[str], patience: float = 5.0) -> socket.socket:
     """A non-blocking connection to whatever listens there; ask `ours` whose it is.
 
-    :raises OSError: if nothing does
+    Blocks while too many others wait to be accepted, as they do where the service has been stopped.
+
+    :param patience: seconds to block at most; above 0
+    :raises TimeoutError: if they are over
+    :raises OSError: if nothing listens there
     """
     sock = _new()
     try:
         sock.setblocking(True)
+        # A connection that would block is not begun, so there is nothing to poll for: the kernel has to limit it.
+        _limit(sock, patience)
         sock.connect(os.fspath(path))
+        _limit(sock, 0.0)
         sock.setblocking(False)
+    except BlockingIOError:
+        sock.close()
+        raise TimeoutError(errno.ETIMEDOUT, f"it took no connection within {patience:g} s") from None
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two blocking sockets, connected to each other."""
+    one, two = socket.socketpair()
+    _open.update((one, two))
+    return one, two
 
 
 def accept(listener: socket.socket) -> socket.socket:
@@ -87,12 +105,22 @@ def _new() -> socket.socket:
     return sock
 
 
+def _limit(sock: socket.socket, seconds: float) -> None:
+    """Limit what a blocking call may take to send or connect; 0 is no limit."""
+    sock.setsockopt(
+        socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+    )
+
+
 def _is_alive(path: str | os.PathLike[str]) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
         try:
             probe.connect(os.fspath(path))
         except ConnectionRefusedError:
             return False
+        except BlockingIOError:  # it has more connections than it takes, but it listens
+            pass
     return True
 
 

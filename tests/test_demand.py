@@ -260,13 +260,19 @@ async def test_one_slab_at_a_time_while_another_cache_waits_and_where_objects_ar
         assert slabs.calls == 8 * [1]
 
 
-async def test_a_backend_that_overrides_acquire_alone_is_asked_for_one_at_a_time() -> None:
+@pytest.mark.parametrize("instance", [False, True])
+async def test_a_backend_that_overrides_acquire_alone_is_asked_for_one_at_a_time(instance: bool) -> None:
+    async def acquire(nbytes: int, align: int, gfp: GFP) -> Region:
+        await anyio.sleep(QUICK)
+        return slabs.acquire_nowait(nbytes, align, gfp)
+
     class Own(Batches):
         async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
-            await anyio.sleep(QUICK)
-            return self.acquire_nowait(nbytes, align, gfp)
+            return await acquire(nbytes, align, gfp)
 
-    slabs = Own()
+    slabs = Batches() if instance else Own()
+    if instance:
+        slabs.acquire = acquire  # type: ignore[method-assign]
     assert isinstance(slabs, Batching)
     async with allocator(slabs=slabs) as kmem:
         cache = kmem.create_cache("c", SIZE)

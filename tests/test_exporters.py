@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from aslab import Allocator, ConfigError
 from aslab.observe._figures import HEALTH, OF_ALLOCATORS, OF_CACHES
-from aslab.observe.otel import instrument
+from aslab.observe.otel import ALLOCATOR, POOL, _Instruments, instrument
 from aslab.observe.prometheus import AllocatorCollector
 
 from .helpers import Loop
@@ -156,6 +156,18 @@ async def test_opentelemetry_collects_every_instrument_with_exact_histograms() -
             assert tuple(waited.bucket_counts) == histogram.counts
             assert tuple(waited.explicit_bounds) == histogram.bounds
             assert waited.sum == pytest.approx(histogram.seconds)
+
+
+async def test_opentelemetry_remembers_nothing_of_closed_caches() -> None:
+    reader = InMemoryMetricReader()
+    async with allocator() as kmem:
+        instruments = _Instruments({"main": kmem}, MeterProvider([reader]).get_meter("aslab"))
+        cache = kmem.create_cache("frames", SIZE)
+        assert reader.get_metrics_data() is not None
+        assert {ALLOCATOR: "main", POOL: "frames"} in map(dict, instruments._recorded)
+        await cache.aclose()
+        assert reader.get_metrics_data() is not None
+        assert [POOL in dict(key) for key in instruments._recorded] == [False, False]
 
 
 def expressions() -> Iterator[tuple[str, str]]:

@@ -363,7 +363,10 @@ BAD: dict[str, Bad] = {
         "prefill = 4", "watermark = 65", "caches.io.watermark", "it must be at most max_objects, 64"
     ),
     "an object over max_slab_size": change(
-        "prefill = 4", 'max_slab_size = "8KiB"', "caches.io.size", "one object must fit the whole pages of max_slab_size"
+        "prefill = 4",
+        'max_slab_size = "8KiB"',
+        "caches.io.size",
+        "one object must fit the whole pages of max_slab_size",
     ),
     "a limit below one slab": change('"4MiB"', '"2KiB"', "allocator.limit", "one slab"),
     "marks in the wrong order": change(

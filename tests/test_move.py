@@ -560,9 +560,9 @@ async def test_objects_that_nobody_holds_a_handle_of_are_in_nobodys_way() -> Non
 LARGE = 2 * move.AT_ONCE
 
 
-async def large_ones(kmem: Allocator) -> tuple[Cache[memoryview], Buf, Buf]:
+async def large_ones(kmem: Allocator, **options: Any) -> tuple[Cache[memoryview], Buf, Buf]:
     """One object each in two slabs, of a size that is copied in a thread."""
-    cache = kmem.create_cache("c", LARGE, objects_per_slab=2, max_objects=4, movable=True)
+    cache = kmem.create_cache("c", LARGE, objects_per_slab=2, movable=True, **options)
     bufs = await cache.alloc_many(4)
     bufs[1].free()
     bufs[3].free()
@@ -625,7 +625,7 @@ async def test_a_buffer_freed_while_it_is_copied_goes_back_once(
     slabs = Deadlock(Instant(), at=2)
     async with allocator(slabs=slabs, kick_after=None) as kmem:
         if emergency:
-            cache = kmem.create_cache("c", LARGE, objects_per_slab=2, max_objects=4, movable=True)
+            cache = kmem.create_cache("c", LARGE, objects_per_slab=2, movable=True)
             one, free, other = [await cache.alloc() for _ in range(3)]
             assert other.emergency
             slabs.let_go()
@@ -657,7 +657,7 @@ async def test_the_memory_of_a_buffer_freed_while_it_is_copied_stays_until_the_c
 ) -> None:
     slabs, single = Deadlock(Instant()), Instant()
     async with allocator(slabs=slabs, emergency=single, kick_after=None) as kmem:
-        cache = kmem.create_cache("c", LARGE, objects_per_slab=2, max_objects=4, movable=True)
+        cache = kmem.create_cache("c", LARGE, objects_per_slab=2, movable=True)
         buf = await cache.alloc()
         there: list[int] = []
 
@@ -716,7 +716,7 @@ def test_cancelled_by_the_loop_itself_a_copy_is_finished_before_its_places_are_u
 
     async def main() -> None:
         async with allocator() as kmem:
-            cache, one, other = await large_ones(kmem)
+            cache, one, other = await large_ones(kmem, max_objects=4)  # no slab ahead, which would be given back
             really = ctypes.memmove
 
             def memmove(to: int, source: int, size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -9,7 +10,8 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from textual.widgets import DataTable, Static
 from aslab import _answering, _unix
 from aslab._snapshots import snapshot_json
 from aslab.cli._errors import BadInput
+from aslab.cli._top import _source
 from aslab.cli._top._rows import Order, cells, rows_of, seconds, sparkline
 from aslab.cli._top._screen import SPARK, Top
 from aslab.cli._top._source import ask
@@ -30,6 +33,13 @@ from .support import SIZE, Gate, allocator
 from .test_cli import told
 
 Here = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+def raises(error: type[Exception]) -> Callable[[object], bool]:
+    def call(_: object) -> bool:
+        raise error
+
+    return call
 
 
 def snapshot() -> dict[str, Any]:
@@ -79,7 +89,7 @@ class TestServing:
     async def test_clients_of_others_and_clients_that_do_not_read_keep_nobody_from_an_answer(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr(_answering, "PATIENCE", 0.05)
+        monkeypatch.setattr(_answering, "PATIENCE", 3600.0)
         large = b"x" * 2**22
         path = tmp_path / "stats"
 
@@ -90,17 +100,68 @@ class TestServing:
                 got += len(piece)
             return got
 
+        def write(sock: socket.socket) -> None:
+            sock.setblocking(True)
+            sock.sendall(large)  # nobody reads it
+
         async with _answering.answering(path, lambda: large):
             with _unix.dial(path) as silent, _unix.dial(path) as reader:
                 assert await to_thread.run_sync(read, reader) == len(large)
-                assert await to_thread.run_sync(read, silent) < len(large)
-            with monkeypatch.context() as patch:
-                patch.setattr(_unix, "ours", lambda sock: False)
-                with _unix.dial(path) as stranger:
-                    assert await to_thread.run_sync(read, stranger) == 0
-            with _unix.dial(path) as reader:
-                assert await to_thread.run_sync(read, reader) == len(large)
+                with monkeypatch.context() as patch:
+                    patch.setattr(_unix, "ours", lambda sock: False)
+                    with _unix.dial(path) as stranger:
+                        assert await to_thread.run_sync(read, stranger) == 0
+                with monkeypatch.context() as patch:
+                    patch.setattr(_unix, "ours", raises(ConnectionResetError))
+                    with _unix.dial(path) as gone:
+                        assert await to_thread.run_sync(read, gone) == 0
+                with monkeypatch.context() as patch:
+                    patch.setattr(_answering, "PATIENCE", 0.01)
+                    with _unix.dial(path) as dropped, pytest.raises((BrokenPipeError, ConnectionResetError)):
+                        await to_thread.run_sync(write, dropped)
+                assert silent.recv(1) == b"x"
+                with _unix.dial(path) as another:
+                    assert await to_thread.run_sync(read, another) == len(large)
+                late = silent.dup()  # does not read on, and the block ends all the same
+        late.close()
         assert "refused" in caplog.text
+
+    async def test_a_child_made_by_fork_keeps_nobody_in_the_block(self, tmp_path: Path) -> None:
+        reading, writing = os.pipe()
+        async with allocator() as kmem:
+            async with kmem.serve_stats(tmp_path / "stats"):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DeprecationWarning)  # as there are threads
+                    child = os.fork()
+                if not child:
+                    os.close(writing)
+                    os.read(reading, 1)
+                    os._exit(0)
+            os.close(reading)
+            os.close(writing)  # the child lives until here
+        await to_thread.run_sync(os.waitpid, child, 0)
+
+
+class TestStopped:
+    """A service that was stopped by a signal takes no connection."""
+
+    @pytest.fixture
+    def stopped(self, tmp_path: Path) -> Iterator[Path]:
+        path = tmp_path / "stats"
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_unix.listen(path)).listen(0)
+            with contextlib.suppress(OSError):
+                while True:
+                    stack.enter_context(_unix.dial(path, 0.001))
+            yield path
+
+    def test_top_says_so_and_its_place_is_in_use(self, stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_source, "PATIENCE", 0.01)
+        with pytest.raises(BadInput, match=r"no answer came within|refused"):  # macOS refuses
+            ask(stopped)
+        if sys.platform == "linux":
+            with pytest.raises(FileExistsError):
+                _unix.listen(stopped)
 
 
 class TestCommand:

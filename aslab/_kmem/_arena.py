@@ -29,7 +29,7 @@ from .._events import Listeners
 from .._histogram import Times
 from ._account import Tenant
 from ._budget import Budget
-from ._clock import Clock, Future, clock_of_this_loop, for_any_thread, futures_of_this_loop
+from ._clock import Clock, Future, clock_of_this_loop, futures_of_this_loop
 from ._emergency import Permits
 from ._supply import Supply
 from ._wakeup import UrgentWork, Wakeup, WorkQueue, take_turns
@@ -47,7 +47,6 @@ class Arena:
         self.config = config
         self.clock: Clock = clock_of_this_loop()
         self.make_future: Callable[[], Future] = futures_of_this_loop()
-        self.now: Clock = for_any_thread(self.clock)
         self.wakeup: Wakeup = Wakeup()
         self.slabs: Supply = Supply(config.slabs, self.wakeup)
         self.singles: Supply = Supply(config.emergency, self.wakeup)

@@ -11,14 +11,14 @@ Always true: both functions returned belong to the loop they were asked on. No s
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
 from anyio._core._eventloop import get_async_backend  # private, as anyio's public names need a current task
 
 Clock = Callable[[], float]
-"""Returns seconds, simulated ones in a simulated loop. Loop's thread only."""
+"""Returns seconds, simulated ones in a simulated loop. Any thread, even one that runs another loop, and also once
+this loop has ended."""
 
 
 class Future(Protocol):
@@ -37,8 +37,11 @@ class Future(Protocol):
 
 def clock_of_this_loop() -> Clock:
     """Return the clock of the loop that runs this task."""
-    backend = get_async_backend()
-    clock: Clock = getattr(backend.current_token(), "time", backend.current_time)  # asyncio's token is its loop
+    clock: Clock | None = getattr(get_async_backend().current_token(), "time", None)  # asyncio's token is its loop
+    if clock is None:
+        from ._trio import clock_of_this_run
+
+        return clock_of_this_run()
     return clock
 
 
@@ -50,20 +53,3 @@ def futures_of_this_loop() -> Callable[[], Future]:
 
         return TrioFuture
     return create
-
-
-def for_any_thread(clock: Clock) -> Clock:
-    """Return a function for the time by ``clock`` that any thread may call, also once the loop has ended.
-
-    Off the loop's tasks it is the system's clock, set to agree with the loop's now: exact for real loops. A
-    simulated clock stands still while other threads run, so what they get for it means nothing.
-    """
-    ahead = clock() - time.monotonic()
-
-    def now() -> float:
-        try:
-            return clock()
-        except RuntimeError:  # not in a task of the loop
-            return time.monotonic() + ahead
-
-    return now

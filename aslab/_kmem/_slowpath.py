@@ -199,7 +199,7 @@ def _has_some(pool: Pool[T], waiter: Waiter[T]) -> bool:
 
 def _leave(pool: Pool[T], waiter: Waiter[T]) -> None:
     waiter.counters.waiters -= 1
-    waiter.counters.wait_times.note(pool.arena.now() - waiter.since)  # perhaps the loop is closed already
+    waiter.counters.wait_times.note(pool.arena.clock() - waiter.since)
     pool.waiters.untimed.pop(waiter, None)
     if waiter.slots is None:  # else it left the line when it was served
         pool.handover.busy = True

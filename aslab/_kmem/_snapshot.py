@@ -42,7 +42,7 @@ def cache_stats(pool: Pool[Any], member: Member) -> CacheStats:
     emergency, reports = len(pool.emergency), pool.growth.reports
     growing, since = Mark.GROWING in pool.marks, reports.late_since
     oldest = next((waiter.since for waiter in pool.waiters if waiter.counters is counters), None)
-    now = pool.arena.now() if growing or oldest is not None or since is not None else 0.0
+    now = pool.arena.clock() if growing or oldest is not None or since is not None else 0.0
     late_for = 0.0 if since is None else max(0.0, now - since)
     return CacheStats(
         name=member.name,

@@ -1,11 +1,16 @@
-"""A future for trio, which has none. Imported only where trio runs."""
+"""trio's clock, and a future for trio, which has none. Imported only where trio runs."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
-from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
+from trio.lowlevel import Abort, Task, current_clock, current_task, reschedule, wait_task_rescheduled
+
+
+def clock_of_this_run() -> Callable[[], float]:
+    """Return the function for the time of this run; `trio.current_time` is that of the run of its caller."""
+    return current_clock().current_time
 
 
 class TrioFuture:

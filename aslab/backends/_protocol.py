@@ -69,7 +69,7 @@ class Backend(Protocol):
 class Batching(Backend, Protocol):
     """A backend may also deliver several regions by one call, where a call costs as much as the memory.
 
-    A class that inherits this and overrides ``acquire`` alone is asked for one region at a time.
+    A class, or an instance, that inherits this and overrides ``acquire`` alone is asked for one region at a time.
     """
 
     async def acquire_many(self, count: int, nbytes: int, align: int, gfp: GFP, within: float) -> list[Region]:
@@ -85,8 +85,8 @@ def batching(backend: Backend) -> Batching | None:
     """The backend, if it can deliver several regions as it would each one."""
     if not isinstance(backend, Batching):
         return None
-    definers = {
-        name: next((kind for kind in type(backend).__mro__ if name in vars(kind)), None)
-        for name in ("acquire", "acquire_many")
-    }
-    return backend if definers["acquire"] is definers["acquire_many"] else None
+    owners = [getattr(backend, "__dict__", {}), *map(vars, type(backend).__mro__)]
+    acquire, acquire_many = (
+        next((owner for owner in owners if name in owner), None) for name in ("acquire", "acquire_many")
+    )
+    return backend if acquire is acquire_many else None

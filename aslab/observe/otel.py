@@ -34,6 +34,7 @@ except ModuleNotFoundError as _missing:
 __all__ = ["instrument"]
 
 Attributes = Mapping[str, str]
+_Key = frozenset[tuple[str, str]]
 POOL, STATE, ALLOCATOR, KIND = "aslab.pool.name", "aslab.buffer.state", "aslab.allocator.name", "aslab.memory.kind"
 
 
@@ -55,7 +56,7 @@ class _Instruments:
 
     def __init__(self, allocators: Mapping[str, Allocator], meter: Meter) -> None:
         self._allocators = {name: weakref.ref(allocator) for name, allocator in allocators.items()}
-        self._recorded: dict[frozenset[tuple[str, str]], Histogram] = {}
+        self._recorded: dict[_Key, Histogram] = {}
         self._wait_time = meter.create_histogram(
             "aslab.buffer.wait_time",
             "s",
@@ -122,14 +123,18 @@ class _Instruments:
         return observe
 
     def _count(self, options: CallbackOptions) -> Iterable[Observation]:
+        gone = set(self._recorded)
         for name, stats in self._stats():
-            self._record(stats.grow_time, self._create_time.record, {ALLOCATOR: name, KIND: "slabs"})
-            self._record(stats.emergency_time, self._create_time.record, {ALLOCATOR: name, KIND: "emergency"})
+            slabs, emergency = ({ALLOCATOR: name, KIND: kind} for kind in ("slabs", "emergency"))
+            gone.discard(self._record(stats.grow_time, self._create_time.record, slabs))
+            gone.discard(self._record(stats.emergency_time, self._create_time.record, emergency))
             for cache in stats.caches:
                 pool = {ALLOCATOR: name, POOL: cache.name}
-                self._record(cache.wait_time, self._wait_time.record, pool)
+                gone.discard(self._record(cache.wait_time, self._wait_time.record, pool))
                 yield Observation(cache.obj_held, pool | {STATE: "used"})
                 yield Observation(cache.obj_free, pool | {STATE: "idle"})
+        for key in gone:  # of closed caches
+            self._recorded.pop(key, None)
 
     def _usage(self, options: CallbackOptions) -> Iterable[Observation]:
         for name, stats in self._stats():
@@ -142,8 +147,8 @@ class _Instruments:
                 if limit is not None:
                     yield Observation(limit, {ALLOCATOR: name, KIND: kind})
 
-    def _record(self, now: Histogram, record: Callable[[float, Attributes], None], attributes: Attributes) -> None:
-        """Record what came since the last time."""
+    def _record(self, now: Histogram, record: Callable[[float, Attributes], None], attributes: Attributes) -> _Key:
+        """Record what came since the last time. Returns the key of what is remembered for the next time."""
         key = frozenset(attributes.items())
         before, self._recorded[key] = self._recorded.get(key), now
         if before is None or before.count > now.count:  # a new cache by the name of a closed one
@@ -154,3 +159,4 @@ class _Instruments:
                 mean = (seconds - before.sums[bucket]) / new
                 for _ in range(new):
                     record(mean, attributes)
+        return key

@@ -223,7 +223,7 @@ def _next(link: Link, number: int, *, writable: bool) -> Claim:
 async def connect(path: str | os.PathLike[str]) -> Client:
     """Connect to the service at ``path``, which must be of the same user.
 
-    :raises OSError: if there is none
+    :raises OSError: if there is none, or it takes no connection for 5 s
     :raises DisconnectedError: if it is another user's
     """
     return Client(Link(await to_thread.run_sync(sockets.connect, path)))

@@ -23,12 +23,12 @@ def ask(address: Path) -> dict[str, Any]:
     :raises BadInput: if nobody answers there, or what answers is no such service of this user
     """
     name = printable(str(address))
+    until, answer = time.monotonic() + PATIENCE, b""
     try:
-        with unix.dial(address) as sock:
+        with unix.dial(address, PATIENCE) as sock:
             if not unix.ours(sock):
                 raise BadInput(f"{name}: the service belongs to another user")
-            until, answer = time.monotonic() + PATIENCE, b""
-            sock.settimeout(PATIENCE)
+            sock.settimeout(max(0.001, until - time.monotonic()))
             while (piece := sock.recv(2**16)) and len(answer) < MOST:
                 answer += piece
                 sock.settimeout(max(0.001, until - time.monotonic()))
