@@ -14,6 +14,8 @@ import pytest
 
 import aslab
 from aslab import GFP, KM, CacheFlags, ConfigError, ConstructorError
+from aslab._cache import pool_of
+from aslab._flags import FINISHES
 from aslab.backends import Heap, Mmap, Region
 from aslab.cli._demo._files import File
 from aslab.cli._demo._service import Settings, checksum
@@ -307,6 +309,27 @@ class TestRefused:
             for buf in held:
                 buf.free()
             stuck.open()
+
+    async def test_one_that_finds_room_by_itself_leaves_no_place_among_the_refused(self) -> None:
+        async with self.two() as (one, two), anyio.create_task_group() as tasks:
+            held = [await one.alloc() for _ in range(6)]
+            tasks.start_soon(use, two)
+            await anyio.sleep(1)
+            pool = pool_of(two)
+            permits, refused = pool.arena.permits, pool.waiters.first
+            assert refused in list(permits.refused)
+            assert refused is not None
+            permits.uncharge(SIZE)  # another thread gives up room, and has not told the loop yet
+            refused.wake()
+            await settle()
+            assert two.stats().obj_held == 1
+            check_consistency(two)
+            assert not len(permits.refused)
+            assert permits.try_charge(SIZE, FINISHES)
+            for buf in held:
+                buf.free()
+            await anyio.sleep(1)
+            assert permits.outstanding == 0
 
     async def test_one_that_misses_less_by_now_asks_for_less(self) -> None:
         gate = Gate()

@@ -40,13 +40,14 @@ class Admission(Generic[T]):
         self._emergency = emergency
         self._growth = growth
         self._permits = permits
+        self._permitted = 0  # objects, of all waiters
 
     def apply(self, waiter: Waiter[T]) -> int:
         """Return how many emergency objects may be made for ``waiter`` now: all that it still needs, or 0."""
         missing = self._missing(waiter)
         waiter.seen = waiter.need - missing if waiter.need > 1 else None
-        waiter.applied = waiter.seen is not None
         granted, waiter.permitted = waiter.permitted, 0
+        self._permitted -= granted
         enough = granted >= missing > 0
         if granted:  # since then it may need fewer, or more than were granted
             self._emergency.uncharge(granted - missing if enough else granted)
@@ -55,25 +56,32 @@ class Admission(Generic[T]):
         here, everywhere = self._emergency.refused, self._permits.refused
         queue = next((one for one in (here, everywhere) if one.first and one.first.rank < waiter.rank), None)
         if missing > 0 and queue is None and self._emergency.try_charge(missing, waiter.level):
+            self._leave_queues(waiter)
             return missing
-        if self._emergency.possible(missing, waiter.level):
-            waiter.refused_by, waiter.applied = self, True
-            own = self._emergency.full(missing, waiter.level)
-            (queue or (here if own else everywhere)).join(waiter)
-            if not own:
-                self._permits.clear_spares()
+        if not self._emergency.possible(missing, waiter.level):
+            self._leave_queues(waiter)
+            return 0
+        waiter.refused_by = self
+        own = self._emergency.full(missing, waiter.level)
+        (queue or (here if own else everywhere)).join(waiter)
+        if not own:
+            self._permits.clear_spares()
         return 0
 
     def withdraw(self, waiter: Waiter[T]) -> None:
         """Give up the permits of ``waiter`` and its place among the refused, for others to use."""
-        permitted, waiter.permitted, waiter.seen, waiter.applied = waiter.permitted, 0, None, False
+        permitted, waiter.permitted, waiter.seen = waiter.permitted, 0, None
+        self._permitted -= permitted
+        self._leave_queues(waiter)
+        if permitted:
+            self._emergency.uncharge(permitted)
+
+    def _leave_queues(self, waiter: Waiter[T]) -> None:
         if waiter.refused_by is not None:
             waiter.refused_by = None
             self._emergency.refused.leave(waiter)
             self._permits.refused.leave(waiter)
             self.let_others_try()
-        if permitted:
-            self._emergency.uncharge(permitted)
 
     def let_others_try(self) -> None:
         """Grant permits to refused waiters in order, as there may be room now."""
@@ -98,6 +106,7 @@ class Admission(Generic[T]):
         if not self._emergency.try_charge(missing, waiter.level):
             return False
         waiter.permitted += missing
+        self._permitted += missing
         waiter.wake()
         return True
 
@@ -114,3 +123,18 @@ class Admission(Generic[T]):
         first = self._waiters.first is waiter
         at_hand = self._handover.at_hand(self._handover.standing(waiter)) if first else 0
         return max(0, waiter.need - at_hand)
+
+    def check(self) -> None:
+        """Check what is always true between calls.
+
+        :raises AssertionError: naming what does not hold
+        """
+        line, given = set(self._waiters), self._handover.given
+        refused = [one for one in self._permits.refused if one.refused_by is self]
+        refused += self._emergency.refused
+        # A waiter that is served has left the line, and leaves the queues when it resumes.
+        served = sum(one.need for one in set(refused) - line if one.slots is not None)
+        assert served <= given, "a waiter that has left is still refused"
+        assert all(one in line or one.slots is not None for one in refused), "a waiter that has left is still refused"
+        permitted = sum(waiter.permitted for waiter in line)
+        assert permitted == self._permitted or (permitted < self._permitted and given), "permits without a waiter"

@@ -210,7 +210,7 @@ def _leave(pool: Pool[T], waiter: Waiter[T]) -> None:
     first = pool.waiters.first
     if first is not None and (pool.emergency.backoff.failing or pool.growth.unwell):
         first.wake()  # it may now be its turn to have an emergency object made
-    if waiter.applied:
+    if waiter.refused_by is not None or waiter.seen is not None:
         pool.admission.withdraw(waiter)
 
 
@@ -249,7 +249,7 @@ def _decide(pool: Pool[T], waiter: Waiter[T]) -> Wait:
         waiter.until = math.inf if late else due
         if late or pool.marks.bits & _DEADLOCKED:
             return _try_emergency(pool, waiter, now)
-    if waiter.applied:
+    if waiter.refused_by is not None or waiter.seen is not None:
         pool.admission.withdraw(waiter)
     return state
 

@@ -59,7 +59,6 @@ class Waiter(Generic[T]):
     __slots__ = (
         "_future",
         "_make_future",
-        "applied",
         "beside",
         "counters",
         "error",
@@ -113,10 +112,8 @@ class Waiter(Generic[T]):
         """When its timer wakes it."""
         self.late_from: float | None = None
         """`due_from` of the grow that it has found late."""
-        self.applied: bool = False
-        """It has applied for emergency objects, and there is something to withdraw."""
         self.refused_by: Refuser | None = None
-        """What to ask again for emergency objects, while it waits for a permit."""
+        """What to ask again for emergency objects, from when it is refused until it withdraws or has them."""
         self.seen: int | None = None
         """How many free objects it could have had when it asked for the missing ones as emergency objects."""
         self.permitted: int = 0

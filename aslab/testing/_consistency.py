@@ -19,7 +19,7 @@ def check_consistency(cache: Cache[Any]) -> None:
     """
     pool, stats = pool_of(cache), cache.stats()
     depot, magazine = pool.depot, pool.magazine
-    for part in (depot, pool.waiters, pool.handover, pool.emergency):
+    for part in (depot, pool.waiters, pool.handover, pool.emergency, pool.admission):
         part.check()
     magazine.check(SHORT, pool.arena.budget.short and not pool.closed)
     magazine.check(CLOSED, pool.closed)
