@@ -331,6 +331,33 @@ class TestRefused:
             await anyio.sleep(1)
             assert permits.outstanding == 0
 
+    @pytest.mark.parametrize(("others", "need"), [(3, 1), (0, 5)], ids=["refused", "more than the bound"])
+    async def test_one_for_which_a_new_cache_raises_the_default_bound_is_served(
+        self, others: int, need: int
+    ) -> None:
+        gate = Gate()
+        async with (
+            allocator(slabs=gate, limit=16 * SIZE, kick_after=None) as kmem,
+            anyio.create_task_group() as tasks,
+        ):
+            cache = kmem.create_cache("c", SIZE)
+            held = [await cache.alloc() for _ in range(others)]
+            got: list[int] = []
+
+            async def many() -> None:
+                async with cache.lease_many(need) as bufs:
+                    got.append(len(bufs))
+
+            tasks.start_soon(many)
+            await anyio.sleep(1)
+            assert not got
+            kmem.create_cache("large", 8 * SIZE, objects_per_slab=1)
+            await settle()
+            assert got
+            for buf in held:
+                buf.free()
+            gate.open()
+
     async def test_one_that_misses_less_by_now_asks_for_less(self) -> None:
         gate = Gate()
         gate.open()

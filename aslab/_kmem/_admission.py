@@ -4,7 +4,8 @@ Always true, between calls:
 
     1. a refused waiter that can be granted later stands in exactly one queue, that of the bound which refused it
        (``max_emergency`` or ``emergency_limit``), and is granted there as soon as there is room
-    2. a waiter that can never be granted what it needs stands in neither queue, where it would block others
+    2. a waiter that can never be granted what it needs stands in neither queue, where it would block others;
+       it is woken if a larger cache raises the default ``emergency_limit``
     3. permits that a waiter does not use are uncharged
 
 So nobody polls, and nobody is woken without room.
@@ -60,6 +61,7 @@ class Admission(Generic[T]):
             return missing
         if not self._emergency.possible(missing, waiter.level):
             self._leave_queues(waiter)
+            waiter.refused_by, self._permits.hopeless[waiter] = self, None
             return 0
         waiter.refused_by = self
         own = self._emergency.full(missing, waiter.level)
@@ -81,6 +83,7 @@ class Admission(Generic[T]):
             waiter.refused_by = None
             self._emergency.refused.leave(waiter)
             self._permits.refused.leave(waiter)
+            self._permits.hopeless.pop(waiter, None)
             self.let_others_try()
 
     def let_others_try(self) -> None:
@@ -131,10 +134,13 @@ class Admission(Generic[T]):
         """
         line, given = set(self._waiters), self._handover.given
         refused = [one for one in self._permits.refused if one.refused_by is self]
+        refused += [one for one in self._permits.hopeless if one.refused_by is self]
         refused += self._emergency.refused
         # A waiter that is served has left the line, and leaves the queues when it resumes.
         served = sum(one.need for one in set(refused) - line if one.slots is not None)
         assert served <= given, "a waiter that has left is still refused"
-        assert all(one in line or one.slots is not None for one in refused), "a waiter that has left is still refused"
+        assert all(one in line or one.slots is not None for one in refused), (
+            "a waiter that has left is still refused"
+        )
         permitted = sum(waiter.permitted for waiter in line)
         assert permitted == self._permitted or (permitted < self._permitted and given), "permits without a waiter"

@@ -40,7 +40,7 @@ from ._lingering import Lingering
 from ._reserve import Reserve
 from ._slab import AT_ONCE, construct, destroy
 from ._supply import Supply
-from ._waiters import WaitQueue
+from ._waiters import Waiter, WaitQueue
 
 T = TypeVar("T")
 
@@ -78,12 +78,22 @@ class Permits:
         """The highest value of ``outstanding``."""
         self.refused: WaitQueue[Any] = WaitQueue()
         """Waiters of all caches refused by this bound; event loop's thread only."""
+        self.hopeless: dict[Waiter[Any], None] = {}
+        """Waiters of all caches that can have what they need only once a bound is raised; loop's thread only."""
         self.spares: dict[Callable[[], object], None] = {}
         """For each pool with spares, the function that gives them back."""
 
     def open(self, size: int) -> None:
-        """Register a cache with emergency objects of ``size`` bytes: the default bound allows at least one."""
-        self._largest = max(self._largest, size)
+        """Register a cache with emergency objects of ``size`` bytes: the default bound allows at least one.
+
+        Event loop's thread only.
+        """
+        if size > self._largest:
+            self._largest = size
+            hopeless, self.hopeless = self.hopeless, {}
+            for waiter in hopeless:
+                waiter.wake()
+            self.grant()
 
     @property
     def limit(self) -> int | None:
