@@ -122,12 +122,16 @@ class Cache(Front[T]):
         slot = at_hand(self._pool, flags, self._counters)
         if slot is None:
             self._pool.growth.check_possible(1, flags)
-            errand = Errand(partial(wait, self._pool, flags, 1, self._counters), partial(give_back, self._pool))
+            errand = Errand(partial(self._wait_for_thread, flags), partial(give_back, self._pool))
             try:
                 (slot,) = errand.run(self._arena, timeout)
             except TimeoutError:
                 raise self._too_late(timeout) from None
         return self._hand_out(slot)
+
+    async def _wait_for_thread(self, flags: KM) -> list[Slot[T]]:
+        self._check_open()  # again, as the cache may have been closed before the loop came to this
+        return await wait(self._pool, flags, 1, self._counters)
 
     def free(self, buf: Buffer[T]) -> None:
         """Like `Buffer.free`, but first checks that the buffer belongs to this cache. Any thread.

@@ -18,6 +18,7 @@ from anyio import to_thread
 
 import aslab
 from aslab import KM, CacheClosedError
+from aslab._cache import pool_of
 from aslab._kmem._depot import Depot
 from aslab._kmem._waiters import WaitQueue
 from aslab.backends import Heap, Mmap, _threads
@@ -186,6 +187,26 @@ class TestAllocBlocking:
             with pytest.warns(ResourceWarning):
                 await cache.aclose()
             held.free()
+
+    @pytest.mark.parametrize("merge", [False, True], ids=["alone", "one of two that share a pool"])
+    async def test_is_sent_away_when_the_cache_closes_before_the_loop_hears_of_it(self, *, merge: bool) -> None:
+        async with allocator() as kmem:
+            cache, _ = (kmem.create_cache(name, SIZE, merge=merge) for name in ("c", "other"))
+            ends: list[type[Exception]] = []
+
+            def thread() -> None:
+                try:
+                    cache.alloc_blocking(timeout=1).free()
+                except Exception as exc:
+                    ends.append(type(exc))
+
+            caller = threading.Thread(target=thread)
+            caller.start()
+            while caller.is_alive() and not pool_of(cache).arena.errands:
+                caller.join(0.0001)  # the loop is blocked by this
+            await cache.aclose()
+            await to_thread.run_sync(caller.join)
+            assert ends == [CacheClosedError]
 
     async def test_is_refused_on_the_event_loops_thread(self) -> None:
         async with allocator() as kmem:

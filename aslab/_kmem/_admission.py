@@ -143,4 +143,5 @@ class Admission(Generic[T]):
             "a waiter that has left is still refused"
         )
         permitted = sum(waiter.permitted for waiter in line)
-        assert permitted == self._permitted or (permitted < self._permitted and given), "permits without a waiter"
+        known = permitted == self._permitted or (permitted < self._permitted and given)
+        assert known, "permits without a waiter"
