@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import random
@@ -679,6 +680,32 @@ async def test_close_ends_an_attempt_under_way() -> None:
         await cache.aclose()
         await settle()
         assert ends == ["closed"]
+
+
+@pytest.mark.parametrize("merge", [False, True], ids=["alone", "one of two that share a pool"])
+async def test_close_hands_out_no_object_that_was_too_few_for_the_first_in_line(*, merge: bool) -> None:
+    async with allocator() as kmem, anyio.create_task_group() as tasks:
+        options = {"merge": merge, "max_objects": 8}
+        cache, other = (kmem.create_cache(name, SIZE, **options) for name in ("c", "other"))
+        held = await other.alloc_many(5) if merge else await cache.alloc_many(5)
+        ends: list[str] = []
+
+        async def caller(need: int) -> None:
+            try:
+                for buf in await cache.alloc_many(need):
+                    buf.free()
+                ends.append("served")
+            except CacheClosedError:
+                ends.append("closed")
+
+        for need in (4, 1, 1):
+            await start(tasks, caller, need)
+        with contextlib.nullcontext() if merge else pytest.warns(ResourceWarning):
+            await cache.aclose()
+        await settle()
+        assert ends == ["closed"] * 3
+        for buf in held:
+            buf.free()
 
 
 @pytest.mark.parametrize("flags", [CacheFlags(0), CacheFlags.NOEMERGENCY])

@@ -3,7 +3,8 @@
 Always true, between calls:
 
     1. the reserve is refilled before any less urgent caller gets an object (_reserve.py)
-    2. the free objects do not suffice for the first in line, unless running callers may pass it at the moment
+    2. the free objects do not suffice for the first in line, unless running callers may pass it at the moment or
+       it is about to leave with an error
     3. frees are watched for (WAITERS, KEPT, RESERVE), and allocations diverted, exactly while that is needed
 
 A freed object is not handed over at once. The first in line is told, and when it runs it takes what is free then;
@@ -169,7 +170,9 @@ class Handover(Generic[T]):
                     if slot is None:
                         break
                     reserve.append(slot)
-                elif waiter is None or (slots := self.collect(waiter.need, level)) is None:
+                elif waiter is None or waiter.error is not None:  # one with an error leaves, and then it goes on
+                    break
+                elif (slots := self.collect(waiter.need, level)) is None:
                     break
                 else:
                     waiters.leave(waiter)
@@ -299,7 +302,7 @@ class Handover(Generic[T]):
         :raises AssertionError: naming what does not hold
         """
         first, magazine, reserve = self._waiters.first, self._depot.magazine, self._reserve
-        if first is None or not first.told:
+        if first is None or not first.resumes:
             magazine.check(WAITERS, first is not None)
             magazine.check(KEPT, reserve.kept > 0)
         magazine.check(RESERVE, len(reserve) < reserve.objects)

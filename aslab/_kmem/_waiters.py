@@ -126,6 +126,11 @@ class Waiter(Generic[T]):
         """It is counted in `sealed`: the cache would have had to grow for it."""
         self._future: Future | None = None
 
+    @property
+    def resumes(self) -> bool:
+        """Whether it was idle and is woken, but has not run yet."""
+        return self.idle and (self._future is None or self._future.done())
+
     def suspend(self, until: float, *, idle: bool = False, counts: bool = True) -> Awaitable[object]:
         """Return what ends when it is woken, or when the loop's clock reaches ``until``: to be awaited at once.
 
