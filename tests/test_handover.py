@@ -437,6 +437,21 @@ async def test_once_told_the_first_in_line_hears_of_no_further_free_until_it_run
         assert party.order == ["one"]
 
 
+async def test_once_told_and_woken_for_another_reason_it_is_consistent() -> None:
+    async with allocator() as kmem, anyio.create_task_group() as tasks:
+        party = Party(kmem.create_cache("c", SIZE, max_objects=2, objects_per_slab=2), tasks)
+        held = await party.cache.alloc_many(2)
+        await party.wait("one")
+        held[0].free()
+        first = pool_of(party.cache).waiters.first
+        assert first is not None
+        first.wake()
+        check_consistency(party.cache)
+        await settle()
+        assert party.order == ["one"]
+        held[1].free()
+
+
 async def test_so_few_are_kept_under_a_limit_that_pushpage_callers_can_have_what_they_ask_for() -> None:
     async with allocator(limit=8 * SIZE) as kmem:
         cache = kmem.create_cache("c", SIZE, objects_per_slab=4, reserve=8)
