@@ -685,7 +685,7 @@ async def test_close_ends_an_attempt_under_way() -> None:
 @pytest.mark.parametrize("merge", [False, True], ids=["alone", "one of two that share a pool"])
 async def test_close_hands_out_no_object_that_was_too_few_for_the_first_in_line(*, merge: bool) -> None:
     async with allocator() as kmem, anyio.create_task_group() as tasks:
-        options = {"merge": merge, "max_objects": 8}
+        options: dict[str, Any] = {"merge": merge, "max_objects": 8}
         cache, other = (kmem.create_cache(name, SIZE, **options) for name in ("c", "other"))
         held = await other.alloc_many(5) if merge else await cache.alloc_many(5)
         ends: list[str] = []

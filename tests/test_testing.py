@@ -9,10 +9,12 @@ import anyio
 import pytest
 
 import aslab
-from aslab import GFP
+from aslab import GFP, KM
 from aslab._cache import pool_of
 from aslab._fastpath import CLOSED, CONDEMNED, FILLERS, KEPT, RESERVE, SHORT, WAITERS
 from aslab._kmem._state import Mark
+from aslab._kmem._waiters import Waiter
+from aslab._stats import Counters
 from aslab.backends import Region
 from aslab.testing import check_backend, check_consistency
 
@@ -245,6 +247,32 @@ def full_magazine(cache: Any) -> Callable[[], object]:
     return lambda: setattr(pool_of(cache).magazine, "capacity", kept)
 
 
+def gone(cache: Any) -> Waiter[Any]:
+    """A waiter that has left with its object."""
+    arena = pool_of(cache).arena
+    waiter: Waiter[Any] = Waiter(arena.make_future, KM.SLEEP, next(arena.tickets), 1, Counters())
+    waiter.refused_by = pool_of(cache).admission
+    return waiter
+
+
+def refused_after_it_has_left(*, served: bool, everywhere: bool = False) -> Tamper:
+    def tamper(cache: Any) -> Callable[[], object]:
+        pool, waiter = pool_of(cache), gone(cache)
+        waiter.slots = [] if served else None
+        (pool.arena.permits if everywhere else pool.emergency).refused.join(waiter)
+        return lambda: pool.admission.withdraw(waiter)
+
+    return tamper
+
+
+def permitted_after_it_has_left(cache: Any) -> Callable[[], object]:
+    pool, waiter = pool_of(cache), gone(cache)
+    pool.growth.unwell = True
+    assert pool.admission.grant(waiter)
+    pool.growth.unwell = False
+    return lambda: pool.admission.withdraw(waiter)
+
+
 def forgotten(reason: int, way: str = "watch") -> Tamper:
     def tamper(cache: Any) -> Callable[[], object]:
         magazine = pool_of(cache).magazine
@@ -280,6 +308,9 @@ def forgotten(reason: int, way: str = "watch") -> Tamper:
         (partial_without_a_free_slot, "partial slabs without one: counted 1, kept 0"),
         (impossible_marks, "marks DEADLOCKED cannot be reached"),
         (full_magazine, "magazine over its capacity"),
+        (refused_after_it_has_left(served=True), "a waiter that has left is still refused"),
+        (refused_after_it_has_left(served=False, everywhere=True), "a waiter that has left is still refused"),
+        (permitted_after_it_has_left, "permits without a waiter"),
     ],
 )
 async def test_check_consistency_says_what_does_not_add_up(tamper: Tamper, finding: str) -> None:

@@ -170,10 +170,12 @@ class Handover(Generic[T]):
                     if slot is None:
                         break
                     reserve.append(slot)
-                elif waiter is None or waiter.error is not None:  # one with an error leaves, and then it goes on
-                    break
-                elif (slots := self.collect(waiter.need, level)) is None:
-                    break
+                elif (
+                    waiter is None
+                    or waiter.error is not None
+                    or (slots := self.collect(waiter.need, level)) is None
+                ):
+                    break  # also at one with an error: it leaves, and serves the line again
                 else:
                     waiters.leave(waiter)
                     self.given += waiter.need
