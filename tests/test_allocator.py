@@ -356,6 +356,28 @@ def test_buffer_that_outlives_the_program_does_not_keep_it_from_ending() -> None
     assert done.returncode == 0, done.stderr
 
 
+def test_a_program_ends_though_its_last_free_comes_when_no_thread_can_be_started_any_more() -> None:
+    code = (
+        "import asyncio, threading, aslab\n"
+        "async def main():\n"
+        "    async with aslab.open_allocator() as kmem:\n"
+        "        return await kmem.create_cache('c', 4096).alloc()\n"
+        "buf = asyncio.run(main())\n"
+        "start = threading.Thread.start\n"
+        "def refuse(thread):\n"  # as CPython 3.12 does, but however soon the late thread comes to it
+        "    if threading.current_thread().name == 'aslab late releases':\n"
+        "        threading.main_thread().join()\n"
+        "        raise RuntimeError('no more threads')\n"
+        "    start(thread)\n"
+        "threading.Thread.start = refuse\n"
+        "buf.free()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], timeout=10, check=False, capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 async def test_many_late_releases_share_one_thread() -> None:
     threads: set[int] = set()
 
