@@ -120,12 +120,11 @@ def collected(pool: Pool[T], slot: Slot[T]) -> None:
 
 def park(pool: Pool[T], counters: Counters, slot: Slot[T], emergency: bool) -> None:
     """Keep the slot of a forgotten handle until its memory is no longer exported."""
-    parked = Parked(counters, slot, emergency)
-    pool.parking.append(parked)
+    pool.parking[slot] = Parked(counters, slot, emergency)
     if pool.closed:
         orphan(pool)
     else:  # found by a look if it cannot tell
-        slot.tell_when_unused(partial(pool.arena.call_soon, partial(_fetch, pool, parked)))
+        slot.tell_when_unused(partial(pool.arena.call_soon, partial(_fetch, pool, slot)))
 
 
 def unpark(pool: Pool[Any]) -> None:
@@ -134,16 +133,14 @@ def unpark(pool: Pool[Any]) -> None:
         _unpark(pool, parked)
 
 
-def _fetch(pool: Pool[Any], parked: Parked) -> None:
-    """Take back a parked slot whose last export has ended, unless a look was quicker. Event loop's thread only.
+def _fetch(pool: Pool[Any], slot: Slot[Any]) -> None:
+    """Take back a parked slot whose last export has ended, unless a look was quicker. Any thread.
 
     Not at the end of the export itself: that view object is about to go, but would still count as kept.
     """
-    try:
-        pool.parking.remove(parked)
-    except ValueError:
-        return
-    _unpark(pool, parked)
+    parked = pool.parking.let_go(slot)
+    if parked is not None:
+        _unpark(pool, parked)
 
 
 def _unpark(pool: Pool[Any], parked: Parked) -> None:
@@ -171,7 +168,7 @@ def view_gone(pool: Pool[Any], kept: KeptView) -> None:
     if lingering and lingering.let_go(slot):
         collected(pool, slot)
     if pool.parking:  # it may have been the last of a forgotten buffer, such as that of an abandoned thread
-        unpark(pool)
+        _fetch(pool, slot)
 
 
 def look_at_lingering(pool: Pool[Any]) -> None:
