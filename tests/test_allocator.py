@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -374,6 +375,29 @@ def test_a_program_ends_though_its_last_free_comes_when_no_thread_can_be_started
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], timeout=10, check=False, capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("pure", ["0", "1"])
+def test_what_ends_after_the_modules_were_cleared_prints_nothing(pure: str) -> None:
+    code = (
+        "import string, sys, asyncio, aslab\n"
+        "async def main(**options):\n"
+        "    async with aslab.open_allocator() as kmem:\n"
+        "        cache = kmem.create_cache('c', 64, **options)\n"
+        "        bufs = [await cache.alloc() for _ in range(4)]\n"
+        "        string.kept = [bufs[0].view[:1], bufs[1].view, bufs[2], bufs[3].view]\n"
+        "        bufs[3].free()\n"
+        "asyncio.run(main(init_on_free=True))\n"
+        "sys.kept = [string, aslab]\n"  # modules that are kept are cleared, the last imported first
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        timeout=60,
+        check=False,
+        capture_output=True,
+        env={**os.environ, "ASLAB_PURE": pure},
     )
     assert (done.returncode, done.stderr) == (0, b"")
 
