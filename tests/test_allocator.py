@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -354,6 +355,51 @@ def test_buffer_that_outlives_the_program_does_not_keep_it_from_ending() -> None
     )
     done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False, capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_program_ends_though_its_last_free_comes_when_no_thread_can_be_started_any_more() -> None:
+    code = (
+        "import asyncio, threading, aslab\n"
+        "async def main():\n"
+        "    async with aslab.open_allocator() as kmem:\n"
+        "        return await kmem.create_cache('c', 4096).alloc()\n"
+        "buf = asyncio.run(main())\n"
+        "start = threading.Thread.start\n"
+        "def refuse(thread):\n"  # as CPython 3.12 does, but however soon the late thread comes to it
+        "    if threading.current_thread().name == 'aslab late releases':\n"
+        "        threading.main_thread().join()\n"
+        "        raise RuntimeError('no more threads')\n"
+        "    start(thread)\n"
+        "threading.Thread.start = refuse\n"
+        "buf.free()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], timeout=10, check=False, capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("pure", ["0", "1"])
+def test_what_ends_after_the_modules_were_cleared_prints_nothing(pure: str) -> None:
+    code = (
+        "import string, sys, asyncio, aslab\n"
+        "async def main(**options):\n"
+        "    async with aslab.open_allocator() as kmem:\n"
+        "        cache = kmem.create_cache('c', 64, **options)\n"
+        "        bufs = [await cache.alloc() for _ in range(4)]\n"
+        "        string.kept = [bufs[0].view[:1], bufs[1].view, bufs[2], bufs[3].view]\n"
+        "        bufs[3].free()\n"
+        "asyncio.run(main(init_on_free=True))\n"
+        "sys.kept = [string, aslab]\n"  # modules that are kept are cleared, the last imported first
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        timeout=60,
+        check=False,
+        capture_output=True,
+        env={**os.environ, "ASLAB_PURE": pure},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 async def test_many_late_releases_share_one_thread() -> None:

@@ -22,11 +22,12 @@ from aslab import _tasks
 from aslab._allocator import tasks_of
 from aslab._cache import Cache, pool_of
 from aslab._config import CacheConfig
-from aslab._fastpath import Slot, _views
+from aslab._fastpath import COMPILED, Slot, _views
 from aslab._kmem import _budget, _frees, _held
 from aslab._kmem._depot import Depot
 from aslab._kmem._handover import Handover
 from aslab._kmem._parking import AT_ONCE as PARKED_AT_ONCE
+from aslab._kmem._parking import Parked
 from aslab._kmem._pool import Pool
 from aslab._kmem._slab import AT_ONCE as SLOTS_AT_ONCE
 from aslab._kmem._supply import Supply
@@ -359,14 +360,16 @@ async def test_closing_very_many_caches_lets_other_tasks_have_their_turns(keepin
 # -- many parked buffers
 
 
-async def parked(cache: Cache[Any], count: int) -> list[memoryview]:
+async def parked(
+    cache: Cache[Any], count: int, export: Callable[[memoryview], memoryview] = memoryview
+) -> list[memoryview]:
     """Buffers that are forgotten while something exports their memory: the exports."""
     exports = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         for _ in range(count):
             buf = await cache.alloc()
-            exports.append(buf.view[:])
+            exports.append(export(buf.view))
             del buf
     return exports
 
@@ -396,6 +399,19 @@ async def test_a_miss_looks_at_a_few_parked_buffers_and_ageing_at_all() -> None:
             view.release()
         await anyio.sleep(3)
         assert cache.stats().obj_held == 0
+
+
+async def test_the_end_of_an_export_looks_at_its_own_parked_buffer_alone() -> None:
+    async with allocator(expire=None) as kmem:
+        cache = kmem.create_cache("c", 64, objects_per_slab=1_000, magazine_size=256)
+        exports = await parked(cache, 200) + await parked(cache, 200, lambda view: view)
+        with counted(Slot, "in_use") as looks, counted(Parked, "__eq__") as compared:
+            while exports:
+                exports.pop().release()
+            await settle()
+        assert looks.all <= 2 * 400  # for the end of the export, and for that of the view object
+        assert compared.all == 0
+        assert cache.stats().obj_held == (0 if COMPILED else 200)  # of which only a look can tell
 
 
 async def test_a_buffer_that_is_forgotten_while_exported_does_not_look_for_who_exports_it(

@@ -124,6 +124,19 @@ async def test_a_call_that_must_be_done_is_done_though_cancelled_before_it_start
     await until(call.begun.is_set)
 
 
+async def test_a_call_that_must_be_done_is_done_here_once_the_interpreter_starts_no_more_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(to_thread, "run_sync", refuse)
+    with anyio.fail_after(1):
+        assert await run_blocking(threading.get_ident) == threading.get_ident()
+    with pytest.raises(MemoryError):
+        await run_blocking(threading.get_ident, undo=lambda _: None)
+
+
 async def test_a_release_cancelled_before_it_starts_gives_back_all_the_same() -> None:
     released: list[object] = []
     backend = Callback(lambda nbytes, align, gfp: bytearray(nbytes + align), released.append)

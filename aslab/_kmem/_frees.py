@@ -7,7 +7,8 @@
 
 Always true: a freed slot is in exactly one of those places, or given back. Nothing here waits for a lock held
 elsewhere or for the event loop, as a finaliser may call it in the middle of anything; what cannot be done at once
-is left to the loop (`Arena.attend_soon`).
+is left to the loop (`Arena.attend_soon`). What the garbage collector calls takes ``ending`` by its default, as the
+globals of this module may be gone by then: the end of the process releases all memory.
 
 Any thread.
 """
@@ -15,6 +16,7 @@ Any thread.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from threading import get_ident
 from typing import Any, TypeVar, cast
@@ -102,9 +104,9 @@ def clean_up(pool: Pool[T], slot: Slot[T]) -> bool:
     return True
 
 
-def collected(pool: Pool[T], slot: Slot[T]) -> None:
+def collected(pool: Pool[T], slot: Slot[T], *, ending: Callable[[], bool] = sys.is_finalizing) -> None:
     """Free a slot that the garbage collector returns. Safe in a finaliser."""
-    if sys.is_finalizing():  # modules are being torn down, and the end of the process releases all memory
+    if ending():
         return
     if clean_up(pool, slot):
         if pool.emergency.spares:
@@ -120,12 +122,11 @@ def collected(pool: Pool[T], slot: Slot[T]) -> None:
 
 def park(pool: Pool[T], counters: Counters, slot: Slot[T], emergency: bool) -> None:
     """Keep the slot of a forgotten handle until its memory is no longer exported."""
-    parked = Parked(counters, slot, emergency)
-    pool.parking.append(parked)
+    pool.parking[slot] = Parked(counters, slot, emergency)
     if pool.closed:
         orphan(pool)
     else:  # found by a look if it cannot tell
-        slot.tell_when_unused(partial(pool.arena.call_soon, partial(_fetch, pool, parked)))
+        slot.tell_when_unused(partial(pool.arena.call_soon, partial(_fetch, pool, slot)))
 
 
 def unpark(pool: Pool[Any]) -> None:
@@ -134,19 +135,19 @@ def unpark(pool: Pool[Any]) -> None:
         _unpark(pool, parked)
 
 
-def _fetch(pool: Pool[Any], parked: Parked) -> None:
-    """Take back a parked slot whose last export has ended, unless a look was quicker. Event loop's thread only.
+def _fetch(pool: Pool[Any], slot: Slot[Any]) -> None:
+    """Take back a parked slot whose last export has ended, unless a look was quicker. Any thread.
 
     Not at the end of the export itself: that view object is about to go, but would still count as kept.
     """
-    try:
-        pool.parking.remove(parked)
-    except ValueError:
+    parked = pool.parking.let_go(slot)
+    if parked is not None:
+        _unpark(pool, parked)
+
+
+def _unpark(pool: Pool[Any], parked: Parked, *, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+    if ending():
         return
-    _unpark(pool, parked)
-
-
-def _unpark(pool: Pool[Any], parked: Parked) -> None:
     parked.counters.count_return(parked.emergency)
     collected(pool, parked.slot)
 
@@ -164,14 +165,16 @@ async def look_at_all(pool: Pool[Any]) -> None:
             await take_turns(number)
 
 
-def view_gone(pool: Pool[Any], kept: KeptView) -> None:
+def view_gone(pool: Pool[Any], kept: KeptView, *, ending: Callable[[], bool] = sys.is_finalizing) -> None:
     """Take back the slot of a view object that has just gone, if the slot was lingering for it."""
+    if ending():
+        return
     slot: Any = kept.place
     lingering: Any = pool.emergency.lingering if slot.slab is None else pool.depot.lingering
     if lingering and lingering.let_go(slot):
         collected(pool, slot)
     if pool.parking:  # it may have been the last of a forgotten buffer, such as that of an abandoned thread
-        unpark(pool)
+        _fetch(pool, slot)
 
 
 def look_at_lingering(pool: Pool[Any]) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any, cast
@@ -46,7 +47,9 @@ class Orphan:
     def _wait_for(self, inner: memoryview) -> None:
         self._ref: Any = weakref.ref(inner, self._gone)
 
-    def _gone(self, _: object) -> None:
+    def _gone(self, _: object, *, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if ending():  # the globals of this module may be gone, too
+            return
         if ctypes.c_ssize_t.from_address(self._number).value:  # its reference count: the collector is running
             self._again = ctypes.cast(self._number, ctypes.py_object).value
             look_after_collections(self._look)

@@ -11,7 +11,7 @@ Any thread, finalisers included.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,19 +32,27 @@ class Parked(NamedTuple):
     emergency: bool
 
 
-class Parking(deque[Parked]):
-    """The parked slots of one pool."""
+class Parking(OrderedDict[Slot[Any], Parked]):
+    """The parked slots of one pool, by slot; next to be looked at first. Each step is a single operation of it."""
+
+    def let_go(self, slot: Slot[Any]) -> Parked | None:
+        """Take a slot out if it is parked and no longer exported, or return None."""
+        parked = self.pop(slot, None)
+        if parked is not None and slot.in_use():
+            self[slot] = parked
+            return None
+        return parked
 
     def look(self) -> list[Parked]:
         """Take out the slots no longer exported. Looks at `AT_ONCE` of them, and at the next ones next time."""
         gone = []
         for _ in range(min(AT_ONCE, len(self))):
             try:
-                parked = self.popleft()
-            except IndexError:  # another thread is looking, too
+                slot, parked = self.popitem(last=False)
+            except KeyError:  # another thread is looking, too
                 break
-            if parked.slot.in_use():
-                self.append(parked)
+            if slot.in_use():
+                self[slot] = parked
             else:
                 gone.append(parked)
         return gone
@@ -52,5 +60,5 @@ class Parking(deque[Parked]):
     def orphan(self, tell: Callable[[Parked], object]) -> None:
         """Leave the slots to _orphans.py: ``tell`` is called for each, in any thread, once its exports end."""
         while self:
-            parked = self.pop()
-            watch(parked.slot, partial(tell, parked))
+            slot, parked = self.popitem()
+            watch(slot, partial(tell, parked))

@@ -41,7 +41,7 @@ async def run_blocking(call: Callable[[], T], *, undo: Callable[[T], object] | N
 
     With ``undo``, the result of an abandoned call is passed to ``undo``, in the same thread, and a call that has
     not begun yet is dropped. Without it, ``call`` must run and does so in any case: if no thread can be started,
-    it waits for one.
+    it waits for one, or blocks this one if the interpreter is shutting down, as there will be none.
 
     :raises NoThread: with ``undo``, if no thread can be started
     """
@@ -80,11 +80,18 @@ async def _run(call: Callable[[], T], undo: Callable[[T], object] | None) -> T:
     except RuntimeError as exc:
         if job.begun:
             raise
+        if undo is None and _is_last(exc):
+            return job.run()
         raise NoThread(f"no thread can be started: {exc}") from exc
     lag = LAG.get()
     if lag is not None:  # simulated time stands still while a thread runs: then nothing was late
         lag.append(min(time.monotonic() - job.ended, anyio.current_time() - began))
     return result
+
+
+def _is_last(exc: RuntimeError) -> bool:
+    """Whether no thread can be started any more, rather than not now. CPython refuses from 3.12 on."""
+    return "shutdown" in str(exc) or not threading.main_thread().is_alive()
 
 
 class _NotBegun(RuntimeError):
