@@ -124,7 +124,7 @@ class Buffer(Generic[T]):
     def free(self) -> None:
         """Give the memory back to the cache, or to a waiting caller if there is one.
 
-        Call it as ``buf.free()``. ``Buffer.free(buf)`` is wrong for a buffer whose class has a ``free`` of its own,
+        Call it as ``buf.free()``: ``Buffer.free(buf)`` is wrong for a buffer whose class has a ``free`` of its own,
         as emergency objects do.
 
         :raises BufferFreedError: if it was freed before
