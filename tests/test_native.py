@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections.abc
+import contextlib
 import gc
 import inspect
 import os
@@ -217,28 +218,64 @@ async def test_forgotten_buffer_comes_back_as_its_last_export_ends() -> None:
         check_consistency(cache)
 
 
+async def test_what_is_behind_a_view_never_reaches_the_next_owner() -> None:
+    async with allocator() as kmem:
+        cache = await warmed(kmem)
+        buf = await cache.alloc()
+        behind: Any = buf.view.obj
+        with contextlib.suppress(BufferError):  # in Python it counts as use
+            buf.free()
+        heir = cache.alloc_nowait()
+        heir.view[:6] = b"heir's"
+        with contextlib.suppress(BufferError):
+            memoryview(behind).cast("B")[:6] = b"stolen"
+        assert bytes(heir.view[:6]) == b"heir's"
+        heir.free()
+        del behind
+        buf.__exit__(None, None, None)
+        check_consistency(cache)
+
+
+@compiled
+async def test_what_a_handle_has_lent_has_its_type_checked() -> None:
+    async with allocator() as kmem:
+        cache = await warmed(kmem)
+        with cache.alloc_nowait() as buf:
+            with pytest.raises(TypeError, match="tuple"):
+                buf._lent = 1  # type: ignore[assignment]
+            given: Any = buf
+            assert memoryview(given).nbytes == SIZE
+
+
 @compiled
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="the collector runs between two steps of Python alone")
 async def test_collector_that_frees_the_handle_while_its_view_is_made() -> None:
     async with allocator() as kmem:
         cache = await warmed(kmem)
-        buf = cache.alloc_nowait()
-        slot = buf._slot
-
-        def free(phase: str, info: dict[str, int]) -> None:
-            if phase == "start" and buf._view is None and hasattr(buf, "_slot"):
-                buf.free()
-
         before = gc.get_threshold()
-        gc.callbacks.append(free)
-        gc.set_threshold(1)
-        try:
-            with pytest.raises(BufferFreedError):
+        ran: list[bool] = []
+        for steps in range(1, 6):  # the collector runs at one after the other
+            buf = cache.alloc_nowait()
+
+            def free(phase: str, info: dict[str, int], buf: Buffer[memoryview] = buf) -> None:
+                if phase == "start" and buf._view is None and hasattr(buf, "_slot"):
+                    slot = buf._slot
+                    buf.free()
+                    ran.append(True)
+                    assert not slot.in_use(), "a slot in the magazine has an export"
+
+            gc.collect()
+            gc.callbacks.append(free)
+            gc.set_threshold(steps)
+            try:
                 buf.view
-        finally:
-            gc.set_threshold(*before)
-            gc.callbacks.remove(free)
-        assert not slot.in_use()
+                buf.free()
+            except BufferFreedError:
+                pass
+            finally:
+                gc.set_threshold(*before)
+                gc.callbacks.remove(free)
+        assert ran
         check_consistency(cache)
 
 

@@ -48,6 +48,24 @@ static PyObject *core_with_shortcut(PyObject *module, PyObject *args)
     return Py_NewRef(python);
 }
 
+/* `_views.lease_view` of a slot. */
+static PyObject *core_lease_view(PyObject *module, PyObject *source)
+{
+    Core *core = PyModule_GetState(module);
+    if (!PyObject_TypeCheck(source, core->slot)) {
+        PyErr_Format(PyExc_TypeError, "a Slot expected, not %s", Py_TYPE(source)->tp_name);
+        return NULL;
+    }
+    PyObject *view = slot_view((Slot *)source);
+    if (view != NULL && ((Slot *)source)->ground == NULL) { /* given up while the view was made */
+        Py_DECREF(view);
+        return slot_view((Slot *)source);
+    }
+    if (view != NULL)
+        slot_export((Slot *)source, view);
+    return view;
+}
+
 static int core_exec(PyObject *module)
 {
     Core *core = PyModule_GetState(module);
@@ -143,7 +161,8 @@ static void core_free(void *module)
     }
 }
 
-static PyMethodDef core_methods[] = {METHOD("with_shortcut", core_with_shortcut, METH_VARARGS), {NULL, NULL, 0, NULL}};
+static PyMethodDef core_methods[] = {METHOD("with_shortcut", core_with_shortcut, METH_VARARGS),
+                                     METHOD("lease_view", core_lease_view, METH_O), {NULL, NULL, 0, NULL}};
 static PyModuleDef_Slot core_slots[] = {{Py_mod_exec, core_exec}, {0, NULL}};
 struct PyModuleDef core_module = {
     PyModuleDef_HEAD_INIT,

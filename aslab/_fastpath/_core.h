@@ -156,6 +156,9 @@ Core *core_of(PyTypeObject *type);
 PyObject *method_new(Core *core, PyTypeObject *type, const Entry *entry, PyObject *python);
 void bound_clear_kept(Core *core);
 
+PyObject *slot_view(Slot *slot);
+void slot_export(Slot *slot, PyObject *view);
+
 int magazine_settle(Origin *home);
 
 /* Take the newest slot, or NULL: the list is empty, or holds something else. No code of others runs in here. */

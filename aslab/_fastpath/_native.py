@@ -11,10 +11,13 @@ from __future__ import annotations
 import collections.abc
 import importlib
 import os
+from collections.abc import Callable
+from functools import wraps
 from types import MemberDescriptorType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 C = TypeVar("C", bound=type)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _load() -> Any:
@@ -33,6 +36,17 @@ COMPILED: bool = _core is not None
 """Whether the compiled types are in use."""
 _OF_PYTHON = {"__dict__", "__weakref__", "__slots__", "__new__", "__init__", "__class_getitem__"}
 """What belongs to how a Python class is made."""
+
+
+def viewing(reference: F) -> F:
+    """Return what makes the views of compiled slots, which export nothing themselves; or this function."""
+    if not COMPILED:
+        return reference
+
+    def lease_view(source: Any) -> Any:
+        return _core.lease_view(source) if isinstance(source, _core.Slot) else reference(source)
+
+    return cast("F", wraps(reference)(lease_view))
 
 
 def compiled(reference: C) -> C:

@@ -156,18 +156,34 @@ static void slot_dealloc(PyObject *self)
 
 /* -- exports */
 
-static int slot_getbuffer(PyObject *self, Py_buffer *view, int flags)
+/* A view refers to the slot by its `obj`, and the slot has one owner after another: so who keeps `view.obj` gets
+   nothing from it. Views are made by `slot_view` alone. */
+static int slot_getbuffer(PyObject *Py_UNUSED(self), Py_buffer *view, int Py_UNUSED(flags))
 {
-    Slot *slot = (Slot *)self;
+    view->obj = NULL;
+    PyErr_SetString(PyExc_BufferError, "what is behind a view of a Buffer exports nothing: use the Buffer's view");
+    return -1;
+}
+
+/* A writable view of bytes, with a managed buffer of its own, which does not count as an export yet. Making it may
+   collect garbage, and so run any code: who makes it looks whether the slot is still theirs, and then calls
+   `slot_export`. */
+PyObject *slot_view(Slot *slot)
+{
     if (slot->ground == NULL) {
-        view->obj = NULL;
         PyErr_SetString(PyExc_BufferError, "the memory of this slot was given up");
-        return -1;
+        return NULL;
     }
-    if (PyBuffer_FillInfo(view, self, slot->memory, slot->ground->size, 0, flags))
-        return -1;
+    return PyMemoryView_FromMemory(slot->memory, slot->ground->size, PyBUF_WRITE);
+}
+
+/* From now on the view is an export of its slot, until it and what was made of it are released. */
+void slot_export(Slot *slot, PyObject *view)
+{
+    PyMemoryViewObject *fresh = (PyMemoryViewObject *)view;
+    fresh->mbuf->master.obj = Py_NewRef((PyObject *)slot);
+    fresh->view.obj = (PyObject *)slot; /* borrowed, as in every memoryview */
     slot->exports++;
-    return 0;
 }
 
 /* On any thread, in the garbage collector, with an exception on its way. */
