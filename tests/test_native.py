@@ -279,6 +279,43 @@ async def test_collector_that_frees_the_handle_while_its_view_is_made() -> None:
         check_consistency(cache)
 
 
+@pytest.mark.parametrize("callback", ["reclaim", "ctor", "dtor"])
+async def test_service_that_holds_a_buffer_of_its_closed_cache_is_collected(callback: str) -> None:
+    class Service:
+        held: list[Buffer[Any]]
+
+        def reclaim(self, objects: int) -> int:
+            return 0
+
+        def ctor(self, view: memoryview) -> int:
+            return 1
+
+        def dtor(self, obj: int) -> None:
+            pass
+
+    service = Service()
+    options: dict[str, Any] = {callback: getattr(service, callback)}
+    if callback == "dtor":
+        options["ctor"] = len
+    with pytest.warns(ResourceWarning, match="still held"):
+        await keep_buffers(service, options)
+    ref = weakref.ref(service)
+    del service, options
+    with pytest.warns(ResourceWarning, match="without free"):
+        gc.collect()
+    assert ref() is None
+
+
+async def keep_buffers(service: Any, options: dict[str, Any]) -> None:
+    async with allocator() as kmem:
+        cache: Cache[Any] = kmem.create_cache("c", SIZE, objects_per_slab=4, **options)
+        service.held = [await cache.alloc(), await cache.alloc(), cache.alloc_nowait()]
+        with cache.alloc_nowait():  # its free is that of any other
+            pass
+        async with cache.lease():
+            pass
+
+
 # -- a random model
 
 

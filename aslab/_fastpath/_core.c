@@ -83,11 +83,13 @@ static int core_exec(PyObject *module)
                  {&core->magazine, &magazine_spec, &PyList_Type, "Magazine"},
                  {&core->origin, &origin_spec, NULL, "Origin"},
                  {&core->handle, &handle_spec, NULL, "Buffer"},
+                 {&core->seen, &seen_spec, NULL, "SeenBuffer"},
                  {&core->front, &front_spec, NULL, "Front"},
                  {&core->lease, &lease_spec, NULL, "Lease"},
                  {&core->ready, &ready_spec, NULL, "Ready"}};
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
-        PyObject *type = PyType_FromModuleAndSpec(module, types[i].spec, (PyObject *)types[i].base);
+        PyTypeObject *base = types[i].place == &core->seen ? core->handle : types[i].base;
+        PyObject *type = PyType_FromModuleAndSpec(module, types[i].spec, (PyObject *)base);
         *types[i].place = (PyTypeObject *)type;
         if (type == NULL || (types[i].name != NULL && PyModule_AddObjectRef(module, types[i].name, type)))
             return -1;
@@ -111,6 +113,7 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(core->magazine);
     Py_VISIT(core->origin);
     Py_VISIT(core->handle);
+    Py_VISIT(core->seen);
     Py_VISIT(core->front);
     Py_VISIT(core->lease);
     Py_VISIT(core->ready);
@@ -140,6 +143,7 @@ static int core_clear(PyObject *module)
     Py_CLEAR(core->magazine);
     Py_CLEAR(core->origin);
     Py_CLEAR(core->handle);
+    Py_CLEAR(core->seen);
     Py_CLEAR(core->front);
     Py_CLEAR(core->lease);
     Py_CLEAR(core->ready);

@@ -66,7 +66,7 @@ typedef struct Ready Ready;
    handles: the garbage collector may take types and module apart before the last handle is gone. */
 typedef struct {
     PyObject *module; /* borrowed */
-    PyTypeObject *method, *bound, *getter, *ground, *slot, *magazine, *origin, *handle, *front, *lease, *ready;
+    PyTypeObject *method, *bound, *getter, *ground, *slot, *magazine, *origin, *handle, *seen, *front, *lease, *ready;
     PyObject *lost;     /* `Buffer.__del__`, in Python, */
     PyObject *free;     /* and `Buffer.free` */
     PyMethodDef direct; /* `Buffer.free`, in C */
@@ -115,6 +115,7 @@ typedef struct {
     PyObject_HEAD
     Magazine *magazine;
     Py_ssize_t size;
+    char seen; /* whether the collector is to see its handles: see `_handle.c` */
 } Origin;
 
 struct Handle {
@@ -148,7 +149,7 @@ typedef struct {
     Shortcut shortcut;
 } Entry;
 
-extern PyType_Spec method_spec, bound_spec, getter_spec, ground_spec, slot_spec, magazine_spec, origin_spec, handle_spec,
+extern PyType_Spec method_spec, bound_spec, getter_spec, ground_spec, slot_spec, magazine_spec, origin_spec, handle_spec, seen_spec,
     front_spec, lease_spec, ready_spec;
 extern struct PyModuleDef core_module;
 

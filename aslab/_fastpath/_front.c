@@ -120,7 +120,7 @@ PyObject *lease_exit(Core *core, PyObject *const *args)
 {
     Lease *lease = (Lease *)args[0];
     PyObject *buffer = lease->buffer;
-    if (buffer == NULL || Py_TYPE(buffer) != core->handle)
+    if (buffer == NULL || (Py_TYPE(buffer) != core->handle && Py_TYPE(buffer) != core->seen))
         return NULL;
     lease->buffer = NULL;
     PyObject *done = handle_exit(core, &buffer);

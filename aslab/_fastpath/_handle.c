@@ -4,8 +4,10 @@
    never turns into somebody else's.
 
    The garbage collector does not see handles (but for those of subclasses), so 100,000 of them cost it nothing. A
-   handle refers to its home, and that to the pool, which outlives its last handle in any case (`_orphans.py`). So no
-   cycle of garbage goes through a handle, except that of an allocator which nobody has closed. */
+   handle refers to its home, that to the pool, and that to the callbacks of the cache. So where there are any, a
+   service whose method is a callback and which holds a buffer is a cycle, and would stay for ever if it ends without
+   a free: such a cache's handles are of a type that the collector sees. (It does not see slots: what a constructor
+   has built must not refer to a handle.) */
 
 #include "_core.h"
 
@@ -17,7 +19,12 @@ static inline int is_whole(Handle *handle)
 PyObject *handle_new(Core *core, Origin *home, Slot *slot) /* takes over the slot's reference */
 {
     Handle *handle;
-    if (core->n_handles) {
+    if (home->seen) {
+        if ((handle = PyObject_GC_New(Handle, core->seen)) == NULL) {
+            Py_DECREF(slot);
+            return NULL;
+        }
+    } else if (core->n_handles) {
         handle = core->handles[--core->n_handles];
         _Py_NewReference((PyObject *)handle); /* it has kept its type */
     } else if ((handle = PyObject_New(Handle, core->handle)) == NULL) {
@@ -27,6 +34,8 @@ PyObject *handle_new(Core *core, Origin *home, Slot *slot) /* takes over the slo
     handle->home = (Origin *)Py_NewRef((PyObject *)home);
     handle->slot = slot;
     handle->view = handle->lent = handle->weak = NULL;
+    if (home->seen)
+        PyObject_GC_Track(handle);
     return (PyObject *)handle;
 }
 
@@ -194,7 +203,7 @@ PyObject *handle_exit(Core *core, PyObject *const *args)
 {
     if (((Handle *)args[0])->slot == NULL)
         Py_RETURN_NONE;
-    return Py_IS_TYPE(args[0], core->handle) ? handle_free(core, args) : NULL; /* a subclass frees in its own way */
+    return Py_IS_TYPE(args[0], core->handle) || Py_IS_TYPE(args[0], core->seen) ? handle_free(core, args) : NULL; /* a subclass frees in its own way */
 }
 
 /* -- its own buffer protocol: each consumer gets a view of its own */
@@ -351,3 +360,10 @@ static PyType_Slot handle_slots[] = {{Py_tp_new, PyType_GenericNew},
                                      {0, NULL}};
 PyType_Spec handle_spec = {"aslab._fastpath._core.Buffer", sizeof(Handle), 0,
                            Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, handle_slots};
+
+static PyType_Slot seen_slots[] = {{Py_tp_dealloc, handle_dealloc},
+                                   {Py_tp_traverse, handle_traverse},
+                                   {Py_tp_clear, handle_clear},
+                                   {0, NULL}};
+PyType_Spec seen_spec = {"aslab._fastpath._core.SeenBuffer", sizeof(Handle), 0,
+                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, seen_slots};
