@@ -307,7 +307,7 @@ async def test_service_that_holds_a_buffer_of_its_closed_cache_is_collected(call
 
 
 async def keep_buffers(service: Any, options: dict[str, Any]) -> None:
-    async with allocator() as kmem:
+    async with aslab.open_allocator() as kmem:
         cache: Cache[Any] = kmem.create_cache("c", SIZE, objects_per_slab=4, **options)
         service.held = [await cache.alloc(), await cache.alloc(), cache.alloc_nowait()]
         with cache.alloc_nowait():  # its free is that of any other
