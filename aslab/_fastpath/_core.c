@@ -79,6 +79,7 @@ static int core_exec(PyObject *module)
                  {&core->bound, &bound_spec, NULL, NULL},
                  {&core->getter, &getter_spec, NULL, NULL},
                  {&core->ground, &ground_spec, NULL, NULL},
+                 {&core->anchor, &anchor_spec, NULL, NULL},
                  {&core->slot, &slot_spec, NULL, "Slot"},
                  {&core->magazine, &magazine_spec, &PyList_Type, "Magazine"},
                  {&core->origin, &origin_spec, NULL, "Origin"},
@@ -109,6 +110,7 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(core->bound);
     Py_VISIT(core->getter);
     Py_VISIT(core->ground);
+    Py_VISIT(core->anchor);
     Py_VISIT(core->slot);
     Py_VISIT(core->magazine);
     Py_VISIT(core->origin);
@@ -139,6 +141,7 @@ static int core_clear(PyObject *module)
     Py_CLEAR(core->bound);
     Py_CLEAR(core->getter);
     Py_CLEAR(core->ground);
+    Py_CLEAR(core->anchor);
     Py_CLEAR(core->slot);
     Py_CLEAR(core->magazine);
     Py_CLEAR(core->origin);

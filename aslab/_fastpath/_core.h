@@ -66,7 +66,7 @@ typedef struct Ready Ready;
    handles: the garbage collector may take types and module apart before the last handle is gone. */
 typedef struct {
     PyObject *module; /* borrowed */
-    PyTypeObject *method, *bound, *getter, *ground, *slot, *magazine, *origin, *handle, *seen, *front, *lease, *ready;
+    PyTypeObject *method, *bound, *getter, *ground, *anchor, *slot, *magazine, *origin, *handle, *seen, *front, *lease, *ready;
     PyObject *lost;     /* `Buffer.__del__`, in Python, */
     PyObject *free;     /* and `Buffer.free` */
     PyMethodDef direct; /* `Buffer.free`, in C */
@@ -84,6 +84,8 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     PyObject *slab;   /* a weak reference, or NULL for an emergency object */
+    PyObject *near;   /* the slab, as long as it has its anchor: the collector ends weak references first */
+    PyObject *anchor; /* borrowed */
     PyObject *memory; /* a memoryview, which keeps the region where it is */
     Py_ssize_t size;
     Py_ssize_t shift; /* from where the memory is to where its region says it is: 0 unless a backend translates */
@@ -149,7 +151,7 @@ typedef struct {
     Shortcut shortcut;
 } Entry;
 
-extern PyType_Spec method_spec, bound_spec, getter_spec, ground_spec, slot_spec, magazine_spec, origin_spec, handle_spec, seen_spec,
+extern PyType_Spec method_spec, bound_spec, getter_spec, ground_spec, anchor_spec, slot_spec, magazine_spec, origin_spec, handle_spec, seen_spec,
     front_spec, lease_spec, ready_spec;
 extern struct PyModuleDef core_module;
 

@@ -362,6 +362,7 @@ PyType_Spec handle_spec = {"aslab._fastpath._core.Buffer", sizeof(Handle), 0,
                            Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, handle_slots};
 
 static PyType_Slot seen_slots[] = {{Py_tp_dealloc, handle_dealloc},
+                                   {Py_tp_finalize, handle_finalise},
                                    {Py_tp_traverse, handle_traverse},
                                    {Py_tp_clear, handle_clear},
                                    {0, NULL}};

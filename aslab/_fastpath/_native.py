@@ -56,6 +56,8 @@ def compiled(reference: C) -> C:
     found: Any = getattr(_core, reference.__name__)
     own = set(vars(found))
     for base in reversed(reference.__mro__):
+        if issubclass(found, base):  # it is compiled, and has its own already
+            continue
         ours = vars(base) if base.__module__.startswith(f"{__package__}.") else {}
         for name, value in ours.items():
             if name in _OF_PYTHON or isinstance(value, MemberDescriptorType):

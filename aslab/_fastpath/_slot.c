@@ -12,7 +12,7 @@ static Ground *ground_new(Core *core, PyObject *slab, PyObject *memory, PyObject
     Ground *ground = PyObject_New(Ground, core->ground);
     if (ground == NULL)
         return NULL;
-    ground->slab = ground->memory = NULL;
+    ground->slab = ground->memory = ground->near = ground->anchor = NULL;
     ground->size = size;
     if (slab != Py_None && (ground->slab = PyWeakref_NewRef(slab, NULL)) == NULL)
         goto failed;
@@ -45,6 +45,39 @@ static void ground_dealloc(PyObject *self)
 static PyType_Slot ground_slots[] = {{Py_tp_dealloc, ground_dealloc}, {0, NULL}};
 PyType_Spec ground_spec = {"aslab._fastpath._core.Ground", sizeof(Ground), 0,
                            Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, ground_slots};
+
+/* What a slab holds of its ground, and nobody else: as long as it is there, so is the slab. */
+typedef struct {
+    PyObject_HEAD
+    Ground *ground;
+} Anchor;
+
+static PyObject *anchor_of(Core *core, Ground *ground, PyObject *slab)
+{
+    if (ground->anchor != NULL)
+        return Py_NewRef(ground->anchor);
+    Anchor *anchor = PyObject_New(Anchor, core->anchor);
+    if (anchor != NULL) {
+        anchor->ground = (Ground *)Py_NewRef((PyObject *)ground);
+        ground->anchor = (PyObject *)anchor;
+        ground->near = slab;
+    }
+    return (PyObject *)anchor;
+}
+
+static void anchor_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    Ground *ground = ((Anchor *)self)->ground;
+    ground->near = ground->anchor = NULL;
+    Py_DECREF(ground);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot anchor_slots[] = {{Py_tp_dealloc, anchor_dealloc}, {0, NULL}};
+PyType_Spec anchor_spec = {"aslab._fastpath._core.Anchor", sizeof(Anchor), 0,
+                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, anchor_slots};
 
 /* -- slots */
 
@@ -110,8 +143,9 @@ static PyObject *slot_carve(PyObject *cls, PyObject *args)
         }
         Py_DECREF(slot);
     }
+    PyObject *anchor = slab == Py_None ? Py_NewRef(Py_None) : anchor_of(core, ground, slab);
     Py_DECREF(ground);
-    Py_RETURN_NONE;
+    return anchor;
 }
 
 static int slot_traverse(PyObject *self, visitproc visit, void *arg)
@@ -283,6 +317,9 @@ static PyObject *slot_get_slab(PyObject *self, void *Py_UNUSED(closure))
     Slot *slot = (Slot *)self;
     if (slot->detached || slot->ground == NULL || slot->ground->slab == NULL)
         Py_RETURN_NONE;
+    PyObject *near = slot->ground->near;
+    if (near != NULL)
+        return Py_REFCNT(near) > 0 ? Py_NewRef(near) : Py_NewRef(Py_None); /* none refer to it: it is just going */
 #if PY_VERSION_HEX >= 0x030D0000
     PyObject *slab;
     int alive = PyWeakref_GetRef(slot->ground->slab, &slab);
