@@ -152,6 +152,38 @@ async def test_task_group_takes_a_hit_for_a_coroutine() -> None:
         check_consistency(cache)
 
 
+async def test_a_hit_takes_its_object_when_it_is_awaited() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=8, max_objects=8)
+        await cache.prefill(8)
+        hits = [cache.alloc() for _ in range(9)]
+        assert cache.stats().obj_held == 0
+        bufs = [await hit for hit in hits[:8]]
+        task_ends = anyio.Event()
+
+        async def last() -> None:
+            bufs.append(await hits[8])
+            task_ends.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(last)
+            await settle()
+            assert not task_ends.is_set()
+            waits: Any = hits[8]
+            assert inspect.getcoroutinestate(waits) == inspect.CORO_SUSPENDED
+            bufs.pop().free()
+        late: Any = cache.alloc()
+        for buf in bufs:
+            buf.free()
+        hit, thrown = cache.alloc(), cache.alloc()
+        late.close()
+        await cache.aclose()
+        with pytest.raises(aslab.CacheClosedError):
+            await hit
+        with pytest.raises(KeyError):
+            thrown.throw(KeyError())
+
+
 # -- handles and slots
 
 

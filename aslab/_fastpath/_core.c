@@ -41,6 +41,8 @@ static PyObject *core_with_shortcut(PyObject *module, PyObject *args)
         core->direct = (PyMethodDef){"free", handle_free_directly, METH_NOARGS, text};
         return PyDescr_NewMethod(type, &core->direct);
     }
+    if (type == core->front && strcmp(name, "alloc") == 0)
+        Py_XSETREF(core->slowly, Py_NewRef(python));
     const char *dot = strrchr(type->tp_name, '.');
     for (const Entry *entry = entries; entry->type != NULL; entry++)
         if (strcmp(entry->type, dot == NULL ? type->tp_name : dot + 1) == 0 && strcmp(entry->name, name) == 0)
@@ -121,6 +123,7 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(core->ready);
     Py_VISIT(core->lost);
     Py_VISIT(core->free);
+    Py_VISIT(core->slowly);
     for (int i = 0; i < core->n_handles; i++)
         Py_VISIT(Py_TYPE(core->handles[i])); /* they have kept their type */
     for (int i = 0; i < core->n_leases; i++)
@@ -152,6 +155,7 @@ static int core_clear(PyObject *module)
     Py_CLEAR(core->ready);
     Py_CLEAR(core->lost);
     Py_CLEAR(core->free);
+    Py_CLEAR(core->slowly);
     Py_CLEAR(core->settle);
     Py_CLEAR(core->let_go);
     Py_CLEAR(core->view);

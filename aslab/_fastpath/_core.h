@@ -68,7 +68,8 @@ typedef struct {
     PyObject *module; /* borrowed */
     PyTypeObject *method, *bound, *getter, *ground, *anchor, *slot, *magazine, *origin, *handle, *seen, *front, *lease, *ready;
     PyObject *lost;     /* `Buffer.__del__`, in Python, */
-    PyObject *free;     /* and `Buffer.free` */
+    PyObject *free;     /* and `Buffer.free`, */
+    PyObject *slowly;   /* and `Front.alloc` */
     PyMethodDef direct; /* `Buffer.free`, in C */
     PyObject *direct_doc;
     PyObject *settle, *let_go, *view, *alloc; /* names */
@@ -209,6 +210,7 @@ PyObject *handle_enter(Core *core, PyObject *const *args);
 PyObject *handle_exit(Core *core, PyObject *const *args);
 
 void lease_clear_kept(Core *core);
+PyObject *front_hit(Core *core, Front *front);
 PyObject *front_alloc(Core *core, PyObject *const *args);
 PyObject *front_alloc_nowait(Core *core, PyObject *const *args);
 PyObject *front_lease(Core *core, PyObject *const *args);
@@ -216,6 +218,7 @@ PyObject *lease_enter(Core *core, PyObject *const *args);
 PyObject *lease_exit(Core *core, PyObject *const *args);
 
 PyObject *ready_new(Core *core, PyObject *value);
+PyObject *ready_later(Core *core, Front *front);
 void ready_clear_kept(Core *core);
 
 #if defined(__GNUC__)
