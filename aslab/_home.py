@@ -48,7 +48,7 @@ class CacheHome(Origin[T]):
         self.cache: Any = cache
         self.size = pool.config.shape.size
         config = pool.config
-        self.seen = not (config.ctor is config.reclaim is None)
+        self.seen = config.ctor is not None or config.reclaim is not None
         self.ctor: Callable[[memoryview], T] | None = pool.config.ctor
         self.magazine = pool.magazine
         self.guard: AbstractContextManager[Any] = pool.guard
