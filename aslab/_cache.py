@@ -27,7 +27,7 @@ import anyio.lowlevel
 from ._checks import seconds, whole_number
 from ._config import CacheConfig
 from ._errors import CacheClosedError, ConfigError, WrongCacheError
-from ._fastpath import OPTIONS, Buffer, Front, ManagedBuffer, Slot, lease_view
+from ._fastpath import OPTIONS, Buffer, Front, ManagedBuffer, SeenBuffer, Slot, lease_view
 from ._flags import KM, LEVEL
 from ._home import CacheHome
 from ._kmem._errands import Errand
@@ -190,7 +190,7 @@ class Cache(Front[T]):
         if self._config.init_on_alloc or (slot.kept and self._config.init_on_free):
             zero(slot.address, self.size)
         if not self._managed and slot.slab is not None:
-            buf: Buffer[T] = Buffer()
+            buf: Buffer[T] = SeenBuffer() if self._home.seen else Buffer()
         else:
             buf = self._managed_handle(slot)
         buf._home = self._home

@@ -47,6 +47,8 @@ class CacheHome(Origin[T]):
         self.name: str = member.name
         self.cache: Any = cache
         self.size = pool.config.shape.size
+        config = pool.config
+        self.seen = config.ctor is not None or config.reclaim is not None
         self.ctor: Callable[[memoryview], T] | None = pool.config.ctor
         self.magazine = pool.magazine
         self.guard: AbstractContextManager[Any] = pool.guard

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections.abc
+import contextlib
 import gc
 import inspect
 import os
@@ -151,6 +152,38 @@ async def test_task_group_takes_a_hit_for_a_coroutine() -> None:
         check_consistency(cache)
 
 
+async def test_a_hit_takes_its_object_when_it_is_awaited() -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=8, max_objects=8)
+        await cache.prefill(8)
+        hits = [cache.alloc() for _ in range(9)]
+        assert cache.stats().obj_held == 0
+        bufs = [await hit for hit in hits[:8]]
+        task_ends = anyio.Event()
+
+        async def last() -> None:
+            bufs.append(await hits[8])
+            task_ends.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(last)
+            await settle()
+            assert not task_ends.is_set()
+            waits: Any = hits[8]
+            assert inspect.getcoroutinestate(waits) == inspect.CORO_SUSPENDED
+            bufs.pop().free()
+        late: Any = cache.alloc()
+        for buf in bufs:
+            buf.free()
+        hit, thrown = cache.alloc(), cache.alloc()
+        late.close()
+        await cache.aclose()
+        with pytest.raises(aslab.CacheClosedError):
+            await hit
+        with pytest.raises(KeyError):
+            thrown.throw(KeyError())
+
+
 # -- handles and slots
 
 
@@ -217,29 +250,102 @@ async def test_forgotten_buffer_comes_back_as_its_last_export_ends() -> None:
         check_consistency(cache)
 
 
+async def test_what_is_behind_a_view_never_reaches_the_next_owner() -> None:
+    async with allocator() as kmem:
+        cache = await warmed(kmem)
+        buf = await cache.alloc()
+        behind: Any = buf.view.obj
+        with contextlib.suppress(BufferError):  # in Python it counts as use
+            buf.free()
+        heir = cache.alloc_nowait()
+        heir.view[:6] = b"heir's"
+        with contextlib.suppress(BufferError):
+            memoryview(behind).cast("B")[:6] = b"stolen"
+        assert bytes(heir.view[:6]) == b"heir's"
+        heir.free()
+        del behind
+        buf.__exit__(None, None, None)
+        check_consistency(cache)
+
+
+@compiled
+async def test_what_a_handle_has_lent_has_its_type_checked() -> None:
+    async with allocator() as kmem:
+        cache = await warmed(kmem)
+        with cache.alloc_nowait() as buf:
+            with pytest.raises(TypeError, match="tuple"):
+                buf._lent = 1  # type: ignore[assignment]
+            given: Any = buf
+            assert memoryview(given).nbytes == SIZE
+
+
 @compiled
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="the collector runs between two steps of Python alone")
 async def test_collector_that_frees_the_handle_while_its_view_is_made() -> None:
     async with allocator() as kmem:
         cache = await warmed(kmem)
-        buf = cache.alloc_nowait()
-        slot = buf._slot
-
-        def free(phase: str, info: dict[str, int]) -> None:
-            if phase == "start" and buf._view is None and hasattr(buf, "_slot"):
-                buf.free()
-
         before = gc.get_threshold()
-        gc.callbacks.append(free)
-        gc.set_threshold(1)
-        try:
-            with pytest.raises(BufferFreedError):
+        ran: list[bool] = []
+        for steps in range(1, 6):  # the collector runs at one after the other
+            buf = cache.alloc_nowait()
+
+            def free(phase: str, info: dict[str, int], buf: Buffer[memoryview] = buf) -> None:
+                if phase == "start" and buf._view is None and hasattr(buf, "_slot"):
+                    slot = buf._slot
+                    buf.free()
+                    ran.append(True)
+                    assert not slot.in_use(), "a slot in the magazine has an export"
+
+            gc.collect()
+            gc.callbacks.append(free)
+            gc.set_threshold(steps)
+            try:
                 buf.view
-        finally:
-            gc.set_threshold(*before)
-            gc.callbacks.remove(free)
-        assert not slot.in_use()
+                buf.free()
+            except BufferFreedError:
+                pass
+            finally:
+                gc.set_threshold(*before)
+                gc.callbacks.remove(free)
+        assert ran
         check_consistency(cache)
+
+
+@pytest.mark.parametrize("callback", ["reclaim", "ctor", "dtor"])
+async def test_service_that_holds_a_buffer_of_its_closed_cache_is_collected(callback: str) -> None:
+    class Service:
+        held: list[Buffer[Any]]
+
+        def reclaim(self, objects: int) -> int:
+            return 0
+
+        def ctor(self, view: memoryview) -> int:
+            return 1
+
+        def dtor(self, obj: int) -> None:
+            pass
+
+    service = Service()
+    options: dict[str, Any] = {callback: getattr(service, callback)}
+    if callback == "dtor":
+        options["ctor"] = len
+    with pytest.warns(ResourceWarning, match="still held"):
+        await keep_buffers(service, options)
+    ref = weakref.ref(service)
+    del service, options
+    with pytest.warns(ResourceWarning, match="without free"):
+        gc.collect()
+    assert ref() is None
+
+
+async def keep_buffers(service: Any, options: dict[str, Any]) -> None:
+    async with aslab.open_allocator() as kmem:
+        cache: Cache[Any] = kmem.create_cache("c", SIZE, objects_per_slab=4, **options)
+        service.held = [await cache.alloc(), await cache.alloc(), cache.alloc_nowait()]
+        with cache.alloc_nowait():  # its free is that of any other
+            pass
+        async with cache.lease():
+            pass
 
 
 # -- a random model

@@ -25,6 +25,7 @@ Any thread.
 
 from ._buffer import Buffer as Buffer
 from ._buffer import Pin as Pin
+from ._buffer import SeenBuffer as SeenBuffer
 from ._front import Front as Front
 from ._home import Home as Home
 from ._home import Origin as Origin

@@ -340,6 +340,13 @@ class Buffer(Generic[T]):
         self._home.park(slot, self.emergency)
 
 
+@compiled
+class SeenBuffer(Buffer[T]):
+    """A buffer of a cache that has callbacks: the garbage collector sees it, compiled or not."""
+
+    __slots__ = ()
+
+
 class Pin:
     """What `Buffer.pin` returns. Reentrant, and can be entered again.
 

@@ -41,11 +41,31 @@ static PyObject *core_with_shortcut(PyObject *module, PyObject *args)
         core->direct = (PyMethodDef){"free", handle_free_directly, METH_NOARGS, text};
         return PyDescr_NewMethod(type, &core->direct);
     }
+    if (type == core->front && strcmp(name, "alloc") == 0)
+        Py_XSETREF(core->slowly, Py_NewRef(python));
     const char *dot = strrchr(type->tp_name, '.');
     for (const Entry *entry = entries; entry->type != NULL; entry++)
         if (strcmp(entry->type, dot == NULL ? type->tp_name : dot + 1) == 0 && strcmp(entry->name, name) == 0)
             return method_new(core, type, entry, python);
     return Py_NewRef(python);
+}
+
+/* `_views.lease_view` of a slot. */
+static PyObject *core_lease_view(PyObject *module, PyObject *source)
+{
+    Core *core = PyModule_GetState(module);
+    if (!PyObject_TypeCheck(source, core->slot)) {
+        PyErr_Format(PyExc_TypeError, "a Slot expected, not %s", Py_TYPE(source)->tp_name);
+        return NULL;
+    }
+    PyObject *view = slot_view((Slot *)source);
+    if (view != NULL && ((Slot *)source)->ground == NULL) { /* given up while the view was made */
+        Py_DECREF(view);
+        return slot_view((Slot *)source);
+    }
+    if (view != NULL)
+        slot_export((Slot *)source, view);
+    return view;
 }
 
 static int core_exec(PyObject *module)
@@ -61,15 +81,18 @@ static int core_exec(PyObject *module)
                  {&core->bound, &bound_spec, NULL, NULL},
                  {&core->getter, &getter_spec, NULL, NULL},
                  {&core->ground, &ground_spec, NULL, NULL},
+                 {&core->anchor, &anchor_spec, NULL, NULL},
                  {&core->slot, &slot_spec, NULL, "Slot"},
                  {&core->magazine, &magazine_spec, &PyList_Type, "Magazine"},
                  {&core->origin, &origin_spec, NULL, "Origin"},
                  {&core->handle, &handle_spec, NULL, "Buffer"},
+                 {&core->seen, &seen_spec, NULL, "SeenBuffer"},
                  {&core->front, &front_spec, NULL, "Front"},
                  {&core->lease, &lease_spec, NULL, "Lease"},
                  {&core->ready, &ready_spec, NULL, "Ready"}};
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
-        PyObject *type = PyType_FromModuleAndSpec(module, types[i].spec, (PyObject *)types[i].base);
+        PyTypeObject *base = types[i].place == &core->seen ? core->handle : types[i].base;
+        PyObject *type = PyType_FromModuleAndSpec(module, types[i].spec, (PyObject *)base);
         *types[i].place = (PyTypeObject *)type;
         if (type == NULL || (types[i].name != NULL && PyModule_AddObjectRef(module, types[i].name, type)))
             return -1;
@@ -89,15 +112,18 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(core->bound);
     Py_VISIT(core->getter);
     Py_VISIT(core->ground);
+    Py_VISIT(core->anchor);
     Py_VISIT(core->slot);
     Py_VISIT(core->magazine);
     Py_VISIT(core->origin);
     Py_VISIT(core->handle);
+    Py_VISIT(core->seen);
     Py_VISIT(core->front);
     Py_VISIT(core->lease);
     Py_VISIT(core->ready);
     Py_VISIT(core->lost);
     Py_VISIT(core->free);
+    Py_VISIT(core->slowly);
     for (int i = 0; i < core->n_handles; i++)
         Py_VISIT(Py_TYPE(core->handles[i])); /* they have kept their type */
     for (int i = 0; i < core->n_leases; i++)
@@ -118,15 +144,18 @@ static int core_clear(PyObject *module)
     Py_CLEAR(core->bound);
     Py_CLEAR(core->getter);
     Py_CLEAR(core->ground);
+    Py_CLEAR(core->anchor);
     Py_CLEAR(core->slot);
     Py_CLEAR(core->magazine);
     Py_CLEAR(core->origin);
     Py_CLEAR(core->handle);
+    Py_CLEAR(core->seen);
     Py_CLEAR(core->front);
     Py_CLEAR(core->lease);
     Py_CLEAR(core->ready);
     Py_CLEAR(core->lost);
     Py_CLEAR(core->free);
+    Py_CLEAR(core->slowly);
     Py_CLEAR(core->settle);
     Py_CLEAR(core->let_go);
     Py_CLEAR(core->view);
@@ -143,7 +172,8 @@ static void core_free(void *module)
     }
 }
 
-static PyMethodDef core_methods[] = {METHOD("with_shortcut", core_with_shortcut, METH_VARARGS), {NULL, NULL, 0, NULL}};
+static PyMethodDef core_methods[] = {METHOD("with_shortcut", core_with_shortcut, METH_VARARGS),
+                                     METHOD("lease_view", core_lease_view, METH_O), {NULL, NULL, 0, NULL}};
 static PyModuleDef_Slot core_slots[] = {{Py_mod_exec, core_exec}, {0, NULL}};
 struct PyModuleDef core_module = {
     PyModuleDef_HEAD_INIT,

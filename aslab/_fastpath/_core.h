@@ -66,9 +66,10 @@ typedef struct Ready Ready;
    handles: the garbage collector may take types and module apart before the last handle is gone. */
 typedef struct {
     PyObject *module; /* borrowed */
-    PyTypeObject *method, *bound, *getter, *ground, *slot, *magazine, *origin, *handle, *front, *lease, *ready;
+    PyTypeObject *method, *bound, *getter, *ground, *anchor, *slot, *magazine, *origin, *handle, *seen, *front, *lease, *ready;
     PyObject *lost;     /* `Buffer.__del__`, in Python, */
-    PyObject *free;     /* and `Buffer.free` */
+    PyObject *free;     /* and `Buffer.free`, */
+    PyObject *slowly;   /* and `Front.alloc` */
     PyMethodDef direct; /* `Buffer.free`, in C */
     PyObject *direct_doc;
     PyObject *settle, *let_go, *view, *alloc; /* names */
@@ -84,6 +85,8 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     PyObject *slab;   /* a weak reference, or NULL for an emergency object */
+    PyObject *near;   /* the slab, as long as it has its anchor: the collector ends weak references first */
+    PyObject *anchor; /* borrowed */
     PyObject *memory; /* a memoryview, which keeps the region where it is */
     Py_ssize_t size;
     Py_ssize_t shift; /* from where the memory is to where its region says it is: 0 unless a backend translates */
@@ -115,6 +118,7 @@ typedef struct {
     PyObject_HEAD
     Magazine *magazine;
     Py_ssize_t size;
+    char seen; /* whether the collector is to see its handles: see `_handle.c` */
 } Origin;
 
 struct Handle {
@@ -148,13 +152,16 @@ typedef struct {
     Shortcut shortcut;
 } Entry;
 
-extern PyType_Spec method_spec, bound_spec, getter_spec, ground_spec, slot_spec, magazine_spec, origin_spec, handle_spec,
+extern PyType_Spec method_spec, bound_spec, getter_spec, ground_spec, anchor_spec, slot_spec, magazine_spec, origin_spec, handle_spec, seen_spec,
     front_spec, lease_spec, ready_spec;
 extern struct PyModuleDef core_module;
 
 Core *core_of(PyTypeObject *type);
 PyObject *method_new(Core *core, PyTypeObject *type, const Entry *entry, PyObject *python);
 void bound_clear_kept(Core *core);
+
+PyObject *slot_view(Slot *slot);
+void slot_export(Slot *slot, PyObject *view);
 
 int magazine_settle(Origin *home);
 
@@ -203,6 +210,7 @@ PyObject *handle_enter(Core *core, PyObject *const *args);
 PyObject *handle_exit(Core *core, PyObject *const *args);
 
 void lease_clear_kept(Core *core);
+PyObject *front_hit(Core *core, Front *front);
 PyObject *front_alloc(Core *core, PyObject *const *args);
 PyObject *front_alloc_nowait(Core *core, PyObject *const *args);
 PyObject *front_lease(Core *core, PyObject *const *args);
@@ -210,6 +218,7 @@ PyObject *lease_enter(Core *core, PyObject *const *args);
 PyObject *lease_exit(Core *core, PyObject *const *args);
 
 PyObject *ready_new(Core *core, PyObject *value);
+PyObject *ready_later(Core *core, Front *front);
 void ready_clear_kept(Core *core);
 
 #if defined(__GNUC__)

@@ -2,7 +2,7 @@
 
 #include "_core.h"
 
-static PyObject *front_hit(Core *core, Front *front)
+PyObject *front_hit(Core *core, Front *front)
 {
     Magazine *magazine = front->magazine;
     if (magazine == NULL || front->home == NULL || magazine->detour)
@@ -18,8 +18,11 @@ PyObject *front_alloc_nowait(Core *core, PyObject *const *args)
 
 PyObject *front_alloc(Core *core, PyObject *const *args)
 {
-    PyObject *buffer = front_hit(core, (Front *)args[0]);
-    return buffer == NULL ? NULL : ready_new(core, buffer);
+    Front *front = (Front *)args[0];
+    Magazine *magazine = front->magazine;
+    if (magazine == NULL || front->home == NULL || magazine->detour || Py_SIZE(magazine) == 0)
+        return NULL;
+    return ready_later(core, front); /* it takes its object when it is awaited, as a coroutine does */
 }
 
 PyObject *front_lease(Core *core, PyObject *const *args)
@@ -120,7 +123,7 @@ PyObject *lease_exit(Core *core, PyObject *const *args)
 {
     Lease *lease = (Lease *)args[0];
     PyObject *buffer = lease->buffer;
-    if (buffer == NULL || Py_TYPE(buffer) != core->handle)
+    if (buffer == NULL || (Py_TYPE(buffer) != core->handle && Py_TYPE(buffer) != core->seen))
         return NULL;
     lease->buffer = NULL;
     PyObject *done = handle_exit(core, &buffer);

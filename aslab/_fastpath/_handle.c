@@ -4,8 +4,10 @@
    never turns into somebody else's.
 
    The garbage collector does not see handles (but for those of subclasses), so 100,000 of them cost it nothing. A
-   handle refers to its home, and that to the pool, which outlives its last handle in any case (`_orphans.py`). So no
-   cycle of garbage goes through a handle, except that of an allocator which nobody has closed. */
+   handle refers to its home, that to the pool, and that to the callbacks of the cache. So where there are any, a
+   service whose method is a callback and which holds a buffer is a cycle, and would stay for ever if it ends without
+   a free: such a cache's handles are of a type that the collector sees. (It does not see slots: what a constructor
+   has built must not refer to a handle.) */
 
 #include "_core.h"
 
@@ -17,7 +19,12 @@ static inline int is_whole(Handle *handle)
 PyObject *handle_new(Core *core, Origin *home, Slot *slot) /* takes over the slot's reference */
 {
     Handle *handle;
-    if (core->n_handles) {
+    if (home->seen) {
+        if ((handle = PyObject_GC_New(Handle, core->seen)) == NULL) {
+            Py_DECREF(slot);
+            return NULL;
+        }
+    } else if (core->n_handles) {
         handle = core->handles[--core->n_handles];
         _Py_NewReference((PyObject *)handle); /* it has kept its type */
     } else if ((handle = PyObject_New(Handle, core->handle)) == NULL) {
@@ -27,6 +34,8 @@ PyObject *handle_new(Core *core, Origin *home, Slot *slot) /* takes over the slo
     handle->home = (Origin *)Py_NewRef((PyObject *)home);
     handle->slot = slot;
     handle->view = handle->lent = handle->weak = NULL;
+    if (home->seen)
+        PyObject_GC_Track(handle);
     return (PyObject *)handle;
 }
 
@@ -112,6 +121,8 @@ static int is_alone(PyObject *object, Slot *slot)
            Py_REFCNT(view->mbuf) == 1 && view->mbuf->master.obj == (PyObject *)slot;
 }
 
+/* No view, no export: each view of a slot is the handle's, or was made after that. But for one that another thread is
+   just making, and ends as it finds the slot gone. The method in Python says the same. */
 PyObject *handle_free(Core *Py_UNUSED(core), PyObject *const *args)
 {
     Handle *handle = (Handle *)args[0];
@@ -120,7 +131,7 @@ PyObject *handle_free(Core *Py_UNUSED(core), PyObject *const *args)
     PyObject *view = NULL;
     BEGIN(handle)
     if (is_whole(handle) && handle->lent == NULL && (handle->slot->extra == NULL || handle->slot->extra->kept == NULL) &&
-        (handle->view == NULL ? handle->slot->exports == 0 : is_alone(handle->view, handle->slot))) {
+        (handle->view == NULL || is_alone(handle->view, handle->slot))) {
         home = handle->home;
         slot = handle->slot;
         view = handle->view;
@@ -146,7 +157,9 @@ PyObject *handle_free_directly(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (result != NULL || PyErr_Occurred())
         return result;
     Core *core = core_of(Py_TYPE(self));
-    return core == NULL ? NULL : PyObject_CallOneArg(core->free, self);
+    if (core == NULL)
+        return NULL;
+    return PyObject_CallOneArg(core->free, self);
 }
 
 PyObject *handle_view(Core *Py_UNUSED(core), PyObject *const *args)
@@ -156,14 +169,16 @@ PyObject *handle_view(Core *Py_UNUSED(core), PyObject *const *args)
         return NULL;
     if (handle->view == NULL) {
         Slot *slot = (Slot *)Py_NewRef((PyObject *)handle->slot);
-        PyObject *fresh = PyMemoryView_FromObject((PyObject *)slot);
+        PyObject *fresh = slot_view(slot);
         /* That may have collected garbage, and so have run any code, which may have freed the handle or looked. */
-        int still = handle->slot == slot && handle->view == NULL;
+        int still = fresh != NULL && handle->slot == slot && handle->view == NULL && slot->ground != NULL;
+        if (still) {
+            slot_export(slot, fresh);
+            handle->view = Py_NewRef(fresh);
+        }
         Py_DECREF(slot);
-        if (fresh == NULL)
-            return NULL;
-        if (still)
-            return handle->view = fresh, Py_NewRef(fresh);
+        if (still || fresh == NULL)
+            return fresh;
         Py_DECREF(fresh);
         return NULL;
     }
@@ -188,7 +203,7 @@ PyObject *handle_exit(Core *core, PyObject *const *args)
 {
     if (((Handle *)args[0])->slot == NULL)
         Py_RETURN_NONE;
-    return Py_IS_TYPE(args[0], core->handle) ? handle_free(core, args) : NULL; /* a subclass frees in its own way */
+    return Py_IS_TYPE(args[0], core->handle) || Py_IS_TYPE(args[0], core->seen) ? handle_free(core, args) : NULL; /* a subclass frees in its own way */
 }
 
 /* -- its own buffer protocol: each consumer gets a view of its own */
@@ -262,6 +277,31 @@ static int handle_set_view(PyObject *self, PyObject *value, void *Py_UNUSED(clos
     return 0;
 }
 
+static PyObject *handle_get_lent(PyObject *self, void *Py_UNUSED(closure))
+{
+    PyObject *lent = ((Handle *)self)->lent;
+    if (lent == NULL)
+        PyErr_SetString(PyExc_AttributeError, "_lent");
+    return Py_XNewRef(lent);
+}
+
+static int handle_set_lent(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    Handle *handle = (Handle *)self;
+    if (value == NULL && handle->lent == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "_lent");
+        return -1;
+    }
+    if (value != NULL && !PyTuple_Check(value)) {
+        PyErr_SetString(PyExc_TypeError, "_lent is a tuple");
+        return -1;
+    }
+    PyObject *old = handle->lent;
+    handle->lent = Py_XNewRef(value);
+    Py_XDECREF(old);
+    return 0;
+}
+
 static PyObject *handle_get_typed(PyObject *self, void *offset)
 {
     PyObject *value = *(PyObject **)((char *)self + (size_t)offset);
@@ -298,11 +338,11 @@ static int handle_set_typed(PyObject *self, PyObject *value, void *offset)
 static PyMethodDef handle_methods[] = {METHOD("__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS),
                                        {NULL, NULL, 0, NULL}};
 static PyMemberDef handle_members[] = {
-    {"_lent", T_OBJECT_EX, offsetof(Handle, lent), 0, NULL},
     {"__weaklistoffset__", T_PYSSIZET, offsetof(Handle, weak), READONLY, NULL},
     {NULL, 0, 0, 0, NULL}};
 static PyGetSetDef handle_getset[] = {
     {"_view", handle_get_view, handle_set_view, NULL, NULL},
+    {"_lent", handle_get_lent, handle_set_lent, NULL, NULL},
     {"_slot", handle_get_typed, handle_set_typed, NULL, (void *)offsetof(Handle, slot)},
     {"_home", handle_get_typed, handle_set_typed, NULL, (void *)offsetof(Handle, home)},
     {NULL, NULL, NULL, NULL, NULL}};
@@ -320,3 +360,11 @@ static PyType_Slot handle_slots[] = {{Py_tp_new, PyType_GenericNew},
                                      {0, NULL}};
 PyType_Spec handle_spec = {"aslab._fastpath._core.Buffer", sizeof(Handle), 0,
                            Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, handle_slots};
+
+static PyType_Slot seen_slots[] = {{Py_tp_dealloc, handle_dealloc},
+                                   {Py_tp_finalize, handle_finalise},
+                                   {Py_tp_traverse, handle_traverse},
+                                   {Py_tp_clear, handle_clear},
+                                   {0, NULL}};
+PyType_Spec seen_spec = {"aslab._fastpath._core.SeenBuffer", sizeof(Handle), 0,
+                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, seen_slots};

@@ -20,12 +20,14 @@ T = TypeVar("T")
 class Origin(Generic[T]):
     """What each allocation and free needs of a home at once."""
 
-    __slots__ = ("magazine", "size")
+    __slots__ = ("magazine", "seen", "size")
 
     magazine: Magazine[T]
     """Where a free puts the slot."""
     size: int
     """Bytes of one object."""
+    seen: bool
+    """Whether the garbage collector must see its buffers, as a callback may refer to one: for compiled types."""
 
 
 class Home(Protocol[T]):

@@ -94,10 +94,11 @@ class Slot(Exported, Generic[T]):
     @classmethod
     def carve(
         cls, slots: list[Slot[T]], slab: object, memory: memoryview, start: int, size: int, stride: int, count: int
-    ) -> None:
-        """Append the next ``count`` slots of a slab to the list of its slots."""
+    ) -> object:
+        """Append the next ``count`` slots of a slab to the list of its slots. The slab holds what is returned."""
         made = len(slots)
         slots += [cls(slab, memory, start, number * stride, size) for number in range(made, made + count)]
+        return None
 
 
 @compiled

@@ -11,10 +11,13 @@ from __future__ import annotations
 import collections.abc
 import importlib
 import os
+from collections.abc import Callable
+from functools import wraps
 from types import MemberDescriptorType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 C = TypeVar("C", bound=type)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _load() -> Any:
@@ -35,6 +38,17 @@ _OF_PYTHON = {"__dict__", "__weakref__", "__slots__", "__new__", "__init__", "__
 """What belongs to how a Python class is made."""
 
 
+def viewing(reference: F) -> F:
+    """Return what makes the views of compiled slots, which export nothing themselves; or this function."""
+    if not COMPILED:
+        return reference
+
+    def lease_view(source: Any) -> Any:
+        return _core.lease_view(source) if isinstance(source, _core.Slot) else reference(source)
+
+    return cast("F", wraps(reference)(lease_view))
+
+
 def compiled(reference: C) -> C:
     """Return the compiled class of that name, with the methods of this one; or this one."""
     if not COMPILED:
@@ -42,6 +56,8 @@ def compiled(reference: C) -> C:
     found: Any = getattr(_core, reference.__name__)
     own = set(vars(found))
     for base in reversed(reference.__mro__):
+        if issubclass(found, base):  # it is compiled, and has its own already
+            continue
         ours = vars(base) if base.__module__.startswith(f"{__package__}.") else {}
         for name, value in ours.items():
             if name in _OF_PYTHON or isinstance(value, MemberDescriptorType):

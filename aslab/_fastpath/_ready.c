@@ -1,4 +1,5 @@
-/* Ready: an awaitable that has its answer, in place of a coroutine that would not suspend.
+/* Ready: an awaitable that has its answer, or will find it in the magazine, in place of a coroutine that would not
+   suspend. What has gone from the magazine by then is left to the coroutine of the method in Python.
 
    It passes for a coroutine where one is asked for: it has send, throw and close, is registered as
    collections.abc.Coroutine, and warns if it was never awaited. An answer that nobody took is given back: a buffer
@@ -10,6 +11,8 @@ struct Ready {
     PyObject_HEAD
     Core *core;
     PyObject *value; /* NULL once taken */
+    Front *front;    /* where to take it from when it is awaited; NULL from then on */
+    PyObject *inner; /* the coroutine that does it instead; from then on the collector sees this object */
     PyObject *stop;  /* a StopIteration to use again, or NULL */
 };
 
@@ -21,15 +24,54 @@ PyObject *ready_new(Core *core, PyObject *value) /* takes over the reference */
     if (core->n_readies) {
         ready = core->readies[--core->n_readies];
         (void)PyObject_Init((PyObject *)ready, core->ready);
-    } else if ((ready = PyObject_New(Ready, core->ready)) != NULL) {
+    } else if ((ready = PyObject_GC_New(Ready, core->ready)) != NULL) {
         ready->core = core;
-        ready->stop = NULL;
+        ready->stop = ready->inner = NULL;
+        ready->front = NULL;
     } else {
-        Py_DECREF(value);
+        Py_XDECREF(value);
         return NULL;
     }
     ready->value = value;
     return (PyObject *)ready;
+}
+
+PyObject *ready_later(Core *core, Front *front)
+{
+    Ready *ready = (Ready *)ready_new(core, NULL);
+    if (ready != NULL)
+        ready->front = (Front *)Py_NewRef((PyObject *)front);
+    return (PyObject *)ready;
+}
+
+/* It is awaited now. -1 with an error. */
+static int ready_begin(Ready *ready)
+{
+    Front *front = ready->front;
+    if (front == NULL)
+        return 0;
+    ready->front = NULL;
+    ready->value = front_hit(ready->core, front);
+    if (ready->value == NULL && !PyErr_Occurred()) {
+        ready->inner = PyObject_CallOneArg(ready->core->slowly, (PyObject *)front);
+        if (ready->inner != NULL)
+            PyObject_GC_Track(ready);
+    }
+    Py_DECREF(front);
+    return ready->value == NULL && ready->inner == NULL ? -1 : 0;
+}
+
+static int ready_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(((Ready *)self)->inner);
+    return 0;
+}
+
+static int ready_clear(PyObject *self)
+{
+    Py_CLEAR(((Ready *)self)->inner);
+    return 0;
 }
 
 void ready_clear_kept(Core *core)
@@ -37,7 +79,7 @@ void ready_clear_kept(Core *core)
     while (core->n_readies) {
         Ready *ready = core->readies[--core->n_readies];
         Py_XDECREF(ready->stop);
-        PyObject_Free(ready);
+        PyObject_GC_Del(ready);
     }
 }
 
@@ -66,10 +108,15 @@ static void ready_dealloc(PyObject *self)
 {
     Ready *ready = (Ready *)self;
     PyTypeObject *type = Py_TYPE(self);
-    if (ready->value != NULL) {
+    if (PyObject_GC_IsTracked(self)) {
+        PyObject_GC_UnTrack(self);
+        Py_CLEAR(ready->inner);
+    }
+    if (ready->value != NULL || ready->front != NULL) {
         Pending pending;
         HOLD(pending);
-        int buffer = is_buffer(ready, ready->value);
+        int buffer = ready->front != NULL || is_buffer(ready, ready->value);
+        Py_CLEAR(ready->front);
         if (give_back(ready))
             PyErr_WriteUnraisable(NULL);
         if (buffer &&
@@ -96,7 +143,7 @@ static void ready_dealloc(PyObject *self)
         ready->core->readies[ready->core->n_readies++] = ready;
     } else {
         Py_XDECREF(ready->stop);
-        PyObject_Free(ready);
+        PyObject_GC_Del(ready);
     }
     Py_DECREF(type);
 }
@@ -113,12 +160,22 @@ static PyObject *ready_take(Ready *ready)
 /* What `await` and asyncio's tasks call on 3.11, and its tasks later. */
 static PySendResult ready_am_send(PyObject *self, PyObject *given, PyObject **result)
 {
-    if (given != Py_None && ((Ready *)self)->value != NULL) {
+    Ready *ready = (Ready *)self;
+    if (given != Py_None && (ready->value != NULL || ready->front != NULL)) {
         *result = NULL;
         PyErr_SetString(PyExc_TypeError, "can't send non-None value to a just-started coroutine");
         return PYGEN_ERROR;
     }
-    *result = ready_take((Ready *)self);
+    *result = NULL;
+    if (ready_begin(ready))
+        return PYGEN_ERROR;
+    if (ready->inner != NULL) {
+        PyObject *inner = Py_NewRef(ready->inner);
+        PySendResult sent = PyIter_Send(inner, given, result);
+        Py_DECREF(inner);
+        return sent;
+    }
+    *result = ready_take(ready);
     return *result == NULL ? PYGEN_ERROR : PYGEN_RETURN;
 }
 
@@ -126,7 +183,18 @@ static PySendResult ready_am_send(PyObject *self, PyObject *given, PyObject **re
 static PyObject *ready_next(PyObject *self)
 {
     Ready *ready = (Ready *)self;
-    PyObject *value = ready_take(ready);
+    PyObject *value;
+    if (ready->value == NULL && ready->front == NULL && ready->inner != NULL) {
+        PySendResult sent = ready_am_send(self, Py_None, &value);
+        if (sent != PYGEN_RETURN)
+            return value;
+    } else {
+        if (ready_begin(ready))
+            return NULL;
+        if (ready->inner != NULL)
+            return ready_next(self);
+        value = ready_take(ready);
+    }
     if (value == NULL)
         return NULL;
 #if PY_VERSION_HEX >= 0x030C0000
@@ -153,12 +221,18 @@ static PyObject *ready_send(PyObject *self, PyObject *given)
     PyObject *result;
     if (given == Py_None)
         return ready_next(self);
+    if (((Ready *)self)->inner != NULL)
+        return PyObject_CallMethod(((Ready *)self)->inner, "send", "O", given);
     return ready_am_send(self, given, &result) == PYGEN_ERROR ? NULL : result;
 }
 
 static PyObject *ready_close(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    return give_back((Ready *)self) ? NULL : Py_NewRef(Py_None);
+    Ready *ready = (Ready *)self;
+    if (ready->inner != NULL)
+        return PyObject_CallMethod(ready->inner, "close", NULL);
+    Py_CLEAR(ready->front);
+    return give_back(ready) ? NULL : Py_NewRef(Py_None);
 }
 
 /* As a coroutine that has not begun: it ends with that exception. */
@@ -168,10 +242,18 @@ static PyObject *ready_throw(PyObject *self, PyObject *const *args, Py_ssize_t n
         PyErr_SetString(PyExc_TypeError, "throw() takes from 1 to 3 arguments");
         return NULL;
     }
-    if (((Ready *)self)->value == NULL) {
+    Ready *ready = (Ready *)self;
+    if (ready->inner != NULL) {
+        PyObject *method = PyObject_GetAttrString(ready->inner, "throw");
+        PyObject *result = method == NULL ? NULL : PyObject_Vectorcall(method, args, nargs, NULL);
+        Py_XDECREF(method);
+        return result;
+    }
+    if (ready->value == NULL && ready->front == NULL) {
         PyErr_SetString(PyExc_RuntimeError, AGAIN);
         return NULL;
     }
+    Py_CLEAR(ready->front);
     if (give_back((Ready *)self))
         return NULL;
     PyObject *type = args[0], *value = nargs > 1 && args[1] != Py_None ? args[1] : NULL;
@@ -189,10 +271,13 @@ static PyObject *ready_self(PyObject *self)
     return Py_NewRef(self);
 }
 
-/* It has no frame, never runs and awaits nothing: anyio and the loops ask for that. */
-static PyObject *ready_nothing(PyObject *Py_UNUSED(self), void *closure)
+/* It has no frame, never runs and awaits nothing, unless a coroutine does: anyio and the loops ask for that. */
+static PyObject *ready_state(PyObject *self, void *name)
 {
-    return Py_NewRef(closure == NULL ? Py_None : Py_False);
+    PyObject *inner = ((Ready *)self)->inner;
+    if (inner != NULL)
+        return PyObject_GetAttrString(inner, name);
+    return Py_NewRef(strcmp(name, "cr_frame") == 0 || strcmp(name, "cr_await") == 0 ? Py_None : Py_False);
 }
 
 /* `inspect.iscoroutine`, which frameworks ask, asks for this. */
@@ -209,16 +294,18 @@ static PyObject *ready_name(PyObject *Py_UNUSED(self), void *name)
 static PyMethodDef ready_methods[] = {METHOD("send", ready_send, METH_O), METHOD("close", ready_close, METH_NOARGS),
                                       METHOD("throw", ready_throw, METH_FASTCALL), {NULL, NULL, 0, NULL}};
 static PyGetSetDef ready_getset[] = {{"__class__", ready_class, NULL, NULL, NULL},
-                                     {"cr_frame", ready_nothing, NULL, NULL, NULL},
-                                     {"cr_await", ready_nothing, NULL, NULL, NULL},
-                                     {"cr_running", ready_nothing, NULL, NULL, ""},
-                                     {"cr_suspended", ready_nothing, NULL, NULL, ""},
+                                     {"cr_frame", ready_state, NULL, NULL, "cr_frame"},
+                                     {"cr_await", ready_state, NULL, NULL, "cr_await"},
+                                     {"cr_running", ready_state, NULL, NULL, "cr_running"},
+                                     {"cr_suspended", ready_state, NULL, NULL, "cr_suspended"},
                                      {"__name__", ready_name, NULL, NULL, "alloc"},
                                      {"__qualname__", ready_name, NULL, NULL, "Cache.alloc"},
                                      {NULL, NULL, NULL, NULL, NULL}};
-static PyType_Slot ready_slots[] = {{Py_tp_dealloc, ready_dealloc}, {Py_am_await, ready_self},
+static PyType_Slot ready_slots[] = {{Py_tp_traverse, ready_traverse}, {Py_tp_clear, ready_clear},
+                                    {Py_tp_dealloc, ready_dealloc}, {Py_am_await, ready_self},
                                     {Py_am_send, ready_am_send},    {Py_tp_iter, ready_self},
                                     {Py_tp_iternext, ready_next},   {Py_tp_methods, ready_methods},
                                     {Py_tp_getset, ready_getset},   {0, NULL}};
 PyType_Spec ready_spec = {"aslab._fastpath._core.Ready", sizeof(Ready), 0,
-                          Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, ready_slots};
+                          Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                          ready_slots};

@@ -12,7 +12,7 @@ static Ground *ground_new(Core *core, PyObject *slab, PyObject *memory, PyObject
     Ground *ground = PyObject_New(Ground, core->ground);
     if (ground == NULL)
         return NULL;
-    ground->slab = ground->memory = NULL;
+    ground->slab = ground->memory = ground->near = ground->anchor = NULL;
     ground->size = size;
     if (slab != Py_None && (ground->slab = PyWeakref_NewRef(slab, NULL)) == NULL)
         goto failed;
@@ -45,6 +45,39 @@ static void ground_dealloc(PyObject *self)
 static PyType_Slot ground_slots[] = {{Py_tp_dealloc, ground_dealloc}, {0, NULL}};
 PyType_Spec ground_spec = {"aslab._fastpath._core.Ground", sizeof(Ground), 0,
                            Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, ground_slots};
+
+/* What a slab holds of its ground, and nobody else: as long as it is there, so is the slab. */
+typedef struct {
+    PyObject_HEAD
+    Ground *ground;
+} Anchor;
+
+static PyObject *anchor_of(Core *core, Ground *ground, PyObject *slab)
+{
+    if (ground->anchor != NULL)
+        return Py_NewRef(ground->anchor);
+    Anchor *anchor = PyObject_New(Anchor, core->anchor);
+    if (anchor != NULL) {
+        anchor->ground = (Ground *)Py_NewRef((PyObject *)ground);
+        ground->anchor = (PyObject *)anchor;
+        ground->near = slab;
+    }
+    return (PyObject *)anchor;
+}
+
+static void anchor_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    Ground *ground = ((Anchor *)self)->ground;
+    ground->near = ground->anchor = NULL;
+    Py_DECREF(ground);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot anchor_slots[] = {{Py_tp_dealloc, anchor_dealloc}, {0, NULL}};
+PyType_Spec anchor_spec = {"aslab._fastpath._core.Anchor", sizeof(Anchor), 0,
+                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, anchor_slots};
 
 /* -- slots */
 
@@ -110,8 +143,9 @@ static PyObject *slot_carve(PyObject *cls, PyObject *args)
         }
         Py_DECREF(slot);
     }
+    PyObject *anchor = slab == Py_None ? Py_NewRef(Py_None) : anchor_of(core, ground, slab);
     Py_DECREF(ground);
-    Py_RETURN_NONE;
+    return anchor;
 }
 
 static int slot_traverse(PyObject *self, visitproc visit, void *arg)
@@ -156,18 +190,34 @@ static void slot_dealloc(PyObject *self)
 
 /* -- exports */
 
-static int slot_getbuffer(PyObject *self, Py_buffer *view, int flags)
+/* A view refers to the slot by its `obj`, and the slot has one owner after another: so who keeps `view.obj` gets
+   nothing from it. Views are made by `slot_view` alone. */
+static int slot_getbuffer(PyObject *Py_UNUSED(self), Py_buffer *view, int Py_UNUSED(flags))
 {
-    Slot *slot = (Slot *)self;
+    view->obj = NULL;
+    PyErr_SetString(PyExc_BufferError, "what is behind a view of a Buffer exports nothing: use the Buffer's view");
+    return -1;
+}
+
+/* A writable view of bytes, with a managed buffer of its own, which does not count as an export yet. Making it may
+   collect garbage, and so run any code: who makes it looks whether the slot is still theirs, and then calls
+   `slot_export`. */
+PyObject *slot_view(Slot *slot)
+{
     if (slot->ground == NULL) {
-        view->obj = NULL;
         PyErr_SetString(PyExc_BufferError, "the memory of this slot was given up");
-        return -1;
+        return NULL;
     }
-    if (PyBuffer_FillInfo(view, self, slot->memory, slot->ground->size, 0, flags))
-        return -1;
+    return PyMemoryView_FromMemory(slot->memory, slot->ground->size, PyBUF_WRITE);
+}
+
+/* From now on the view is an export of its slot, until it and what was made of it are released. */
+void slot_export(Slot *slot, PyObject *view)
+{
+    PyMemoryViewObject *fresh = (PyMemoryViewObject *)view;
+    fresh->mbuf->master.obj = Py_NewRef((PyObject *)slot);
+    fresh->view.obj = (PyObject *)slot; /* borrowed, as in every memoryview */
     slot->exports++;
-    return 0;
 }
 
 /* On any thread, in the garbage collector, with an exception on its way. */
@@ -267,6 +317,9 @@ static PyObject *slot_get_slab(PyObject *self, void *Py_UNUSED(closure))
     Slot *slot = (Slot *)self;
     if (slot->detached || slot->ground == NULL || slot->ground->slab == NULL)
         Py_RETURN_NONE;
+    PyObject *near = slot->ground->near;
+    if (near != NULL)
+        return Py_REFCNT(near) > 0 ? Py_NewRef(near) : Py_NewRef(Py_None); /* none refer to it: it is just going */
 #if PY_VERSION_HEX >= 0x030D0000
     PyObject *slab;
     int alive = PyWeakref_GetRef(slot->ground->slab, &slab);

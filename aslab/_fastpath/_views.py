@@ -35,6 +35,8 @@ from gc import get_referents
 from sys import getrefcount
 from typing import Any
 
+from ._native import viewing
+
 FEW = 20_000
 """The most objects searched for a message: takes some milliseconds."""
 Exporter = ctypes.Array[ctypes.c_ubyte]
@@ -45,6 +47,7 @@ def exporter(memory: memoryview, offset: int, size: int) -> Exporter:
     return (ctypes.c_ubyte * size).from_buffer(memory, offset)
 
 
+@viewing
 def lease_view(source: Exporter) -> memoryview:
     """Return a writable view of bytes, with a managed buffer of its own."""
     whole = memoryview(source)

@@ -55,11 +55,25 @@ def zero_out(slot: Slot[Any]) -> None:
 class Slab(Generic[T]):
     """A region and its slots, some free, the others out; slots never handed out may not exist yet."""
 
-    __slots__ = ("__weakref__", "age", "built", "freed", "later", "region", "shape", "slots", "stays", "used")
+    __slots__ = (
+        "__weakref__",
+        "age",
+        "anchor",
+        "built",
+        "freed",
+        "later",
+        "region",
+        "shape",
+        "slots",
+        "stays",
+        "used",
+    )
 
     def __init__(self, region: Region, shape: Shape) -> None:
         self.region: Region = region
         self.shape: Shape = shape
+        self.anchor: object = None
+        """Of its slots, which find it by that."""
         self.age: int = 0
         """The ageing tick at which it became empty."""
         self.built: int = 0
@@ -94,7 +108,7 @@ class Slab(Generic[T]):
         """Make the next slots, at most ``count`` of those that are left. Returns the first of them."""
         made, shape, region = len(self.slots), self.shape, self.region
         count = min(count, shape.objects - made)
-        Slot.carve(self.slots, self, region.memory, region.address, shape.size, shape.stride, count)
+        self.anchor = Slot.carve(self.slots, self, region.memory, region.address, shape.size, shape.stride, count)
         return self.slots[made]
 
     def take(self, count: int) -> list[Slot[T]]:
