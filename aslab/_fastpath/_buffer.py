@@ -124,8 +124,7 @@ class Buffer(Generic[T]):
     def free(self) -> None:
         """Give the memory back to the cache, or to a waiting caller if there is one.
 
-        Call it as ``buf.free()``: ``Buffer.free(buf)`` is wrong for a buffer whose class has a ``free`` of its own, as
-        emergency objects do.
+        Call it as ``buf.free()``: ``Buffer.free(buf)`` is wrong for an emergency object, whose class has its own.
 
         :raises BufferFreedError: if it was freed before
         :raises BufferError: if something still exports the memory (a numpy array, a slice of the view, a
