@@ -134,6 +134,12 @@ static PyObject *slot_carve(PyObject *cls, PyObject *args)
         ground = (Ground *)Py_NewRef((PyObject *)((Slot *)first)->ground);
     else if ((ground = ground_new(core, slab, memory, start, size)) == NULL)
         return NULL;
+    if (ground->size != size || stride < size || stride < 1 || count < 0 || count > PY_SSIZE_T_MAX / stride - made) {
+        PyErr_Format(PyExc_ValueError, "%zd more slots of %zd bytes at each %zd after %zd of %zd bytes", count, size,
+                     stride, made, ground->size);
+        Py_DECREF(ground);
+        return NULL;
+    }
     for (Py_ssize_t number = made; number < made + count; number++) {
         Slot *slot = (Slot *)type->tp_alloc(type, 0);
         if (slot == NULL || slot_place(slot, ground, number * stride) || PyList_Append(slots, (PyObject *)slot)) {
