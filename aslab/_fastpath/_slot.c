@@ -33,9 +33,18 @@ failed:
     return NULL;
 }
 
+/* What a slab holds of its ground, and nobody else: as long as it is there, so is the slab. It does not keep the ground,
+   which exports the region. */
+typedef struct {
+    PyObject_HEAD
+    Ground *ground; /* borrowed, NULL once that is gone */
+} Anchor;
+
 static void ground_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
+    if (((Ground *)self)->anchor != NULL)
+        ((Anchor *)((Ground *)self)->anchor)->ground = NULL;
     Py_XDECREF(((Ground *)self)->slab);
     Py_XDECREF(((Ground *)self)->memory);
     PyObject_Free(self);
@@ -46,19 +55,13 @@ static PyType_Slot ground_slots[] = {{Py_tp_dealloc, ground_dealloc}, {0, NULL}}
 PyType_Spec ground_spec = {"aslab._fastpath._core.Ground", sizeof(Ground), 0,
                            Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, ground_slots};
 
-/* What a slab holds of its ground, and nobody else: as long as it is there, so is the slab. */
-typedef struct {
-    PyObject_HEAD
-    Ground *ground;
-} Anchor;
-
 static PyObject *anchor_of(Core *core, Ground *ground, PyObject *slab)
 {
     if (ground->anchor != NULL)
         return Py_NewRef(ground->anchor);
     Anchor *anchor = PyObject_New(Anchor, core->anchor);
     if (anchor != NULL) {
-        anchor->ground = (Ground *)Py_NewRef((PyObject *)ground);
+        anchor->ground = ground;
         ground->anchor = (PyObject *)anchor;
         ground->near = slab;
     }
@@ -69,8 +72,8 @@ static void anchor_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     Ground *ground = ((Anchor *)self)->ground;
-    ground->near = ground->anchor = NULL;
-    Py_DECREF(ground);
+    if (ground != NULL)
+        ground->near = ground->anchor = NULL;
     PyObject_Free(self);
     Py_DECREF(type);
 }
