@@ -24,7 +24,7 @@ import pytest
 import aslab
 from aslab import KM, Buffer, BufferFreedError, Cache, Lease
 from aslab._cache import pool_of
-from aslab._fastpath import COMPILED
+from aslab._fastpath import COMPILED, Front, Magazine, Slot
 from aslab.testing import check_consistency
 
 from .support import SIZE, allocator, settle
@@ -266,6 +266,38 @@ async def test_what_is_behind_a_view_never_reaches_the_next_owner() -> None:
         del behind
         buf.__exit__(None, None, None)
         check_consistency(cache)
+
+
+async def test_what_takes_no_arguments_refuses_them() -> None:
+    for made, args, kwargs in ((Buffer, (1,), {}), (Buffer, (), {"x": 1}), (Front, (1,), {})):
+        given: Any = made
+        with pytest.raises(TypeError):
+            given(*args, **kwargs)
+    hit: Any = None
+    async with allocator() as kmem:
+        hit = (await warmed(kmem)).alloc()
+        with pytest.raises(TypeError, match="separate value"):
+            hit.throw(KeyError(), 2)
+        hit.close()
+
+
+@compiled
+def test_slots_are_carved_within_their_region() -> None:
+    slots: list[Any] = []
+    memory = memoryview(bytearray(64))
+    Slot.carve(slots, None, memory, 0, 8, 16, 2)
+    for size, stride, count in (
+        (9, 16, 1),
+        (8, 4, 1),
+        (8, 16, 3),
+        (8, 1 << 62, 1),
+        (8, 16, -1),
+        (8, 16, sys.maxsize),
+    ):
+        with pytest.raises(ValueError, match="bytes"):
+            Slot.carve(slots, None, memory, 0, size, stride, count)
+    with pytest.raises(ValueError, match="negative"):
+        Magazine(-1)
 
 
 @compiled

@@ -17,6 +17,17 @@ Core *core_of(PyTypeObject *type)
     return module == NULL ? NULL : PyModule_GetState(module);
 }
 
+/* A new object of a type that takes no arguments; a subclass with an `__init__` of its own may take some. */
+PyObject *core_plain_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    if (type->tp_init == PyBaseObject_Type.tp_init &&
+        (PyTuple_GET_SIZE(args) || (kwargs != NULL && PyDict_GET_SIZE(kwargs)))) {
+        PyErr_Format(PyExc_TypeError, "%s() takes no arguments", type->tp_name);
+        return NULL;
+    }
+    return type->tp_alloc(type, 0);
+}
+
 /* The method `python`, named `name`, of a type, with its shortcut; or itself if there is none. */
 static PyObject *core_with_shortcut(PyObject *module, PyObject *args)
 {

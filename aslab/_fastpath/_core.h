@@ -157,6 +157,7 @@ extern PyType_Spec method_spec, bound_spec, getter_spec, ground_spec, anchor_spe
 extern struct PyModuleDef core_module;
 
 Core *core_of(PyTypeObject *type);
+PyObject *core_plain_new(PyTypeObject *type, PyObject *args, PyObject *kwargs);
 PyObject *method_new(Core *core, PyTypeObject *type, const Entry *entry, PyObject *python);
 void bound_clear_kept(Core *core);
 

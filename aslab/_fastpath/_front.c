@@ -98,7 +98,7 @@ static PyGetSetDef front_getset[] = {
     {"_magazine", front_get, front_set, NULL, (void *)offsetof(Front, magazine)},
     {"_home", front_get, front_set, NULL, (void *)offsetof(Front, home)},
     {NULL, NULL, NULL, NULL, NULL}};
-static PyType_Slot front_slots[] = {{Py_tp_new, PyType_GenericNew},   {Py_tp_dealloc, front_dealloc},
+static PyType_Slot front_slots[] = {{Py_tp_new, core_plain_new},   {Py_tp_dealloc, front_dealloc},
                                     {Py_tp_traverse, front_traverse}, {Py_tp_clear, front_clear},
                                     {Py_tp_methods, front_methods},   {Py_tp_getset, front_getset},
                                     {0, NULL}};

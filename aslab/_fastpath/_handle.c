@@ -346,7 +346,7 @@ static PyGetSetDef handle_getset[] = {
     {"_slot", handle_get_typed, handle_set_typed, NULL, (void *)offsetof(Handle, slot)},
     {"_home", handle_get_typed, handle_set_typed, NULL, (void *)offsetof(Handle, home)},
     {NULL, NULL, NULL, NULL, NULL}};
-static PyType_Slot handle_slots[] = {{Py_tp_new, PyType_GenericNew},
+static PyType_Slot handle_slots[] = {{Py_tp_new, core_plain_new},
                                      {Py_tp_dealloc, handle_dealloc},
                                      {Py_tp_finalize, handle_finalise},
                                      {Py_tp_traverse, handle_traverse},

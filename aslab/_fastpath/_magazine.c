@@ -20,6 +20,10 @@ static int magazine_init(PyObject *self, PyObject *args, PyObject *kwargs)
     Magazine *magazine = (Magazine *)self;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "n:Magazine", names, &magazine->capacity))
         return -1;
+    if (magazine->capacity < 0) {
+        PyErr_SetString(PyExc_ValueError, "the capacity of a magazine is not negative");
+        return -1;
+    }
     magazine->batch = magazine->capacity - magazine->capacity / 2;
     return 0;
 }

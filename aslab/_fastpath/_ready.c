@@ -257,7 +257,9 @@ static PyObject *ready_throw(PyObject *self, PyObject *const *args, Py_ssize_t n
     if (give_back((Ready *)self))
         return NULL;
     PyObject *type = args[0], *value = nargs > 1 && args[1] != Py_None ? args[1] : NULL;
-    if (PyExceptionInstance_Check(type))
+    if (PyExceptionInstance_Check(type) && value != NULL)
+        PyErr_SetString(PyExc_TypeError, "instance exception may not have a separate value");
+    else if (PyExceptionInstance_Check(type))
         PyErr_SetObject((PyObject *)Py_TYPE(type), type);
     else if (PyExceptionClass_Check(type))
         PyErr_SetObject(type, value);

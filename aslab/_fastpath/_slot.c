@@ -33,9 +33,18 @@ failed:
     return NULL;
 }
 
+/* What a slab holds of its ground, and nobody else: as long as it is there, so is the slab. It does not keep the ground,
+   which exports the region. */
+typedef struct {
+    PyObject_HEAD
+    Ground *ground; /* borrowed, NULL once that is gone */
+} Anchor;
+
 static void ground_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
+    if (((Ground *)self)->anchor != NULL)
+        ((Anchor *)((Ground *)self)->anchor)->ground = NULL;
     Py_XDECREF(((Ground *)self)->slab);
     Py_XDECREF(((Ground *)self)->memory);
     PyObject_Free(self);
@@ -46,19 +55,13 @@ static PyType_Slot ground_slots[] = {{Py_tp_dealloc, ground_dealloc}, {0, NULL}}
 PyType_Spec ground_spec = {"aslab._fastpath._core.Ground", sizeof(Ground), 0,
                            Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, ground_slots};
 
-/* What a slab holds of its ground, and nobody else: as long as it is there, so is the slab. */
-typedef struct {
-    PyObject_HEAD
-    Ground *ground;
-} Anchor;
-
 static PyObject *anchor_of(Core *core, Ground *ground, PyObject *slab)
 {
     if (ground->anchor != NULL)
         return Py_NewRef(ground->anchor);
     Anchor *anchor = PyObject_New(Anchor, core->anchor);
     if (anchor != NULL) {
-        anchor->ground = (Ground *)Py_NewRef((PyObject *)ground);
+        anchor->ground = ground;
         ground->anchor = (PyObject *)anchor;
         ground->near = slab;
     }
@@ -69,8 +72,8 @@ static void anchor_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     Ground *ground = ((Anchor *)self)->ground;
-    ground->near = ground->anchor = NULL;
-    Py_DECREF(ground);
+    if (ground != NULL)
+        ground->near = ground->anchor = NULL;
     PyObject_Free(self);
     Py_DECREF(type);
 }
@@ -134,6 +137,12 @@ static PyObject *slot_carve(PyObject *cls, PyObject *args)
         ground = (Ground *)Py_NewRef((PyObject *)((Slot *)first)->ground);
     else if ((ground = ground_new(core, slab, memory, start, size)) == NULL)
         return NULL;
+    if (ground->size != size || stride < size || stride < 1 || count < 0 || count > PY_SSIZE_T_MAX / stride - made) {
+        PyErr_Format(PyExc_ValueError, "%zd more slots of %zd bytes at each %zd after %zd of %zd bytes", count, size,
+                     stride, made, ground->size);
+        Py_DECREF(ground);
+        return NULL;
+    }
     for (Py_ssize_t number = made; number < made + count; number++) {
         Slot *slot = (Slot *)type->tp_alloc(type, 0);
         if (slot == NULL || slot_place(slot, ground, number * stride) || PyList_Append(slots, (PyObject *)slot)) {
