@@ -268,6 +268,7 @@ async def test_what_is_behind_a_view_never_reaches_the_next_owner() -> None:
         check_consistency(cache)
 
 
+@pytest.mark.filterwarnings("ignore:the .type, exc, tb. signature:DeprecationWarning")
 async def test_what_takes_no_arguments_refuses_them() -> None:
     for made, args, kwargs in ((Buffer, (1,), {}), (Buffer, (), {"x": 1}), (Front, (1,), {})):
         given: Any = made
