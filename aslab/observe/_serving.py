@@ -2,7 +2,7 @@
 
 Whenever a thread has blocked, in a read for example, it waits until another one hands the interpreter over: up to
 5 ms (`sys.getswitchinterval`) where an event loop is always busy. `prometheus_client.start_http_server` blocks
-some five times a scrape: to learn of a connection, to accept it, to start a thread, to read, to send the head.
+some eight times a scrape: to learn of a connection, to accept it, to start a thread, to read, to send in pieces.
 Here a connection is kept, as Prometheus does on its side; a thread for each sleeps in the read, and sends head and
 body by one call. So a scrape waits for the interpreter once. ``aslab bench scrape`` compares them.
 
