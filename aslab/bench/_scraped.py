@@ -98,7 +98,10 @@ def serve_in_a_thread(registry: CollectorRegistry) -> int:
 
 def serve_on_the_loop(registry: CollectorRegistry, tasks: TaskGroup) -> int:
     """Serve by an app of the event loop that has the load. Returns the port."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    # Named as TCP, so that asyncio sets TCP_NODELAY: else an answer in two pieces takes 40 ms more.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
     config = uvicorn.Config(make_asgi_app(registry), http="h11", lifespan="off", log_level="warning")
     tasks.start_soon(uvicorn.Server(config).serve, [listener])
     return int(listener.getsockname()[1])

@@ -109,6 +109,8 @@ class _Server:
         try:
             with sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # so that a dead client is noticed
+                # Else the last piece of an answer waits for an acknowledgement, which may be delayed by 40 ms.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 _Handler(sock, sock.getpeername(), self)  # type: ignore[arg-type]
         except OSError:  # the client is gone
             pass
