@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aslab import KM
-from aslab._kmem._clock import futures_of_this_loop
+from aslab._kmem._alarms import Alarms
+from aslab._kmem._clock import clock_of_this_loop, futures_of_this_loop
 from aslab._kmem._waiters import Waiter, WaitQueue
 from aslab._stats import Counters
 
@@ -26,11 +27,11 @@ FLAGS = st.lists(st.sampled_from([KM.SLEEP, KM.PUSHPAGE]), min_size=20, max_size
 
 def a_waiter(flags: KM, ticket: int) -> Waiter[object]:
     """One that never sleeps."""
-    return Waiter(asyncio.Future, flags, ticket, 1, Counters(), 0.0)
+    return Waiter(Alarms(lambda: 0.0, asyncio.Future), flags, ticket, 1, Counters(), 0.0)
 
 
 def a_sleeper() -> Waiter[object]:
-    return Waiter(futures_of_this_loop(), KM.SLEEP, 0, 1, Counters(), 0.0)
+    return Waiter(Alarms(clock_of_this_loop(), futures_of_this_loop()), KM.SLEEP, 0, 1, Counters(), 0.0)
 
 
 def rank(waiter: Waiter[object]) -> tuple[bool, int]:

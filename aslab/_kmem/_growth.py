@@ -31,7 +31,7 @@ from ._reports import Reports
 from ._reserve import Reserve
 from ._slab import Slab
 from ._state import Mark, Marks
-from ._waiters import Waiters
+from ._line import Waiters
 
 T = TypeVar("T")
 

@@ -34,7 +34,8 @@ from ._clock import Clock
 from ._depot import Depot
 from ._emergency import Emergency, EmergencySlot
 from ._reserve import Reserve
-from ._waiters import Waiter, Waiters
+from ._line import Waiters
+from ._waiters import Waiter
 
 T = TypeVar("T")
 
