@@ -5,13 +5,12 @@ Always true, between calls:
     1. `first` is the waiter with the smallest rank of those that have joined and not left
     2. the magazine is watched (WAITERS, FILLERS) while anyone waits, except from when the first in line is told of
        a free until it runs
-    3. of very many that a closed pool sends away, or that are to look again, each has been woken or will be: by one
-       that leaves, or by a walk
+    3. of very many that a closed pool sends away, or that are to look again, each has been woken or will be: by
+       one that leaves, or by a walk
 
 MEMALLOC comes before PUSHPAGE before SLEEP, and within each the oldest first. Callers come in the order of their
-tickets, so the line is a ring for each level, linked through the waiters. Joining, leaving and closing cost the same
-however long it is, and nothing is copied as it grows: a heap and a dictionary stall the loop by 10 ms on the way to
-100,000 waiters.
+tickets, so the line is a ring for each level, linked through the waiters. Joining, leaving and closing cost the
+same however long it is, and nothing is copied as it grows, as a heap or a dictionary would be.
 
 Event loop's thread only; `first` may be read, and a level walked, from any thread.
 """

@@ -1,9 +1,9 @@
 """What each operation costs where very many callers wait, and what it costs with bare tasks instead.
 
-A task has its price, whatever it sleeps on: the loop's and anyio's own sets and dictionaries grow with the tasks, each
-timeout is a timer of the loop, and the garbage collector walks them all. So the same number of tasks sleep on a future
-of the loop each, the least there is, and join, are served, cancelled and sent away in the same way. What aslab adds is
-the difference.
+A task has its price, whatever it sleeps on: the loop's and anyio's own sets and dictionaries grow with the tasks,
+each timeout is a timer of the loop, and the garbage collector walks them all. So the same number of tasks sleep on
+a future of the loop each, the least there is, and join, are served, cancelled and sent away in the same way. What
+aslab adds is the difference.
 """
 
 from __future__ import annotations
