@@ -15,7 +15,6 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import anyio
 from aiohttp import web
 
 import aslab
@@ -53,9 +52,6 @@ async def upload(request: web.Request) -> web.Response:
                     buf.view[: len(piece)] = piece
                     end += await aslab.io.write_from(part, buf, end, len(piece))
     except (TimeoutError, aslab.TooManyWaiting):
-        with anyio.move_on_after(1):  # whoever is still sending may miss the answer if the connection is closed
-            async for _ in request.content.iter_any():
-                pass
         raise web.HTTPServiceUnavailable(headers={"Retry-After": "1"}, text="no memory for now") from None
     return web.json_response({"name": path.name, "bytes": end}, status=201)
 

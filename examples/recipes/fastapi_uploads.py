@@ -104,7 +104,7 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 async def drop(request: Request) -> None:
-    """Read on for a second: whoever is still sending may miss the answer if the connection is closed."""
+    """Read on for a while: many clients read no answer before all is sent, and uvicorn may hang up on them."""
     with anyio.move_on_after(1), contextlib.suppress(ClientDisconnect):
         async for _ in request.stream():
             pass
