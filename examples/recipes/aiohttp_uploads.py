@@ -53,6 +53,8 @@ async def upload(request: web.Request) -> web.Response:
                     end += await aslab.io.write_from(part, buf, end, len(piece))
     except (TimeoutError, aslab.TooManyWaiting):
         raise web.HTTPServiceUnavailable(headers={"Retry-After": "1"}, text="no memory for now") from None
+    except ConnectionResetError:
+        raise web.HTTPBadRequest(text="the rest of the body did not come") from None  # nobody reads it
     return web.json_response({"name": path.name, "bytes": end}, status=201)
 
 

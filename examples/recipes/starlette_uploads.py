@@ -71,6 +71,8 @@ async def upload(request: Request) -> JSONResponse:
     except (TimeoutError, aslab.TooManyWaiting):
         await drop(request)
         raise HTTPException(503, "no memory for now", {"Retry-After": "1"}) from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the rest of the body did not come") from None  # for the log; nobody reads it
     return JSONResponse({"name": path.name, "bytes": size}, 201)
 
 
