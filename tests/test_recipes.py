@@ -1,7 +1,7 @@
 """The recipes of docs/recipes.md, by the commands that the page gives: real servers, real sockets.
 
-Each server begins with its memory stuck, and stays so until a file is gone: a module wraps ``aslab.open_allocator``
-and then imports the program. While it is stuck uploads wait for a moment only, and later as long as it takes.
+Each server begins with its memory stuck, until a file is gone: a module wraps ``aslab.open_allocator`` and then
+imports the program. While it is stuck uploads wait for a moment only, and later as long as it takes.
 """
 
 from __future__ import annotations
