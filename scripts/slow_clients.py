@@ -47,8 +47,8 @@ BOUNDARY = "boundary-of-the-form"
 WAYS = {
     "a lease for each piece (the recipe)": "piece",
     "a lease for each request": "request",
-    "a semaphore, and a bytearray for each piece": "bytearray-piece",
-    "a semaphore, and a bytearray for each request": "bytearray-request",
+    "a semaphore, round the write of each message": "message",
+    "a semaphore and a bytearray for each request": "bytearray",
     "`UploadFile`": "upload-file",
 }
 Store = Callable[[Request, Path], Awaitable[int]]
@@ -64,23 +64,32 @@ async def lease_for_each_request(request: Request, path: Path) -> int:
         return await aslab.io.write_from(path, buf, 0, end)
 
 
-def write_at(path: Path, data: bytearray, offset: int) -> int:
+def write_all(fd: int, data: bytes | bytearray, offset: int) -> int:
     """Write to a file, and return how much."""
+    end = 0
+    while end < len(data):
+        end += os.pwrite(fd, memoryview(data)[end:], offset + end)
+    return end
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """A file descriptor to write to."""
     fd = os.open(path, os.O_WRONLY)
     try:
-        return os.pwrite(fd, data, offset)
+        yield fd
     finally:
         os.close(fd)
 
 
-async def bytearray_for_each_piece(request: Request, path: Path) -> int:
-    """As the recipe, with a semaphore instead of a cache."""
+async def semaphore_for_each_message(request: Request, path: Path) -> int:
+    """As the recipe, with a semaphore instead of a cache: each message is written from where it lies."""
     end = 0
-    async for message in request.stream():
-        for start in range(0, len(message), PIECE):
-            async with turn(request):
-                piece = bytearray(message[start : start + PIECE])
-                end += await to_thread.run_sync(write_at, path, piece, end)
+    with opened(path) as fd:
+        async for message in request.stream():
+            if message:
+                async with turn(request):
+                    end += await to_thread.run_sync(write_all, fd, message, end)
     return end
 
 
@@ -90,7 +99,8 @@ async def bytearray_for_each_request(request: Request, path: Path) -> int:
         body = bytearray()
         async for message in request.stream():
             body += message
-        return await to_thread.run_sync(write_at, path, body, 0)
+        with opened(path) as fd:
+            return await to_thread.run_sync(write_all, fd, body, 0)
 
 
 @contextlib.asynccontextmanager
@@ -121,8 +131,8 @@ async def upload_file(request: Request, path: Path) -> int:
 STORES: dict[str, Store] = {
     "piece": recipe.store,
     "request": lease_for_each_request,
-    "bytearray-piece": bytearray_for_each_piece,
-    "bytearray-request": bytearray_for_each_request,
+    "message": semaphore_for_each_message,
+    "bytearray": bytearray_for_each_request,
     "upload-file": upload_file,
 }
 
@@ -136,7 +146,7 @@ def serve(kind: str, limit: int) -> None:
             yield {
                 "pieces": kmem.create_cache("pieces", PIECE),
                 "bodies": kmem.create_cache("bodies", BODY),
-                "turns": anyio.Semaphore(limit // (PIECE if kind.endswith("piece") else BODY)),
+                "turns": anyio.Semaphore(limit // (PIECE if kind == "message" else BODY), fast_acquire=True),
             }
 
     async def upload(request: Request) -> JSONResponse:
