@@ -191,6 +191,12 @@ def forget(pid: int) -> int:
     return peak(pid)
 
 
+def processor_time(pid: int) -> float:
+    """Seconds that a process has spent so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def request_of(kind: str) -> bytes:
     """A whole request: head and body."""
     body, kind_of_body = bytes(BODY), "application/octet-stream"
@@ -249,15 +255,16 @@ async def load(pid: int, port: int, kind: str, options: argparse.Namespace) -> d
         while time.perf_counter() < until:
             found.append(await fast_client(port, request))
 
-    begin = time.perf_counter()
+    begin, spent = time.perf_counter(), processor_time(pid)
     await asyncio.gather(*(again_and_again() for _ in range(options.fast)))
-    seconds = time.perf_counter() - begin
+    seconds, spent = time.perf_counter() - begin, processor_time(pid) - spent
     for task in slow:
         task.cancel()
     await asyncio.wait(slow)
     served = [took for status, took in found if status == 201]
     return {
         "uploads/s": len(served) / seconds,
+        "CPU": spent / len(served) * 1000 if served else float("nan"),
         "503": len(found) - len(served),
         "longest": max(served, default=float("nan")),
         "MiB": (peak(pid) - before) / MIB,
@@ -283,13 +290,13 @@ def main() -> None:
             for way, kind in WAYS.items():
                 with serving(kind, options.mib * MIB, folder) as (pid, port):
                     results[way].append(asyncio.run(load(pid, port, kind, options)))
-    print("| way | uploads a second | told 503 | longest upload, s | peak, MiB |")
-    print("| --- | --- | --- | --- | --- |")
+    print("| way | uploads a second | CPU ms each | told 503 | longest upload, s | peak, MiB |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for way, found in results.items():
         figures = {name: statistics.median(one[name] for one in found) for name in found[0]}
         print(
-            f"| {way} | {figures['uploads/s']:.3g} | {figures['503']:.0f} | {figures['longest']:.2g} "
-            f"| {figures['MiB']:.0f} |"
+            f"| {way} | {figures['uploads/s']:.3g} | {figures['CPU']:.3g} | {figures['503']:.0f} "
+            f"| {figures['longest']:.2g} | {figures['MiB']:.0f} |"
         )
 
 

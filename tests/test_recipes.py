@@ -23,7 +23,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "examples" / "recipes"
-PIECE = 64 * 2**10
+PIECE = 256 * 2**10
 LIMIT = 2**20
 SLOW = 2 * LIMIT // PIECE
 """Clients that are slow: twice as many as there are buffers."""

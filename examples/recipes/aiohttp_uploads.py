@@ -21,7 +21,7 @@ import aslab
 import aslab.io
 from aslab.backends import Backend
 
-PIECE = 64 * 2**10
+PIECE = 256 * 2**10
 LIMIT = int(os.environ.get("UPLOAD_MIB", "16")) * 2**20
 """Bytes of all buffers."""
 PATIENCE = float(os.environ.get("UPLOAD_PATIENCE", "2"))

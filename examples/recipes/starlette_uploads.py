@@ -27,8 +27,8 @@ import aslab
 import aslab.io
 from aslab.backends import Backend
 
-PIECE = 64 * 2**10
-"""Bytes of a buffer. Servers hand out bodies in messages of up to about this size."""
+PIECE = 256 * 2**10
+"""Bytes of a buffer. uvicorn hands out bodies in messages of 64 to 320 KiB."""
 LIMIT = int(os.environ.get("UPLOAD_MIB", "16")) * 2**20
 """Bytes of all buffers."""
 PATIENCE = float(os.environ.get("UPLOAD_PATIENCE", "2"))
