@@ -30,6 +30,8 @@ SLOW = 2 * LIMIT // PIECE
 BODY = os.urandom(300_000)
 
 FAULTY = """
+import sys
+from functools import partial
 from pathlib import Path
 import anyio
 import aslab
@@ -41,12 +43,11 @@ async def acquire(nbytes, align, gfp):
     PROGRAM.PATIENCE = 60
     return await Heap().acquire(nbytes, align, gfp)
 
-healthy, stuck = aslab.open_allocator, Callback(acquire, Heap().release)
-aslab.open_allocator = lambda **options: healthy(**{**options, "slabs": stuck, "emergency": stuck})
+stuck = Callback(acquire, Heap().release)
+aslab.open_allocator = partial(aslab.open_allocator, slabs=stuck, emergency=stuck)
 import PROGRAM
-app = PROGRAM.make_app() if hasattr(PROGRAM, "make_app") else PROGRAM.app
+from PROGRAM import app
 if __name__ == "__main__":
-    import sys
     PROGRAM.web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]))
 """
 

@@ -19,7 +19,6 @@ from aiohttp import web
 
 import aslab
 import aslab.io
-from aslab.backends import Backend
 
 PIECE = 256 * 2**10
 LIMIT = int(os.environ.get("UPLOAD_MIB", "16")) * 2**20
@@ -58,19 +57,16 @@ async def upload(request: web.Request) -> web.Response:
     return web.json_response({"name": path.name, "bytes": end}, status=201)
 
 
-def make_app(slabs: Backend | None = None, emergency: Backend | None = None) -> web.Application:
-    """The service, on real memory or on other backends."""
+async def allocator(app: web.Application) -> AsyncIterator[None]:
+    """Open the allocator for as long as the server runs."""
+    async with aslab.open_allocator(limit=LIMIT) as kmem:
+        app[PIECES] = kmem.create_cache("pieces", PIECE, max_waiting=1000)
+        yield
 
-    async def allocator(app: web.Application) -> AsyncIterator[None]:
-        async with aslab.open_allocator(slabs=slabs, emergency=emergency, limit=LIMIT) as kmem:
-            app[PIECES] = kmem.create_cache("pieces", PIECE, max_waiting=1000)
-            yield
 
-    app = web.Application()
-    app.cleanup_ctx.append(allocator)
-    app.router.add_post("/files", upload)
-    return app
-
+app = web.Application()
+app.cleanup_ctx.append(allocator)
+app.router.add_post("/files", upload)
 
 if __name__ == "__main__":
-    web.run_app(make_app(), host="127.0.0.1", port=int(sys.argv[1]))
+    web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]))

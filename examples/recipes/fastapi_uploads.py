@@ -29,7 +29,7 @@ import aslab.io
 from aslab.observe.prometheus import AllocatorCollector
 
 PIECE = 256 * 2**10
-"""Bytes of a buffer. uvicorn hands out bodies in messages of 64 to 320 KiB."""
+"""Bytes of a buffer. uvicorn hands out bodies in messages of up to 320 KiB."""
 WORKERS = int(os.environ.get("WEB_CONCURRENCY", "1"))
 LIMIT = int(os.environ.get("UPLOAD_MIB", "16")) * 2**20 // WORKERS
 """Bytes of the buffers of this worker: each has an allocator of its own."""

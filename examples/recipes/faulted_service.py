@@ -5,16 +5,20 @@ in real time. httpx is the client. What is stuck, and when, is up to you; here i
 """
 
 import contextlib
+import functools
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest import mock
 
 import anyio
 import httpx
 import starlette_uploads
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
+from starlette_uploads import app
 
+import aslab
 from aslab import lab
 from aslab.emulation import Kmalloc, PhysicalMemory, Vmalloc
 from aslab.faults import Switch
@@ -35,26 +39,28 @@ async def serving(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
 async def scenario() -> None:
     memory = PhysicalMemory(16384)  # 64 MiB in pages of 4 KiB
     slabs, emergency = Switch(Vmalloc(memory)), Switch(Kmalloc(memory))
-    async with serving(starlette_uploads.make_app(slabs, emergency)) as client:
-        slabs.stick()
-        response, seconds = await upload(client)
-        print(f"growth is stuck: {response.status_code} after {seconds:.1f} s")
-        assert response.status_code == 201  # by an emergency object
+    faulty = functools.partial(aslab.open_allocator, slabs=slabs, emergency=emergency)
+    with mock.patch.object(aslab, "open_allocator", faulty):
+        async with serving(app) as client:
+            slabs.stick()
+            response, seconds = await upload(client)
+            print(f"growth is stuck: {response.status_code} after {seconds:.1f} s")
+            assert response.status_code == 201  # by an emergency object
 
-        emergency.stick()
-        await anyio.sleep(1)  # what was freed is kept for the next caller, but not for a second
-        response, seconds = await upload(client)
-        print(f"no memory at all: {response.status_code} after {seconds:.1f} s")
-        assert response.status_code == 503
-        assert response.headers["Retry-After"] == "1"
-        assert seconds == starlette_uploads.PATIENCE
+            emergency.stick()
+            await anyio.sleep(1)  # what was freed is kept for the next caller, but not for a second
+            response, seconds = await upload(client)
+            print(f"no memory at all: {response.status_code} after {seconds:.1f} s")
+            assert response.status_code == 503
+            assert response.headers["Retry-After"] == "1"
+            assert seconds == starlette_uploads.PATIENCE
 
-        slabs.heal()
-        emergency.heal()
-        await anyio.sleep(float(response.headers["Retry-After"]))
-        response, seconds = await upload(client)
-        print(f"it is back: {response.status_code} after {seconds:.1f} s")
-        assert response.status_code == 201
+            slabs.heal()
+            emergency.heal()
+            await anyio.sleep(float(response.headers["Retry-After"]))
+            response, seconds = await upload(client)
+            print(f"it is back: {response.status_code} after {seconds:.1f} s")
+            assert response.status_code == 201
 
 
 async def upload(client: httpx.AsyncClient) -> tuple[httpx.Response, float]:

@@ -25,10 +25,9 @@ from starlette.routing import Route
 
 import aslab
 import aslab.io
-from aslab.backends import Backend
 
 PIECE = 256 * 2**10
-"""Bytes of a buffer. uvicorn hands out bodies in messages of 64 to 320 KiB."""
+"""Bytes of a buffer. uvicorn hands out bodies in messages of up to 320 KiB."""
 LIMIT = int(os.environ.get("UPLOAD_MIB", "16")) * 2**20
 """Bytes of all buffers."""
 PATIENCE = float(os.environ.get("UPLOAD_PATIENCE", "2"))
@@ -83,15 +82,11 @@ async def drop(request: Request) -> None:
             pass
 
 
-def make_app(slabs: Backend | None = None, emergency: Backend | None = None) -> Starlette:
-    """The service, on real memory or on other backends."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[dict[str, object]]:
-        async with aslab.open_allocator(slabs=slabs, emergency=emergency, limit=LIMIT) as kmem:
-            yield {"pieces": kmem.create_cache("pieces", PIECE, max_waiting=1000)}
-
-    return Starlette(routes=[Route("/files", upload, methods=["POST"])], lifespan=lifespan)
+@contextlib.asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[dict[str, object]]:
+    """Open the allocator for as long as the server runs. What is yielded is ``request.state``."""
+    async with aslab.open_allocator(limit=LIMIT) as kmem:
+        yield {"pieces": kmem.create_cache("pieces", PIECE, max_waiting=1000)}
 
 
-app = make_app()
+app = Starlette(routes=[Route("/files", upload, methods=["POST"])], lifespan=lifespan)
