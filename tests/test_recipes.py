@@ -220,6 +220,14 @@ def test_a_service_faulted_in_the_lab_answers_503_and_recovers() -> None:
     )
 
 
+def test_the_page_shows_lines_of_the_programs() -> None:
+    programs = [path.read_text() for path in RECIPES.glob("*.py")]
+    blocks = re.findall(r"^```py\n(.*?)^```", (ROOT / "docs" / "recipes.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert blocks
+    for block in blocks:
+        assert any(block in program for program in programs), block
+
+
 def test_every_recipe_is_tested() -> None:
     tested = {f"{program}.py" for program, _ in SERVERS.values()} | {"faulted_service.py"}
     assert {path.name for path in RECIPES.glob("*.py")} == tested
