@@ -1,6 +1,7 @@
 """The tasks of an allocator, which take work from the arena's queues or wake by the clock.
 
     wake-ups    do what other threads and finalisers leave to the event loop
+    alarms      wake callers whose time is up, and walk along long lines
     releases    return regions to their backends, slabs and emergency objects separately
     workers     make slabs
     ageing      gives back unused memory, recovers lost buffers, and rescues starved callers
@@ -84,6 +85,7 @@ class Tasks:
             async with anyio.create_task_group() as tasks:
                 arena.tasks = tasks
                 tasks.start_soon(arena.run_wakeups)
+                tasks.start_soon(arena.alarms.run)
                 tasks.start_soon(arena.slabs.run)
                 tasks.start_soon(arena.singles.run)
                 for _ in range(arena.config.growth_workers):

@@ -12,7 +12,7 @@ same round, with their spread.
     _handover  _waiters          buffers passed on among tasks; with many tasks
     _growth                      from an empty cache to much memory, against a thread that only faults it in
     _stall  _move  _scale        does growth stall the loop, or a move, or anything when there is a lot of it?
-    _many                        what operations cost where there are very many of something, for `scale`
+    _many  _in_line              what operations cost where there are very many of something, for `scale`
     _emergency  _emergency_free  emergency objects while growth is stuck; freeing one of many
     _frames                      frames from one process to another
     _index                       how emergency objects are looked up
