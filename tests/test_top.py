@@ -146,7 +146,12 @@ class TestServing:
                 return b""
 
         async with _answering.answering(path, lambda request: f"<{request}>".encode()):
-            for request, answer in ((b"", b"<>"), (b"one\ntwo", b"<one>"), (b"stuck 3", b""), (b"x" * 300, b"")):
+            for request, answer in (
+                (b"", b"<>"),
+                (b"one\ntwo", b"<one>"),
+                (b"stuck 3", b""),
+                (b"x" * 300 + b"\n", b""),
+            ):
                 assert await to_thread.run_sync(send, request) == answer
             assert await to_thread.run_sync(lambda: send(b"stuck 3s", end=True)) == b"<stuck 3s>"
 
