@@ -1,6 +1,6 @@
 """The service of ``aslab bench scrape``: a program of its own, since the threads of one share an interpreter.
 
-    python -m aslab.bench._scraped ours|thread|interval|loop LOAD
+    python -m aslab.bench._scraped ours|ours-interval|thread|thread-interval|loop LOAD
 
 Its growth is stuck, and its tasks keep the event loop busy for the share LOAD of the time. It prints its port, and
 serves until its input ends; then it prints the processor time of each rendering.
@@ -77,11 +77,11 @@ async def main(server: str, load: float) -> None:
             held.append(await cache.alloc())
         for number in range(TASKS):
             tasks.start_soon(work, caches[number % CACHES], load)
-        if server == "ours":
+        if server.startswith("ours"):
             port = await stack.enter_async_context(serve_metrics(registry, 0))
         else:
             port = serve_on_the_loop(registry, tasks) if server == "loop" else serve_in_a_thread(registry)
-        if server == "interval":
+        if server.endswith("interval"):
             sys.setswitchinterval(INTERVAL)
         print(port, flush=True)
         await anyio.to_thread.run_sync(sys.stdin.read)
