@@ -361,7 +361,7 @@ async def fill(pool: Pool[T], objects: int, counters: Counters) -> None:
 
 async def ready(pool: Pool[T]) -> None:
     """Grow and suspend until the reserve is full. Raises like `fill`."""
-    await _until(pool, 0, pool.counters, lambda: not pool.reserve.short)
+    await _until(pool, 0, pool.arena.counters, lambda: not pool.reserve.short)
 
 
 async def _until(pool: Pool[T], objects: int, counters: Counters, done: Callable[[], bool]) -> None:
