@@ -209,7 +209,8 @@ def _leave(pool: Pool[T], waiter: Waiter[T]) -> None:
     waiter.counters.wait_times.note(pool.arena.clock() - waiter.since)
     if waiter.untimed:
         _has_timer(pool, waiter)
-    pool.arena.alarms.forget(waiter)
+    if waiter.alarm is not None:
+        pool.arena.alarms.forget(waiter)
     if waiter.slots is None:  # else it left the line when it was served
         pool.handover.busy = True
         pool.waiters.leave(waiter)
