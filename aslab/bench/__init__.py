@@ -19,6 +19,7 @@ same round, with their spread.
     _lab                         how fast the lab is
     _memory                      fresh memory and pooled memory, and the first touch of a large slab
     _service  _uploads           an HTTP service that takes uploads, and its memory; the service itself
+    _scrape  _scraped            figures scraped while growth is stuck and the loop is busy; the service itself
     _demo                        the checksum service of ``aslab demo``, compared with plain threads and xargs
 """
 
@@ -35,6 +36,7 @@ from . import _memory as _memory
 from . import _move as _move
 from . import _pair as _pair
 from . import _scale as _scale
+from . import _scrape as _scrape
 from . import _service as _service
 from . import _stall as _stall
 from . import _waiters as _waiters
