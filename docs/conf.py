@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
@@ -13,7 +14,8 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.pycode import ModuleAnalyzer
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 os.environ["ASLAB_PURE"] = "1"  # methods in C have no signature
 
 import aslab  # noqa: E402
@@ -22,9 +24,8 @@ project = "aslab"
 html_title = "aslab"
 copyright = "the authors of aslab"  # noqa: A001 - the name is Sphinx'
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinxcontrib.mermaid"]
-exclude_patterns = ["_build", "figures", "grafana"]
-suppress_warnings = ["toc.empty_glob"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinxcontrib.mermaid", "llms"]
+exclude_patterns = ["_build", "_ext", "figures", "grafana"]
 
 myst_heading_anchors = 4  # links to headings are written as code hosts spell them
 myst_fence_as_directive = ["mermaid"]
@@ -40,31 +41,35 @@ python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
 
-# Names of other packages lead nowhere: their documentation is not at hand. Type variables and options have no entry.
+# Names of other packages lead nowhere: their documentation is not at hand. Type variables have none.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(anyio|asyncio|collections|contextlib|ctypes|mmap|os|pathlib|random|shutil|socket|threading)\..*"),
+    (
+        r"py:.*",
+        r"(anyio|asyncio|collections|contextlib|ctypes|mmap|os|pathlib|random|shutil|socket|threading)\..*",
+    ),
     (r"py:.*", r"(_pytest|opentelemetry|prometheus_client|npt|types)\..*"),
     (r"py:class", r"(.*\.)?T|\*?Args|Array|NoneType|EllipsisType|.*Keywords"),
-    (r"py:.*", r"aslab\.(.*\.)?_.*|Kind|NoThread|Garbage|dict\[str"),
+    (r"py:.*", r"aslab\.(.*\.)?_.*|AsyncContextManager|Kind|NoThread|Garbage|dict\[str"),
 ]
 
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_copy_source = False
+html_show_sourcelink = False
 html_show_sphinx = False
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
-MADE_BY_ASLAB = """
-    Allocator BlockingClient BlockingReceiver Buffer Cache Claim Client Events Gather Lab Lease ManyLease Peer Pin
-    Receiver Sender Scenario Service Shared
-""".split()
+MADE_BY_ASLAB = {
+    *("Allocator", "Buffer", "Cache", "Events", "Gather", "Lease", "ManyLease", "Pin"),
+    *("BlockingClient", "BlockingReceiver", "Claim", "Client", "Peer", "Receiver", "Service", "Shared"),
+    *("Lab", "Scenario"),
+}
 """Classes that nobody else makes: what their constructors take is of no interest."""
 
 
 def read_sources(_app: Sphinx) -> None:
-    """The names of ``aslab`` say that they are from there: give it what their sources say of fields and options."""
+    """The names of ``aslab`` say that they are from there: give it what their sources say of fields."""
     top = ModuleAnalyzer.for_module("aslab")
     top.analyze()
     for module in [name for name in sys.modules if name.startswith("aslab._")]:
@@ -75,14 +80,30 @@ def read_sources(_app: Sphinx) -> None:
         top.annotations.update({key: of for key, of in source.annotations.items() if key[0] in aslab.__all__})
         for name, place in source.tagorder.items():
             top.tagorder.setdefault(name, place)
+            if name.startswith("Front."):  # what a cache inherits is what its callers use most
+                top.tagorder[name.replace("Front.", "Cache.")] = place - 10_000
 
 
-def hide_constructor(
-    _app: Sphinx, what: str, name: str, _obj: object, _options: object, signature: str | None, returns: str
+PLACES = re.compile(r"~|\b(?:collections\.abc|typing|aslab(?:\.\w+)*\._\w+)\.(?=\w)")
+"""Where a type is from, in the text of a signature."""
+
+
+def dress_signature(
+    _app: Sphinx, what: str, name: str, thing: object, _options: object, signature: str | None, returns: str
 ) -> tuple[str, str] | None:
-    """Leave out the parameters of constructors that are not called by hand."""
-    hidden = signature is not None and what == "class" and name.rpartition(".")[2] in MADE_BY_ASLAB
-    return ("", returns) if hidden else None
+    """Show what a caller sees.
+
+    That is no parameters where the constructor is not called by hand, and an async context manager where its
+    function is written as a generator.
+    """
+    if signature is None:
+        return None
+    if what == "class" and name.rpartition(".")[2] in MADE_BY_ASLAB:
+        signature = ""
+    if callable(thing) and inspect.isasyncgenfunction(inspect.unwrap(thing)) and hasattr(thing, "__wrapped__"):
+        returns = re.sub(r"[\w.]*AsyncIterator\[", "AsyncContextManager[", returns)
+    shown = [PLACES.sub("", text or "").replace("= Ellipsis", "= ...") for text in (signature, returns)]
+    return shown[0], shown[1]
 
 
 def find_short_name(
@@ -100,14 +121,21 @@ def find_short_name(
     return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", nearest, node, text)
 
 
-def take_anchors(_app: Sphinx, _page: str, text: list[str]) -> None:
-    """An anchor set by hand, as code hosts read it, is a target in MyST."""
+def take_pages(app: Sphinx, page: str, text: list[str]) -> None:
+    """An anchor set by hand, as code hosts read it, is a target in MyST; a pattern without a page is left out."""
+    if page == "index":
+        there = [
+            line
+            for line in text[0].split("\n")
+            if not re.fullmatch(r"\w+\*", line) or any(Path(app.srcdir).glob(f"{line}.md"))
+        ]
+        text[0] = "\n".join(there)
     text[0] = re.sub(r'^<a id="([^"]+)"></a>', r"(\1)=\n", text[0], flags=re.MULTILINE)
 
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("builder-inited", read_sources)
-    app.connect("autodoc-process-signature", hide_constructor)
-    app.connect("source-read", take_anchors)
+    app.connect("autodoc-process-signature", dress_signature)
+    app.connect("source-read", take_pages)
     app.connect("missing-reference", find_short_name)
