@@ -55,7 +55,9 @@ def test_every_figure_that_is_made_stands_somewhere(figures: ModuleType) -> None
 
 def test_a_figure_is_that_of_the_last_run(figures: ModuleType, pages: Path) -> None:
     page = pages / "docs" / "some.md"
-    text = "A <!-- figure: pair.await -->{}<!-- /figure --> ns on <!-- figure: machine.pair -->{}<!-- /figure -->.\n"
+    text = (
+        "A <!-- figure: pair.await -->{}<!-- /figure --> ns on <!-- figure: machine.pair -->{}<!-- /figure -->.\n"
+    )
     page.write_text(text.format("\n7", ""))
     given = ["--history", str(pages / "history")]
     assert figures.main([*given, "--check"]) == 1
