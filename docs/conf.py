@@ -29,6 +29,7 @@ exclude_patterns = ["_build", "_ext", "figures", "grafana"]
 
 myst_heading_anchors = 4  # links to headings are written as code hosts spell them
 myst_fence_as_directive = ["mermaid"]
+mermaid_fullscreen = False
 
 default_role = "py:obj"  # `names` in docstrings
 autodoc_default_options = {
