@@ -85,7 +85,7 @@ def read_sources(_app: Sphinx) -> None:
                 top.tagorder[name.replace("Front.", "Cache.")] = place - 10_000
 
 
-PLACES = re.compile(r"~|\b(?:collections\.abc|typing|aslab(?:\.\w+)*\._\w+)\.(?=\w)")
+PLACES = re.compile(r"~|\b(?:collections\.abc\.|typing\.|aslab[.\w]*\.(?=T\b))")
 """Where a type is from, in the text of a signature."""
 
 
