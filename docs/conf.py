@@ -103,7 +103,8 @@ def dress_signature(
         signature = ""
     if callable(thing) and inspect.isasyncgenfunction(inspect.unwrap(thing)) and hasattr(thing, "__wrapped__"):
         returns = re.sub(r"[\w.]*AsyncIterator\[", "AsyncContextManager[", returns)
-    shown = [PLACES.sub("", text or "").replace("= Ellipsis", "= ...") for text in (signature, returns)]
+    signature = re.sub(r"<(\w+): (\d+)>", r"\1(\2)", signature).replace("= Ellipsis", "= ...")
+    shown = [PLACES.sub("", text or "") for text in (signature, returns)]
     return shown[0], shown[1]
 
 
