@@ -50,7 +50,7 @@ nitpick_ignore_regex = [
     ),
     (r"py:.*", r"(_pytest|opentelemetry|prometheus_client|npt|types)\..*"),
     (r"py:class", r"(.*\.)?T|\*?Args|Array|NoneType|EllipsisType|.*Keywords"),
-    (r"py:.*", r"aslab\.(.*\.)?_.*|AsyncContextManager|Kind|NoThread|Garbage|dict\[str"),
+    (r"py:.*", r"aslab\.(.*\.)?_.*|AsyncContextManager|Collector|Kind|NoThread|Garbage|dict\[str"),
 ]
 
 html_theme = "furo"
@@ -62,7 +62,7 @@ pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
 MADE_BY_ASLAB = {
-    *("Allocator", "Buffer", "Cache", "Events", "Gather", "Lease", "ManyLease", "Pin"),
+    *("Allocator", "Buffer", "Cache", "Events", "Faults", "Gather", "Lease", "ManyLease", "Pin"),
     *("BlockingClient", "BlockingReceiver", "Claim", "Client", "Peer", "Receiver", "Service", "Shared"),
     *("Lab", "Scenario"),
 }
@@ -108,6 +108,14 @@ def dress_signature(
     return shown[0], shown[1]
 
 
+def show_programs(_app: Sphinx, _what: str, _name: str, _thing: object, _options: object, text: list[str]) -> None:
+    """An indented paragraph of a docstring is shown as it stands: a program, or a table of words."""
+    for number in reversed(range(1, len(text))):
+        before = next((line for line in reversed(text[:number]) if line), "")
+        if text[number].startswith("    ") and not text[number - 1] and before[:1] not in (" ", ":", ".", ""):
+            text[number:number] = ["::", ""]
+
+
 def find_short_name(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes.Element
 ) -> nodes.Element | None:
@@ -139,5 +147,6 @@ def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("builder-inited", read_sources)
     app.connect("autodoc-process-signature", dress_signature)
+    app.connect("autodoc-process-docstring", show_programs)
     app.connect("source-read", take_pages)
     app.connect("missing-reference", find_short_name)

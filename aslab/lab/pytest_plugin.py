@@ -1,6 +1,6 @@
 """The pytest fixture ``lab``: async tests in simulated time, on both loops.
 
-In a ``conftest.py``: ``pytest_plugins = ["aslab.lab.pytest_plugin"]``. Then ::
+In a ``conftest.py``: ``pytest_plugins = ["aslab.lab.pytest_plugin"]``. Then
 
     def test_callers_wait_no_longer_than_a_second(lab):
         async def main():

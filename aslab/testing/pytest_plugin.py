@@ -3,7 +3,7 @@
 A test fails if it leaves a buffer behind: in an allocator that is closed meanwhile, or to the garbage collector.
 The message names the cache.
 
-Fixtures, for async tests that anyio's own plugin runs::
+Fixtures, for async tests that anyio's own plugin runs:
 
     kmem          an allocator for one test, whose books must be right at its end
     kmem_options  what it is opened with: override it to return a dict
