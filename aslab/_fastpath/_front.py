@@ -85,7 +85,10 @@ class Front(Generic[T]):
         return buf
 
     def lease(self, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> Lease[T]:
-        """``async with cache.lease() as buf:`` is `alloc` and `Buffer.free` around a block."""
+        """``async with cache.lease() as buf:`` is `alloc` and `Buffer.free` around a block.
+
+        Entering suspends where `alloc` does, leaving does not; event loop's thread only.
+        """
         return Lease(partial(self.alloc, flags, timeout=timeout))
 
     async def _alloc_slowly(self, flags: KM, timeout: float | None) -> Buffer[T]:
