@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sysconfig
 from collections.abc import Iterable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from anyio import to_thread
@@ -14,9 +14,11 @@ from .._errors import BadInput, complain, printable
 from .._loops import Loop, check_installed, run_on
 from ._files import Found, Unreadable, check_paths, find_files
 from ._output import write_json, write_sums
-from ._report import Report
 from ._runs import TOUR, Result, Run, perform, unreadable, wrong_with
 from ._service import Settings
+
+if TYPE_CHECKING:
+    from ._report import Report
 
 BUFFER_MOST = 2**30
 LIMIT_MOST = 2**40
@@ -41,8 +43,8 @@ def demo(
     ] = None,
     buffer: Annotated[
         str, typer.Option(metavar="SIZE", help="Size of one buffer, such as 65536, 64KiB, 1M.")
-    ] = "1MiB",
-    limit: Annotated[str, typer.Option(metavar="SIZE", help="Most memory for slabs.")] = "32MiB",
+    ] = "256KiB",
+    limit: Annotated[str, typer.Option(metavar="SIZE", help="Most memory for slabs.")] = "8MiB",
     tasks: Annotated[int, typer.Option(min=1, max=TASKS_MOST, help="Number of concurrent tasks.")] = 64,
     sums: Annotated[bool, typer.Option("--sums", help="Do one run; print lines for `sha256sum -c`.")] = False,
     table: Annotated[
@@ -68,7 +70,11 @@ def demo(
         check_installed(run.loop)
         run.slabs()
     found = _find(paths, runs[0].loop)
-    report = None if sums or as_json else Report(settings, found, table=table)
+    report = None
+    if not (sums or as_json):
+        from ._report import Report  # imports rich
+
+        report = Report(settings, found, table=table)
     if report is not None and not found.files:
         _name(found.unreadable, set())
         report.show_nothing()

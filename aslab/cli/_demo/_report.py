@@ -58,7 +58,7 @@ class Report:
 
     def _show_task(self) -> None:
         settings, found = self._settings, self._found
-        work = f"{_count(len(found.files), 'file')}, {format_size(found.nbytes)}"
+        work = f"{_count(len(found.files), 'file')}"
         tasks, buffers = _count(settings.tasks, "task"), _count(settings.buffers, "buffer")
         size = format_size(settings.buffer)
         self._print(f"A checksum service: {work}; {tasks} with {buffers} of {size}.")

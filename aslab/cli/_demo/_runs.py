@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,7 +61,7 @@ def perform(run: Run, settings: Settings, found: Found) -> Result:
     """
     slabs = run.slabs()
     wait = patience(slabs)
-    with progress_bar(str(run), found) as advance:
+    with progress_bar(str(run), len(found.files), shown=sys.stderr.isatty()) as advance:
         outcome = run_on(run.loop, checksum, found.files, settings, slabs, wait, advance)
     outcome.unreadable[:0] = found.unreadable
     return Result(run, outcome, endless=wait == 0)
