@@ -7,7 +7,7 @@ import stat
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from .._errors import BadInput, printable, why
+from .._errors import BadInput, complain, printable, why
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,12 @@ class Unreadable:
     error: str
 
 
+def name_unreadable(unreadable: Iterable[Unreadable]) -> None:
+    """Report each on stderr."""
+    for one in unreadable:
+        complain(f"cannot read {printable(one.path)}: {one.error}")
+
+
 @dataclass(slots=True)
 class Found:
     """The result of a walk."""
@@ -25,6 +31,21 @@ class Found:
     files: list[str] = field(default_factory=list)
     """Paths of regular files, and of symlinks to such."""
     unreadable: list[Unreadable] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where to look for files."""
+
+    paths: list[str]
+    skip: Collection[str]
+    """Names of folders to skip."""
+    given: bool
+    """Whether the user chose the paths."""
+
+    def find(self) -> Found:
+        """Find the files. Blocks."""
+        return find_files(self.paths, self.skip)
 
 
 def check_paths(paths: Iterable[str]) -> None:

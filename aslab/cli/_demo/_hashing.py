@@ -56,7 +56,7 @@ class Hasher:
         return self._fd is not None
 
     def go_on(self, view: memoryview) -> Done:
-        """Hash through ``view`` for `CALL` seconds, or until there is no file left. Blocks; call it in a thread."""
+        """Hash through ``view`` for `CALL` seconds, or until no file is left. Blocks; call it in a thread."""
         done = Done()
         until = time.monotonic() + CALL
         whole = [view]

@@ -15,7 +15,7 @@ from operator import length_hint
 import anyio
 from anyio import to_thread
 
-from ... import Allocator, Cache, CacheStats, open_allocator
+from ... import Allocator, Cache, CacheStats, ConfigError, open_allocator
 from ...backends import Backend
 from ._files import Unreadable
 from ._hashing import Done, Hasher
@@ -39,6 +39,14 @@ class Settings:
     limit: int
     """Most bytes in slabs."""
     tasks: int
+
+    def check(self) -> None:
+        """Refuse a limit below one buffer.
+
+        :raises ConfigError: if it is
+        """
+        if self.limit < self.stride:
+            raise ConfigError("limit", self.limit, f"it must be at least {self.stride}, for one buffer")
 
     @property
     def stride(self) -> int:
