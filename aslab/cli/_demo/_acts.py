@@ -87,7 +87,7 @@ def acts(where: Where, settings: Settings, length: Length) -> Iterator[Act]:
     yield Act(
         number=2,
         name="stuck",
-        title=f"Growth stuck for {length.stuck:g} s",
+        title=f"Memory stuck for {length.stuck:g} s",
         ways=("aslab", "a plain pool"),
         unit="served",
         told="{:,.0f}".format,

@@ -80,8 +80,10 @@ async def frames(pair: Pair, turns: int, seconds: float) -> Frames:
                 pooled = _Pooled(cache, share.Sender(service, CHANNEL, window=FLIGHT - 1), pair.ours)
                 fresh = _Fresh(process, size, pair.theirs)
                 await cache.prefill(FLIGHT)
+                pair.note = "the other process is starting"
                 await pooled.send(lambda sent: sent == WARM)
                 await fresh.send(lambda sent: sent == WARM)
+                pair.note = ""
                 for _ in range(turns):
                     await pooled.turn(seconds)
                     await fresh.turn(seconds)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CALL = 0.05
 """Seconds after which a call ends, at the end of a piece."""
+ADVISES = hasattr(os, "posix_fadvise")
 FLAGS = os.O_RDONLY | os.O_CLOEXEC
 
 
@@ -84,12 +85,20 @@ class Hasher:
     def _read(self, fd: int, view: memoryview, whole: list[memoryview], done: Done) -> None:
         """Read a piece and hash it. Slices are released, or they would keep the buffer in use."""
         nbytes = os.readv(fd, whole)
+        if nbytes == len(view):
+            _read_ahead(fd)
         done.nbytes += nbytes
         with view[:nbytes] as part:
             self._digest.update(part)
         if not nbytes:  # only that is the end of a file: some file systems give less than there is
             done.sums[self._path] = self._digest.hexdigest()
             self.close()
+
+
+def _read_ahead(fd: int) -> None:
+    """Have the kernel read ahead twice as far, where it can be told so."""
+    if ADVISES:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
 
 def _open(path: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -40,6 +39,8 @@ def write_json(told: Mapping[str, object]) -> None:
 
 def run_as_json(result: Result) -> dict[str, object]:
     """All about one run."""
+    from statistics import median  # takes long to import
+
     outcome = result.outcome
     return {
         "loop": result.run.loop.value,
@@ -50,7 +51,7 @@ def run_as_json(result: Result) -> dict[str, object]:
         "bytes_per_second": outcome.nbytes / outcome.seconds if outcome.seconds else 0.0,
         "allocations": outcome.allocations,
         "waited": len(outcome.waits),
-        "wait_median": statistics.median(outcome.waits) if outcome.waits else None,
+        "wait_median": median(outcome.waits) if outcome.waits else None,
         "wait_longest": outcome.waits[-1] if outcome.waits else None,
         "emergency_used": outcome.emergency_used,
         "emergency_max": outcome.stats.obj_emergency_max,

@@ -51,7 +51,7 @@ class Stuck(Told):
 
     def words(self) -> Words:
         return [
-            (f"Growth stuck for {self.seconds:.1f} s: ", ""),
+            (f"Memory stuck for {round(self.seconds, 1):g} s: ", ""),
             (f"{self.served:,} served", OURS),
             (f", longest wait {self.longest:.2f} s; without aslab: ", ""),
             (f"{self.plain_served:,}", THEIRS),
