@@ -14,18 +14,21 @@ from collections.abc import Callable
 from contextlib import closing
 from operator import length_hint
 from pathlib import Path
-from typing import IO, Any
+from types import SimpleNamespace
+from typing import IO, Any, cast
 
 import anyio
 import pytest
 
 from aslab import ConfigError
 from aslab._checks import format_size, parse_size
-from aslab.cli._demo._checksums import checksums
+from aslab.cli._demo._checksums import Both, checksums
 from aslab.cli._demo._files import check_paths, find_files
+from aslab.cli._demo._frames import fitting_size
 from aslab.cli._demo._hashing import Done, Hasher
+from aslab.cli._demo._other import Other
 from aslab.cli._demo._pair import Pair
-from aslab.cli._demo._service import Settings
+from aslab.cli._demo._service import Service, Settings
 from aslab.cli._errors import BadInput
 
 ROOT = Path(__file__).parent.parent
@@ -303,7 +306,8 @@ def test_an_act_that_cannot_be_played_is_told_and_the_others_are_played(tree: Pa
     assert "Verdict: NOT well: the other process ended early" in text
 
 
-def test_a_checksum_that_differs_is_told(tree: Path) -> None:
+def test_what_is_not_well_with_checksums_is_told(tree: Path) -> None:
+    (tree / "deep" / "broken link").symlink_to("nowhere")
     code = (
         "import aslab.cli._demo._service as service\n"
         "class Wrong(service.Hasher):\n"
@@ -317,7 +321,50 @@ def test_a_checksum_that_differs_is_told(tree: Path) -> None:
     )
     finished = python("-c", code)
     assert finished.returncode == 1
-    assert b"Verdict: NOT well: 40 checksums differ" in finished.stdout
+    assert finished.stderr.decode() == f"aslab: cannot read '{tree}/deep/broken link': No such file or directory\n"
+    verdict = " ".join(finished.stdout.decode().partition("Verdict: ")[2].split())
+    assert verdict.startswith("NOT well: 40 checksums differ; the first is of ")
+    assert "; 1 of the files and folders could not be read. Read next" in verdict
+
+
+def test_the_ways_take_turns_in_being_first() -> None:
+    """The first one waits for the disk, where files are not in the page cache."""
+    order: list[str] = []
+
+    class Ours:
+        seconds = 1.0
+
+        async def hash(self, part: list[str]) -> None:
+            order.append("ours")
+
+    class Theirs:
+        async def ask(self, part: list[str]) -> tuple[dict[str, str], float]:
+            order.append("theirs")
+            return {}, 1.0
+
+    async def take_turns() -> None:
+        both = Both(cast("Service", Ours()), cast("Other", Theirs()), Pair())
+        for _ in range(3):
+            await both.hash(["file"])
+
+    anyio.run(take_turns)
+    assert order == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+
+
+@pytest.mark.parametrize(("mib", "width"), [(4096, 3840), (64, 1920), (16, 640), (0, 640)])
+def test_frames_fit_the_room_for_segments(mib: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing to a segment beyond it ends a program by a signal."""
+    room = SimpleNamespace(f_bavail=mib * 256, f_frsize=4096)
+    monkeypatch.setattr(os, "statvfs", lambda path: room)
+    assert fitting_size() == width * (width * 9 // 16 if width > 640 else 480) * 3
+
+
+def test_a_command_imports_what_it_needs_alone(tree: Path) -> None:
+    code = (
+        "import sys\nfrom aslab.cli import main\ntry: main(['demo', '--sums', 'deep'])\nexcept SystemExit: pass\n"
+        "print({'rich', 'trio', 'multiprocessing', 'aslab.bench', 'aslab.lab'} & set(sys.modules))"
+    )
+    assert python("-c", code, cwd=tree).stdout.endswith(b"\nset()\n")
 
 
 def test_without_a_path_the_third_act_ends_in_time(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ async def checksums(
         pair.note = f"{format_size(nbytes)} read"
 
     async with other(hash_plainly) as process, open_service(settings, Mmap(), progress) as service:
-        both = _Both(service, process, pair)
+        both = Both(service, process, pair)
         await process.hear()  # it is ready
         began = anyio.current_time()
 
@@ -147,7 +147,7 @@ def _found(
     )
 
 
-class _Both:
+class Both:
     """Both ways, in turns."""
 
     def __init__(self, service: Service, process: Other, pair: Pair) -> None:
