@@ -10,9 +10,9 @@ import re
 import subprocess
 import sys
 import sysconfig
+from collections import deque
 from collections.abc import Callable
 from contextlib import closing
-from operator import length_hint
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, cast
@@ -538,9 +538,9 @@ def test_a_call_ends_in_time_even_within_a_file_and_else_when_no_file_is_left(
     expected = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files[::2] + files[3:]}
     for seconds in (-1.0, math.inf):
         monkeypatch.setattr("aslab.cli._demo._hashing.CALL", seconds)
-        paths, calls = iter(files), list[Done]()
+        paths, calls = deque(files), list[Done]()
         hasher = Hasher(paths)
-        while hasher.within or length_hint(paths):
+        while hasher.within or paths:
             calls.append(hasher.go_on(memoryview(bytearray(BUFFER))))
         # reads: 1 of what is empty; none of what is missing; 5 full ones, a short one and one more; 1 and 1
         assert len(calls) == (1 + 1 + 7 + 2 if seconds < 0 else 1)
@@ -551,11 +551,10 @@ def test_a_call_ends_in_time_even_within_a_file_and_else_when_no_file_is_left(
 
 def test_several_share_the_files_and_none_is_hashed_twice(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aslab.cli._demo._hashing.CALL", -1.0)
-    paths = iter(map(os.fspath, files_in(tree)))
-    shared = iter(list(paths))
+    shared = deque(map(os.fspath, files_in(tree)))
     hashers = [Hasher(shared), Hasher(shared)]
     hashed: list[str] = []
-    while length_hint(shared) or any(hasher.within for hasher in hashers):
+    while shared or any(hasher.within for hasher in hashers):
         for hasher in hashers:
             hashed += hasher.go_on(memoryview(bytearray(BUFFER))).sums
     assert sorted(hashed) == sorted(map(os.fspath, files_in(tree)))
@@ -565,7 +564,7 @@ def test_a_hasher_that_is_given_up_closes_its_file(tree: Path, monkeypatch: pyte
     monkeypatch.setattr("aslab.cli._demo._hashing.CALL", -1.0)
     folder = Path("/proc/self/fd")
     before = len(list(folder.iterdir()))
-    with closing(Hasher(iter([os.fspath(tree / "large")]))) as hasher:
+    with closing(Hasher(deque([os.fspath(tree / "large")]))) as hasher:
         hasher.go_on(memoryview(bytearray(BUFFER)))
         assert len(list(folder.iterdir())) == before + 1
     assert len(list(folder.iterdir())) == before

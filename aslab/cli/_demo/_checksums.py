@@ -6,7 +6,7 @@ So where files are not yet in the page cache, each waits for the disk about half
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
 
@@ -32,21 +32,21 @@ SECOND = 3.0
 class Checksums(Told):
     """What the third act found."""
 
-    files: int
+    files: int = 0
     """Files whose checksums were made."""
-    nbytes: int
+    nbytes: int = 0
     """Bytes read by the service."""
-    seconds: float
+    seconds: float = 0.0
     """For the service."""
-    plain_seconds: float
+    plain_seconds: float = 0.0
     """For a thread for each file."""
-    memory: int
+    memory: int = 0
     """Most bytes of slabs that the service had."""
-    left: int
+    left: int = 0
     """Files left out when time was up."""
-    differing: list[str]
+    differing: list[str] = field(default_factory=list)
     """Files with different checksums."""
-    unreadable: list[Unreadable]
+    unreadable: list[Unreadable] = field(default_factory=list)
 
     def words(self) -> Words:
         if not self.files:
@@ -84,7 +84,7 @@ async def checksums(
     :param seconds: begin no further part after so many; None means to hash all
     """
     if not files:
-        return _found(None, {}, 0.0, 1, 0, missed)
+        return Checksums(unreadable=list(missed))
     nbytes = 0
 
     def progress(more: int, _: int) -> None:
@@ -111,35 +111,17 @@ async def checksums(
                 await both.hash(files)
                 times = 2
         outcome = await service.outcome(patience=1.0)
-    return _found(outcome, both.sums, both.plain_seconds, times, len(files), missed)
+    return _found(outcome, both, times, len(files), missed)
 
 
-def _found(
-    outcome: Outcome | None,
-    plain: Sums,
-    plain_seconds: float,
-    times: int,
-    files: int,
-    missed: Sequence[Unreadable],
-) -> Checksums:
-    if outcome is None:
-        return Checksums(
-            files=0,
-            nbytes=0,
-            seconds=0.0,
-            plain_seconds=0.0,
-            memory=0,
-            left=0,
-            differing=[],
-            unreadable=list(missed),
-        )
-    ours = outcome.sums
+def _found(outcome: Outcome, both: Both, times: int, files: int, missed: Sequence[Unreadable]) -> Checksums:
+    ours, plain = outcome.sums, both.sums
     unreadable = {one.path: one for one in (*missed, *outcome.unreadable)}
     return Checksums(
         files=len(ours),
         nbytes=outcome.nbytes // times,
         seconds=outcome.seconds / times,
-        plain_seconds=plain_seconds / times,
+        plain_seconds=both.plain_seconds / times,
         memory=outcome.stats.slab_size * outcome.stats.slab_max,
         left=files - len(plain),
         differing=[path for path, digest in plain.items() if ours.get(path) != digest],

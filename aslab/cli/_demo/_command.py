@@ -59,7 +59,7 @@ def demo(
 ) -> int:
     """See what aslab does, in three acts of a few seconds, each with aslab and without.
 
-    1: frames between two processes. 2: growth stuck for 3 seconds, and who is served meanwhile. 3: a checksum
+    1: frames between two processes. 2: memory stuck for 3 seconds, and who is served meanwhile. 3: a checksum
     service that hashes the files at PATH through few buffers; all of them, or for 5 seconds without a PATH.
 
     With --loop, --inject, --table or --sums it does one run of the checksum service instead, and says more of it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -46,6 +47,8 @@ def consume(pipe: Connection, path: str) -> None:
                 pooled.take(claim.view)
     other.join()
     pipe.send(pooled.in_order and fresh.in_order)
+    with contextlib.suppress(EOFError):  # to end now would be to end early
+        pipe.recv()
 
 
 def _take_fresh(pipe: Connection, take: Callable[[memoryview], None]) -> None:

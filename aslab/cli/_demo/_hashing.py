@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from ._files import Unreadable
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-CALL = 0.05
+CALL = 0.2
 """Seconds after which a call ends, at the end of a piece."""
 ADVISES = hasattr(os, "posix_fadvise")
 FLAGS = os.O_RDONLY | os.O_CLOEXEC
@@ -42,10 +42,10 @@ class Done:
 class Hasher:
     """Hashes files, one after another. Not for two threads at once. Close it when it is not to be finished.
 
-    :param paths: shared by several of them; a list's iterator, which any thread may ask
+    :param paths: what is left to do, shared by several of them, in several threads
     """
 
-    def __init__(self, paths: Iterator[str]) -> None:
+    def __init__(self, paths: deque[str]) -> None:
         self._paths = paths
         self._path = ""
         self._fd: int | None = None
@@ -64,12 +64,11 @@ class Hasher:
         while True:
             try:
                 if self._fd is None:
-                    path = next(self._paths, None)
-                    if path is None:
-                        return done
-                    self._path, self._digest = path, hashlib.sha256()
-                    self._fd = _open(path)
+                    self._path, self._digest = self._paths.popleft(), hashlib.sha256()
+                    self._fd = _open(self._path)
                 self._read(self._fd, view, whole, done)
+            except IndexError:
+                return done
             except OSError as exc:
                 done.unreadable.append(Unreadable(self._path, why(exc)))
                 self.close()

@@ -7,10 +7,10 @@ hashed in threads, many small ones or much of a large one in each call.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
-from operator import length_hint
 
 import anyio
 from anyio import to_thread
@@ -136,7 +136,7 @@ class Service:
     async def hash(self, files: Sequence[str]) -> None:
         """Hash these files."""
         began = anyio.current_time()
-        paths = iter(files)
+        paths = deque(files)
         async with anyio.create_task_group() as group:
             for _ in range(min(self._tasks, len(files))):
                 group.start_soon(self._work, paths)
@@ -163,9 +163,9 @@ class Service:
             table=table,
         )
 
-    async def _work(self, paths: Iterator[str]) -> None:
+    async def _work(self, paths: deque[str]) -> None:
         with closing(Hasher(paths)) as hasher:
-            while hasher.within or length_hint(paths):
+            while hasher.within or paths:
                 await self._go_on(hasher)
 
     async def _go_on(self, hasher: Hasher) -> None:
