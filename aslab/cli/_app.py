@@ -28,6 +28,13 @@ def _add_top(app: typer.Typer) -> None:
     app.command(name="top")(top)
 
 
+def _add_fault(app: typer.Typer) -> None:
+    from ._fault import fault
+
+    # So that "fail -3" is told what is allowed in place of -3.
+    app.command(name="fault", context_settings={"ignore_unknown_options": True})(fault)
+
+
 def _add_lab(app: typer.Typer) -> None:
     from ._lab import app as lab_app
 
@@ -43,6 +50,7 @@ def _add_bench(app: typer.Typer) -> None:
 COMMANDS: dict[str, Callable[[typer.Typer], None]] = {
     "demo": _add_demo,
     "top": _add_top,
+    "fault": _add_fault,
     "lab": _add_lab,
     "bench": _add_bench,
 }
