@@ -11,7 +11,7 @@ import subprocess
 import sys
 import sysconfig
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -375,6 +375,21 @@ def test_without_a_path_the_third_act_ends_in_time(tree: Path, monkeypatch: pyte
     assert (found.files, found.left) == (0, len(files))
     found = anyio.run(checksums, Pair(), files, [], settings, None)
     assert (found.files, found.left, found.differing) == (len(files), 0, [])
+
+
+def test_what_took_long_is_not_hashed_a_second_time(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aslab.cli._demo._checksums.SECOND", -1.0)
+    hashed: list[object] = []
+    real = Service.hash
+
+    async def hash_and_note(self: Service, part: Sequence[str]) -> None:
+        hashed.append(part)
+        await real(self, part)
+
+    monkeypatch.setattr(Service, "hash", hash_and_note)
+    large = os.fspath(tree / "large")
+    found = anyio.run(checksums, Pair(), [large], [], Settings(buffer=BUFFER, limit=BUFFER, tasks=1), None)
+    assert (hashed, found.files, found.nbytes) == ([[large]], 1, 5 * BUFFER + 3)
 
 
 def test_the_verdict_names_what_is_not_well(tree: Path) -> None:
