@@ -2,6 +2,7 @@
 #
 #   _errors  _flags  _stats  _checks       words: errors, urgency, counters, checks of values
 #   _histogram  _events  _health           what an operator sees: durations, events, ok or not
+#   _sites                                 where something was allocated, by which task
 #   _snapshots  _unix  _answering          the same for other processes, on a socket
 #   _clients  _keywords                    exceptions from client code; options as keywords
 #   _fastpath/                             a hit and its free: views, slots, magazines, buffers

@@ -18,7 +18,7 @@ MODULES = {str(path.relative_to(PACKAGE).with_suffix("")): path for path in sort
 
 FLOORS = """
 _histogram _events
-_errors _flags _stats _checks _clients _keywords _health _snapshots _unix _answering
+_sites _errors _flags _stats _checks _clients _keywords _health _snapshots _unix _answering
 _fastpath/_native _fastpath/_views _fastpath/_magazine _fastpath/_dlpack _fastpath/_home _fastpath/_buffer
 _fastpath/_lease _fastpath/_front _fastpath/_managed _fastpath/__init__
 backends
