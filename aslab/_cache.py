@@ -33,7 +33,7 @@ from ._holder import Holder
 from ._home import CacheHome
 from ._kmem._errands import Errand
 from ._kmem._frees import give_back, orphan
-from ._kmem._holders import Holders
+from ._kmem._holders import Holders, who_holds
 from ._kmem._member import Member
 from ._kmem._move import defragment
 from ._kmem._moving import Move
@@ -191,7 +191,7 @@ class Cache(Front[T]):
         magazine, counters = self._magazine, self._counters
         note: Noted | None = None
         magazine.due -= 1
-        if magazine.due <= magazine.hits or counters.waited_long:
+        if magazine.due < magazine.hits or counters.waited_long:
             counters.waited_long = False
             if self._config.holders_sample:
                 note = self._member.holders.note()
@@ -372,7 +372,10 @@ def shut(cache: Cache[Any]) -> str:
     if pool.closed:
         orphan(pool)
     held = cache.stats().obj_held
-    return f"cache {name!r} was closed with {held} buffers still held" if held else ""
+    if not held:
+        return ""
+    who = "\n".join(who_holds([cache._member.holders]))
+    return f"cache {name!r} was closed with {held} buffers still held" + (who and f", of those noted:\n{who}")
 
 
 def pool_of(cache: Cache[Any]) -> Pool[Any]:

@@ -118,8 +118,8 @@ class Magazine(list[Slot[T]]):
         self.hits: int = 0
         """Allocations that simply popped: never in a shared pool, whose allocations all take the detour."""
         self.due: int = sys.maxsize
-        """As soon as there are so many hits, the next allocation takes the detour (NOTED). One that takes it for
-        other reasons lowers this instead."""
+        """From that many hits on, the next allocation takes the detour (NOTED). One that takes it anyway counts,
+        too: it lowers this."""
         self.detour: int = False
         self.watch: int = False
 

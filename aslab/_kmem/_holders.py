@@ -87,10 +87,8 @@ class Holders:
         """The oldest first. Any thread, finalisers included: each step is one operation."""
         self.times: Times = Times()
         """How long buffers were held that were noted because they were the n-th."""
-        if sample == 1:
-            magazine.divert(NOTED)
         if sample:
-            magazine.due = min(magazine.due, magazine.hits + self._gap())
+            self._choose()
 
     def __len__(self) -> int:
         return len(self.notes)
@@ -98,10 +96,9 @@ class Holders:
     def note(self) -> Note:
         """Note that the caller has a buffer now, and choose the next one."""
         magazine, notes = self._magazine, self.notes
-        counted = magazine.due <= magazine.hits
+        counted = magazine.due < magazine.hits
         if counted and self._sample > 1:
-            magazine.due = magazine.hits + self._gap()
-            magazine.let_pop(NOTED)
+            self._choose()
             if len(notes) >= MOST:
                 self._every *= 2
             elif self._every > self._sample and len(notes) < MOST // 4:
@@ -150,9 +147,16 @@ class Holders:
             stack=note.site.stack,
         )
 
-    def _gap(self) -> int:
+    def _choose(self) -> None:
+        """Choose the next allocation to be noted, on average the n-th from now on."""
+        magazine = self._magazine
         self._turn = (self._turn + _SPREAD) % 1.0
-        return 1 + int(self._turn * (2 * self._every - 1))
+        others = int(self._turn * (2 * self._every - 1))
+        magazine.due = magazine.hits + others
+        if others:
+            magazine.let_pop(NOTED)
+        else:
+            magazine.divert(NOTED)
 
 
 def oldest(of: Iterable[Holders], most: int | None = None) -> list[Holder]:

@@ -130,6 +130,6 @@ def _who(pool: Pool[Any]) -> list[str]:
     holders = [member.holders for member in pool.members]
     if not any(holders) and pool.growth.limit_reached and not pool.growth.at_most:
         holders = list(pool.arena.holders)  # the limit is in the hands of other caches
-    if any(holders):
-        return ["held longest, of what was noted:", *who_holds(holders)]
+    if noted := sum(map(len, holders)):
+        return [f"held longest, of {noted} noted:", *who_holds(holders)]
     return [f"who holds them was not noted: holders_sample is {pool.config.holders_sample}, and 1 notes each"]
