@@ -251,6 +251,7 @@ def _ask(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[T], cal
         pool.moving.in_hand -= 1
     pool.moving.answers[answer] += 1
     old_goes = answer in (KMEM_CBRC.YES, KMEM_CBRC.DONT_NEED)
+    cast("ManagedBuffer[T]", owner if answer is KMEM_CBRC.YES else buf).forget_note()
     if old_goes:
         _end(pool, owner)
     if answer is not KMEM_CBRC.YES:
