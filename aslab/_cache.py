@@ -24,14 +24,17 @@ from typing import Any, TypeVar
 import anyio
 import anyio.lowlevel
 
+from ._checked import CheckedBuffer
 from ._checks import seconds, whole_number
 from ._config import CacheConfig
-from ._errors import CacheClosedError, ConfigError, WrongCacheError
+from ._errors import CacheClosedError, ConfigError, CorruptionError, WrongCacheError
 from ._fastpath import OPTIONS, Buffer, Front, ManagedBuffer, SeenBuffer, Slot, lease_view
 from ._flags import KM, LEVEL
 from ._home import CacheHome
+from ._kmem._debug import Debug, Record
 from ._kmem._errands import Errand
-from ._kmem._frees import give_back, orphan
+from ._kmem._frees import admit, give_back, orphan
+from ._kmem._invariants import validate, where_held
 from ._kmem._member import Member
 from ._kmem._move import defragment
 from ._kmem._moving import Move
@@ -76,7 +79,7 @@ class Cache(Front[T]):
         self._counters = self._member.counters
         self._home: CacheHome[T] = CacheHome(self, pool, self._member, self._hand_out)
         self._closing: anyio.Event | None = None
-        self._managed = config.init_on_free or config.movable or config.merge
+        self._managed = bool(config.init_on_free or config.movable or config.merge or config.debug)
         if pool.arena.config.checkpoints or config.init_on_alloc or self._managed or config.watermark:
             pool.magazine.divert(OPTIONS)
         pool.join(self._member)
@@ -186,13 +189,15 @@ class Cache(Front[T]):
             raise CacheClosedError(f"cache {self.name!r} is closed")
 
     def _hand_out(self, slot: Slot[T]) -> Buffer[T]:
+        debug = self._pool.debug if self._managed else None
+        record = None if debug is None else admit(self._pool, slot, debug.site())
         # A lingering slot may have been written to since it was freed.
         if self._config.init_on_alloc or (slot.kept and self._config.init_on_free):
             zero(slot.address, self.size)
         if not self._managed and slot.slab is not None:
             buf: Buffer[T] = SeenBuffer() if self._home.seen else Buffer()
         else:
-            buf = self._managed_handle(slot)
+            buf = self._managed_handle(slot, debug, record)
         buf._home = self._home
         # A free with a view checks whether the slot has to linger again; a managed free always checks.
         buf._view = lease_view(slot.exporter) if slot.kept and not self._managed else None
@@ -201,8 +206,13 @@ class Cache(Front[T]):
             self._arena.attend(self._pool, self._pool.ask)
         return buf
 
-    def _managed_handle(self, slot: Slot[T]) -> Buffer[T]:
-        buf: ManagedBuffer[T] = ManagedBuffer()
+    def _managed_handle(self, slot: Slot[T], debug: Debug[T] | None, record: Record | None) -> Buffer[T]:
+        buf: ManagedBuffer[T]
+        if debug is None or record is None:
+            buf = ManagedBuffer()
+        else:
+            buf = CheckedBuffer()
+            buf.debug, buf.record = debug, record
         buf.emergency = slot.slab is None
         buf.moving = buf.touched = buf.left = False
         if self._pool.moving.able:
@@ -242,7 +252,19 @@ class Cache(Front[T]):
             self._check_open()
         learn(self._pool, n, LEVEL[flags])
         slots = await self._in_time(wait(self._pool, flags, n, self._counters), timeout)
-        return [self._hand_out(slot) for slot in slots]
+        return self._hand_all_out(slots)
+
+    def _hand_all_out(self, slots: list[Slot[T]]) -> list[Buffer[T]]:
+        bufs: list[Buffer[T]] = []
+        try:
+            while slots:
+                bufs.append(self._hand_out(slots.pop()))
+        except CorruptionError:  # found by a debug letter; that slot is free again
+            give_back(self._pool, slots)
+            for buf in bufs:
+                buf.free()
+            raise
+        return bufs
 
     def lease_many(self, n: int, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> ManyLease[T]:
         """``async with cache.lease_many(n) as bufs:`` is `alloc_many` and `Buffer.free` of each around a block."""
@@ -319,34 +341,46 @@ class Cache(Front[T]):
         Buffers still held cause one ResourceWarning; their memory stays valid until they are freed. Closing
         again only waits for the memory to be back. Event loop's thread only.
         """
-        warning = shut(self)
+        found = shut(self)
         try:
             if self._closing is not None:
                 await self._closing.wait()
         finally:
-            if warning:
+            for warning in found:
                 warnings.warn(warning, ResourceWarning, stacklevel=2)
+
+    def validate(self) -> list[CorruptionError]:
+        """Check all objects now, as far as the debug letters allow; with F, the books as well. (`slabinfo -v`.)
+
+        Returns what was wrong, which is logged and restored. Without letters there is nothing to check. Does not
+        suspend; event loop's thread only.
+        """
+        return validate(self._pool)
 
     def stats(self) -> CacheStats:
         """Return a snapshot of the counters. Any thread."""
         return cache_stats(self._pool, self._member)
 
 
-def shut(cache: Cache[Any]) -> str:
-    """Close a cache unless it is closed already. Returns a warning, or "" if there is none.
+def shut(cache: Cache[Any]) -> list[str]:
+    """Close a cache unless it is closed already. Returns warnings.
 
     A shared pool stays open while other caches use it. Allocations from the closed cache are still refused:
     merged caches always take the detour, which checks for that.
     """
     if cache._closing is not None:
-        return ""
+        return []
     pool, name = cache._pool, cache.name
     del cache._open_caches[name]
+    damaged = validate(pool)
     cache._closing = pool.leave(cache._member, CacheClosedError(f"cache {name!r} was closed"))
     if pool.closed:
         orphan(pool)
     held = cache.stats().obj_held
-    return f"cache {name!r} was closed with {held} buffers still held" if held else ""
+    found = [f"cache {name!r} was closed with {held} buffers still held{where_held(pool)}"] if held else []
+    if damaged:
+        found.append("\n".join((f"cache {name!r} was closed with damaged memory", *map(str, damaged))))
+    return found
 
 
 def pool_of(cache: Cache[Any]) -> Pool[Any]:

@@ -221,12 +221,14 @@ class Buffer(Generic[T]):
                 self._home.look_at_lingering()
                 return
             self._let_go()
-            name = self._home.name
+            what = self._forgotten()
         except (AttributeError, BufferFreedError):  # never allocated, or freed by another thread just now
             return
-        warnings.warn(
-            f"cache {name!r}: a Buffer was garbage-collected without free()", ResourceWarning, 2, source=self
-        )
+        warnings.warn(what, ResourceWarning, 2, source=self)
+
+    def _forgotten(self) -> str:
+        """Say that it was never freed."""
+        return f"cache {self._home.name!r}: a Buffer was garbage-collected without free()"
 
     def _look(self) -> memoryview:
         """Make the view, or make it again after the caller has released it."""
