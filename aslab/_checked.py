@@ -78,7 +78,7 @@ def _keepers(view: memoryview, handle: object) -> str:
         for name, value in names.items():
             if value is view:
                 found.append(f"variable {name!r} in {code.co_qualname}, {code.co_filename}:{frame.f_lineno}")
-        del value
+        value = None  # else it would be found here
         if code.co_flags & CO_OPTIMIZED and isinstance(names, dict):
             names.clear()  # a copy, which the frame keeps, and so the view
     for one in gc.get_referrers(view):

@@ -54,15 +54,15 @@ class Record:
 
     def story(self) -> list[str]:
         """Return who allocated it and who freed it, in lines."""
+        if self.allocated is None:
+            return ["  debug letter U tells who allocated it and who freed it"]
         lines = _lines("allocated", self.allocated)
         if self.collected:
             return [*lines, "  freed by aslab: it was garbage-collected, or moved"]
-        return lines if self.held else lines + _lines("freed", self.freed)
+        return lines if self.freed is None else lines + _lines("freed", self.freed)
 
 
-def _lines(what: str, site: Site | None) -> list[str]:
-    if site is None:
-        return [f"  {what} where? debug letter U tells"]
+def _lines(what: str, site: Site) -> list[str]:
     return [f"  {what} by {site.task}", *(f"    {step}" for step in site.stack)]
 
 
@@ -152,6 +152,12 @@ class Debug(Generic[T]):
         text = f"cache {self._name!r}: the buffer at {record.address:#x} was freed before"
         return "\n".join((text, *record.story()))
 
+    def inherit(self, old: Slot[T], new: Slot[T]) -> None:
+        """Note that a client is moving an object to another place: who allocated it stays the same."""
+        old_record, new_record = record_of(old), record_of(new)
+        if old_record is not None and new_record is not None:
+            new_record.allocated = old_record.allocated
+
     def poison_again(self, slot: Slot[T]) -> None:
         """Poison a free object that may have been written to until now, and check it from now on."""
         record = record_of(slot)
@@ -214,7 +220,7 @@ class Debug(Generic[T]):
             f"first {byte_at(first):#04x}, expected {place.byte:#04x}",
             row_of("expected", row, bytes((place.byte,)) * min(ROW, until - row)),
             *dump("found", row, until),
-            *dump("object", begin, begin + size, HEAD),
+            *(dump("object", begin, begin + size, HEAD) if place.byte == RED else ()),
             *record.story(),
         )
         place.fill()

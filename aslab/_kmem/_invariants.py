@@ -95,8 +95,8 @@ def validate(pool: Pool[Any]) -> list[CorruptionError]:
 
 
 def where_held(pool: Pool[Any]) -> str:
-    """Say where the buffers that callers hold were allocated, in further lines; "" without debug letters."""
-    records = [record for slot in _known(pool) if (record := record_of(slot)) is not None and record.held]
+    """Say where the buffers that callers hold were allocated, in further lines; "" without debug letter U."""
+    records = [record for slot in _known(pool) if (record := record_of(slot)) and record.held and record.allocated]
     lines = [line for record in records[:TOLD] for line in (f"at {record.address:#x}:", *record.story())]
     if len(records) > TOLD:
         lines.append(f"and {len(records) - TOLD} more")

@@ -258,6 +258,8 @@ def _ask(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[T], cal
     except CorruptionError:  # it is logged, and the slot is free again
         pool.moving.in_hand -= 1
         return False
+    if pool.debug is not None:
+        pool.debug.inherit(old, new)
     try:
         answer = callback(owner, buf, len(buf))
         if not isinstance(answer, KMEM_CBRC):
