@@ -14,7 +14,7 @@ from types import CoroutineType, FrameType, GeneratorType
 from typing import Any, TypeVar, cast
 
 from ._errors import BufferFreedError, DoubleFreeError
-from ._fastpath import ManagedBuffer, is_kept
+from ._fastpath import ManagedBuffer, has_company, is_kept, is_released
 from ._kmem._debug import Debug, Record
 
 T = TypeVar("T")
@@ -54,40 +54,52 @@ class CheckedBuffer(ManagedBuffer[T]):
             raise error
 
     def _look_for_keepers(self) -> None:
-        """Refuse a free that would leave the slot lingering."""
+        """Refuse a free that would leave the slot lingering. Exports of the memory are left to the free itself."""
         view, slot = self._view, getattr(self, "_slot", None)
-        if slot is None:
+        alive = view is not None and not is_released(view)
+        if slot is None or slot.in_use(alive) or (alive and has_company(cast("memoryview", view))):
             return
         if view is not None and is_kept(view, 2):  # the handle, and here
-            keepers = _keepers(view, self)
-            raise self._refusal(f"debug letter V: its view is kept{keepers}")
-        if slot.kept and slot.haunted():
-            raise self._refusal("debug letter V: a view that has ended is kept, or a slice of it")
+            managed = gc.get_referents(view)
+        elif slot.kept and slot.haunted():
+            managed = [one.managed for one in slot.kept]
+        else:
+            return
+        del view
+        views = [one for one in gc.get_referrers(*managed) if isinstance(one, memoryview)]
+        raise self._refusal(f"debug letter V: a view of it is kept{_keepers(views, self)}")
 
     def _forgotten(self) -> str:
         return "\n".join((super()._forgotten(), *self.record.story()))
 
 
-def _keepers(view: memoryview, handle: object) -> str:
+def _keepers(views: list[memoryview], handle: object) -> str:
     """Say who refers to a view, in words that start with ``:``; "" if that cannot be found."""
-    found = []
+    found: list[str] = []
+    running: list[FrameType] = []
     frame = sys._getframe(1)
     while frame.f_back is not None:
         frame = frame.f_back
+        running.append(frame)
         code, names = frame.f_code, cast("Any", frame.f_locals)
         for name, value in names.items():
-            if value is view:
+            if any(value is view for view in views):
                 found.append(f"variable {name!r} in {code.co_qualname}, {code.co_filename}:{frame.f_lineno}")
         value = None  # else it would be found here
         if code.co_flags & CO_OPTIMIZED and isinstance(names, dict):
             names.clear()  # a copy, which the frame keeps, and so the view
-    for one in gc.get_referrers(view):
+    for one in gc.get_referrers(*views) if views else ():
         if isinstance(one, CoroutineType):
             if not one.cr_running:
                 found.append(f"a variable in {one.__qualname__}")
         elif isinstance(one, GeneratorType):
             if not one.gi_running:
                 found.append(f"a variable in {one.__qualname__}")
-        elif one is not handle and not isinstance(one, FrameType):
+        elif isinstance(one, FrameType):
+            if one not in running and one.f_code.co_filename != __file__:  # it has ended; a traceback keeps it
+                found.append(
+                    f"a traceback through {one.f_code.co_qualname}, {one.f_code.co_filename}:{one.f_lineno}"
+                )
+        elif one is not handle and one is not views:
             found.append(f"an object of type {type(one).__name__}")
     return ": " + "; ".join(dict.fromkeys(found)) if found else ""
