@@ -18,12 +18,14 @@ from ._config import allocator_config, cache_config
 from ._errors import CacheClosedError, ConfigError, SealedError
 from ._events import Events
 from ._health import SLOW, STUCK, Health, judge
+from ._holder import Holder
 from ._keywords import keywords
+from ._kmem._holders import oldest
 from ._kmem._slowpath import ready
 from ._kmem._wakeup import take_turns
 from ._options import AllocatorKeywords, AllocatorOptions, CacheKeywords, CacheOptions
 from ._reaper import give_everything
-from ._snapshots import snapshot_json
+from ._snapshots import SHOWN, snapshot_json
 from ._stats import HEADER, AllocatorStats, row
 from ._tasks import Tasks
 from .backends import Heap, Mmap
@@ -153,6 +155,14 @@ class Allocator:
             caches=tuple(cache.stats() for cache in self.caches),
         )
 
+    def holders(self) -> tuple[Holder, ...]:
+        """Return who holds buffers of the open caches, the oldest first, as far as that was noted. Any thread.
+
+        Noted are each ``holders_sample`` th allocation, each that had to wait for 0.1 s, and with
+        ``holders_sample=1`` all. Of a cache that is sampled at most 1000 are kept.
+        """
+        return tuple(oldest(list(self._arena.holders)))
+
     def health(self, *, slow: float = SLOW, stuck: float = STUCK) -> Health:
         """Return whether callers are served: ok, degraded or stuck, with the reasons. Any thread.
 
@@ -186,7 +196,7 @@ class Allocator:
         :raises FileExistsError: if something listens at ``path`` already, or something else is there
         :raises OSError: if the socket cannot be made there
         """
-        return answering(path, lambda: snapshot_json(self.stats()))
+        return answering(path, lambda: snapshot_json(self.stats(), oldest(list(self._arena.holders), SHOWN)))
 
     def table(self) -> str:
         """The text of /proc/spl/kmem/slab. Any thread."""

@@ -24,17 +24,18 @@ from typing import Any, TypeVar
 import anyio
 import anyio.lowlevel
 
-from ._checked import CheckedBuffer
+from ._checked import checked
 from ._checks import seconds, whole_number
 from ._config import CacheConfig
 from ._errors import CacheClosedError, ConfigError, CorruptionError, WrongCacheError
-from ._fastpath import OPTIONS, Buffer, Front, ManagedBuffer, SeenBuffer, Slot, lease_view
+from ._fastpath import OPTIONS, Buffer, Front, ManagedBuffer, Noted, SeenBuffer, Slot, lease_view
 from ._flags import KM, LEVEL
+from ._holder import Holder
 from ._home import CacheHome
-from ._kmem._debug import Debug, Record
 from ._kmem._errands import Errand
 from ._kmem._frees import admit, give_back, orphan
-from ._kmem._invariants import validate, where_held
+from ._kmem._holders import Holders
+from ._kmem._invariants import left_behind, validate
 from ._kmem._member import Member
 from ._kmem._move import defragment
 from ._kmem._moving import Move
@@ -75,9 +76,10 @@ class Cache(Front[T]):
         self._open_caches = open_caches  # its allocator's, by name; closing removes it
         self._arena = pool.arena
         self._magazine = pool.magazine
-        self._member = Member(config.name, config.reclaim)
+        self._member = Member(config.name, Holders(pool.magazine, pool.arena.clock, config), config.reclaim)
+        self._arena.holders[self._member.holders] = None
         self._counters = self._member.counters
-        self._home: CacheHome[T] = CacheHome(self, pool, self._member, self._hand_out)
+        self._home: CacheHome[T] = CacheHome(self, pool, self._member, self._wrap)
         self._closing: anyio.Event | None = None
         self._managed = bool(config.init_on_free or config.movable or config.merge or config.debug)
         if pool.arena.config.checkpoints or config.init_on_alloc or self._managed or config.watermark:
@@ -189,30 +191,36 @@ class Cache(Front[T]):
             raise CacheClosedError(f"cache {self.name!r} is closed")
 
     def _hand_out(self, slot: Slot[T]) -> Buffer[T]:
-        debug = self._pool.debug if self._managed else None
-        record = None if debug is None else admit(self._pool, slot, debug.site())
+        site = admit(self._pool, slot) if self._managed else None
+        magazine, counters = self._magazine, self._counters
+        note: Noted | None = None
+        magazine.due -= 1
+        if magazine.due < magazine.hits or counters.waited_long:
+            counters.waited_long = False
+            if self._config.holders_sample:
+                note = self._member.holders.note(site)
+        return self._wrap(slot, note)
+
+    def _wrap(self, slot: Slot[T], note: Noted | None) -> Buffer[T]:
         # A lingering slot may have been written to since it was freed.
         if self._config.init_on_alloc or (slot.kept and self._config.init_on_free):
             zero(slot.address, self.size)
-        if not self._managed and slot.slab is not None:
-            buf: Buffer[T] = SeenBuffer() if self._home.seen else Buffer()
-        else:
-            buf = self._managed_handle(slot, debug, record)
+        managed = self._managed or slot.slab is None or note is not None
+        buf: Buffer[T] = (
+            self._managed_handle(slot, note) if managed else SeenBuffer() if self._home.seen else Buffer()
+        )
         buf._home = self._home
         # A free with a view checks whether the slot has to linger again; a managed free always checks.
-        buf._view = lease_view(slot.exporter) if slot.kept and not self._managed else None
+        buf._view = lease_view(slot.exporter) if slot.kept and not managed else None
         buf._slot = slot
         if self._config.watermark:
             self._arena.attend(self._pool, self._pool.ask)
         return buf
 
-    def _managed_handle(self, slot: Slot[T], debug: Debug[T] | None, record: Record | None) -> Buffer[T]:
-        buf: ManagedBuffer[T]
-        if debug is None or record is None:
-            buf = ManagedBuffer()
-        else:
-            buf = CheckedBuffer()
-            buf.debug, buf.record = debug, record
+    def _managed_handle(self, slot: Slot[T], note: Noted | None) -> Buffer[T]:
+        debug = self._pool.debug
+        buf: ManagedBuffer[T] = ManagedBuffer() if debug is None else checked(slot, debug)
+        buf._note = note
         buf.emergency = slot.slab is None
         buf.moving = buf.touched = buf.left = False
         if self._pool.moving.able:
@@ -350,12 +358,16 @@ class Cache(Front[T]):
                 warnings.warn(warning, ResourceWarning, stacklevel=2)
 
     def validate(self) -> list[CorruptionError]:
-        """Check all objects now, as far as the debug letters allow; with F, the books as well. (`slabinfo -v`.)
+        """Check all objects now, as the debug letters say. Returns what was wrong, which is logged and restored.
 
-        Returns what was wrong, which is logged and restored. Without letters there is nothing to check. Does not
-        suspend; event loop's thread only.
+        Linux has ``slabinfo -v``. Without letters there is nothing to check. Never suspends; event loop's thread
+        only.
         """
         return validate(self._pool)
+
+    def holders(self) -> tuple[Holder, ...]:
+        """As `Allocator.holders`, of this cache alone. Any thread."""
+        return tuple(self._member.holders.all())
 
     def stats(self) -> CacheStats:
         """Return a snapshot of the counters. Any thread."""
@@ -373,14 +385,11 @@ def shut(cache: Cache[Any]) -> list[str]:
     pool, name = cache._pool, cache.name
     del cache._open_caches[name]
     damaged = validate(pool)
+    cache._arena.holders.pop(cache._member.holders, None)
     cache._closing = pool.leave(cache._member, CacheClosedError(f"cache {name!r} was closed"))
     if pool.closed:
         orphan(pool)
-    held = cache.stats().obj_held
-    found = [f"cache {name!r} was closed with {held} buffers still held{where_held(pool)}"] if held else []
-    if damaged:
-        found.append("\n".join((f"cache {name!r} was closed with damaged memory", *map(str, damaged))))
-    return found
+    return left_behind(pool, cache._member, damaged)
 
 
 def pool_of(cache: Cache[Any]) -> Pool[Any]:

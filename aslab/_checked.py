@@ -14,8 +14,8 @@ from types import CoroutineType, FrameType, GeneratorType
 from typing import Any, TypeVar, cast
 
 from ._errors import BufferFreedError, DoubleFreeError
-from ._fastpath import ManagedBuffer, has_company, is_kept, is_released
-from ._kmem._debug import Debug, Record
+from ._fastpath import ManagedBuffer, Slot, has_company, is_kept, is_released
+from ._kmem._debug import Debug, Record, record_of
 
 T = TypeVar("T")
 
@@ -69,8 +69,17 @@ class CheckedBuffer(ManagedBuffer[T]):
         views = [one for one in gc.get_referrers(*managed) if isinstance(one, memoryview)]
         raise self._refusal(f"debug letter V: a view of it is kept{_keepers(views, self)}")
 
-    def _forgotten(self) -> str:
-        return "\n".join((super()._forgotten(), *self.record.story()))
+    def _whose(self) -> str:
+        return "\n".join(("", *self.record.story())) if self.record.allocated else super()._whose()
+
+
+def checked(slot: Slot[T], debug: Debug[T]) -> CheckedBuffer[T]:
+    """Make a handle for an object that was handed out."""
+    record = record_of(slot)
+    assert record is not None, "it was handed out"
+    buf: CheckedBuffer[T] = CheckedBuffer()
+    buf.debug, buf.record = debug, record
+    return buf
 
 
 def _keepers(views: list[memoryview], handle: object) -> str:

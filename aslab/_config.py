@@ -36,6 +36,8 @@ MAX_SLAB_SIZE = 32 * 2**20
 CACHE_LINE = 64
 LARGE = 64 * 2**10
 """Bytes from which on objects are aligned to pages by default: what it wastes is a 16th at most."""
+NOTED_BYTES, MOST_SAMPLED = 8 * 2**20, 4096
+"""By default it is noted who holds a buffer once for so many bytes of buffers, or for so many buffers."""
 WASTE = 16
 """By default a slab leaves at most 1/16 of ``limit`` or ``max_objects`` unused, and takes no more, unless it has
 `OBJECTS` only."""
@@ -115,6 +117,8 @@ class CacheConfig(CacheOptions[T]):
     init_on_free: bool
     debug: str
     """The letters in force."""
+    holders_sample: int
+    leak_after: float
 
     @property
     def guaranteed(self) -> int:
@@ -144,6 +148,7 @@ def cache_config(
     shape = _shape(size, options, allocator.limit, RED if "Z" in debug else 0)
     _check_bounds(name, shape, options, allocator)
     _check_combinations(options)
+    sample = _sample(size, options.holders_sample, allocator.holders_sample)
     zeroed = options.ctor is None
     init_on_alloc = _either(options.init_on_alloc, allocator.init_on_alloc and zeroed)
     init_on_free = _either(options.init_on_free, allocator.init_on_free and zeroed)
@@ -157,6 +162,8 @@ def cache_config(
         "init_on_free": init_on_free,
         "debug": debug,
         "merge": options.merge and not debug,
+        "holders_sample": min(sample, 1) if "U" in debug else sample,
+        "leak_after": (allocator.leak_after if options.leak_after is None else options.leak_after) or 0.0,
     }
     return CacheConfig(name=name, shape=shape, **values(options) | filled)
 
@@ -173,6 +180,11 @@ def _debug(name: str, options: CacheOptions[Any], default: str, selection: Selec
 
 def _either(own: bool | None, default: bool) -> bool:
     return default if own is None else own
+
+
+def _sample(size: int, own: int | None, default: int | None) -> int:
+    chosen = default if own is None else own
+    return max(1, min(MOST_SAMPLED, NOTED_BYTES // size)) if chosen is None else chosen
 
 
 def _check_bounds(name: str, shape: Shape, options: CacheOptions[Any], allocator: AllocatorOptions) -> None:

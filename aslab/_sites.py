@@ -58,19 +58,18 @@ class Site:
         return f"{self.task} at {place}" if place else self.task
 
 
-def here(*, whole: bool = False) -> Site:
+def here(above: int = 1, *, whole: bool = False) -> Site:
     """Note where the caller of aslab is now. About a microsecond.
 
+    :param above: the frame to begin with: 1 is that of the caller of this function, 2 is that of its caller
     :param whole: note all lines from there outwards, `DEEPEST` at most
     """
     steps: list[tuple[CodeType, int]] = []
     inside: FrameType | None = None
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(above)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        kind = _kinds.get(name)
-        if kind is None:
-            kind = _kinds[name] = _kind(name)
+        kind = _kinds[name] if name in _kinds else _kind(name)
         if kind == _END:
             break
         if kind == _THEIRS or steps:
@@ -104,8 +103,11 @@ def who() -> str:
 def _kind(module: str) -> int:
     top, _, below = module.partition(".")
     if top == "aslab":
-        return _CORE if below.startswith("_") else _OURS
-    return _PASSED if top in ("asyncio", "anyio", "contextlib", "functools", "trio") else _THEIRS
+        kind = _CORE if below.startswith("_") else _OURS
+    else:
+        kind = _PASSED if top in ("asyncio", "anyio", "contextlib", "functools", "trio") else _THEIRS
+    _kinds[module] = kind
+    return kind
 
 
 def _words(code: CodeType, offset: int) -> str:

@@ -270,7 +270,7 @@ class TestSites:
                     buf.free()
         forgotten, held = (str(one.message) for one in caught)
         assert forgotten.startswith("cache 'c': a Buffer was garbage-collected without free()")
-        assert held.startswith("cache 'c' was closed with 12 buffers still held\nat 0x")
+        assert held.startswith("cache 'c' was closed with 12 buffers still held:\nat 0x")
         assert held.endswith("and 2 more")
         assert forgotten.count(line_in(culprit_allocates)) == 1
         assert held.count(line_in(culprit_allocates)) == 10

@@ -9,7 +9,7 @@ from .._flags import KM
 from ._buffer import Buffer
 from ._home import Home
 from ._lease import Lease
-from ._magazine import Magazine
+from ._magazine import NOTED, Magazine
 from ._native import compiled
 
 T = TypeVar("T")
@@ -52,6 +52,8 @@ class Front(Generic[T]):
         except IndexError:
             return await self._alloc_slowly(flags, timeout)
         magazine.hits += 1
+        if magazine.hits >= magazine.due:
+            magazine.detour |= NOTED
         buf: Buffer[T] = Buffer()
         buf._home = self._home
         buf._view = None
@@ -76,6 +78,8 @@ class Front(Generic[T]):
         except IndexError:
             return self._alloc_now(flags)
         magazine.hits += 1
+        if magazine.hits >= magazine.due:
+            magazine.detour |= NOTED
         buf: Buffer[T] = Buffer()
         buf._home = self._home
         buf._view = None

@@ -87,11 +87,11 @@ class Debug(Generic[T]):
 
     def site(self) -> Site | None:
         """Return where the caller of aslab is now, as far as a letter needs it."""
-        return here(whole=self._sites) if self._sites or self._trace else None
+        return here(2, whole=self._sites) if self._sites or self._trace else None
 
     # -- what happens to an object
 
-    def hand_out(self, slot: Slot[T], site: Site | None) -> Record:
+    def hand_out(self, slot: Slot[T], site: Site | None) -> None:
         """Note that a caller is given an object, which is checked first.
 
         :raises RedZoneError, PoisonError: if it was damaged; it is still free, and as it was
@@ -116,7 +116,6 @@ class Debug(Generic[T]):
             raise self._told(found)
         if self._trace:
             log.info("cache %r: alloc of the buffer at %#x by %s", self._name, slot.address, site)
-        return record
 
     def let_go(self, slot: Slot[T], site: Site | None = None, *, collected: bool = True) -> CorruptionError | None:
         """Note that an object is free from now on. Returns what was wrong with it, which is logged."""
@@ -143,7 +142,6 @@ class Debug(Generic[T]):
             assert old_record is not None, "it is held"
             assert new_record is not None, "it was handed out for this"
             new_record.address, old_record.address = old.address, new.address
-            new_record.allocated = old_record.allocated
             _put(new, old_record)
             _put(old, new_record)
 
@@ -151,12 +149,6 @@ class Debug(Generic[T]):
         """Say that a buffer was freed twice, who had it, and who freed it first."""
         text = f"cache {self._name!r}: the buffer at {record.address:#x} was freed before"
         return "\n".join((text, *record.story()))
-
-    def inherit(self, old: Slot[T], new: Slot[T]) -> None:
-        """Note that a client is moving an object to another place: who allocated it stays the same."""
-        old_record, new_record = record_of(old), record_of(new)
-        if old_record is not None and new_record is not None:
-            new_record.allocated = old_record.allocated
 
     def poison_again(self, slot: Slot[T]) -> None:
         """Poison a free object that may have been written to until now, and check it from now on."""
@@ -267,6 +259,12 @@ def record_of(slot: Slot[Any]) -> Record | None:
         return cast("Record | None", slot.record)
     slab = cast("Slab[Any] | None", slot.slab)
     return None if slab is None else slab.records.get(slot)
+
+
+def site_of(slot: Slot[Any]) -> Site | None:
+    """Return where an object was allocated, if that is known."""
+    record = record_of(slot)
+    return None if record is None else record.allocated
 
 
 def _put(slot: Slot[Any], record: Record) -> None:

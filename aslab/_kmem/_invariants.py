@@ -15,6 +15,8 @@ from .._clients import log
 from .._errors import ConsistencyError, CorruptionError
 from .._fastpath import CLOSED, REPACK, SHORT, Slot
 from ._debug import record_of
+from ._holders import who_holds
+from ._member import Member
 from ._pool import Pool
 from ._snapshot import held, in_handover
 from ._state import reachable
@@ -40,6 +42,9 @@ def check(pool: Pool[Any]) -> None:
     name = pool.config.name
     counters = [member.counters for member in pool.members] if pool.config.merge else [pool.counters]
     held_now = sum(held(pool, one) for one in counters)
+    noted = sum(len(member.holders) for member in pool.members)
+    if noted > held_now:
+        raise AssertionError(f"cache {name!r}: {noted} buffers noted as held, and {held_now} held")
     elsewhere = len(magazine) + len(pool.reserve) + in_handover(pool)
     elsewhere += len(depot.lingering) + len(emergency.lingering)
     accounted = held_now + depot.slabs.slots_total - depot.slabs.slots_out + elsewhere
@@ -94,13 +99,26 @@ def validate(pool: Pool[Any]) -> list[CorruptionError]:
     return found if error is None else [*found, error]
 
 
-def where_held(pool: Pool[Any]) -> str:
-    """Say where the buffers that callers hold were allocated, in further lines; "" without debug letter U."""
+def left_behind(pool: Pool[Any], member: Member, damaged: list[CorruptionError]) -> list[str]:
+    """Return warnings for a cache that has just been closed: of buffers still held, and of what was damaged."""
+    name, found = member.name, []
+    if count := held(pool, member.counters):
+        text = f"cache {name!r} was closed with {count} buffers still held"
+        if who := _where_held(pool):
+            text = "\n".join((f"{text}:", *who))
+        elif who := who_holds([member.holders]):
+            text = "\n".join((f"{text}, of those noted:", *who))
+        found.append(text)
+    if damaged:
+        found.append("\n".join((f"cache {name!r} was closed with damaged memory", *map(str, damaged))))
+    return found
+
+
+def _where_held(pool: Pool[Any]) -> list[str]:
+    """Say where the buffers that callers hold were allocated, in lines; [] without debug letter U."""
     records = [record for slot in _known(pool) if (record := record_of(slot)) and record.held and record.allocated]
     lines = [line for record in records[:TOLD] for line in (f"at {record.address:#x}:", *record.story())]
-    if len(records) > TOLD:
-        lines.append(f"and {len(records) - TOLD} more")
-    return "".join(f"\n{line}" for line in lines)
+    return [*lines, *([f"and {len(records) - TOLD} more"] if len(records) > TOLD else [])]
 
 
 def _known(pool: Pool[Any]) -> list[Slot[Any]]:

@@ -198,11 +198,11 @@ async def _move(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[
     moving = pool.moving
     moving.in_hand += 1
     moving.since_pause += pool.config.shape.size
-    if moving.callback is not None:
-        return _ask(pool, owner, old, new, moving.callback)
-    if pool.debug is not None and not _admitted(pool, new):
+    if pool.debug is not None and not _admitted(pool, old, new):
         moving.in_hand -= 1
         return False
+    if moving.callback is not None:
+        return _ask(pool, owner, old, new, moving.callback)
     with pool.guard:
         begun = _owner(pool, old) is owner  # else it was freed or pinned while we looked for a slot
         if begun:
@@ -217,10 +217,10 @@ async def _move(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[
     return False
 
 
-def _admitted(pool: Pool[T], new: Slot[T]) -> bool:
-    """Whether the debug letters find nothing wrong with a slot to move to; else it is free again."""
+def _admitted(pool: Pool[T], old: Slot[T], new: Slot[T]) -> bool:
+    """Whether the debug letters find nothing wrong with a slot to move to; else that is logged, and it is free."""
     try:
-        admit(pool, new, None)
+        admit(pool, new, old)
     except CorruptionError:
         return False
     return True
@@ -253,13 +253,7 @@ def _ask(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[T], cal
         _put_away(pool, new)
         return False
     slab = cast("Slab[T] | None", old.slab)
-    try:
-        buf = owner.sibling(new)
-    except CorruptionError:  # it is logged, and the slot is free again
-        pool.moving.in_hand -= 1
-        return False
-    if pool.debug is not None:
-        pool.debug.inherit(old, new)
+    buf = owner.sibling(new)
     try:
         answer = callback(owner, buf, len(buf))
         if not isinstance(answer, KMEM_CBRC):
@@ -271,6 +265,7 @@ def _ask(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[T], cal
         pool.moving.in_hand -= 1
     pool.moving.answers[answer] += 1
     old_goes = answer in (KMEM_CBRC.YES, KMEM_CBRC.DONT_NEED)
+    cast("ManagedBuffer[T]", owner if answer is KMEM_CBRC.YES else buf).forget_note()
     if old_goes:
         _end(pool, owner)
     if answer is not KMEM_CBRC.YES:

@@ -39,6 +39,7 @@ from .._flags import FINISHES, KM, LEVEL, ORDINARY
 from .._stats import Counters
 from ._attempts import make, put_back
 from ._frees import unpark
+from ._holders import LONG
 from ._invariants import take_step
 from ._member import Member
 from ._pool import Pool
@@ -136,7 +137,7 @@ def get_now(pool: Pool[T], flags: KM, member: Member) -> Slot[T]:
             why = "the backend has no memory for an emergency object"
         except anyio.WouldBlock:
             why = "an emergency object cannot be made without waiting"
-    raise anyio.WouldBlock(f"{situation(pool, member)}: no object is free, and {why}")
+    raise anyio.WouldBlock(f"{situation(pool, member.name, member.counters)}: no object is free, and {why}")
 
 
 async def wait(pool: Pool[T], flags: KM, need: int, counters: Counters) -> list[Slot[T]]:
@@ -203,7 +204,10 @@ def _has_some(pool: Pool[T], waiter: Waiter[T]) -> bool:
 
 def _leave(pool: Pool[T], waiter: Waiter[T]) -> None:
     waiter.counters.waiters -= 1
-    waiter.counters.wait_times.note(pool.arena.clock() - waiter.since)
+    waited = pool.arena.clock() - waiter.since
+    waiter.counters.wait_times.note(waited)
+    if waited >= LONG:
+        waiter.counters.waited_long = True
     pool.waiters.untimed.pop(waiter, None)
     if waiter.slots is None:  # else it left the line when it was served
         pool.handover.busy = True

@@ -1,10 +1,10 @@
 """The pytest plugin, in use wherever aslab is installed; ``-p no:aslab`` turns it off.
 
 A test fails if it leaves a buffer behind: in an allocator that is closed meanwhile, or to the garbage collector.
-The message names the cache, and where the buffer was allocated. So does a test that damages memory, as far as the
-debug letters see it: ``@pytest.mark.aslab(debug="FZPU")`` sets them for a test, ``aslab_debug`` among the options
-of pytest for all: by default U, which tells where; ``aslab_debug =`` is none. They go by ``ASLAB_DEBUG``, so they
-hold for whatever allocator a test opens, and add to what that says already.
+The message names the cache, and where the buffer was allocated and by which task. So does a test that damages
+memory, as far as debug letters see it: ``@pytest.mark.aslab(debug="FZPU")`` sets them for a test, ``aslab_debug``
+among the options of pytest for all: by default U, which tells where; ``aslab_debug =`` is none. They go by
+``ASLAB_DEBUG``, so they hold for whatever allocator a test opens, and add to what that says already.
 
 Fixtures, for async tests that anyio's own plugin runs:
 
@@ -116,7 +116,7 @@ async def kmem(
     request: pytest.FixtureRequest, anyio_backend: Any, kmem_options: dict[str, Any]
 ) -> AsyncIterator[Allocator]:
     """An allocator for one test, with faults if the test has ``aslab_faults`` too."""
-    options, faults = dict(kmem_options), None
+    options, faults = {"holders_sample": 1, **kmem_options}, None
     if "aslab_faults" in request.fixturenames:
         faults = request.getfixturevalue("aslab_faults")
         options.update(slabs=faults.slabs, emergency=faults.emergency)
