@@ -17,6 +17,7 @@ from ._checks import format_size, seconds, whole_number
 from ._config import allocator_config, cache_config
 from ._errors import CacheClosedError, ConfigError, SealedError
 from ._events import Events
+from ._faults import Faults
 from ._health import SLOW, STUCK, Health, judge
 from ._holder import Holder
 from ._keywords import keywords
@@ -25,6 +26,7 @@ from ._kmem._slowpath import ready
 from ._kmem._wakeup import take_turns
 from ._options import AllocatorKeywords, AllocatorOptions, CacheKeywords, CacheOptions
 from ._reaper import give_everything
+from ._requests import answer, no_faults
 from ._snapshots import SHOWN, snapshot_json
 from ._stats import HEADER, AllocatorStats, row
 from ._tasks import Tasks
@@ -152,6 +154,7 @@ class Allocator:
             emergency_limit=self._arena.permits.limit,
             kicked=self._tasks.worker.kicked,
             sealed=self._arena.budget.sealed,
+            faults=() if self._tasks.faults is None else tuple(map(str, self._tasks.faults.status())),
             caches=tuple(cache.stats() for cache in self.caches),
         )
 
@@ -186,17 +189,31 @@ class Allocator:
         """
         return Events(self._arena.listeners)
 
+    @property
+    def faults(self) -> Faults:
+        """Faults to turn on and off while the service runs, for game days. Any thread.
+
+        :raises ConfigError: unless the allocator was opened with ``faults=True``
+        """
+        if self._tasks.faults is None:
+            raise no_faults()
+        return self._tasks.faults
+
     def serve_stats(self, path: str | os.PathLike[str]) -> AbstractAsyncContextManager[None]:
         """``async with kmem.serve_stats(path):`` answers ``aslab top`` at a Unix socket, for the time of a block.
 
         Whoever connects gets the counters and the health as one JSON object, and then the end. Only this user can
-        connect. A thread of its own answers, so also while the event loop is blocked. Entering does not suspend;
-        leaving does, for a moment. Event loop's thread only.
+        connect. Nothing can be changed there, but with ``faults=True`` of `open_allocator` by ``aslab fault``. A
+        thread of its own answers, so also while the event loop is blocked. Entering does not suspend; leaving
+        does, for a moment. Event loop's thread only.
 
         :raises FileExistsError: if something listens at ``path`` already, or something else is there
         :raises OSError: if the socket cannot be made there
         """
-        return answering(path, lambda: snapshot_json(self.stats(), oldest(list(self._arena.holders), SHOWN)))
+        return answering(path, lambda request: answer(request, self._snapshot, self._tasks.faults))
+
+    def _snapshot(self) -> bytes:
+        return snapshot_json(self.stats(), oldest(list(self._arena.holders), SHOWN))
 
     def table(self) -> str:
         """The text of /proc/spl/kmem/slab. Any thread."""

@@ -123,6 +123,12 @@ class AllocatorOptions:
     checkpoints: bool = option(
         False, boolean, "make every `Cache.alloc` a full checkpoint, even on a hit (trio's rule)"
     )
+    faults: bool = option(
+        False,
+        boolean,
+        "let faults be turned on while the service runs, for game days: by `Allocator.faults`, and by ``aslab "
+        "fault`` at the socket of `Allocator.serve_stats`",
+    )
 
 
 class AllocatorKeywords(TypedDict, total=False):
@@ -143,6 +149,7 @@ class AllocatorKeywords(TypedDict, total=False):
     holders_sample: int | None
     leak_after: float | None
     checkpoints: bool
+    faults: bool
 
 
 def _align(field: str, given: object) -> None:

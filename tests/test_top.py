@@ -95,17 +95,22 @@ class TestServing:
 
         def read(sock: socket.socket) -> int:
             sock.setblocking(True)
+            with contextlib.suppress(BrokenPipeError):  # it was refused
+                sock.sendall(b"\n")
             got = 0
-            while piece := sock.recv(2**20):
-                got += len(piece)
+            with contextlib.suppress(ConnectionResetError):
+                while piece := sock.recv(2**20):
+                    got += len(piece)
             return got
 
         def write(sock: socket.socket) -> None:
             sock.setblocking(True)
+            sock.sendall(b"\n")
             sock.sendall(large)  # nobody reads it
 
-        async with _answering.answering(path, lambda: large):
+        async with _answering.answering(path, lambda request: large):
             with _unix.dial(path) as silent, _unix.dial(path) as reader:
+                silent.sendall(b"\n")
                 assert await to_thread.run_sync(read, reader) == len(large)
                 with monkeypatch.context() as patch:
                     patch.setattr(_unix, "ours", lambda sock: False)
@@ -125,6 +130,25 @@ class TestServing:
                 late = silent.dup()  # does not read on, and the block ends all the same
         late.close()
         assert "refused" in caplog.text
+
+    async def test_only_a_whole_request_is_answered(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_answering, "SILENCE", 0.01)
+        path = tmp_path / "stats"
+
+        def send(request: bytes, *, end: bool = False) -> bytes:
+            with _unix.dial(path) as sock:
+                sock.setblocking(True)
+                sock.sendall(request)
+                if end:
+                    sock.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(ConnectionResetError):
+                    return sock.recv(100)
+                return b""
+
+        async with _answering.answering(path, lambda request: f"<{request}>".encode()):
+            for request, answer in ((b"", b"<>"), (b"one\ntwo", b"<one>"), (b"stuck 3", b""), (b"x" * 300, b"")):
+                assert await to_thread.run_sync(send, request) == answer
+            assert await to_thread.run_sync(lambda: send(b"stuck 3s", end=True)) == b"<stuck 3s>"
 
     async def test_a_child_made_by_fork_keeps_nobody_in_the_block(self, tmp_path: Path) -> None:
         reading, writing = os.pipe()
@@ -170,7 +194,7 @@ class TestCommand:
     ) -> None:
         found = snapshot()
         path = tmp_path / "stats"
-        answers = _answering.Answers(path, lambda: json.dumps(found).encode())
+        answers = _answering.Answers(path, lambda request: json.dumps(found).encode())
         answers.start()
         try:
             lines = here("top", path, "--once").stdout.decode().splitlines()
@@ -203,7 +227,7 @@ class TestCommand:
 
     @pytest.mark.parametrize("answer", [b"", b"hello", b"[]", b"{}", b'{"version": 2}'])
     def test_whatever_else_listens_there_is_refused(self, tmp_path: Path, answer: bytes) -> None:
-        answers = _answering.Answers(tmp_path / "stats", lambda: answer)
+        answers = _answering.Answers(tmp_path / "stats", lambda request: answer)
         answers.start()
         try:
             with pytest.raises(BadInput, match=r"no statistics|another version"):

@@ -28,8 +28,9 @@ from .._config import AllocatorConfig
 from .._events import Listeners
 from .._histogram import Times
 from ._account import Tenant
+from ._alarms import Alarms
 from ._budget import Budget
-from ._clock import Clock, Future, clock_of_this_loop, futures_of_this_loop
+from ._clock import Clock, clock_of_this_loop, futures_of_this_loop
 from ._emergency import Permits
 from ._holders import Holders
 from ._supply import Supply
@@ -47,7 +48,8 @@ class Arena:
     def __init__(self, config: AllocatorConfig) -> None:
         self.config = config
         self.clock: Clock = clock_of_this_loop()
-        self.make_future: Callable[[], Future] = futures_of_this_loop()
+        self.alarms: Alarms = Alarms(self.clock, futures_of_this_loop())
+        """Wakes sleeping callers at their times."""
         self.wakeup: Wakeup = Wakeup()
         self.slabs: Supply = Supply(config.slabs, self.wakeup)
         self.singles: Supply = Supply(config.emergency, self.wakeup)

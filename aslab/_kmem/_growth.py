@@ -27,11 +27,11 @@ from ._account import Account, Claim, Tenant
 from ._arena import Arena
 from ._demand import BATCH, Demand
 from ._depot import Depot
+from ._line import Waiters
 from ._reports import Reports
 from ._reserve import Reserve
 from ._slab import Slab
 from ._state import Mark, Marks
-from ._waiters import Waiters
 
 T = TypeVar("T")
 

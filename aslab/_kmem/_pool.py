@@ -28,13 +28,14 @@ from ._depot import Depot
 from ._emergency import Emergency
 from ._growth import Growth
 from ._handover import Handover
+from ._line import Waiters
 from ._member import Member
 from ._moving import Moving
 from ._parking import Parking
 from ._reserve import Reserve
 from ._slab import Slab
 from ._state import Mark, Marks
-from ._waiters import Waiter, Waiters
+from ._waiters import Waiter
 from ._working_set import WorkingSet
 
 T = TypeVar("T")
@@ -63,7 +64,7 @@ class Pool(Generic[T]):
         self.emergency: Emergency[T] = Emergency(
             config, arena.singles, arena.permits, self.depot.lock, self.reserve, self
         )
-        self.waiters: Waiters[T] = Waiters(self.magazine)
+        self.waiters: Waiters[T] = Waiters(self.magazine, arena.alarms)
         self.handover: Handover[T] = Handover(self.waiters, self.depot, self.reserve, self.emergency, arena.clock)
         self.growth: Growth[T] = Growth(config, arena, self, self.waiters, self.depot, self.reserve)
         self.marks: Marks = self.growth.marks

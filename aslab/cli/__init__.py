@@ -4,6 +4,7 @@
     _demo      ``aslab demo``
     _lab       ``aslab lab``
     _top       ``aslab top``
+    _fault     ``aslab fault``
     _errors    one line for every error
     _loops     event loops
     _prose     text and tables

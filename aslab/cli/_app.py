@@ -15,6 +15,7 @@ from .. import ConfigError
 from .._fastpath import COMPILED
 from ._demo._command import demo
 from ._errors import INTERRUPTED, BadInput, complain
+from ._fault import fault
 from ._lab import app as lab_app
 from ._top._command import top
 
@@ -24,6 +25,8 @@ _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 app.command(name="demo")(demo)
 app.command(name="top")(top)
+# So that "fail -3" is told what is allowed in place of -3.
+app.command(name="fault", context_settings={"ignore_unknown_options": True})(fault)
 app.add_typer(lab_app, name="lab", help="Play scenarios of memory that is slow, stuck or refused.")
 app.add_typer(bench_app, name="bench", help="Measure what things cost on this machine.")
 
