@@ -189,7 +189,7 @@ class Cache(Front[T]):
             raise CacheClosedError(f"cache {self.name!r} is closed")
 
     def _hand_out(self, slot: Slot[T]) -> Buffer[T]:
-        site = admit(self._pool, slot) if self._managed else None
+        site = admit(self._pool, slot) if self._managed and self._pool.debug else None
         magazine, counters = self._magazine, self._counters
         note: Noted | None = None
         magazine.due -= 1
