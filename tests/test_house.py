@@ -28,8 +28,8 @@ _kmem/__init__ _kmem/_trio _kmem/_clock _kmem/_wakeup _kmem/_state _kmem/_workin
 _kmem/_slab _kmem/_account _kmem/_budget _kmem/_demand _kmem/_rescue _kmem/_lingering _kmem/_orphans
 _kmem/_parking _kmem/_supply _kmem/_held _kmem/_waiters _kmem/_reserve
 _kmem/_depot _kmem/_emergency _kmem/_arena _kmem/_errands _kmem/_reports _kmem/_growth _kmem/_handover
-_kmem/_admission _kmem/_pool _kmem/_attempts _kmem/_frees _kmem/_snapshot _kmem/_worker _kmem/_reclaim
-_kmem/_slowpath _kmem/_move
+_kmem/_admission _kmem/_pool _kmem/_arrivals _kmem/_attempts _kmem/_frees _kmem/_snapshot _kmem/_worker
+_kmem/_reclaim _kmem/_slowpath _kmem/_move
 _home _cache _reaper _tasks _allocator
 _gather __init__
 arrays
