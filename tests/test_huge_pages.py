@@ -155,7 +155,12 @@ async def test_regions_come_one_by_one_and_one_that_comes_after_a_cancellation_i
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     backend, came = Mmap(), list[Region]()
-    await backend.acquire_each(MIB, 64, GFP.KERNEL, lambda region: came.append(region) or len(came) < 3)
+
+    def three(region: Region) -> bool:
+        came.append(region)
+        return len(came) < 3
+
+    await backend.acquire_each(MIB, 64, GFP.KERNEL, three)
     assert [resident(region.address, MIB) for region in came] == [1, 1, 1]
     stuck, go, late = threading.Event(), threading.Event(), threading.Event()
 
