@@ -89,7 +89,8 @@ class Worker:
             bufs = await self._get(at_once)
             if not bufs:
                 return False
-            held.extend(Held(buf, self._last, buf.emergency) for buf in bufs)
+            for buf in bufs:
+                held.append(Held(buf, self._last, buf.emergency))  # noqa: PERF401  (one at most, as a rule)
         return True
 
     async def _get(self, n: int) -> list[Buffer[Any]]:

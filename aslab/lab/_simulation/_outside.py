@@ -29,6 +29,11 @@ class Outside:
         self.threads: Threads = Threads()
         self._since: dict[int, tuple[float, object]] = {}  # by id: asking for a hash might assign a number
 
+    @property
+    def waited(self) -> bool:
+        """Whether anything was waited for when `waits` was last asked."""
+        return bool(self._since)
+
     def waits(self) -> float | None:
         """Real seconds that the clock must stand still; 0 if it must run at the pace of real time.
 
