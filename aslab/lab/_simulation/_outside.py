@@ -27,12 +27,9 @@ class Outside:
     def __init__(self) -> None:
         self.look: Callable[[], list[tuple[object, str]]] = list
         self.threads: Threads = Threads()
-        self._since: dict[int, tuple[float, object]] = {}  # by id: asking for a hash might assign a number
-
-    @property
-    def waited(self) -> bool:
+        self.waited: bool = False
         """Whether anything was waited for when `waits` was last asked."""
-        return bool(self._since)
+        self._since: dict[int, tuple[float, object]] = {}  # by id: asking for a hash might assign a number
 
     def waits(self) -> float | None:
         """Real seconds that the clock must stand still; 0 if it must run at the pace of real time.
@@ -40,6 +37,7 @@ class Outside:
         None if nothing is waited for: then the clock may jump.
         """
         found = self.look()
+        self.waited = bool(found)
         if not found:
             self._since.clear()
             return None

@@ -72,6 +72,8 @@ class Turns(asyncio.SelectorEventLoop):
 
     outside: Any
     """The selector, which moves its clock, ``now``, where it is asked to wait."""
+    _untouched = False
+    """Since the loop last polled, only sleepers were woken: no file that it watches was written to by them."""
     _ready: Any
     _scheduled: list[Due]
     _debug: bool
@@ -116,7 +118,7 @@ class Turns(asyncio.SelectorEventLoop):
             self._drop_cancelled()
         ready, timers, outside = self._ready, self._scheduled, self.outside
         if ready or self._stopping or (timers and timers[0] <= outside.now):
-            if outside.poll():
+            if not self._untouched and outside.poll():
                 self._process_events(outside.select(0))
         elif events := outside.select(timers[0] - outside.now if timers else None):
             self._process_events(events)
@@ -125,9 +127,12 @@ class Turns(asyncio.SelectorEventLoop):
             handle = heapq.heappop(timers).handle
             handle._scheduled = False
             ready.append(handle)
+        self._untouched = True
         for _ in range(len(ready)):
             handle = ready.popleft()
             if not handle._cancelled:
+                if handle._callback is not _wake:
+                    self._untouched = False
                 self._current_handle = handle  # for what debug mode says of errors
                 try:  # as the handle's own method does, without the call
                     handle._context.run(handle._callback, *handle._args)
