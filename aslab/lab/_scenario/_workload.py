@@ -120,10 +120,8 @@ class Worker:
         now = self._lab.time()
         for buf in bufs:
             emergency = buf.emergency
-            if now == begin:
-                how = self._at_once[emergency]
-            else:
-                how = f"{self._kinds[emergency]} after {now - begin:.9f}"
+            at_once, kind = self._at_once[emergency], self._kinds[emergency]
+            how = at_once if now == begin else f"{kind} after {now - begin:.9f}"
             event = notes.event(self.name, "got", how)
             notes.feed("allocations", 1, event, self.group, self._of)
             if emergency:

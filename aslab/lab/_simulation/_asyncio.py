@@ -27,7 +27,6 @@ from ._outside import GRACE, STEP
 from ._queue import Due, Turns
 from ._stuck import frames_of
 
-
 _threads, _starting = threading._active, threading._limbo  # type: ignore[attr-defined]
 """What `threading.active_count` counts, under a lock that takes three times as long."""
 
