@@ -14,6 +14,7 @@ import math
 import selectors
 import threading
 import time
+from _thread import _count as threads_besides  # besides the main one
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -26,9 +27,6 @@ from ._order import OrderedFuture, OrderedTask, number_in
 from ._outside import GRACE, STEP
 from ._queue import Due, Turns
 from ._stuck import frames_of
-
-_threads, _starting = threading._active, threading._limbo  # type: ignore[attr-defined]
-"""What `threading.active_count` counts, under a lock that takes three times as long."""
 
 
 class _Selector(selectors.BaseSelector):
@@ -196,7 +194,7 @@ class SimulatedLoop(Turns):
         """Whether the clock has nothing to wait for, as nearly always, and had nothing when last asked."""
         if self._calls or self._processes or self._ends_executor or self._idle.outside.waited:
             return False
-        return len(_threads) + len(_starting) == 1
+        return not threads_besides()  # threading.active_count takes a lock
 
     def _outside(self) -> list[tuple[object, str]]:
         found: list[tuple[object, str]] = []
