@@ -6,14 +6,17 @@
 #   _clients  _keywords                    exceptions from client code; options as keywords
 #   _fastpath/                             a hit and its free: views, slots, magazines, buffers
 #   backends/  pressure/                   where memory comes from, and what reports that it is short
+#   faults/                                injected faults
 #   _options  _config                      the options, and their checks
 #   _kmem/                                 the allocator itself, floor by floor
 #   _lease  _home  _cache                  what callers hold, and what their buffers return to
+#   _faults                                faults in a running service
 #   _reaper  _tasks                        the tasks that serve all caches
+#   _requests                              what is asked at the socket, and the answers
 #   _allocator                             what a service opens
 #   arrays                                 numpy arrays over buffers
 #   _gather  io/  protocols                streams and files, straight into buffers
-#   testing/  faults/  emulation/          checks, injected faults, emulated backends
+#   testing/  emulation/                   checks, emulated backends
 #   share/                                 buffers for other processes
 #   observe/                               figures for Prometheus and OpenTelemetry
 #   lab/  bench/  cli/                     simulations, measurements, commands
@@ -40,6 +43,8 @@ from ._events import Events as Events
 from ._fastpath import Buffer as Buffer
 from ._fastpath import Lease as Lease
 from ._fastpath import Pin as Pin
+from ._faults import Faults as Faults
+from ._faults import FaultStatus as FaultStatus
 from ._flags import GFP as GFP
 from ._flags import KM as KM
 from ._flags import KMEM_CBRC as KMEM_CBRC
@@ -71,6 +76,8 @@ __all__ = [
     "ConstructorError",
     "EventKind",
     "Events",
+    "FaultStatus",
+    "Faults",
     "Gather",
     "Health",
     "HealthState",

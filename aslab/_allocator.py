@@ -17,13 +17,14 @@ from ._checks import format_size, seconds, whole_number
 from ._config import allocator_config, cache_config
 from ._errors import CacheClosedError, ConfigError, SealedError
 from ._events import Events
+from ._faults import Faults
 from ._health import SLOW, STUCK, Health, judge
 from ._keywords import keywords
 from ._kmem._slowpath import ready
 from ._kmem._wakeup import take_turns
 from ._options import AllocatorKeywords, AllocatorOptions, CacheKeywords, CacheOptions
 from ._reaper import give_everything
-from ._snapshots import snapshot_json
+from ._requests import answer, no_faults
 from ._stats import HEADER, AllocatorStats, row
 from ._tasks import Tasks
 from .backends import Heap, Mmap
@@ -106,6 +107,8 @@ class Allocator:
     async def ready(self) -> None:
         """Suspend until the reserve of every cache is full. Cancellation keeps what is already there.
 
+        Event loop's thread only.
+
         :raises CacheClosedError: if one of the caches is closed meanwhile
         :raises BackendError: if a backend broke its contract
         :raises ConstructorError: if the ``ctor`` of a cache with a reserve raises
@@ -150,6 +153,7 @@ class Allocator:
             emergency_limit=self._arena.permits.limit,
             kicked=self._tasks.worker.kicked,
             sealed=self._arena.budget.sealed,
+            faults=() if self._tasks.faults is None else tuple(map(str, self._tasks.faults.status())),
             caches=tuple(cache.stats() for cache in self.caches),
         )
 
@@ -176,17 +180,28 @@ class Allocator:
         """
         return Events(self._arena.listeners)
 
+    @property
+    def faults(self) -> Faults:
+        """Faults to turn on and off while the service runs, for game days. Any thread.
+
+        :raises ConfigError: unless the allocator was opened with ``faults=True``
+        """
+        if self._tasks.faults is None:
+            raise no_faults()
+        return self._tasks.faults
+
     def serve_stats(self, path: str | os.PathLike[str]) -> AbstractAsyncContextManager[None]:
         """``async with kmem.serve_stats(path):`` answers ``aslab top`` at a Unix socket, for the time of a block.
 
         Whoever connects gets the counters and the health as one JSON object, and then the end. Only this user can
-        connect. A thread of its own answers, so also while the event loop is blocked. Entering does not suspend;
-        leaving does, for a moment. Event loop's thread only.
+        connect. Nothing can be changed there, but with ``faults=True`` of `open_allocator` by ``aslab fault``. A
+        thread of its own answers, so also while the event loop is blocked. Entering does not suspend; leaving
+        does, for a moment. Event loop's thread only.
 
         :raises FileExistsError: if something listens at ``path`` already, or something else is there
         :raises OSError: if the socket cannot be made there
         """
-        return answering(path, lambda: snapshot_json(self.stats()))
+        return answering(path, lambda request: answer(request, self.stats, self._tasks.faults))
 
     def table(self) -> str:
         """The text of /proc/spl/kmem/slab. Any thread."""

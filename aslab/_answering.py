@@ -1,7 +1,8 @@
 """A thread that answers whoever connects to a Unix socket, also while the event loop is blocked.
 
-All who are connected are answered side by side: the whole answer, then the end. A client that does not read costs
-the others nothing, and is dropped after a second.
+A client may send a line, its request; one that sends nothing is answered, too. All who are connected are answered
+side by side: the whole answer, then the end. A client that does not read costs the others nothing, and is dropped
+after a second.
 
 Always true: the thread runs no longer than the block of `answering`, and the path is removed with it.
 """
@@ -28,15 +29,46 @@ log = logging.getLogger("aslab")
 
 PATIENCE = 1.0
 """Seconds that a client has to take its answer."""
+SILENCE = 0.25
+"""Seconds that a client has to send its request; one that has sent nothing is answered then."""
+LONGEST = 200
+"""Bytes of a request, at most."""
 
 
 class _Client:
-    """A connection, and what it has still to get."""
+    """A connection: what it has asked so far, and then what it has still to get."""
 
-    def __init__(self, sock: socket.socket, answer: bytes) -> None:
-        self.until: float = time.monotonic() + PATIENCE
+    def __init__(self, sock: socket.socket, answer: Callable[[str], bytes]) -> None:
+        self.until: float = time.monotonic() + SILENCE
+        """When its time to ask is over, and then its time to take the answer."""
+        self.asked: bool = False
+        """Whether its answer is being sent."""
         self._sock = sock
-        self._rest = memoryview(answer)
+        self._answer = answer
+        self._request = b""
+        self._rest = memoryview(b"")
+
+    def read(self) -> bool:
+        """Read what is there of its request. Returns whether that is all of it: a line, or up to the end."""
+        try:
+            piece = self._sock.recv(LONGEST)
+        except BlockingIOError:
+            return False
+        self._request += piece
+        if len(self._request) > LONGEST:
+            raise ConnectionAbortedError("it is no request")
+        return not piece or b"\n" in self._request
+
+    @property
+    def silent(self) -> bool:
+        """Whether it has sent nothing. Part of a request is none: it might be another one."""
+        return not self._request
+
+    def answer(self) -> None:
+        """Make its answer to what it has asked."""
+        line = self._request.partition(b"\n")[0]
+        self._rest = memoryview(self._answer(line.decode(errors="replace")))
+        self.asked, self.until = True, time.monotonic() + PATIENCE
 
     def send(self) -> bool:
         """Send what goes now. Returns whether that was the last of it, or the client is gone."""
@@ -53,7 +85,7 @@ class _Client:
 class Answers:
     """The thread. Made with the socket in place, before anybody is told of it."""
 
-    def __init__(self, path: str | os.PathLike[str], answer: Callable[[], bytes]) -> None:
+    def __init__(self, path: str | os.PathLike[str], answer: Callable[[str], bytes]) -> None:
         self._answer = answer
         self._path = Path(path)
         self._listener = unix.listen(path)
@@ -89,20 +121,18 @@ class Answers:
         """Wait for something, and do it. Returns whether to go on."""
         first = min((client.until for client in self._clients.values()), default=None)
         ready = selector.select(None if first is None else max(0.0, first - time.monotonic()))
-        done = list[socket.socket]()
-        for key, _ in ready:
-            if key.fileobj is self._stopped:
-                return False
-            if key.fileobj is self._listener:
-                self._accept(selector)
-            elif isinstance(key.fileobj, socket.socket) and self._clients[key.fileobj].send():
-                done.append(key.fileobj)
+        sockets = [key.fileobj for key, _ in ready if isinstance(key.fileobj, socket.socket)]
+        if self._stopped in sockets:
+            return False
         now = time.monotonic()
-        done += [sock for sock, client in self._clients.items() if client.until <= now and sock not in done]
-        for sock in done:
-            del self._clients[sock]
-            selector.unregister(sock)
-            sock.close()
+        due = [sock for sock, client in self._clients.items() if client.until <= now and sock not in sockets]
+        for sock in sockets:
+            if sock is self._listener:
+                self._accept(selector)
+            else:
+                self._go_on(selector, sock)
+        for sock in due:
+            self._go_on(selector, sock, due=True)
         return True
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
@@ -115,24 +145,43 @@ class Answers:
             time.sleep(0.1)
             return
         try:
-            if not unix.ours(sock):
-                log.warning("a client of the statistics was refused: it is another user's")
-            elif not (client := _Client(sock, self._answer())).send():
-                selector.register(sock, selectors.EVENT_WRITE)
-                self._clients[sock] = client
-                return
+            ours = unix.ours(sock)
         except OSError:  # the client is gone
-            pass
+            sock.close()
+            return
+        if not ours:
+            log.warning("a client of the statistics was refused: it is another user's")
+            sock.close()
+            return
+        self._clients[sock] = _Client(sock, self._answer)
+        selector.register(sock, selectors.EVENT_READ)
+
+    def _go_on(self, selector: selectors.BaseSelector, sock: socket.socket, *, due: bool = False) -> None:
+        """Do the next thing for a client: it has sent something, or can be sent something, or its time is over."""
+        client = self._clients[sock]
+        over = due and (client.asked or not client.silent)
+        try:
+            if not client.asked and not over and (due or client.read()):
+                client.answer()
+                selector.modify(sock, selectors.EVENT_WRITE)
+            if client.asked and not over:
+                over = client.send()
+        except OSError:  # the client is gone
+            over = True
         except Exception:  # a bug here must not end the thread, which others rely on
             log.exception("statistics could not be answered")
-        sock.close()
+            over = True
+        if over:
+            del self._clients[sock]
+            selector.unregister(sock)
+            sock.close()
 
 
 @asynccontextmanager
-async def answering(path: str | os.PathLike[str], answer: Callable[[], bytes]) -> AsyncIterator[None]:
+async def answering(path: str | os.PathLike[str], answer: Callable[[str], bytes]) -> AsyncIterator[None]:
     """Answer connections to ``path`` for the time of a block.
 
-    :param answer: makes each answer, in the thread
+    :param answer: makes each answer to a request, in the thread
     :raises FileExistsError: if something listens at ``path`` already, or something else is there
     """
     answers = Answers(path, answer)

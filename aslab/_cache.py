@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from threading import get_ident
 from typing import Any, TypeVar
@@ -39,6 +39,7 @@ from ._kmem._pool import Pool
 from ._kmem._reclaim import reap
 from ._kmem._slowpath import at_hand, fill, get_now, learn, wait
 from ._kmem._snapshot import cache_stats, too_late
+from ._kmem._waiters import Expired
 from ._lease import ManyLease
 from ._stats import CacheStats
 from .backends._libc import zero
@@ -157,14 +158,11 @@ class Cache(Front[T]):
         slot = at_hand(self._pool, flags, self._counters, runs=True)
         if slot is None:
             self._pool.growth.check_possible(1, flags)
-            waits = wait(self._pool, flags, 1, self._counters)
-            (slot,) = await (waits if timeout is None else self._in_time(waits, timeout))
+            try:
+                (slot,) = await wait(self._pool, flags, 1, self._counters, timeout)
+            except Expired:
+                raise self._too_late(timeout) from None
         return self._hand_out(slot)
-
-    async def _in_time(self, waits: Awaitable[list[Slot[T]]], timeout: float | None) -> list[Slot[T]]:
-        with anyio.move_on_after(timeout):
-            return await waits
-        raise self._too_late(timeout)
 
     def _too_late(self, timeout: float | None) -> TimeoutError:
         return too_late(self._pool, self._member, timeout)
@@ -241,11 +239,17 @@ class Cache(Front[T]):
             await anyio.lowlevel.checkpoint()
             self._check_open()
         learn(self._pool, n, LEVEL[flags])
-        slots = await self._in_time(wait(self._pool, flags, n, self._counters), timeout)
+        try:
+            slots = await wait(self._pool, flags, n, self._counters, timeout)
+        except Expired:
+            raise self._too_late(timeout) from None
         return [self._hand_out(slot) for slot in slots]
 
     def lease_many(self, n: int, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> ManyLease[T]:
-        """``async with cache.lease_many(n) as bufs:`` is `alloc_many` and `Buffer.free` of each around a block."""
+        """``async with cache.lease_many(n) as bufs:`` is `alloc_many` and `Buffer.free` of each around a block.
+
+        Entering suspends where `alloc_many` does, leaving does not; event loop's thread only.
+        """
         return ManyLease(partial(self.alloc_many, n, flags, timeout=timeout))
 
     # -- moving

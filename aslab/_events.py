@@ -27,7 +27,7 @@ MOST = 1000
 
 
 class EventKind(enum.StrEnum):
-    """What happened to a cache."""
+    """What happened to a cache or, for the last two, to the backends of all of them."""
 
     LATE = "late"
     """Growth became late: SPL's DEADLOCKED was set."""
@@ -39,20 +39,25 @@ class EventKind(enum.StrEnum):
     """A grow has been stuck for ``kick_after``, and other caches grow again."""
     FAILED = "failed"
     """A grow failed; once for a series of failures."""
+    FAULT = "fault"
+    """A fault was turned on by `Allocator.faults`."""
+    HEALED = "healed"
+    """A fault has ended: it was healed, replaced, or over by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheEvent:
-    """One event of one cache."""
+    """One event, of one cache or of a fault."""
 
     kind: EventKind
     """What happened."""
     cache: str
-    """The name of the cache; of caches that share slabs, that of the first."""
+    """The name of the cache; of caches that share slabs, that of the first; of FAULT and HEALED, empty."""
     time: float
     """When, in seconds by the event loop's clock."""
     seconds: float
-    """How long it lasted: of RECOVERED, since growth became late; of SET_ASIDE, since the grow began; else 0."""
+    """How long it lasted: of RECOVERED, since growth became late; of SET_ASIDE, since the grow began; of HEALED,
+    since the fault was turned on; else 0."""
     text: str
     """The same as one line for people: what is logged."""
 

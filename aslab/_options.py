@@ -100,6 +100,12 @@ class AllocatorOptions:
     checkpoints: bool = option(
         False, boolean, "make every `Cache.alloc` a full checkpoint, even on a hit (trio's rule)"
     )
+    faults: bool = option(
+        False,
+        boolean,
+        "let faults be turned on while the service runs, for game days: by `Allocator.faults`, and by ``aslab "
+        "fault`` at the socket of `Allocator.serve_stats`",
+    )
 
 
 class AllocatorKeywords(TypedDict, total=False):
@@ -117,6 +123,7 @@ class AllocatorKeywords(TypedDict, total=False):
     init_on_alloc: bool
     init_on_free: bool
     checkpoints: bool
+    faults: bool
 
 
 def _align(field: str, given: object) -> None:

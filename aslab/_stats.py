@@ -186,6 +186,8 @@ class AllocatorStats:
     """Stuck grows that were set aside."""
     sealed: bool
     """Growth is off for good, see `Allocator.seal`."""
+    faults: tuple[str, ...]
+    """The faults that are turned on by `Allocator.faults`, each in one line."""
     caches: tuple[CacheStats, ...]
     """Each cache, in the order of creation."""
 

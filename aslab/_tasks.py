@@ -1,12 +1,14 @@
 """The tasks of an allocator, which take work from the arena's queues or wake by the clock.
 
     wake-ups    do what other threads and finalisers leave to the event loop
+    alarms      wake callers whose time is up, and walk along long lines
     releases    return regions to their backends, slabs and emergency objects separately
     workers     make slabs
     ageing      gives back unused memory, recovers lost buffers, and rescues starved callers
     reaper      gives back what can be spared when memory is short
     mover       moves objects so that whole slabs become free
     sources     report that memory is short
+    faults      ends faults whose time is over, where a service lets faults be turned on
 
 Always true:
 
@@ -28,6 +30,7 @@ import anyio
 from ._cache import Cache, shut
 from ._clients import log_failure, must_end
 from ._config import AllocatorConfig, CacheConfig
+from ._faults import Faults
 from ._kmem import _move as move
 from ._kmem._arena import Arena
 from ._kmem._errands import failing_at_the_end
@@ -51,6 +54,8 @@ class Tasks:
         self.arena: Arena = Arena(config)
         self.caches: dict[str, Cache[Any]] = {}
         """The open caches, by name."""
+        self.faults: Faults | None = Faults(self.arena) if config.faults else None
+        """Faults for game days, if the service lets them be turned on."""
         self.worker: Worker = Worker(self.arena)
         self.reaper: Reaper = Reaper(self.arena, lambda: self._pools)
         self._pools: dict[Pool[Any], None] = {}  # closed ones stay until the ageing task finds them without slabs
@@ -80,6 +85,7 @@ class Tasks:
             async with anyio.create_task_group() as tasks:
                 arena.tasks = tasks
                 tasks.start_soon(arena.run_wakeups)
+                tasks.start_soon(arena.alarms.run)
                 tasks.start_soon(arena.slabs.run)
                 tasks.start_soon(arena.singles.run)
                 for _ in range(arena.config.growth_workers):
@@ -88,6 +94,8 @@ class Tasks:
                 tasks.start_soon(self._run_reaper)
                 tasks.start_soon(self.reaper.run_at_the_limit)
                 tasks.start_soon(move.run, arena)
+                if self.faults is not None:
+                    tasks.start_soon(self.faults.run)
                 for source in arena.config.pressure:
                     tasks.start_soon(self._run_source, source)
 
@@ -134,6 +142,8 @@ class Tasks:
     async def close(self) -> list[str]:
         """Close the caches, and give grows and releases under way `CLOSING_GRACE` seconds. Returns warnings."""
         arena = self.arena
+        if self.faults is not None:  # before anything waits for a stuck grow
+            self.faults.close()
         arena.closed = arena.budget.closed = True
         arena.listeners.close()
         found = []

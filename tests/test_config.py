@@ -56,7 +56,11 @@ OPEN = [
     *not_counts("limit", 0),
     *not_counts("growth_workers", 0),
     ("growth_workers", None),
-    *((field, bad) for field in ("init_on_alloc", "init_on_free", "checkpoints") for bad in (1, None, "yes")),
+    *(
+        (field, bad)
+        for field in ("init_on_alloc", "init_on_free", "checkpoints", "faults")
+        for bad in (1, None, "yes")
+    ),
 ]
 CREATE = [
     *(("name", bad) for bad in ("", "taken", "a\nb", "a\x00b", None, 7, b"bytes")),

@@ -124,7 +124,9 @@ async def test_what_comes_free_as_a_caller_is_about_to_sleep_is_told(monkeypatch
         cache = kmem.create_cache("c", SIZE, objects_per_slab=1, max_objects=1)
         held = [await cache.alloc()]
         arena = tasks_of(kmem).arena
-        monkeypatch.setattr(arena, "make_future", freeing(held, arena.make_future, lambda buf: buf.free()))
+        monkeypatch.setattr(
+            arena.alarms, "make_future", freeing(held, arena.alarms.make_future, lambda buf: buf.free())
+        )
         with anyio.fail_after(0.5):
             (await cache.alloc()).free()
 
@@ -134,7 +136,7 @@ async def test_what_a_thread_frees_as_prefill_is_about_to_sleep_is_seen(monkeypa
         cache = kmem.create_cache("c", SIZE, objects_per_slab=1, max_objects=1)
         held = [await cache.alloc()]
         arena = tasks_of(kmem).arena
-        monkeypatch.setattr(arena, "make_future", freeing(held, arena.make_future, in_a_thread))
+        monkeypatch.setattr(arena.alarms, "make_future", freeing(held, arena.alarms.make_future, in_a_thread))
         with anyio.fail_after(0.5):
             await cache.prefill(1)
 

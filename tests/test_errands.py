@@ -20,7 +20,7 @@ import aslab
 from aslab import KM, CacheClosedError
 from aslab._cache import pool_of
 from aslab._kmem._depot import Depot
-from aslab._kmem._waiters import WaitQueue
+from aslab._kmem._line import Waiters
 from aslab.backends import Heap, Mmap, _threads
 from aslab.testing import check_consistency
 
@@ -271,13 +271,13 @@ class TestAllocBlocking:
 async def test_what_belongs_to_the_loops_thread_is_touched_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A line rebuilds its heap as who is first leaves: from another thread waiters fell out of it."""
     mine, others = threading.get_ident(), set()
-    leave = WaitQueue.leave
+    leave = Waiters.leave
 
-    def leaving(self: WaitQueue[Any], waiter: Any) -> bool:
+    def leaving(self: Waiters[Any], waiter: Any) -> bool:
         others.add(threading.get_ident())
         return leave(self, waiter)
 
-    monkeypatch.setattr(WaitQueue, "leave", leaving)
+    monkeypatch.setattr(Waiters, "leave", leaving)
     async with allocator(limit=16 * SIZE) as kmem, anyio.create_task_group() as tasks:
         caches = [kmem.create_cache(name, SIZE) for name in ("one", "two")]
 

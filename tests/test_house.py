@@ -23,26 +23,28 @@ _fastpath/_native _fastpath/_views _fastpath/_magazine _fastpath/_dlpack _fastpa
 _fastpath/_lease _fastpath/_front _fastpath/_managed _fastpath/__init__
 backends
 pressure
+faults
 _options _config _lease
-_kmem/__init__ _kmem/_trio _kmem/_clock _kmem/_wakeup _kmem/_state _kmem/_working_set _kmem/_member _kmem/_moving
+_kmem/__init__ _kmem/_trio _kmem/_clock _kmem/_wakeup _kmem/_alarms _kmem/_state _kmem/_working_set
+_kmem/_member _kmem/_moving
 _kmem/_slab _kmem/_account _kmem/_budget _kmem/_demand _kmem/_rescue _kmem/_lingering _kmem/_orphans
-_kmem/_parking _kmem/_supply _kmem/_held _kmem/_waiters _kmem/_reserve
+_kmem/_parking _kmem/_supply _kmem/_held _kmem/_waiters _kmem/_line _kmem/_reserve
 _kmem/_depot _kmem/_emergency _kmem/_arena _kmem/_errands _kmem/_reports _kmem/_growth _kmem/_handover
 _kmem/_admission _kmem/_pool _kmem/_arrivals _kmem/_attempts _kmem/_frees _kmem/_snapshot _kmem/_worker
 _kmem/_reclaim _kmem/_slowpath _kmem/_move
-_home _cache _reaper _tasks _allocator
+_home _cache _reaper _faults _tasks _requests _allocator
 _gather __init__
 arrays
 io protocols
-faults emulation testing
+emulation testing
 share
-observe/_figures observe
+observe/_figures observe/_serving observe
 lab/_simulation lab/__init__ lab/pytest_plugin
 lab/_scenario lab/_report lab/scenarios
 lab/_story lab/_staging
 cli/_errors cli/_prose cli/_progress cli/_loops
 bench
-cli/_demo cli/_lab cli/_top cli/_app cli/__init__
+cli/_demo cli/_lab cli/_top cli/_fault cli/_app cli/__init__
 __main__
 """.split()  # noqa: SIM905
 """The rooms of the house from the ground up: a folder, or a module. Each may import those before it and itself.

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import math
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -827,14 +826,17 @@ async def test_finaliser_that_frees_in_the_middle_of_a_join_disturbs_nothing() -
 
         await start(tasks, caller, 1)
         line: Any = pool_of(cache).waiters
-        serial = line._serial
+        frees: list[bool] = []
 
-        def in_the_middle() -> Iterator[int]:
-            held.free()
-            assert cache.stats().obj_handover == 0, "served in the middle of a join"
-            yield from serial
+        class InTheMiddle(dict[int, Any]):
+            def get(self, level: int, _: Any = None) -> Any:
+                if not frees:
+                    frees.append(True)
+                    held.free()
+                    assert cache.stats().obj_handover == 0, "served in the middle of a join"
+                return super().get(level)
 
-        line._serial = in_the_middle()
+        line._ends = InTheMiddle(line._ends)
         tasks.start_soon(caller, 2)
         await anyio.sleep(1)
         assert order == [1, 2]

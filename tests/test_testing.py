@@ -250,7 +250,7 @@ def full_magazine(cache: Any) -> Callable[[], object]:
 def gone(cache: Any) -> Waiter[Any]:
     """A waiter that has left with its object."""
     arena = pool_of(cache).arena
-    waiter: Waiter[Any] = Waiter(arena.make_future, KM.SLEEP, next(arena.tickets), 1, Counters())
+    waiter: Waiter[Any] = Waiter(arena.alarms, KM.SLEEP, next(arena.tickets), 1, Counters())
     waiter.refused_by = pool_of(cache).admission
     return waiter
 

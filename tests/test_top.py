@@ -24,7 +24,7 @@ from aslab import _answering, _unix
 from aslab._snapshots import snapshot_json
 from aslab.cli._errors import BadInput
 from aslab.cli._top import _source
-from aslab.cli._top._rows import Order, cells, rows_of, seconds, sparkline
+from aslab.cli._top._rows import Order, cells, heading, rows_of, seconds, sparkline
 from aslab.cli._top._screen import SPARK, Top
 from aslab.cli._top._source import ask
 from aslab.cli._top._text import LATE
@@ -95,17 +95,22 @@ class TestServing:
 
         def read(sock: socket.socket) -> int:
             sock.setblocking(True)
+            with contextlib.suppress(BrokenPipeError):  # it was refused
+                sock.sendall(b"\n")
             got = 0
-            while piece := sock.recv(2**20):
-                got += len(piece)
+            with contextlib.suppress(ConnectionResetError):
+                while piece := sock.recv(2**20):
+                    got += len(piece)
             return got
 
         def write(sock: socket.socket) -> None:
             sock.setblocking(True)
+            sock.sendall(b"\n")
             sock.sendall(large)  # nobody reads it
 
-        async with _answering.answering(path, lambda: large):
+        async with _answering.answering(path, lambda request: large):
             with _unix.dial(path) as silent, _unix.dial(path) as reader:
+                silent.sendall(b"\n")
                 assert await to_thread.run_sync(read, reader) == len(large)
                 with monkeypatch.context() as patch:
                     patch.setattr(_unix, "ours", lambda sock: False)
@@ -125,6 +130,30 @@ class TestServing:
                 late = silent.dup()  # does not read on, and the block ends all the same
         late.close()
         assert "refused" in caplog.text
+
+    async def test_only_a_whole_request_is_answered(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_answering, "SILENCE", 0.01)
+        path = tmp_path / "stats"
+
+        def send(request: bytes, *, end: bool = False) -> bytes:
+            with _unix.dial(path) as sock:
+                sock.setblocking(True)
+                sock.sendall(request)
+                if end:
+                    sock.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(ConnectionResetError):
+                    return sock.recv(100)
+                return b""
+
+        async with _answering.answering(path, lambda request: f"<{request}>".encode()):
+            for request, answer in (
+                (b"", b"<>"),
+                (b"one\ntwo", b"<one>"),
+                (b"stuck 3", b""),
+                (b"x" * 300 + b"\n", b""),
+            ):
+                assert await to_thread.run_sync(send, request) == answer
+            assert await to_thread.run_sync(lambda: send(b"stuck 3s", end=True)) == b"<stuck 3s>"
 
     async def test_a_child_made_by_fork_keeps_nobody_in_the_block(self, tmp_path: Path) -> None:
         reading, writing = os.pipe()
@@ -170,7 +199,7 @@ class TestCommand:
     ) -> None:
         found = snapshot()
         path = tmp_path / "stats"
-        answers = _answering.Answers(path, lambda: json.dumps(found).encode())
+        answers = _answering.Answers(path, lambda request: json.dumps(found).encode())
         answers.start()
         try:
             lines = here("top", path, "--once").stdout.decode().splitlines()
@@ -200,7 +229,7 @@ class TestCommand:
 
     @pytest.mark.parametrize("answer", [b"", b"hello", b"[]", b"{}", b'{"version": 2}'])
     def test_whatever_else_listens_there_is_refused(self, tmp_path: Path, answer: bytes) -> None:
-        answers = _answering.Answers(tmp_path / "stats", lambda: answer)
+        answers = _answering.Answers(tmp_path / "stats", lambda request: answer)
         answers.start()
         try:
             with pytest.raises(BadInput, match=r"no statistics|another version"):
@@ -214,6 +243,12 @@ class TestCommand:
         late_first = {Order.ACTIVE, Order.NAME, Order.SIZE, Order.USE}
         ties = {Order.WAIT, Order.ACTIVE_SLABS}
         assert names == (["late", "quiet"] if order in late_first | ties else ["quiet", "late"])
+
+    def test_faults_that_are_on_stand_above_the_table(self) -> None:
+        found = json.loads(json.dumps(SNAPSHOT))
+        found["stats"]["faults"] = ["growth stuck"]
+        assert heading(found)[-1] == "- fault on: growth stuck"
+        assert heading(SNAPSHOT)[-1].startswith("- cache 'late'")
 
     def test_figures_are_short(self) -> None:
         assert [seconds(value) for value in (0.0123, 5, 125, 7300)] == ["12ms", "5.0s", "2m", "2h"]

@@ -4,6 +4,7 @@ words       _state        marks of a cache, states of a waiting caller, and thei
             _wakeup       waking the event loop from any thread, and a task by its work
             _trio         a future for trio
             _clock        the loop's clock and futures
+            _alarms       one timer for all waiting callers
 memory      _lingering    freed slots whose memory may still be written to
             _orphans      lingering and parked slots of a closed pool
             _parking      slots of forgotten buffers that are still exported
@@ -15,7 +16,8 @@ limits      _account      what one pool holds, and what is asked of it
             _rescue       slabs for callers that starve at the limit
             _demand       how many slabs a pool is to grow
             _supply       regions from a backend, and back to it
-            _waiters      waiting callers, in order
+            _waiters      a waiting caller
+            _line         waiting callers, in order
             _held         emergency objects that callers hold
             _emergency    single objects for when slabs are late, and their bounds
 shared      _arena        what all pools of an allocator share: supplies, limits, work queues

@@ -20,7 +20,8 @@ from typing import Generic, TypeVar
 from ._emergency import Emergency, Permits
 from ._growth import Growth
 from ._handover import Handover
-from ._waiters import Waiter, Waiters
+from ._line import Waiters
+from ._waiters import Waiter
 
 T = TypeVar("T")
 
@@ -132,7 +133,7 @@ class Admission(Generic[T]):
 
         :raises AssertionError: naming what does not hold
         """
-        line, given = set(self._waiters), self._handover.given
+        line, given = set(self._waiters.everybody), self._handover.given
         refused = [one for one in self._permits.refused if one.refused_by is self]
         refused += [one for one in self._permits.hopeless if one.refused_by is self]
         refused += self._emergency.refused

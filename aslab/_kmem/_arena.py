@@ -27,9 +27,11 @@ from anyio.abc import TaskGroup
 from .._config import AllocatorConfig
 from .._events import Listeners
 from .._histogram import Times
+from .._stats import Counters
 from ._account import Tenant
+from ._alarms import Alarms
 from ._budget import Budget
-from ._clock import Clock, Future, clock_of_this_loop, futures_of_this_loop
+from ._clock import Clock, clock_of_this_loop, futures_of_this_loop
 from ._emergency import Permits
 from ._supply import Supply
 from ._wakeup import UrgentWork, Wakeup, WorkQueue, take_turns
@@ -46,7 +48,8 @@ class Arena:
     def __init__(self, config: AllocatorConfig) -> None:
         self.config = config
         self.clock: Clock = clock_of_this_loop()
-        self.make_future: Callable[[], Future] = futures_of_this_loop()
+        self.alarms: Alarms = Alarms(self.clock, futures_of_this_loop())
+        """Wakes sleeping callers at their times."""
         self.wakeup: Wakeup = Wakeup()
         self.slabs: Supply = Supply(config.slabs, self.wakeup)
         self.singles: Supply = Supply(config.emergency, self.wakeup)
@@ -65,6 +68,8 @@ class Arena:
         """One for each waiter: the lower number came first."""
         self.interval: float = (config.expire or LOOK_EVERY * AGEING_STEPS) / AGEING_STEPS
         """Seconds between two runs of the ageing task."""
+        self.counters: Counters = Counters()
+        """For waits on behalf of no cache."""
         self.grow_times: Times = Times()
         """How long the backend took for each slab."""
         self.emergency_times: Times = Times()

@@ -33,8 +33,9 @@ from .._flags import FINISHES, ORDINARY, URGENT
 from ._clock import Clock
 from ._depot import Depot
 from ._emergency import Emergency, EmergencySlot
+from ._line import Waiters
 from ._reserve import Reserve
-from ._waiters import Waiter, Waiters
+from ._waiters import Waiter
 
 T = TypeVar("T")
 

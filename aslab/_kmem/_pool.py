@@ -19,7 +19,6 @@ import anyio
 from .._config import CacheConfig
 from .._fastpath import REPACK, Magazine, Slot
 from .._flags import ORDINARY
-from .._stats import Counters
 from ._account import Account, Claim
 from ._admission import Admission
 from ._arena import AGEING_STEPS, Arena
@@ -27,13 +26,14 @@ from ._depot import Depot
 from ._emergency import Emergency
 from ._growth import Growth
 from ._handover import Handover
+from ._line import Waiters
 from ._member import Member
 from ._moving import Moving
 from ._parking import Parking
 from ._reserve import Reserve
 from ._slab import Slab, zero_out
 from ._state import Mark, Marks
-from ._waiters import Waiter, Waiters
+from ._waiters import Waiter
 from ._working_set import WorkingSet
 
 T = TypeVar("T")
@@ -48,20 +48,21 @@ _DESTROY = Mark.DESTROY.value
 class Pool(Generic[T]):
     """The machinery behind a `Cache`; a `Tenant` of the limits."""
 
+    reaped: anyio.Event
+    """Set once the slabs now on their way back are back; absent before the first were."""
+
     def __init__(self, arena: Arena, config: CacheConfig[T]) -> None:
         self.arena = arena
         self.config = config
         self.members: list[Member] = []
         """The open caches."""
-        self.counters: Counters = Counters()
-        """The pool's own, for waits on behalf of no cache."""
         self.magazine: Magazine[T] = Magazine(config.magazine_size)
         self.depot: Depot[T] = Depot(self.magazine, zero_out if config.init_on_free else None)
         self.reserve: Reserve[T] = Reserve(config.reserve, config.memalloc_reserve)
         self.emergency: Emergency[T] = Emergency(
             config, arena.singles, arena.permits, self.depot.lock, self.reserve, self
         )
-        self.waiters: Waiters[T] = Waiters(self.magazine)
+        self.waiters: Waiters[T] = Waiters(self.magazine, arena.alarms)
         self.handover: Handover[T] = Handover(self.waiters, self.depot, self.reserve, self.emergency, arena.clock)
         self.growth: Growth[T] = Growth(config, arena, self, self.waiters, self.depot, self.reserve)
         self.marks: Marks = self.growth.marks
@@ -74,8 +75,6 @@ class Pool(Generic[T]):
         self.parking: Parking = Parking()
         self.guard: AbstractContextManager[Any] = RLock()
         """Held while a managed buffer's handle changes; reentrant, as a finaliser may run in between."""
-        self.reaped: anyio.Event = anyio.Event()
-        """Set once the slabs now on their way back are back."""
         self._patience = self.growth.patience.of[ORDINARY]  # when growth last began
         self._queued_at: int | None = None  # its level in the queue of grows
         self._spared_for, self._spared_until = 1, 0  # in ticks: how long, and until when, no slab is condemned

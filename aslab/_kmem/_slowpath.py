@@ -135,17 +135,23 @@ def get_now(pool: Pool[T], flags: KM, member: Member) -> Slot[T]:
     raise anyio.WouldBlock(f"{situation(pool, member)}: no object is free, and {why}")
 
 
-async def wait(pool: Pool[T], flags: KM, need: int, counters: Counters) -> list[Slot[T]]:
+async def wait(
+    pool: Pool[T], flags: KM, need: int, counters: Counters, timeout: float | None = None
+) -> list[Slot[T]]:
     """Join the line and suspend until there are ``need`` objects, whichever way they come first.
 
     If cancelled, objects handed over meanwhile go to the next in line.
 
+    :raises Expired: after ``timeout`` seconds
     :raises TooManyWaiting, CacheClosedError, BackendError, ConstructorError: like `Cache.alloc`
     """
     arena, handover, most = pool.arena, pool.handover, pool.config.max_waiting
     if most is not None and counters.waiters >= most and LEVEL[flags] == ORDINARY:
         raise one_too_many(pool, counters, most)
-    waiter: Waiter[T] = Waiter(arena.make_future, flags, next(arena.tickets), need, counters, arena.clock())
+    now = arena.clock()
+    waiter: Waiter[T] = Waiter(arena.alarms, flags, next(arena.tickets), need, counters, now)
+    if timeout is not None:
+        waiter.deadline = now + timeout
     counters.waiters += 1
     handover.busy = True
     pool.waiters.join(waiter)
@@ -177,7 +183,8 @@ async def wait(pool: Pool[T], flags: KM, need: int, counters: Counters) -> list[
                     waiter.idle = False
                     if not waiter.told or _has_some(pool, waiter):  # else another was quicker
                         break
-                pool.waiters.untimed.pop(waiter, None)
+                if waiter.untimed:
+                    _has_timer(pool, waiter)
             state = go(state, Wait.LOOKING)
     except BaseException:
         if waiter.slots is not None:  # handed over, but cancelled before it ran
@@ -200,11 +207,16 @@ def _has_some(pool: Pool[T], waiter: Waiter[T]) -> bool:
 def _leave(pool: Pool[T], waiter: Waiter[T]) -> None:
     waiter.counters.waiters -= 1
     waiter.counters.wait_times.note(pool.arena.clock() - waiter.since)
-    pool.waiters.untimed.pop(waiter, None)
+    if waiter.untimed:
+        _has_timer(pool, waiter)
+    if waiter.alarm is not None:
+        pool.arena.alarms.forget(waiter)
     if waiter.slots is None:  # else it left the line when it was served
         pool.handover.busy = True
         pool.waiters.leave(waiter)
         pool.handover.busy = False
+        if pool.waiters.ended is not None:
+            pool.waiters.wake_next()
         pool.line_changed()
         pool.serve()  # objects too few for this waiter may suffice for the next
     first = pool.waiters.first
@@ -214,6 +226,11 @@ def _leave(pool: Pool[T], waiter: Waiter[T]) -> None:
         pool.admission.withdraw(waiter)
 
 
+def _has_timer(pool: Pool[T], waiter: Waiter[T]) -> None:
+    waiter.untimed = False
+    pool.waiters.untimed -= 1
+
+
 def _decide(pool: Pool[T], waiter: Waiter[T]) -> Wait:
     """Return the next state, from what is true now."""
     first = pool.waiters.first
@@ -221,6 +238,8 @@ def _decide(pool: Pool[T], waiter: Waiter[T]) -> Wait:
         pool.look(waiter)
     if waiter.slots is not None:
         return Wait.SERVED
+    if waiter.error is None:
+        waiter.error = pool.waiters.ended  # woken by something else, before its turn to be sent away
     if waiter.error is not None:
         return Wait.FAILED
     growth, at_limit = pool.growth, False
@@ -232,7 +251,9 @@ def _decide(pool: Pool[T], waiter: Waiter[T]) -> Wait:
     if at_limit or growth.arrived:  # only a free can help, a new grow, or the slab that is being built
         state = Wait.UNTIMED
         waiter.timed_from, waiter.until = None, math.inf
-        pool.waiters.untimed[waiter] = None
+        if not waiter.untimed:
+            waiter.untimed = True
+            pool.waiters.untimed += 1
         if at_limit:
             growth.note_limit()
             if growth.sealed and not waiter.sealed:
@@ -298,15 +319,15 @@ async def _found_late(pool: Pool[Any], waiter: Waiter[Any], lag: float) -> bool:
 
     :param lag: seconds by which the waiter was woken late
     """
-    growth, undecided = pool.growth, pool.waiters.undecided
+    growth = pool.growth
     if growth.found_late == growth.due_from:
         return True
     if growth.judging:
-        undecided[waiter] = None
+        waiter.undecided = True
         try:
             await waiter.suspend(math.inf)
         finally:
-            undecided.pop(waiter, None)
+            waiter.undecided = False
         return False
     growth.judging = True
     try:
@@ -322,8 +343,7 @@ async def _found_late(pool: Pool[Any], waiter: Waiter[Any], lag: float) -> bool:
         return True
     finally:
         growth.judging = False
-        for other in tuple(undecided):
-            other.wake()
+        pool.waiters.wake_undecided()
 
 
 def _is_well(pool: Pool[Any], waiter: Waiter[Any]) -> bool:
@@ -342,12 +362,12 @@ async def fill(pool: Pool[T], objects: int, counters: Counters) -> None:
 
 async def ready(pool: Pool[T]) -> None:
     """Grow and suspend until the reserve is full. Raises like `fill`."""
-    await _until(pool, 0, pool.counters, lambda: not pool.reserve.short)
+    await _until(pool, 0, pool.arena.counters, lambda: not pool.reserve.short)
 
 
 async def _until(pool: Pool[T], objects: int, counters: Counters, done: Callable[[], bool]) -> None:
     arena = pool.arena
-    filler: Waiter[T] = Waiter(arena.make_future, KM.SLEEP, next(arena.tickets), objects, counters, arena.clock())
+    filler: Waiter[T] = Waiter(arena.alarms, KM.SLEEP, next(arena.tickets), objects, counters, arena.clock())
     while not done():
         woken = filler.suspend(math.inf, counts=False)  # before it asks, as whatever that changes must wake it
         pool.waiters.begin_to_fill(filler, done)

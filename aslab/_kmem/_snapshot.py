@@ -5,15 +5,18 @@ Always true: nothing here changes anything. Any thread; while others are busy, t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from .._checks import format_size
 from .._errors import TooManyWaiting
 from .._flags import ORDINARY
 from .._stats import CacheStats, Counters
+from ._line import LEVELS
 from ._member import Member
 from ._pool import Pool
 from ._state import Mark
+from ._waiters import Waiter
 
 KVMEM = 1 << 7
 """SPL's flag bit for a cache with virtually contiguous slabs, as all of aslab's are."""
@@ -36,12 +39,17 @@ def _lingering(pool: Pool[Any]) -> int:
     return len(pool.depot.lingering) + len(pool.emergency.lingering)
 
 
+def _oldest(line: Iterable[Waiter[Any]], counters: Counters) -> float | None:
+    return next((waiter.since for waiter in line if waiter.counters is counters), None)
+
+
 def cache_stats(pool: Pool[Any], member: Member) -> CacheStats:
     """Return the counters as one of the pool's caches sees them."""
     slabs, shared, counters = pool.depot.slabs, pool.config.merge, member.counters
     emergency, reports = len(pool.emergency), pool.growth.reports
     growing, since = Mark.GROWING in pool.marks, reports.late_since
-    oldest = next((waiter.since for waiter in pool.waiters if waiter.counters is counters), None)
+    firsts = (_oldest(pool.waiters.of_level(level), counters) for level in LEVELS)
+    oldest = min((since for since in firsts if since is not None), default=None)
     now = pool.arena.clock() if growing or oldest is not None or since is not None else 0.0
     late_for = 0.0 if since is None else max(0.0, now - since)
     return CacheStats(

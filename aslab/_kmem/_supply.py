@@ -56,6 +56,10 @@ class Supply:
         self.closed: bool = False
         self._late = threading.Lock()  # held while a thread releases
 
+    def interpose(self, wrapper: Backend) -> None:
+        """Call a wrapper of the backend from now on. Event loop's thread only, before the first call."""
+        self.backend, self._batching = wrapper, batching(wrapper)
+
     async def acquire(self, nbytes: int, align: int, gfp: GFP, gone: Gone) -> Region:
         """Acquire a region and check it. If that fails, ``gone`` is called once nothing is outstanding. Suspends.
 

@@ -1,16 +1,11 @@
-"""Waiting callers: their order, and what wakes them.
+"""One waiting caller, and a queue of them in any order.
 
 Always true, between calls:
 
-    1. `first` is the waiter with the smallest rank of those that have joined and not left
-    2. a waiter with `slots` or an `error` has been woken or has not suspended yet: nobody sleeps on what is there;
-       of very many that a closed pool sends away, each is woken by one that leaves
-    3. the slots of a waiter belong to it alone: it uses them or gives them back
-    4. the magazine is watched (WAITERS, FILLERS) while anyone waits, except from when the first in line is told of
-       a free until it runs
+    1. a waiter with `slots` or an `error` has been woken or has not suspended yet: nobody sleeps on what is there
+    2. the slots of a waiter belong to it alone: it uses them or gives them back
 
-MEMALLOC comes before PUSHPAGE before SLEEP, and within each the oldest first: a heap by (urgency, ticket). Leaving
-only voids the entry, so joining and leaving cost O(log n).
+Where they wait for free objects is the line (_line.py).
 
 Event loop's thread only; `WaitQueue.first` may be read from any thread.
 """
@@ -18,23 +13,21 @@ Event loop's thread only; `WaitQueue.first` may be read from any thread.
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
-import anyio
-
-from .._fastpath import FILLERS, Magazine, Slot
+from .._fastpath import Slot
 from .._flags import KM, LEVEL
 from .._stats import Counters
+from ._alarms import SWEPT, Alarms, Entry
 from ._clock import Future
-from ._wakeup import AT_ONCE
 
 T = TypeVar("T")
-SWEPT = 8
-"""Entries of a heap with many blank ones that each waiter that leaves moves to a new heap."""
+
+
+class Expired(Exception):
+    """The time of a waiter with a ``deadline`` is over. Its cache says more (`TimeoutError`)."""
 
 
 class Refuser(Protocol):
@@ -57,10 +50,15 @@ class Waiter(Generic[T]):
     """One waiting caller."""
 
     __slots__ = (
+        "_alarms",
         "_future",
-        "_make_future",
+        "after",
+        "alarm",
+        "before",
         "beside",
         "counters",
+        "deadline",
+        "due",
         "error",
         "flags",
         "granted",
@@ -78,13 +76,15 @@ class Waiter(Generic[T]):
         "slots",
         "timed_from",
         "told",
+        "undecided",
         "until",
+        "untimed",
     )
 
     def __init__(
-        self, make: Callable[[], Future], flags: KM, ticket: int, need: int, counters: Counters, since: float = 0.0
+        self, alarms: Alarms, flags: KM, ticket: int, need: int, counters: Counters, since: float = 0.0
     ) -> None:
-        self._make_future = make
+        self._alarms = alarms
         self.flags: KM = flags
         self.level: int = LEVEL[flags]
         """Its urgency: smaller is served first."""
@@ -109,7 +109,19 @@ class Waiter(Generic[T]):
         self.timed_from: float | None = None
         """When its time began to run; None while it has no timer."""
         self.until: float = math.inf
-        """When its timer wakes it."""
+        """When its patience with growth ends."""
+        self.deadline: float = math.inf
+        """When it gives up (`Expired`), unless it has been served."""
+        self.due: float = math.inf
+        """When it is woken: its `Alarms` know."""
+        self.alarm: Entry | None = None
+        self.before: Any = None
+        """Its neighbours in line; None while it is not in line."""
+        self.after: Any = None
+        self.untimed: bool = False
+        """It sleeps without a timer: at the limit, or while its slab is being built."""
+        self.undecided: bool = False
+        """Its time is up, and it sleeps while another finds out whether growth is late."""
         self.late_from: float | None = None
         """`due_from` of the grow that it has found late."""
         self.refused_by: Refuser | None = None
@@ -140,11 +152,24 @@ class Waiter(Generic[T]):
             self.has_waited = True
             self.counters.waits += 1
         self.told = False
-        self._future = future = self._make_future()
+        self._future = future = self._alarms.make_future()
         self.idle = idle  # not before: `tell` would wake nobody, and the free that it is for would be lost
         if self.slots is not None or self.error is not None:
             self.wake()  # a finaliser served it just now, and found no future yet
-        return future if until == math.inf else _by(until, future)
+        if self.deadline < until:
+            until = self.deadline
+        if until < math.inf:
+            self._alarms.set(self, until)
+        else:
+            self.due = math.inf
+        return future
+
+    def ring(self, now: float) -> None:
+        """Wake it, as its time has come; with `Expired` if that is its deadline, and it has not been served."""
+        if now >= self.deadline and self.slots is None and self.error is None:
+            self.fail(Expired())
+        else:
+            self.wake()
 
     def tell(self) -> None:
         """Wake it to look for free objects, when nothing else has changed."""
@@ -172,23 +197,21 @@ class Waiter(Generic[T]):
         self.wake()
 
 
-async def _by(until: float, future: Future) -> None:
-    with anyio.CancelScope(deadline=until):
-        await future
-
-
-Entry = tuple[int, int, int, Waiter[T]]
+Place = tuple[int, int, int, Waiter[T]]
 """Urgency, ticket, serial number, and the waiter. Void without its serial in `WaitQueue._places`."""
 
 
 class WaitQueue(Generic[T]):
-    """Waiters, the most urgent and oldest first."""
+    """Waiters that come in any order, the most urgent and oldest first: a heap by (urgency, ticket).
+
+    Leaving only voids the entry, so joining and leaving cost O(log n).
+    """
 
     def __init__(self) -> None:
-        self._heap: list[Entry[T]] = []
-        self._old: list[Entry[T]] = []  # another heap, being emptied into the first one without its void entries
+        self._heap: list[Place[T]] = []
+        self._old: list[Place[T]] = []  # another heap, being emptied into the first one without its void entries
         self._places: dict[Waiter[T], int] = {}
-        self._serial = itertools.count()
+        self._serial = 0
         self.first: Waiter[T] | None = None
         """The next waiter, stored because it is read far more often than it changes. May be read in any thread."""
 
@@ -202,8 +225,9 @@ class WaitQueue(Generic[T]):
         """Add a waiter at the place that its rank gives. Joining twice changes nothing."""
         if waiter in self._places:
             return
-        serial = self._places[waiter] = next(self._serial)
-        heapq.heappush(self._heap, (*waiter.rank, serial, waiter))
+        self._serial += 1
+        self._places[waiter] = self._serial
+        heapq.heappush(self._heap, (*waiter.rank, self._serial, waiter))
         if self.first is None or waiter.rank < self.first.rank:
             self.first = waiter
 
@@ -234,76 +258,3 @@ class WaitQueue(Generic[T]):
             if heap and (first is None or heap[0] < first):
                 first = heap[0]
         return None if first is None else first[3]
-
-
-class Waiters(WaitQueue[T]):
-    """All waiters of one pool: callers in line for objects, and fillers, which wait until some are free."""
-
-    def __init__(self, magazine: Magazine[T]) -> None:
-        super().__init__()
-        self._magazine = magazine
-        self.untimed: dict[Waiter[T], None] = {}
-        """Callers that sleep without a timer, in order: at the limit, or while their slab is being built."""
-        self.undecided: dict[Waiter[T], None] = {}
-        """Callers whose time is up, while one of them finds out whether growth is late."""
-        self.fillers: dict[Waiter[T], Callable[[], bool]] = {}
-        """Waiters that take nothing, in order, and each one's condition; growth aims at its ``need``."""
-        self._sent_away: deque[Waiter[T]] = deque()  # they have their error, and are still to be woken
-
-    def leave(self, waiter: Waiter[T]) -> bool:
-        """Remove a waiter. Returns whether it was here."""
-        was_here = super().leave(waiter)
-        self._wake_next()
-        return was_here
-
-    def begin_to_fill(self, filler: Waiter[T], done: Callable[[], bool]) -> None:
-        """Add a filler, to be woken once ``done`` returns True."""
-        self.fillers[filler] = done
-        self._magazine.set_watch(FILLERS, on=True)
-
-    def end_to_fill(self, filler: Waiter[T]) -> None:
-        """Remove a filler."""
-        del self.fillers[filler]
-        self._wake_next()
-        self._magazine.set_watch(FILLERS, on=bool(self.fillers))
-
-    def tell_fillers(self) -> None:
-        """Wake the fillers whose condition holds."""
-        for filler, done in self.fillers.items():
-            if done():
-                filler.wake()
-
-    def wake_untimed(self, *, everybody: bool) -> None:
-        """Wake the callers that sleep without a timer, or everybody, to set timers for the slab just asked for."""
-        untimed, self.untimed = self.untimed, {}
-        for waiter in list(self) if everybody else untimed:
-            waiter.wake()
-
-    def close(self, error: Exception) -> None:
-        """Fail everybody with ``error``, as the pool is closed. `AT_ONCE` wake now, and as each leaves another."""
-        everybody = [*self._places, *self.fillers]
-        for waiter in everybody:
-            waiter.error = error
-        self._sent_away.extend(everybody)
-        for _ in range(AT_ONCE):
-            self._wake_next()
-
-    def send_away(self, error: Exception, counters: Counters | None = None) -> None:
-        """Fail everybody, or with ``counters`` the callers of that cache, with ``error``."""
-        for waiter in (*self, *self.fillers):
-            if counters is None or waiter.counters is counters:
-                waiter.fail(error)
-
-    def _wake_next(self) -> None:
-        if self._sent_away:
-            self._sent_away.popleft().wake()
-
-    def check(self) -> None:
-        """Check what is always true between calls.
-
-        :raises AssertionError: naming what does not hold
-        """
-        ranks = sorted(waiter.rank for waiter in self)
-        assert (self.first.rank if self.first else None) == (ranks[0] if ranks else None), "the first in line"
-        assert not [waiter for waiter in self if waiter.slots is not None], "served waiters have left the line"
-        self._magazine.check(FILLERS, self.fillers)

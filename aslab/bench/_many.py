@@ -1,4 +1,4 @@
-"""What each operation costs where there are very many caches, objects, emergency objects or waiters.
+"""What each operation costs where there are very many caches, objects or emergency objects.
 
 Each function returns the microseconds of one operation, and the longest stall of the loop meanwhile.
 All are processor time of the loop's thread, so that other programs on the machine do not count. A stall is what
@@ -8,8 +8,7 @@ the thread does between two turns of a task that sleeps 1 ms.
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import anyio
@@ -31,9 +30,6 @@ AT_ONCE = 32
 """What a task does before it lets others run."""
 PATIENCE = 20
 NEVER = 1e6
-
-End = Callable[[list[anyio.CancelScope]], Awaitable[object]]
-"""What ends the wait of all callers, given the scope of each."""
 
 
 class Heart:
@@ -175,49 +171,4 @@ async def emergency(count: int) -> Values:
             await anyio.lowlevel.checkpoint()
         slabs.let_go()
         await cache.prefill(1)
-    return heart.costs
-
-
-async def waiters(count: int) -> Values:
-    """So many callers wait for one object."""
-    async with beating() as (heart, _), aslab.open_allocator(expire=None) as kmem:
-        cache = kmem.create_cache("c", SIZE, max_objects=1, objects_per_slab=1)
-
-        async def wait(scope: anyio.CancelScope, timeout: float | None) -> None:
-            with scope, suppress(aslab.CacheClosedError, TimeoutError):
-                (await cache.alloc(timeout=timeout)).free()
-
-        async def line(timeout: float | None, name: str, end: End) -> None:
-            scopes = [anyio.CancelScope() for _ in range(count)]
-            async with anyio.create_task_group() as tasks:
-                async with heart.stage(f"join, {name}", count):
-                    for number, scope in enumerate(scopes):
-                        tasks.start_soon(wait, scope, timeout)
-                        await each(number)
-                    await anyio.lowlevel.checkpoint()
-                stage = heart.stage(name, count)
-                await stage.__aenter__()
-                await end(scopes)
-            await stage.__aexit__(None, None, None)
-
-        async def serve(_: object) -> None:
-            held.free()
-
-        async def cancel(scopes: list[anyio.CancelScope]) -> None:
-            for number, scope in enumerate((*scopes[::2], *reversed(scopes[1::2]))):
-                scope.cancel()
-                await each(number)
-
-        async def close(_: object) -> None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ResourceWarning)  # one is held meanwhile
-                await cache.aclose()
-
-        held = await cache.alloc()
-        await line(None, "serve", serve)
-        held = await cache.alloc()
-        await line(None, "cancel in the middle", cancel)
-        await line(NEVER, "cancel, with timeouts", cancel)
-        await line(None, "close", close)
-        held.free()
     return heart.costs

@@ -22,7 +22,7 @@ import aslab
 from aslab.backends import Mmap
 from aslab.faults import Latency
 
-from . import _many
+from . import _in_line, _many
 from ._app import command
 from ._measured import OURS, Bench, Quantity, Turn, Values
 from ._stall import longest_gap
@@ -33,12 +33,14 @@ WAITERS = (1_000, 10_000, 100_000)
 SLABS = (1_000, 10_000, 100_000)
 PARKED = (0, 1_000, 20_000)
 SIZE = 4096
+BARE = "bare tasks"
+"""What the loop itself makes of so many tasks, and the collector: what aslab adds is the difference."""
 SLOW = 0.05
 """Seconds per grow when an urgent one comes behind ten others."""
 MISSES = 100
 NOTE = (
     "A stall is the longest time between two turns of a task that sleeps 1 ms: processor time, but for objects of "
-    "one slab."
+    "one slab. Bare tasks are the control: as many that sleep on a future of the loop, with a timeout of anyio."
 )
 IDLE = Quantity("processor in 1 s", "ms")
 
@@ -54,18 +56,18 @@ def scale(
 ) -> Bench:
     """Cost of each operation, and stalls of the loop, with very many caches, objects or waiters. Takes minutes."""
     turns = []
-    for case, counts, measure in MANY:
+    for case, who, counts, measure in MANY:
         chosen = [count for count in counts if count <= most] or [most]
         for count in chosen:
             one = partial(_measure, partial(measure, count), collector)
-            turns.append(Turn(case, _name(count), one, against=_name(chosen[0]) if chosen[1:] else ""))
+            turns.append(Turn(case, _name(who, count), one, against=_name(who, chosen[0]) if chosen[1:] else ""))
     for case, single in (("a hurry", _hurry), ("the least expire", _least_expire)):
         turns.append(Turn(case, OURS, partial(_measure, single, collector)))
     return Bench("cost that grows", turns, NOTE)
 
 
-def _name(count: int) -> str:
-    return f"{OURS}: {count:,}"
+def _name(who: str, count: int) -> str:
+    return f"{who}: {count:,}"
 
 
 def _measure(measure: Callable[[], Awaitable[Values]], collector: bool) -> Values:
@@ -173,10 +175,11 @@ async def _least_expire() -> Values:
 
 
 MANY = (
-    ("caches", CACHES, _many.caches),
-    ("objects", OBJECTS, _many.objects),
-    ("emergency objects", OBJECTS, _many.emergency),
-    ("waiters", WAITERS, _many.waiters),
-    ("objects of one slab", SLABS, _slab),
-    ("parked buffers", PARKED, _parked),
+    ("caches", OURS, CACHES, _many.caches),
+    ("objects", OURS, OBJECTS, _many.objects),
+    ("emergency objects", OURS, OBJECTS, _many.emergency),
+    ("waiters", OURS, WAITERS, _in_line.waiters),
+    ("waiters", BARE, WAITERS, _in_line.bare_tasks),
+    ("objects of one slab", OURS, SLABS, _slab),
+    ("parked buffers", OURS, PARKED, _parked),
 )

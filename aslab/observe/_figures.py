@@ -112,6 +112,7 @@ OF_ALLOCATORS: tuple[Figure[AllocatorStats], ...] = (
         "kind",
     ),
     Figure("aslab_stuck_grows", "counter", "Stuck grows that were set aside.", lambda s: s.kicked),
+    Figure("aslab_faults", "gauge", "Faults that are turned on, for a game day.", lambda s: len(s.faults)),
 )
 """With the label ``allocator``."""
 

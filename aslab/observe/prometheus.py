@@ -1,6 +1,8 @@
-"""A collector for prometheus_client. Needs the extra ``prometheus``.
+"""A collector for prometheus_client, and a server that answers scrapes. Needs the extra ``prometheus``.
 
     REGISTRY.register(AllocatorCollector(kmem))
+    async with serve_metrics(REGISTRY, 9100):
+        ...
 
 Figures are read at each scrape and in its thread, so they cost nothing in between, and a scrape is answered even
 while the event loop is blocked. docs/observe.md lists them; docs/grafana has a board and alert rules.
@@ -28,7 +30,9 @@ except ModuleNotFoundError as _missing:
         name="prometheus_client",
     ) from None
 
-__all__ = ["AllocatorCollector"]
+from ._serving import serve_metrics as serve_metrics
+
+__all__ = ["AllocatorCollector", "serve_metrics"]
 
 S = TypeVar("S")
 

@@ -12,7 +12,7 @@ import typer
 from .._errors import BadInput
 from .._prose import console
 from ._rows import Order, heading, rows_of
-from ._source import ask
+from ._source import VARIABLE, ask
 from ._text import print_table
 
 NEEDS = "aslab top needs the extra 'top': run pip install '.[top]' in a clone of aslab, or use --once"
@@ -20,7 +20,10 @@ NEEDS = "aslab top needs the extra 'top': run pip install '.[top]' in a clone of
 
 def top(
     address: Annotated[
-        Path, typer.Argument(metavar="ADDRESS", help="The Unix socket of the service's kmem.serve_stats(path).")
+        Path,
+        typer.Argument(
+            metavar="ADDRESS", envvar=VARIABLE, help="The Unix socket of the service's kmem.serve_stats(path)."
+        ),
     ],
     delay: Annotated[
         float, typer.Option("--delay", "-d", min=0.1, max=3600, help="Seconds between two looks.")

@@ -121,6 +121,7 @@ def heading(snapshot: dict[str, Any]) -> list[str]:
         f"process {snapshot['pid']} is {health['state']}",
         f"slabs {memory('slab')}, emergency objects {memory('emergency')}{kicked}",
         *(f"- {reason}" for reason in health["reasons"]),
+        *(f"- fault on: {fault}" for fault in stats.get("faults", ())),
     ]
 
 

@@ -1,8 +1,9 @@
-"""Asking a service for its statistics, at the socket of `Allocator.serve_stats`."""
+"""Asking a service for its statistics or for faults, at the socket of `Allocator.serve_stats`."""
 
 from __future__ import annotations
 
 import json
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ PATIENCE = 5.0
 """Seconds that a service has to answer."""
 MOST = 64 * 2**20
 """Bytes of an answer: more is none."""
+VARIABLE = "ASLAB_SOCKET"
+"""The environment variable that may hold the address."""
 ALLOWED = "it must be the socket of a service's kmem.serve_stats(path)"
 
 
-def ask(address: Path) -> dict[str, Any]:
-    """Return a snapshot. Blocks for `PATIENCE` seconds at most.
+def ask(address: Path, request: str = "") -> dict[str, Any]:
+    """Return the answer to a request: a snapshot, if it is empty. Blocks for `PATIENCE` seconds at most.
 
     :raises BadInput: if nobody answers there, or what answers is no such service of this user
     """
@@ -29,6 +32,8 @@ def ask(address: Path) -> dict[str, Any]:
             if not unix.ours(sock):
                 raise BadInput(f"{name}: the service belongs to another user")
             sock.settimeout(max(0.001, until - time.monotonic()))
+            sock.sendall(request.encode())
+            sock.shutdown(socket.SHUT_WR)  # that was all
             while (piece := sock.recv(2**16)) and len(answer) < MOST:
                 answer += piece
                 sock.settimeout(max(0.001, until - time.monotonic()))
