@@ -60,7 +60,7 @@ class CacheHome(Origin[T]):
         self._pool = pool
         self._counters = member.counters
 
-    # What is rare, and nothing that the garbage collector calls, is found by way of the pool: a bound function each
+    # What is rare, and not called by the garbage collector, is found by way of the pool: a bound function each
     # would be another object for the collector in every cache.
 
     def look_at_lingering(self) -> None:
