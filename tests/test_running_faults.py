@@ -161,7 +161,7 @@ class TestFaults:
             message = r"faults: False is not allowed; it must be True in open_allocator\(faults=True\)"
             with pytest.raises(ConfigError, match=message):
                 kmem.faults
-            found = json.loads(answer("fault growth stuck", kmem.stats, None))
+            found = json.loads(answer("fault growth stuck", bytes, None))
             assert found["error"].startswith("faults: False is not allowed")
 
     @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ class TestFaults:
     ) -> None:
         async with allocator(faults=True) as kmem:
             kmem.faults.growth.fail(7)
-            found = json.loads(answer(request_, kmem.stats, kmem.faults))
+            found = json.loads(answer(request_, bytes, kmem.faults))
             assert found["error"].startswith(error)
             assert "\n" not in found["error"]
             assert kmem.stats().faults == ("growth failing 7 times",)
@@ -195,7 +195,7 @@ class TestFaults:
         async with allocator(faults=True) as kmem:
 
             def say(command: str) -> tuple[str, list[str]]:
-                found = json.loads(answer(command, kmem.stats, kmem.faults))
+                found = json.loads(answer(command, bytes, kmem.faults))
                 return found["done"], [one["text"] for one in found["faults"]]
 
             assert say("fault status") == ("", [])

@@ -9,7 +9,7 @@ from .._flags import KM
 from ._buffer import Buffer
 from ._home import Home
 from ._lease import Lease
-from ._magazine import Magazine
+from ._magazine import NOTED, Magazine
 from ._native import compiled
 
 T = TypeVar("T")
@@ -53,6 +53,8 @@ class Front(Generic[T]):
             pass  # and let the error go: it would live as long as the wait
         else:
             magazine.hits += 1
+            if magazine.hits >= magazine.due:
+                magazine.detour |= NOTED
             buf: Buffer[T] = Buffer()
             buf._home = self._home
             buf._view = None
@@ -78,6 +80,8 @@ class Front(Generic[T]):
         except IndexError:
             return self._alloc_now(flags)
         magazine.hits += 1
+        if magazine.hits >= magazine.due:
+            magazine.detour |= NOTED
         buf: Buffer[T] = Buffer()
         buf._home = self._home
         buf._view = None
