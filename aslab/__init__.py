@@ -2,6 +2,7 @@
 #
 #   _errors  _flags  _stats  _checks       words: errors, urgency, counters, checks of values
 #   _histogram  _events  _health           what an operator sees: durations, events, ok or not
+#   _sites  _holder                        where a buffer was allocated, by which task; who holds it
 #   _snapshots  _unix  _answering          the same for other processes, on a socket
 #   _clients  _keywords                    exceptions from client code; options as keywords
 #   _fastpath/                             a hit and its free: views, slots, magazines, buffers
@@ -54,6 +55,7 @@ from ._gather import gather as gather
 from ._health import Health as Health
 from ._health import HealthState as HealthState
 from ._histogram import Histogram as Histogram
+from ._holder import Holder as Holder
 from ._lease import ManyLease as ManyLease
 from ._stats import AllocatorStats as AllocatorStats
 from ._stats import CacheStats as CacheStats
@@ -82,6 +84,7 @@ __all__ = [
     "Health",
     "HealthState",
     "Histogram",
+    "Holder",
     "ImpossibleTransition",
     "Lease",
     "ManyLease",

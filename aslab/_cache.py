@@ -27,11 +27,13 @@ import anyio.lowlevel
 from ._checks import seconds, whole_number
 from ._config import CacheConfig
 from ._errors import CacheClosedError, ConfigError, WrongCacheError
-from ._fastpath import OPTIONS, Buffer, Front, ManagedBuffer, SeenBuffer, Slot, lease_view
+from ._fastpath import OPTIONS, Buffer, Front, ManagedBuffer, Noted, SeenBuffer, Slot, lease_view
 from ._flags import KM, LEVEL
+from ._holder import Holder
 from ._home import CacheHome
 from ._kmem._errands import Errand
 from ._kmem._frees import give_back, orphan
+from ._kmem._holders import Holders, who_holds
 from ._kmem._member import Member
 from ._kmem._move import defragment
 from ._kmem._moving import Move
@@ -73,9 +75,9 @@ class Cache(Front[T]):
         self._open_caches = open_caches  # its allocator's, by name; closing removes it
         self._arena = pool.arena
         self._magazine = pool.magazine
-        self._member = Member(config.name, config.reclaim)
+        self._member = Member(config.name, holders_of(pool, config), config.reclaim)
         self._counters = self._member.counters
-        self._home: CacheHome[T] = CacheHome(self, pool, self._member, self._hand_out)
+        self._home: CacheHome[T] = CacheHome(self, pool, self._member, self._wrap)
         self._closing: anyio.Event | None = None
         self._managed = config.init_on_free or config.movable or config.merge
         if pool.arena.config.checkpoints or config.init_on_alloc or self._managed or config.watermark:
@@ -184,23 +186,34 @@ class Cache(Front[T]):
             raise CacheClosedError(f"cache {self.name!r} is closed")
 
     def _hand_out(self, slot: Slot[T]) -> Buffer[T]:
+        magazine, counters = self._magazine, self._counters
+        note: Noted | None = None
+        magazine.due -= 1
+        if magazine.due < magazine.hits or counters.waited_long:
+            counters.waited_long = False
+            if self._config.holders_sample:
+                note = self._member.holders.note()
+        return self._wrap(slot, note)
+
+    def _wrap(self, slot: Slot[T], note: Noted | None) -> Buffer[T]:
         # A lingering slot may have been written to since it was freed.
         if self._config.init_on_alloc or (slot.kept and self._config.init_on_free):
             zero(slot.address, self.size)
-        if not self._managed and slot.slab is not None:
-            buf: Buffer[T] = SeenBuffer() if self._home.seen else Buffer()
-        else:
-            buf = self._managed_handle(slot)
+        managed = self._managed or slot.slab is None or note is not None
+        buf: Buffer[T] = (
+            self._managed_handle(slot, note) if managed else SeenBuffer() if self._home.seen else Buffer()
+        )
         buf._home = self._home
         # A free with a view checks whether the slot has to linger again; a managed free always checks.
-        buf._view = lease_view(slot.exporter) if slot.kept and not self._managed else None
+        buf._view = lease_view(slot.exporter) if slot.kept and not managed else None
         buf._slot = slot
         if self._config.watermark:
             self._arena.attend(self._pool, self._pool.ask)
         return buf
 
-    def _managed_handle(self, slot: Slot[T]) -> Buffer[T]:
+    def _managed_handle(self, slot: Slot[T], note: Noted | None) -> Buffer[T]:
         buf: ManagedBuffer[T] = ManagedBuffer()
+        buf._note = note
         buf.emergency = slot.slab is None
         buf.moving = buf.touched = buf.left = False
         if self._pool.moving.able:
@@ -246,7 +259,10 @@ class Cache(Front[T]):
         return [self._hand_out(slot) for slot in slots]
 
     def lease_many(self, n: int, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> ManyLease[T]:
-        """``async with cache.lease_many(n) as bufs:`` is `alloc_many` and `Buffer.free` of each around a block."""
+        """``async with cache.lease_many(n) as bufs:`` is `alloc_many` and `Buffer.free` of each around a block.
+
+        Entering suspends where `alloc_many` does, leaving does not; event loop's thread only.
+        """
         return ManyLease(partial(self.alloc_many, n, flags, timeout=timeout))
 
     # -- moving
@@ -328,9 +344,21 @@ class Cache(Front[T]):
             if warning:
                 warnings.warn(warning, ResourceWarning, stacklevel=2)
 
+    def holders(self) -> tuple[Holder, ...]:
+        """As `Allocator.holders`, of this cache alone. Any thread."""
+        return tuple(self._member.holders.all())
+
     def stats(self) -> CacheStats:
         """Return a snapshot of the counters. Any thread."""
         return cache_stats(self._pool, self._member)
+
+
+def holders_of(pool: Pool[Any], config: CacheConfig[Any]) -> Holders:
+    """Make what notes who holds the buffers of a cache."""
+    arena = pool.arena
+    holders = Holders(pool.magazine, arena.clock, config)
+    arena.holders[holders] = None
+    return holders
 
 
 def shut(cache: Cache[Any]) -> str:
@@ -343,11 +371,15 @@ def shut(cache: Cache[Any]) -> str:
         return ""
     pool, name = cache._pool, cache.name
     del cache._open_caches[name]
+    cache._arena.holders.pop(cache._member.holders, None)
     cache._closing = pool.leave(cache._member, CacheClosedError(f"cache {name!r} was closed"))
     if pool.closed:
         orphan(pool)
     held = cache.stats().obj_held
-    return f"cache {name!r} was closed with {held} buffers still held" if held else ""
+    if not held:
+        return ""
+    who = "\n".join(who_holds([cache._member.holders]))
+    return f"cache {name!r} was closed with {held} buffers still held" + (who and f", of those noted:\n{who}")
 
 
 def pool_of(cache: Cache[Any]) -> Pool[Any]:

@@ -32,6 +32,8 @@ MAX_SLAB_SIZE = 32 * 2**20
 CACHE_LINE = 64
 LARGE = 64 * 2**10
 """Bytes from which on objects are aligned to pages by default: what it wastes is a 16th at most."""
+NOTED_BYTES, MOST_SAMPLED = 8 * 2**20, 4096
+"""By default it is noted who holds a buffer once for so many bytes of buffers, or for so many buffers."""
 WASTE = 16
 """By default a slab leaves at most 1/16 of ``limit`` or ``max_objects`` unused, and takes no more, unless it has
 `OBJECTS` only."""
@@ -95,6 +97,8 @@ class CacheConfig(CacheOptions[T]):
     magazine_size: int
     init_on_alloc: bool
     init_on_free: bool
+    holders_sample: int
+    leak_after: float
 
     @property
     def guaranteed(self) -> int:
@@ -124,12 +128,19 @@ def cache_config(name: str, size: int, options: CacheOptions[T], allocator: Allo
         "dtor": None if options.dtor is None else partial(_destroy, name, options.dtor),
         "init_on_alloc": _either(options.init_on_alloc, allocator.init_on_alloc and zeroed),
         "init_on_free": _either(options.init_on_free, allocator.init_on_free and zeroed),
+        "holders_sample": _sample(size, options.holders_sample, allocator.holders_sample),
+        "leak_after": (allocator.leak_after if options.leak_after is None else options.leak_after) or 0.0,
     }
     return CacheConfig(name=name, shape=shape, **values(options) | filled)
 
 
 def _either(own: bool | None, default: bool) -> bool:
     return default if own is None else own
+
+
+def _sample(size: int, own: int | None, default: int | None) -> int:
+    chosen = default if own is None else own
+    return max(1, min(MOST_SAMPLED, NOTED_BYTES // size)) if chosen is None else chosen
 
 
 def _check_bounds(name: str, shape: Shape, options: CacheOptions[Any], allocator: AllocatorOptions) -> None:

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-from ._fastpath import Buffer, KeptView, Origin, Slot
+from ._fastpath import Buffer, KeptView, Noted, Origin, Slot
 from ._kmem import _frees as frees
 from ._kmem._member import Member
 from ._kmem._pool import Pool
 
 T = TypeVar("T")
+
+HandOut: TypeAlias = Callable[[Slot[T], Noted | None], Buffer[T]]
 
 
 class CacheHome(Origin[T]):
@@ -26,24 +28,19 @@ class CacheHome(Origin[T]):
     """
 
     __slots__ = (
+        "_counters",
+        "_pool",
         "cache",
         "collected",
-        "count_move",
-        "count_return",
         "ctor",
         "guard",
         "hand_out",
-        "look_at_lingering",
         "name",
-        "park",
         "settle",
         "take_back",
-        "view_gone",
     )
 
-    def __init__(
-        self, cache: object, pool: Pool[T], member: Member, hand_out: Callable[[Slot[T]], Buffer[T]]
-    ) -> None:
+    def __init__(self, cache: object, pool: Pool[T], member: Member, hand_out: HandOut[T]) -> None:
         self.name: str = member.name
         self.cache: Any = cache
         self.size = pool.config.shape.size
@@ -52,12 +49,32 @@ class CacheHome(Origin[T]):
         self.ctor: Callable[[memoryview], T] | None = pool.config.ctor
         self.magazine = pool.magazine
         self.guard: AbstractContextManager[Any] = pool.guard
-        self.hand_out: Callable[[Slot[T]], Buffer[T]] = hand_out
+        self.hand_out: HandOut[T] = hand_out
         self.settle: Callable[[], None] = partial(frees.settle, pool)
         self.take_back: Callable[[Slot[T]], None] = partial(frees.take_back, pool)
         self.collected: Callable[[Slot[T]], None] = partial(frees.collected, pool)
-        self.park: Callable[[Slot[T], bool], None] = partial(frees.park, pool, member.counters)
-        self.view_gone: Callable[[KeptView], None] = partial(frees.view_gone, pool)
-        self.look_at_lingering: Callable[[], None] = partial(frees.look_at_lingering, pool)
-        self.count_return: Callable[[bool], None] = member.counters.count_return
-        self.count_move: Callable[[], None] = member.counters.count_move
+        self._pool = pool
+        self._counters = member.counters
+
+    # What is rare is found by way of the pool: a bound function each would be another object for the garbage
+    # collector in every cache.
+
+    def park(self, slot: Slot[T], emergency: bool, noted: Noted | None, /) -> None:
+        """Keep the slot of a forgotten handle until its memory is no longer exported."""
+        frees.park(self._pool, self._counters, slot, emergency, noted)
+
+    def view_gone(self, kept: KeptView, /) -> None:
+        """Take back the slot of a view object that has just gone, if the slot was lingering for it."""
+        frees.view_gone(self._pool, kept)
+
+    def look_at_lingering(self) -> None:
+        """Take back the slots that need not linger any more."""
+        frees.look_at_lingering(self._pool)
+
+    def count_return(self, emergency: bool, /) -> None:
+        """Count the end of a managed buffer."""
+        self._counters.count_return(emergency)
+
+    def count_move(self) -> None:
+        """Count an emergency object that was moved into a slab."""
+        self._counters.count_move()

@@ -116,9 +116,17 @@ class Tasks:
                 await look_at_all(pool)
                 age(pool, expires=arena.config.expire is not None)
                 move.tick(pool)
+                await self._report_held(pool)
                 pool.attend()
             await take_turns(number)
         await look_again(arena.budget, arena.clock() - arena.interval)
+
+    async def _report_held(self, pool: Pool[Any]) -> None:
+        """Report each buffer that has been held for ``leak_after``, once."""
+        for member in tuple(pool.members):
+            for number, holder in enumerate(member.holders.overdue()):
+                pool.growth.reports.held_long(holder)
+                await take_turns(number)
 
     def _forget(self, pool: Pool[Any]) -> None:
         del self._pools[pool]

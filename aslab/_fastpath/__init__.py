@@ -28,6 +28,7 @@ from ._buffer import Pin as Pin
 from ._buffer import SeenBuffer as SeenBuffer
 from ._front import Front as Front
 from ._home import Home as Home
+from ._home import Noted as Noted
 from ._home import Origin as Origin
 from ._lease import Lease as Lease
 from ._magazine import CLOSED as CLOSED
@@ -35,6 +36,7 @@ from ._magazine import CONDEMNED as CONDEMNED
 from ._magazine import FILLERS as FILLERS
 from ._magazine import KEPT as KEPT
 from ._magazine import LARGEST as LARGEST
+from ._magazine import NOTED as NOTED
 from ._magazine import OPTIONS as OPTIONS
 from ._magazine import REPACK as REPACK
 from ._magazine import RESERVE as RESERVE

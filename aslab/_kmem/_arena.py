@@ -27,11 +27,13 @@ from anyio.abc import TaskGroup
 from .._config import AllocatorConfig
 from .._events import Listeners
 from .._histogram import Times
+from .._stats import Counters
 from ._account import Tenant
 from ._alarms import Alarms
 from ._budget import Budget
 from ._clock import Clock, clock_of_this_loop, futures_of_this_loop
 from ._emergency import Permits
+from ._holders import Holders
 from ._supply import Supply
 from ._wakeup import UrgentWork, Wakeup, WorkQueue, take_turns
 
@@ -67,12 +69,16 @@ class Arena:
         """One for each waiter: the lower number came first."""
         self.interval: float = (config.expire or LOOK_EVERY * AGEING_STEPS) / AGEING_STEPS
         """Seconds between two runs of the ageing task."""
+        self.counters: Counters = Counters()
+        """For waits on behalf of no cache."""
         self.grow_times: Times = Times()
         """How long the backend took for each slab."""
         self.emergency_times: Times = Times()
         """How long each emergency object took that was made for a waiter."""
         self.listeners: Listeners = Listeners()
         """Who hears of events."""
+        self.holders: dict[Holders, None] = {}
+        """Who holds what, of each open cache."""
         self.closed: bool = False
         self.stopped: bool = False
         """All tasks have ended."""

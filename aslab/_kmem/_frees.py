@@ -21,7 +21,7 @@ from functools import partial
 from threading import get_ident
 from typing import Any, TypeVar, cast
 
-from .._fastpath import KEPT, WAITERS, KeptView, Slot
+from .._fastpath import KEPT, WAITERS, KeptView, Noted, Slot
 from .._stats import Counters
 from ._emergency import EmergencySlot
 from ._orphans import look_after_collections
@@ -120,9 +120,9 @@ def collected(pool: Pool[T], slot: Slot[T], *, ending: Callable[[], bool] = sys.
         pool.arena.attend_soon(pool)
 
 
-def park(pool: Pool[T], counters: Counters, slot: Slot[T], emergency: bool) -> None:
+def park(pool: Pool[T], counters: Counters, slot: Slot[T], emergency: bool, note: Noted | None) -> None:
     """Keep the slot of a forgotten handle until its memory is no longer exported."""
-    pool.parking[slot] = Parked(counters, slot, emergency)
+    pool.parking[slot] = Parked(counters, slot, emergency, note)
     if pool.closed:
         orphan(pool)
     else:  # found by a look if it cannot tell
@@ -149,6 +149,8 @@ def _unpark(pool: Pool[Any], parked: Parked, *, ending: Callable[[], bool] = sys
     if ending():
         return
     parked.counters.count_return(parked.emergency)
+    if parked.note is not None:
+        parked.note.end()
     collected(pool, parked.slot)
 
 

@@ -140,7 +140,7 @@ async def _new_place(pool: Pool[T], objects: int) -> Slot[T] | None:
     if not slabs.free and not pool.growth.at_limit:
         with anyio.move_on_after(pool.growth.patience.of[ORDINARY]):
             try:
-                await fill(pool, 1, pool.counters)
+                await fill(pool, 1, pool.arena.counters)
             except SlabError:
                 return None
     return None if pool.waiters.first is not None else pool.depot.take_packed()
@@ -251,6 +251,7 @@ def _ask(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[T], cal
         pool.moving.in_hand -= 1
     pool.moving.answers[answer] += 1
     old_goes = answer in (KMEM_CBRC.YES, KMEM_CBRC.DONT_NEED)
+    cast("ManagedBuffer[T]", owner if answer is KMEM_CBRC.YES else buf).forget_note()
     if old_goes:
         _end(pool, owner)
     if answer is not KMEM_CBRC.YES:

@@ -39,6 +39,7 @@ from .._flags import FINISHES, KM, LEVEL, ORDINARY
 from .._stats import Counters
 from ._attempts import make, put_back
 from ._frees import unpark
+from ._holders import LONG
 from ._member import Member
 from ._pool import Pool
 from ._snapshot import one_too_many, situation
@@ -132,7 +133,7 @@ def get_now(pool: Pool[T], flags: KM, member: Member) -> Slot[T]:
             why = "the backend has no memory for an emergency object"
         except anyio.WouldBlock:
             why = "an emergency object cannot be made without waiting"
-    raise anyio.WouldBlock(f"{situation(pool, member)}: no object is free, and {why}")
+    raise anyio.WouldBlock(f"{situation(pool, member.name, member.counters)}: no object is free, and {why}")
 
 
 async def wait(
@@ -206,10 +207,14 @@ def _has_some(pool: Pool[T], waiter: Waiter[T]) -> bool:
 
 def _leave(pool: Pool[T], waiter: Waiter[T]) -> None:
     waiter.counters.waiters -= 1
-    waiter.counters.wait_times.note(pool.arena.clock() - waiter.since)
+    waited = pool.arena.clock() - waiter.since
+    waiter.counters.wait_times.note(waited)
+    if waited >= LONG:
+        waiter.counters.waited_long = True
     if waiter.untimed:
         _has_timer(pool, waiter)
-    pool.arena.alarms.forget(waiter)
+    if waiter.alarm is not None:
+        pool.arena.alarms.forget(waiter)
     if waiter.slots is None:  # else it left the line when it was served
         pool.handover.busy = True
         pool.waiters.leave(waiter)
@@ -361,7 +366,7 @@ async def fill(pool: Pool[T], objects: int, counters: Counters) -> None:
 
 async def ready(pool: Pool[T]) -> None:
     """Grow and suspend until the reserve is full. Raises like `fill`."""
-    await _until(pool, 0, pool.counters, lambda: not pool.reserve.short)
+    await _until(pool, 0, pool.arena.counters, lambda: not pool.reserve.short)
 
 
 async def _until(pool: Pool[T], objects: int, counters: Counters, done: Callable[[], bool]) -> None:

@@ -30,6 +30,9 @@ def check_consistency(cache: Cache[Any]) -> None:
     held_now = stats.obj_held
     if pool.config.merge:
         held_now = sum(held(pool, member.counters) for member in pool.members)
+    noted = sum(len(member.holders) for member in pool.members)
+    if noted > held_now:
+        raise AssertionError(f"cache {cache.name!r}: {noted} buffers noted as held, and {held_now} held")
     elsewhere = len(magazine) + len(pool.reserve) + stats.obj_handover
     elsewhere += len(depot.lingering) + len(pool.emergency.lingering)
     accounted = held_now + depot.slabs.slots_total - depot.slabs.slots_out + elsewhere

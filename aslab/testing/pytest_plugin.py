@@ -1,7 +1,7 @@
 """The pytest plugin, in use wherever aslab is installed; ``-p no:aslab`` turns it off.
 
 A test fails if it leaves a buffer behind: in an allocator that is closed meanwhile, or to the garbage collector.
-The message names the cache.
+The message names the cache and, with the fixture ``kmem``, where the buffer was allocated and by which task.
 
 Fixtures, for async tests that anyio's own plugin runs:
 
@@ -73,7 +73,7 @@ async def kmem(
     request: pytest.FixtureRequest, anyio_backend: Any, kmem_options: dict[str, Any]
 ) -> AsyncIterator[Allocator]:
     """An allocator for one test, with faults if the test has ``aslab_faults`` too."""
-    options, faults = dict(kmem_options), None
+    options, faults = {"holders_sample": 1, **kmem_options}, None
     if "aslab_faults" in request.fixturenames:
         faults = request.getfixturevalue("aslab_faults")
         options.update(slabs=faults.slabs, emergency=faults.emergency)
