@@ -96,7 +96,7 @@ class Allocator:
             raise CacheClosedError("the allocator is closed")
         if self._arena.budget.sealed:
             raise SealedError(f"the allocator is sealed: cache {name!r} could never have an object")
-        config = cache_config(name, size, given, self._arena.config)
+        config = cache_config(name, size, given, self._arena.config, self._arena.config.selection)
         if name in self._tasks.caches:
             raise ConfigError("name", name, "it must be unique, and this allocator has a cache of that name")
         room = self._arena.budget.unpromised

@@ -14,6 +14,7 @@ from ._errors import ConfigError
 from ._fastpath import LARGEST, SMALLEST
 from ._flags import CacheFlags
 from ._keywords import option
+from ._letters import letters
 from .backends._libc import PAGE_SIZE
 from .backends._protocol import Backend
 from .pressure import Source
@@ -90,6 +91,14 @@ class AllocatorOptions:
         _sources,
         "what reports that memory is short, such as `aslab.pressure.Cgroup`; idle memory is then given back",
     )
+    debug: str = option(
+        "",
+        letters,
+        "letters as SLUB has them, such as ``FZPU``, for caches that give none themselves: F checks the books, Z "
+        "puts red zones round each object, P poisons what is freed, U keeps the stacks of each allocation and "
+        "free, T logs both, V refuses a free while a view is kept. The environment variable ``ASLAB_DEBUG`` adds "
+        "to it; docs/debugging.md has all of it.",
+    )
     init_on_alloc: bool = option(
         False,
         boolean,
@@ -134,6 +143,7 @@ class AllocatorKeywords(TypedDict, total=False):
     growth_workers: int
     kick_after: float | None
     pressure: Sequence[Source]
+    debug: str
     init_on_alloc: bool
     init_on_free: bool
     holders_sample: int | None
@@ -251,6 +261,12 @@ class CacheOptions(Generic[T]):
         "share slabs with other such caches whose options are the same, but for name and ``reclaim`` (as SLUB "
         "does); bounds then hold for the shared slabs",
     )
+    debug: str | None = option(
+        None,
+        optional(letters),
+        "debug letters of this cache; None takes the allocator's. A cache with any never shares slabs. P cannot "
+        "be combined with a ``ctor``, and the allocator's P does not apply to a cache with one.",
+    )
     init_on_alloc: bool | None = option(
         None,
         optional(boolean),
@@ -297,6 +313,7 @@ class CacheKeywords(TypedDict, total=False):
     watermark: int
     movable: bool
     merge: bool
+    debug: str | None
     init_on_alloc: bool | None
     init_on_free: bool | None
     holders_sample: int | None

@@ -72,7 +72,7 @@ def here(above: int = 1, *, whole: bool = False) -> Site:
         kind = _kinds[name] if name in _kinds else _kind(name)
         if kind == _END:
             break
-        if kind == _THEIRS or steps:
+        if kind == _THEIRS or (steps and kind != _PASSED):
             steps.append((frame.f_code, frame.f_lasti))
             if not whole or len(steps) == DEEPEST:
                 break

@@ -35,6 +35,7 @@ from ._kmem import _move as move
 from ._kmem._arena import Arena
 from ._kmem._errands import failing_at_the_end
 from ._kmem._frees import look_at_all
+from ._kmem._invariants import take_step
 from ._kmem._pool import Pool
 from ._kmem._reclaim import age
 from ._kmem._rescue import look_again
@@ -118,6 +119,7 @@ class Tasks:
                 move.tick(pool)
                 await self._report_held(pool)
                 pool.attend()
+                take_step(pool)
             await take_turns(number)
         await look_again(arena.budget, arena.clock() - arena.interval)
 
@@ -156,8 +158,7 @@ class Tasks:
         arena.listeners.close()
         found = []
         for number, cache in enumerate(tuple(self.caches.values())):
-            if warning := shut(cache):
-                found.append(warning)
+            found += shut(cache)
             await take_turns(number)
         for number, pool in enumerate(tuple(self._pools)):  # do what other threads have left to the loop
             pool.attend()

@@ -53,4 +53,6 @@ from ._views import Exported as Exported
 from ._views import KeptView as KeptView
 from ._views import exporter as exporter
 from ._views import has_company as has_company
+from ._views import is_kept as is_kept
+from ._views import is_released as is_released
 from ._views import lease_view as lease_view

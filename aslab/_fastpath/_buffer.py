@@ -223,12 +223,15 @@ class Buffer(Generic[T]):
                 self._home.look_at_lingering()
                 return
             self._let_go()
-            name, note = self._home.name, self._note
+            name, whose = self._home.name, self._whose()
         except (AttributeError, BufferFreedError):  # never allocated, or freed by another thread just now
             return
-        who = "" if note is None else f"; it was allocated by {note.site}"
-        text = f"cache {name!r}: a Buffer was garbage-collected without free(){who}"
+        text = f"cache {name!r}: a Buffer was garbage-collected without free(){whose}"
         warnings.warn(text, ResourceWarning, 2, source=self)
+
+    def _whose(self) -> str:
+        """Say who allocated it, if that is known."""
+        return "" if self._note is None else f"; it was allocated by {self._note.site}"
 
     def _look(self) -> memoryview:
         """Make the view, or make it again after the caller has released it."""

@@ -93,8 +93,11 @@ class Holders:
     def __len__(self) -> int:
         return len(self.notes)
 
-    def note(self) -> Note:
-        """Note that the caller has a buffer now, and choose the next one."""
+    def note(self, site: Site | None = None) -> Note:
+        """Note that the caller has a buffer now, and choose the next one.
+
+        :param site: where the caller is, if that is known already
+        """
         magazine, notes = self._magazine, self.notes
         counted = magazine.due < magazine.hits
         if counted and self._sample > 1:
@@ -106,7 +109,7 @@ class Holders:
         if len(notes) >= MOST and self._sample > 1:
             for one in list(notes)[1::2]:
                 notes.pop(one, None)
-        note = Note(self, self.clock(), here(3), counted=counted)
+        note = Note(self, self.clock(), site or here(3), counted=counted)
         notes[note] = None
         return note
 

@@ -40,6 +40,7 @@ from .._stats import Counters
 from ._attempts import make, put_back
 from ._frees import unpark
 from ._holders import LONG
+from ._invariants import take_step
 from ._member import Member
 from ._pool import Pool
 from ._snapshot import one_too_many, situation
@@ -68,6 +69,7 @@ def at_hand(pool: Pool[T], flags: KM, counters: Counters, *, runs: bool = False)
     """Take a free object, or None, and count a hit or a miss. Any thread.
 
     :param runs: the caller is a running task or callback of the loop, and so may pass waiters for a moment
+    :raises ConsistencyError: with debug letter F, at a miss, if the books do not add up; nothing was taken
     """
     level = LEVEL[flags]
     if level == FINISHES:
@@ -85,6 +87,8 @@ def at_hand(pool: Pool[T], flags: KM, counters: Counters, *, runs: bool = False)
         counters.hits += 1
         return passing
     counters.misses += 1
+    if pool.debug is not None and (error := take_step(pool)) is not None:
+        raise error
     if pool.parking:
         unpark(pool)
     if pool.waiters.first is not None:

@@ -27,11 +27,11 @@ def held(pool: Pool[Any], counters: Counters) -> int:
     """Return the number of objects that a cache's callers hold: those that are nowhere else."""
     if pool.config.merge:
         return counters.handed_out - counters.returned
-    elsewhere = len(pool.magazine) + _in_handover(pool) + len(pool.reserve)
+    elsewhere = len(pool.magazine) + in_handover(pool) + len(pool.reserve)
     return pool.depot.slabs.slots_out - elsewhere + len(pool.emergency) - _lingering(pool)
 
 
-def _in_handover(pool: Pool[Any]) -> int:
+def in_handover(pool: Pool[Any]) -> int:
     """Return the number of objects on their way to waiters, or about to be moved into."""
     return pool.handover.given + pool.emergency.in_hand + pool.moving.in_hand
 
@@ -78,7 +78,7 @@ def cache_stats(pool: Pool[Any], member: Member) -> CacheStats:
         obj_cached=len(pool.magazine),
         obj_free=slabs.free + len(pool.magazine),
         obj_reserved=len(pool.reserve),
-        obj_handover=_in_handover(pool),
+        obj_handover=in_handover(pool),
         obj_lingering=len(pool.depot.lingering) if shared else _lingering(pool),
         obj_reclaimed=counters.reclaimed,
         waiters=counters.waiters,
