@@ -2,14 +2,15 @@
 #
 #   _errors  _flags  _stats  _checks       words: errors, urgency, counters, checks of values
 #   _histogram  _events  _health           what an operator sees: durations, events, ok or not
+#   _sites  _holder                        where a buffer was allocated, by which task; who holds it
 #   _snapshots  _unix  _answering          the same for other processes, on a socket
-#   _clients  _keywords                    exceptions from client code; options as keywords
+#   _clients  _keywords  _letters          exceptions from client code; options as keywords; debug letters
 #   _fastpath/                             a hit and its free: views, slots, magazines, buffers
 #   backends/  pressure/                   where memory comes from, and what reports that it is short
 #   faults/                                injected faults
 #   _options  _config                      the options, and their checks
 #   _kmem/                                 the allocator itself, floor by floor
-#   _lease  _home  _cache                  what callers hold, and what their buffers return to
+#   _lease  _home  _checked  _cache        what callers hold, and what their buffers return to
 #   _faults                                faults in a running service
 #   _reaper  _tasks                        the tasks that serve all caches
 #   _requests                              what is asked at the socket, and the answers
@@ -31,8 +32,13 @@ from ._errors import BackendError as BackendError
 from ._errors import BufferFreedError as BufferFreedError
 from ._errors import CacheClosedError as CacheClosedError
 from ._errors import ConfigError as ConfigError
+from ._errors import ConsistencyError as ConsistencyError
 from ._errors import ConstructorError as ConstructorError
+from ._errors import CorruptionError as CorruptionError
+from ._errors import DoubleFreeError as DoubleFreeError
 from ._errors import ImpossibleTransition as ImpossibleTransition
+from ._errors import PoisonError as PoisonError
+from ._errors import RedZoneError as RedZoneError
 from ._errors import SealedError as SealedError
 from ._errors import SlabError as SlabError
 from ._errors import TooManyWaiting as TooManyWaiting
@@ -54,6 +60,7 @@ from ._gather import gather as gather
 from ._health import Health as Health
 from ._health import HealthState as HealthState
 from ._histogram import Histogram as Histogram
+from ._holder import Holder as Holder
 from ._lease import ManyLease as ManyLease
 from ._stats import AllocatorStats as AllocatorStats
 from ._stats import CacheStats as CacheStats
@@ -73,7 +80,10 @@ __all__ = [
     "CacheFlags",
     "CacheStats",
     "ConfigError",
+    "ConsistencyError",
     "ConstructorError",
+    "CorruptionError",
+    "DoubleFreeError",
     "EventKind",
     "Events",
     "FaultStatus",
@@ -82,10 +92,13 @@ __all__ = [
     "Health",
     "HealthState",
     "Histogram",
+    "Holder",
     "ImpossibleTransition",
     "Lease",
     "ManyLease",
     "Pin",
+    "PoisonError",
+    "RedZoneError",
     "SealedError",
     "SlabError",
     "TooManyWaiting",

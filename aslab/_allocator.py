@@ -19,12 +19,15 @@ from ._errors import CacheClosedError, ConfigError, SealedError
 from ._events import Events
 from ._faults import Faults
 from ._health import SLOW, STUCK, Health, judge
+from ._holder import Holder
 from ._keywords import keywords
+from ._kmem._holders import oldest
 from ._kmem._slowpath import ready
 from ._kmem._wakeup import take_turns
 from ._options import AllocatorKeywords, AllocatorOptions, CacheKeywords, CacheOptions
 from ._reaper import give_everything
 from ._requests import answer, no_faults
+from ._snapshots import SHOWN, snapshot_json
 from ._stats import HEADER, AllocatorStats, row
 from ._tasks import Tasks
 from .backends import Heap, Mmap
@@ -93,7 +96,7 @@ class Allocator:
             raise CacheClosedError("the allocator is closed")
         if self._arena.budget.sealed:
             raise SealedError(f"the allocator is sealed: cache {name!r} could never have an object")
-        config = cache_config(name, size, given, self._arena.config)
+        config = cache_config(name, size, given, self._arena.config, self._arena.config.selection)
         if name in self._tasks.caches:
             raise ConfigError("name", name, "it must be unique, and this allocator has a cache of that name")
         room = self._arena.budget.unpromised
@@ -106,6 +109,8 @@ class Allocator:
 
     async def ready(self) -> None:
         """Suspend until the reserve of every cache is full. Cancellation keeps what is already there.
+
+        Event loop's thread only.
 
         :raises CacheClosedError: if one of the caches is closed meanwhile
         :raises BackendError: if a backend broke its contract
@@ -155,6 +160,14 @@ class Allocator:
             caches=tuple(cache.stats() for cache in self.caches),
         )
 
+    def holders(self) -> tuple[Holder, ...]:
+        """Return who holds buffers of the open caches, the oldest first, as far as that was noted. Any thread.
+
+        Noted are each ``holders_sample`` th allocation, each that had to wait for 0.1 s, and with
+        ``holders_sample=1`` all. Of a cache that is sampled at most 1000 are kept.
+        """
+        return tuple(oldest(list(self._arena.holders)))
+
     def health(self, *, slow: float = SLOW, stuck: float = STUCK) -> Health:
         """Return whether callers are served: ok, degraded or stuck, with the reasons. Any thread.
 
@@ -199,7 +212,10 @@ class Allocator:
         :raises FileExistsError: if something listens at ``path`` already, or something else is there
         :raises OSError: if the socket cannot be made there
         """
-        return answering(path, lambda request: answer(request, self.stats, self._tasks.faults))
+        return answering(path, lambda request: answer(request, self._snapshot, self._tasks.faults))
+
+    def _snapshot(self) -> bytes:
+        return snapshot_json(self.stats(), oldest(list(self._arena.holders), SHOWN))
 
     def table(self) -> str:
         """The text of /proc/spl/kmem/slab. Any thread."""

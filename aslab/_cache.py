@@ -24,14 +24,18 @@ from typing import Any, TypeVar
 import anyio
 import anyio.lowlevel
 
+from ._checked import checked
 from ._checks import seconds, whole_number
 from ._config import CacheConfig
-from ._errors import CacheClosedError, ConfigError, WrongCacheError
-from ._fastpath import OPTIONS, Buffer, Front, ManagedBuffer, SeenBuffer, Slot, lease_view
+from ._errors import CacheClosedError, ConfigError, CorruptionError, WrongCacheError
+from ._fastpath import OPTIONS, Buffer, Front, ManagedBuffer, Noted, SeenBuffer, Slot, lease_view
 from ._flags import KM, LEVEL
+from ._holder import Holder
 from ._home import CacheHome
 from ._kmem._errands import Errand
-from ._kmem._frees import give_back, orphan
+from ._kmem._frees import admit, give_back, orphan
+from ._kmem._holders import Holders
+from ._kmem._invariants import left_behind, validate
 from ._kmem._member import Member
 from ._kmem._move import defragment
 from ._kmem._moving import Move
@@ -73,11 +77,12 @@ class Cache(Front[T]):
         self._open_caches = open_caches  # its allocator's, by name; closing removes it
         self._arena = pool.arena
         self._magazine = pool.magazine
-        self._member = Member(config.name, config.reclaim)
+        self._member = Member(config.name, Holders(pool.magazine, pool.arena.clock, config), config.reclaim)
+        self._arena.holders[self._member.holders] = None
         self._counters = self._member.counters
-        self._home: CacheHome[T] = CacheHome(self, pool, self._member, self._hand_out)
+        self._home: CacheHome[T] = CacheHome(self, pool, self._member, self._wrap)
         self._closing: anyio.Event | None = None
-        self._managed = config.init_on_free or config.movable or config.merge
+        self._managed = bool(config.init_on_free or config.movable or config.merge or config.debug)
         if pool.arena.config.checkpoints or config.init_on_alloc or self._managed or config.watermark:
             pool.magazine.divert(OPTIONS)
         pool.join(self._member)
@@ -184,23 +189,36 @@ class Cache(Front[T]):
             raise CacheClosedError(f"cache {self.name!r} is closed")
 
     def _hand_out(self, slot: Slot[T]) -> Buffer[T]:
+        site = admit(self._pool, slot) if self._managed and self._pool.debug else None
+        magazine, counters = self._magazine, self._counters
+        note: Noted | None = None
+        magazine.due -= 1
+        if magazine.due < magazine.hits or counters.waited_long:
+            counters.waited_long = False
+            if self._config.holders_sample:
+                note = self._member.holders.note(site)
+        return self._wrap(slot, note)
+
+    def _wrap(self, slot: Slot[T], note: Noted | None) -> Buffer[T]:
         # A lingering slot may have been written to since it was freed.
         if self._config.init_on_alloc or (slot.kept and self._config.init_on_free):
             zero(slot.address, self.size)
-        if not self._managed and slot.slab is not None:
-            buf: Buffer[T] = SeenBuffer() if self._home.seen else Buffer()
-        else:
-            buf = self._managed_handle(slot)
+        managed = self._managed or slot.slab is None or note is not None
+        buf: Buffer[T] = (
+            self._managed_handle(slot, note) if managed else SeenBuffer() if self._home.seen else Buffer()
+        )
         buf._home = self._home
         # A free with a view checks whether the slot has to linger again; a managed free always checks.
-        buf._view = lease_view(slot.exporter) if slot.kept and not self._managed else None
+        buf._view = lease_view(slot.exporter) if slot.kept and not managed else None
         buf._slot = slot
         if self._config.watermark:
             self._arena.attend(self._pool, self._pool.ask)
         return buf
 
-    def _managed_handle(self, slot: Slot[T]) -> Buffer[T]:
-        buf: ManagedBuffer[T] = ManagedBuffer()
+    def _managed_handle(self, slot: Slot[T], note: Noted | None) -> Buffer[T]:
+        debug = self._pool.debug
+        buf: ManagedBuffer[T] = ManagedBuffer() if debug is None else checked(slot, debug)
+        buf._note = note
         buf.emergency = slot.slab is None
         buf.moving = buf.touched = buf.left = False
         if self._pool.moving.able:
@@ -243,10 +261,26 @@ class Cache(Front[T]):
             slots = await wait(self._pool, flags, n, self._counters, timeout)
         except Expired:
             raise self._too_late(timeout) from None
-        return [self._hand_out(slot) for slot in slots]
+        return self._hand_all_out(slots)
+
+    def _hand_all_out(self, slots: list[Slot[T]]) -> list[Buffer[T]]:
+        bufs: list[Buffer[T]] = []
+        slots.reverse()
+        try:
+            while slots:
+                bufs.append(self._hand_out(slots.pop()))
+        except CorruptionError:  # found by a debug letter; that slot is free again
+            give_back(self._pool, slots)
+            for buf in bufs:
+                buf.free()
+            raise
+        return bufs
 
     def lease_many(self, n: int, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> ManyLease[T]:
-        """``async with cache.lease_many(n) as bufs:`` is `alloc_many` and `Buffer.free` of each around a block."""
+        """``async with cache.lease_many(n) as bufs:`` is `alloc_many` and `Buffer.free` of each around a block.
+
+        Entering suspends where `alloc_many` does, leaving does not; event loop's thread only.
+        """
         return ManyLease(partial(self.alloc_many, n, flags, timeout=timeout))
 
     # -- moving
@@ -320,34 +354,47 @@ class Cache(Front[T]):
         Buffers still held cause one ResourceWarning; their memory stays valid until they are freed. Closing
         again only waits for the memory to be back. Event loop's thread only.
         """
-        warning = shut(self)
+        found = shut(self)
         try:
             if self._closing is not None:
                 await self._closing.wait()
         finally:
-            if warning:
+            for warning in found:
                 warnings.warn(warning, ResourceWarning, stacklevel=2)
+
+    def validate(self) -> list[CorruptionError]:
+        """Check all objects now, as the debug letters say. Returns what was wrong, which is logged and restored.
+
+        Linux has ``slabinfo -v``. Without letters there is nothing to check. Never suspends; event loop's thread
+        only.
+        """
+        return validate(self._pool)
+
+    def holders(self) -> tuple[Holder, ...]:
+        """As `Allocator.holders`, of this cache alone. Any thread."""
+        return tuple(self._member.holders.all())
 
     def stats(self) -> CacheStats:
         """Return a snapshot of the counters. Any thread."""
         return cache_stats(self._pool, self._member)
 
 
-def shut(cache: Cache[Any]) -> str:
-    """Close a cache unless it is closed already. Returns a warning, or "" if there is none.
+def shut(cache: Cache[Any]) -> list[str]:
+    """Close a cache unless it is closed already. Returns warnings.
 
     A shared pool stays open while other caches use it. Allocations from the closed cache are still refused:
     merged caches always take the detour, which checks for that.
     """
     if cache._closing is not None:
-        return ""
+        return []
     pool, name = cache._pool, cache.name
     del cache._open_caches[name]
+    damaged = validate(pool)
+    cache._arena.holders.pop(cache._member.holders, None)
     cache._closing = pool.leave(cache._member, CacheClosedError(f"cache {name!r} was closed"))
     if pool.closed:
         orphan(pool)
-    held = cache.stats().obj_held
-    return f"cache {name!r} was closed with {held} buffers still held" if held else ""
+    return left_behind(pool, cache._member, damaged)
 
 
 def pool_of(cache: Cache[Any]) -> Pool[Any]:

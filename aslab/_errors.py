@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import traceback
+from typing import Any
 
 import anyio
 
@@ -30,6 +31,10 @@ class BufferFreedError(SlabError, ValueError):
     """The caller used a `Buffer` after freeing it, or freed it twice. No other buffer is affected."""
 
 
+class DoubleFreeError(BufferFreedError):
+    """The caller freed a buffer twice, in a cache with debug letter F. Says who freed it first. No harm done."""
+
+
 class WrongCacheError(SlabError, ValueError):
     """The caller gave a buffer to a cache that did not allocate it. The buffer stays allocated."""
 
@@ -47,6 +52,39 @@ class TooManyWaiting(SlabError):
 
 class SealedError(SlabError):
     """The caller asked a sealed allocator for something that takes growth."""
+
+
+class CorruptionError(SlabError):
+    """A debug letter found damage: by code that wrote where it must not, or by a bug of aslab. Base of the kinds.
+
+    The first line of the message is all of it in short; a hex dump, and who allocated and freed, follow. It is
+    raised by the operation that found it, not by the code that did the damage. By then the bytes are as they were,
+    so nothing is lost, and the next operation goes on.
+    """
+
+    def __init__(self, message: str, cache: str, address: int | None = None, restored: str = "") -> None:
+        super().__init__(message)
+        self.cache = cache
+        """The name of the cache."""
+        self.address = address
+        """Of the buffer; None if it is about none."""
+        self.restored = restored
+        """What was restored, in a line; "" if nothing was."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self.args, self.cache, self.address, self.restored)
+
+
+class RedZoneError(CorruptionError):
+    """Somebody wrote past the end of a buffer, or before its start (letter Z)."""
+
+
+class PoisonError(CorruptionError):
+    """Somebody wrote to a buffer after it was freed (letter P). Nothing was allocated."""
+
+
+class ConsistencyError(CorruptionError):
+    """The books of a cache do not add up (letter F): a bug in aslab, please report it."""
 
 
 class BackendError(SlabError):

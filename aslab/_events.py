@@ -22,6 +22,8 @@ from types import TracebackType
 import anyio
 import anyio.lowlevel
 
+from ._holder import Holder
+
 MOST = 1000
 """Events kept for a reader that is behind."""
 
@@ -39,6 +41,8 @@ class EventKind(enum.StrEnum):
     """A grow has been stuck for ``kick_after``, and other caches grow again."""
     FAILED = "failed"
     """A grow failed; once for a series of failures."""
+    HELD_LONG = "held_long"
+    """A buffer has been held for ``leak_after``; once for each that was noted."""
     FAULT = "fault"
     """A fault was turned on by `Allocator.faults`."""
     HEALED = "healed"
@@ -57,9 +61,11 @@ class CacheEvent:
     """When, in seconds by the event loop's clock."""
     seconds: float
     """How long it lasted: of RECOVERED, since growth became late; of SET_ASIDE, since the grow began; of HEALED,
-    since the fault was turned on; else 0."""
+    since the fault was turned on; of HELD_LONG, since the allocation; else 0."""
     text: str
     """The same as one line for people: what is logged."""
+    holder: Holder | None = None
+    """Of HELD_LONG, who holds the buffer; else None."""
 
 
 class Listeners:

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-from ._fastpath import Buffer, KeptView, Origin, Slot
+from ._fastpath import Buffer, KeptView, Noted, Origin, Slot
 from ._kmem import _frees as frees
 from ._kmem._member import Member
 from ._kmem._pool import Pool
 
 T = TypeVar("T")
+
+HandOut: TypeAlias = Callable[[Slot[T], Noted | None], Buffer[T]]
 
 
 class CacheHome(Origin[T]):
@@ -40,9 +42,7 @@ class CacheHome(Origin[T]):
         "view_gone",
     )
 
-    def __init__(
-        self, cache: object, pool: Pool[T], member: Member, hand_out: Callable[[Slot[T]], Buffer[T]]
-    ) -> None:
+    def __init__(self, cache: object, pool: Pool[T], member: Member, hand_out: HandOut[T]) -> None:
         self.name: str = member.name
         self.cache: Any = cache
         self.size = pool.config.shape.size
@@ -51,11 +51,11 @@ class CacheHome(Origin[T]):
         self.ctor: Callable[[memoryview], T] | None = pool.config.ctor
         self.magazine = pool.magazine
         self.guard: AbstractContextManager[Any] = pool.guard
-        self.hand_out: Callable[[Slot[T]], Buffer[T]] = hand_out
+        self.hand_out: HandOut[T] = hand_out
         self.settle: Callable[[], None] = partial(frees.settle, pool)
         self.take_back: Callable[[Slot[T]], None] = partial(frees.take_back, pool)
         self.collected: Callable[[Slot[T]], None] = partial(frees.collected, pool)
-        self.park: Callable[[Slot[T], bool], None] = partial(frees.park, pool, member.counters)
+        self.park: Callable[[Slot[T], bool, Noted | None], None] = partial(frees.park, pool, member.counters)
         self.view_gone: Callable[[KeptView], None] = partial(frees.view_gone, pool)
         self._pool = pool
         self._counters = member.counters

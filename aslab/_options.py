@@ -14,6 +14,7 @@ from ._errors import ConfigError
 from ._fastpath import LARGEST, SMALLEST
 from ._flags import CacheFlags
 from ._keywords import option
+from ._letters import letters
 from .backends._libc import PAGE_SIZE
 from .backends._protocol import Backend
 from .pressure import Source
@@ -90,6 +91,14 @@ class AllocatorOptions:
         _sources,
         "what reports that memory is short, such as `aslab.pressure.Cgroup`; idle memory is then given back",
     )
+    debug: str = option(
+        "",
+        letters,
+        "letters as SLUB has them, such as ``FZPU``, for caches that give none themselves: F checks the books, Z "
+        "puts red zones round each object, P poisons what is freed, U keeps the stacks of each allocation and "
+        "free, T logs both, V refuses a free while a view is kept. The environment variable ``ASLAB_DEBUG`` adds "
+        "to it; docs/debugging.md has all of it.",
+    )
     init_on_alloc: bool = option(
         False,
         boolean,
@@ -97,6 +106,20 @@ class AllocatorOptions:
         "a ``ctor``",
     )
     init_on_free: bool = option(False, boolean, "zero each object when it is freed; not in caches with a ``ctor``")
+    holders_sample: int | None = option(
+        None,
+        optional(whole_number, least=0),
+        "of so many allocations note one: who holds the buffer, see `Allocator.holders`. 1 notes each, 0 none. By "
+        "default one for 8 MiB of buffers: each of 8 MiB and more, one in 128 of 64 KiB, one in 4096 of 2 KiB and "
+        "less. Those that had to wait for 0.1 s are noted in any case, unless it is 0. One that is noted costs, "
+        "with its free, some 5 µs; others cost what they do without.",
+    )
+    leak_after: float | None = option(
+        None,
+        optional(seconds, zero=True),
+        "seconds from which on a buffer that is noted counts as forgotten: a warning is logged, once for each, "
+        "and `Allocator.events` has it. Looked at three times in ``expire``. None and 0 are never.",
+    )
     checkpoints: bool = option(
         False, boolean, "make every `Cache.alloc` a full checkpoint, even on a hit (trio's rule)"
     )
@@ -120,8 +143,11 @@ class AllocatorKeywords(TypedDict, total=False):
     growth_workers: int
     kick_after: float | None
     pressure: Sequence[Source]
+    debug: str
     init_on_alloc: bool
     init_on_free: bool
+    holders_sample: int | None
+    leak_after: float | None
     checkpoints: bool
     faults: bool
 
@@ -235,6 +261,12 @@ class CacheOptions(Generic[T]):
         "share slabs with other such caches whose options are the same, but for name and ``reclaim`` (as SLUB "
         "does); bounds then hold for the shared slabs",
     )
+    debug: str | None = option(
+        None,
+        optional(letters),
+        "debug letters of this cache; None takes the allocator's. A cache with any never shares slabs. P cannot "
+        "be combined with a ``ctor``, and the allocator's P does not apply to a cache with one.",
+    )
     init_on_alloc: bool | None = option(
         None,
         optional(boolean),
@@ -244,6 +276,12 @@ class CacheOptions(Generic[T]):
     )
     init_on_free: bool | None = option(
         None, optional(boolean), "zero each object when it is freed; the same holds"
+    )
+    holders_sample: int | None = option(
+        None, optional(whole_number, least=0), "as that of the allocator; None takes the allocator's"
+    )
+    leak_after: float | None = option(
+        None, optional(seconds, zero=True), "as that of the allocator; None takes the allocator's, 0 is never"
     )
     flags: CacheFlags = option(CacheFlags(0), _flags, "`CacheFlags.NOEMERGENCY`, or nothing")
 
@@ -275,6 +313,9 @@ class CacheKeywords(TypedDict, total=False):
     watermark: int
     movable: bool
     merge: bool
+    debug: str | None
     init_on_alloc: bool | None
     init_on_free: bool | None
+    holders_sample: int | None
+    leak_after: float | None
     flags: CacheFlags

@@ -15,22 +15,22 @@ from dataclasses import asdict
 from ._checks import whole_number
 from ._errors import ConfigError, SlabError
 from ._faults import Faults
-from ._snapshots import VERSION, snapshot_json
-from ._stats import AllocatorStats
+from ._snapshots import VERSION
 from .faults import Switch
 from .faults._spec import parse_seconds
 
 KINDS = "stuck [DURATION], slow DELAY [DURATION], fail TIMES [DURATION] or heal"
 
 
-def answer(request: str, stats: Callable[[], AllocatorStats], faults: Faults | None) -> bytes:
+def answer(request: str, snapshot: Callable[[], bytes], faults: Faults | None) -> bytes:
     """Do what is asked, and return the answer. Any thread.
 
+    :param snapshot: makes a snapshot
     :param faults: None where the service lets none be turned on
     """
     word, *words = request.split() or [""]
     if not word:
-        return snapshot_json(stats())
+        return snapshot()
     found: dict[str, object] = {"version": VERSION, "pid": os.getpid()}
     try:
         if word != "fault":

@@ -23,6 +23,8 @@ class Counters:
     gave_up: int = 0
     turned_away: int = 0
     wait_times: Times = field(default_factory=Times)
+    waited_long: bool = False
+    """A caller had to wait for long, and it is noted who gets the next object: most likely that one."""
     handed_out: int = 0
     returned: int = 0
     emergency: int = 0
@@ -119,6 +121,10 @@ class CacheStats:
     """How long callers were in line, however that ended: each that found nothing free."""
     oldest_wait: float
     """Seconds that the oldest waiting caller has waited; 0 if nobody waits."""
+    hold_time: Histogram
+    """How long buffers were held that are free again, of the allocations that ``holders_sample`` picks."""
+    oldest_hold: float
+    """Seconds for which the oldest buffer that was noted (`Allocator.holders`) has been held; 0 if none is."""
     max_waiting: int | None
     """The most SLEEP callers that may wait; None is unbounded."""
     gave_up: int

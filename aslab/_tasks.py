@@ -35,6 +35,7 @@ from ._kmem import _move as move
 from ._kmem._arena import Arena
 from ._kmem._errands import failing_at_the_end
 from ._kmem._frees import look_at_all
+from ._kmem._invariants import take_step
 from ._kmem._pool import Pool
 from ._kmem._reclaim import age
 from ._kmem._rescue import look_again
@@ -116,9 +117,18 @@ class Tasks:
                 await look_at_all(pool)
                 age(pool, expires=arena.config.expire is not None)
                 move.tick(pool)
+                await self._report_held(pool)
                 pool.attend()
+                take_step(pool)
             await take_turns(number)
         await look_again(arena.budget, arena.clock() - arena.interval)
+
+    async def _report_held(self, pool: Pool[Any]) -> None:
+        """Report each buffer that has been held for ``leak_after``, once."""
+        for member in tuple(pool.members):
+            for number, holder in enumerate(member.holders.overdue()):
+                pool.growth.reports.held_long(holder)
+                await take_turns(number)
 
     def _forget(self, pool: Pool[Any]) -> None:
         del self._pools[pool]
@@ -148,8 +158,7 @@ class Tasks:
         arena.listeners.close()
         found = []
         for number, cache in enumerate(tuple(self.caches.values())):
-            if warning := shut(cache):
-                found.append(warning)
+            found += shut(cache)
             await take_turns(number)
         for number, pool in enumerate(tuple(self._pools)):  # do what other threads have left to the loop
             pool.attend()

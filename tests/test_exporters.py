@@ -164,10 +164,10 @@ async def test_opentelemetry_remembers_nothing_of_closed_caches() -> None:
         instruments = _Instruments({"main": kmem}, MeterProvider([reader]).get_meter("aslab"))
         cache = kmem.create_cache("frames", SIZE)
         assert reader.get_metrics_data() is not None
-        assert {ALLOCATOR: "main", POOL: "frames"} in map(dict, instruments._recorded)
+        assert {ALLOCATOR: "main", POOL: "frames"} in [dict(pairs) for _, pairs in instruments._recorded]
         await cache.aclose()
         assert reader.get_metrics_data() is not None
-        assert [POOL in dict(key) for key in instruments._recorded] == [False, False]
+        assert [POOL in dict(pairs) for _, pairs in instruments._recorded] == [False, False]
 
 
 def expressions() -> Iterator[tuple[str, str]]:

@@ -17,8 +17,8 @@ MODULES = {str(path.relative_to(PACKAGE).with_suffix("")): path for path in sort
 """Every module by its place, such as ``_kmem/_slab``; a package is its ``__init__``."""
 
 FLOORS = """
-_histogram _events
-_errors _flags _stats _checks _clients _keywords _health _snapshots _unix _answering
+_histogram _sites _errors _checks _holder _events
+_flags _stats _clients _keywords _letters _health _snapshots _unix _answering
 _fastpath/_native _fastpath/_views _fastpath/_magazine _fastpath/_dlpack _fastpath/_home _fastpath/_buffer
 _fastpath/_lease _fastpath/_front _fastpath/_managed _fastpath/__init__
 backends
@@ -26,13 +26,13 @@ pressure
 faults
 _options _config _lease
 _kmem/__init__ _kmem/_trio _kmem/_clock _kmem/_wakeup _kmem/_alarms _kmem/_state _kmem/_working_set
-_kmem/_member _kmem/_moving
+_kmem/_holders _kmem/_member _kmem/_moving
 _kmem/_slab _kmem/_account _kmem/_budget _kmem/_demand _kmem/_rescue _kmem/_lingering _kmem/_orphans
-_kmem/_parking _kmem/_supply _kmem/_held _kmem/_waiters _kmem/_line _kmem/_reserve
+_kmem/_parking _kmem/_supply _kmem/_filled _kmem/_held _kmem/_debug _kmem/_waiters _kmem/_line _kmem/_reserve
 _kmem/_depot _kmem/_emergency _kmem/_arena _kmem/_errands _kmem/_reports _kmem/_growth _kmem/_handover
-_kmem/_admission _kmem/_pool _kmem/_attempts _kmem/_frees _kmem/_snapshot _kmem/_worker _kmem/_reclaim
-_kmem/_slowpath _kmem/_move
-_home _cache _reaper _faults _tasks _requests _allocator
+_kmem/_admission _kmem/_pool _kmem/_attempts _kmem/_snapshot _kmem/_invariants _kmem/_frees _kmem/_worker
+_kmem/_reclaim _kmem/_slowpath _kmem/_move
+_home _checked _cache _reaper _faults _tasks _requests _allocator
 _gather __init__
 arrays
 io protocols

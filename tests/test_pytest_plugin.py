@@ -15,7 +15,7 @@ import pytest
 
 from aslab import GFP
 from aslab.faults import Failslab, Switch
-from aslab.testing import check_backend, check_consistency, fail_nth
+from aslab.testing import check_backend, check_consistency, fail_nth, pytest_plugin
 
 from .helpers import Loop
 from .support import SIZE, Instant, allocator, settle, start
@@ -24,6 +24,8 @@ from .test_observed import use
 ROOT = Path(__file__).parent.parent
 
 SUITE = """
+import ctypes
+
 import anyio
 import pytest
 import aslab
@@ -70,6 +72,16 @@ async def test_closes_too_early():
 
 
 @pytest.mark.anyio
+@pytest.mark.aslab(debug="P")
+async def test_writes_after_the_free():
+    async with aslab.open_allocator() as kmem:
+        buf = await kmem.create_cache("poisoned", 4096).alloc()
+        address = buf.address
+        buf.free()
+        ctypes.memset(address, 1, 1)
+
+
+@pytest.mark.anyio
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 async def test_may_be_told_not_to_mind():
     async with aslab.open_allocator() as kmem:
@@ -99,11 +111,16 @@ def test_who_leaves_a_buffer_behind_fails_with_the_name_of_its_cache(tmp_path: P
         "test_leaves_one_behind": "ERROR",
         "test_forgets_one": "FAILED",
         "test_closes_too_early": "FAILED",
+        "test_writes_after_the_free": "FAILED",
         "test_may_be_told_not_to_mind": "PASSED",
     }, said + done.stderr
     for cache in ("left", "early"):
         assert f"ResourceWarning: cache '{cache}' was closed with 1 buffers still held" in said
     assert "cache 'forgotten': a Buffer was garbage-collected without free()" in said
+    assert "cache 'poisoned' was closed with damaged memory" in said
+    for line, text in enumerate(SUITE.splitlines(), 1):
+        if "alloc()" in text and re.search("left|early|forgotten", text):
+            assert f"test_it.py:{line} in test_" in said, text
 
 
 class TestSwitch:
@@ -150,6 +167,19 @@ class TestSwitch:
         with pytest.raises(AssertionError, match="an acquire failed in each of 5 rounds"):
             for failing in fail_nth(Instant, most=5):
                 ask(failing)
+
+
+def test_letters_that_there_are_not_are_refused_before_any_test_runs() -> None:
+    class Item:
+        nodeid = "test_it.py::test_it"
+
+        def get_closest_marker(self, name: str) -> pytest.Mark:
+            return pytest.Mark(name, (), {"debug": "FZX"}, _ispytest=True)
+
+    with pytest.raises(
+        pytest.UsageError, match=r"test_it: debug: 'FZX' is not allowed; it must be letters of FZPUTV"
+    ):
+        pytest_plugin.pytest_collection_modifyitems([Item()])  # type: ignore[list-item]
 
 
 def test_the_entry_point_leads_to_the_plugin() -> None:

@@ -35,7 +35,7 @@ from aslab._kmem._waiters import Waiter
 from aslab._kmem._wakeup import UrgentWork, Wakeup
 from aslab.backends import Region
 
-from .helpers import Loop
+from .helpers import SHAPE, Loop
 from .support import SIZE, Gate, Instant, allocator, settle
 
 pytestmark = pytest.mark.anyio
@@ -520,7 +520,7 @@ def test_the_objects_held_are_in_small_tables_the_oldest_first(monkeypatch: pyte
     monkeypatch.setattr(_held, "PART", 4)
     held: _held.Held[Any] = _held.Held()
     backend = Instant()
-    slots = [_held.EmergencySlot[Any](backend.acquire_nowait(64, 64, aslab.GFP.KERNEL), 64) for _ in range(20)]
+    slots = [_held.EmergencySlot[Any](backend.acquire_nowait(64, 64, aslab.GFP.KERNEL), SHAPE) for _ in range(20)]
     for slot in slots:
         held.add(slot)
     assert max(len(slot.part) for slot in slots) == 4

@@ -24,7 +24,7 @@ from aslab import _answering, _unix
 from aslab._snapshots import snapshot_json
 from aslab.cli._errors import BadInput
 from aslab.cli._top import _source
-from aslab.cli._top._rows import Order, cells, rows_of, seconds, sparkline
+from aslab.cli._top._rows import Order, cells, heading, rows_of, seconds, sparkline
 from aslab.cli._top._screen import SPARK, Top
 from aslab.cli._top._source import ask
 from aslab.cli._top._text import LATE
@@ -48,10 +48,10 @@ def snapshot() -> dict[str, Any]:
     async def main() -> dict[str, Any]:
         async with allocator(slabs=Gate(), grow_timeout=0.01, kick_after=None) as kmem:
             quiet = kmem.create_cache("quiet", SIZE)
-            late = kmem.create_cache("late", 2 * SIZE)
+            late = kmem.create_cache("late", 2 * SIZE, holders_sample=1)
             held = [late.alloc_nowait() if n else await late.alloc() for n in range(2)]
             assert quiet.stats().obj_held == 0
-            found = json.loads(snapshot_json(kmem.stats()))
+            found = json.loads(snapshot_json(kmem.stats(), kmem.holders()))
             for buf in held:
                 buf.free()
         cache = found["stats"]["caches"][0]
@@ -146,7 +146,12 @@ class TestServing:
                 return b""
 
         async with _answering.answering(path, lambda request: f"<{request}>".encode()):
-            for request, answer in ((b"", b"<>"), (b"one\ntwo", b"<one>"), (b"stuck 3", b""), (b"x" * 300, b"")):
+            for request, answer in (
+                (b"", b"<>"),
+                (b"one\ntwo", b"<one>"),
+                (b"stuck 3", b""),
+                (b"x" * 300 + b"\n", b""),
+            ):
                 assert await to_thread.run_sync(send, request) == answer
             assert await to_thread.run_sync(lambda: send(b"stuck 3s", end=True)) == b"<stuck 3s>"
 
@@ -202,14 +207,17 @@ class TestCommand:
             assert lines[1] == "slabs 0 B, emergency objects 16 KiB"
             assert lines[2].startswith("- cache 'late': growth has been late for ")
             assert lines[3].split() == list(cells(rows_of(found, Order.NAME)[0]))
-            assert [line.split()[:4] for line in lines[4:]] == [
+            assert [line.split()[:4] for line in lines[4:6]] == [
                 ["quiet", "8", "0", "0%"],
                 ["late", "2", "2", "100%"],
             ]
             assert lines[5].split()[-1] == "DEADLOCKED"
+            assert lines[6].split() == ["HELD", "CACHE", "BY", "ALLOCATED", "AT"]
+            assert sum("ms late " in line for line in lines[7:]) == 2
+            assert "test_top.py" in "".join(lines[7:]).replace(" ", "")
             assert max(map(len, lines[3:])) <= 80
             by_use = here("top", path, "--once", "-s", "u").stdout.decode().splitlines()
-            assert [line.split()[0] for line in by_use[4:]] == ["late", "quiet"]
+            assert [line.split()[0] for line in by_use[4:6]] == ["late", "quiet"]
             assert json.loads(here("top", path, "--json").stdout) == found
             monkeypatch.delitem(sys.modules, "aslab.cli._top._screen")
             monkeypatch.setitem(sys.modules, "textual.app", None)
@@ -239,6 +247,12 @@ class TestCommand:
         ties = {Order.WAIT, Order.ACTIVE_SLABS}
         assert names == (["late", "quiet"] if order in late_first | ties else ["quiet", "late"])
 
+    def test_faults_that_are_on_stand_above_the_table(self) -> None:
+        found = json.loads(json.dumps(SNAPSHOT))
+        found["stats"]["faults"] = ["growth stuck"]
+        assert heading(found)[-1] == "- fault on: growth stuck"
+        assert heading(SNAPSHOT)[-1].startswith("- cache 'late'")
+
     def test_figures_are_short(self) -> None:
         assert [seconds(value) for value in (0.0123, 5, 125, 7300)] == ["12ms", "5.0s", "2m", "2h"]
         assert sparkline([0, 1, 8, 100]) == " ▁▁█"
@@ -267,6 +281,8 @@ class TestScreen:
         screen = Top(answer, 3600.0, Order.OBJECTS, SNAPSHOT)
         async with screen.run_test(size=(120, 30)) as pilot:
             table, head = screen.query_one(DataTable), screen.query_one("#heading", Static)
+            holders = screen.query_one("#holders", Static)
+            assert holders.size.height >= 3  # the headings, and two that may be wrapped
 
             def shown() -> list[str]:
                 return [str(table.get_row_at(number)[0]).strip() for number in range(table.row_count)]
@@ -278,6 +294,7 @@ class TestScreen:
             assert shown() == ["late", "quiet"]
             later = json.loads(json.dumps(SNAPSHOT))
             later["stats"]["caches"][0]["obj_held"] = 4
+            later["holders"] = []
             later["health"] = {"state": "stuck", "reasons": ["because"]}
             answers.append(later)
             await pilot.press("space")
@@ -286,6 +303,7 @@ class TestScreen:
             assert str(table.get_cell("quiet", "ACTIVE")) == "4 "
             assert str(table.get_cell("quiet", SPARK)) == " █ "
             assert "stuck" in str(head.render())
+            assert holders.size.height < 2
             answers.append(BadInput("nobody"))
             await pilot.press("space")
             await screen.workers.wait_for_complete()

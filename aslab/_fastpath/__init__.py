@@ -28,6 +28,7 @@ from ._buffer import Pin as Pin
 from ._buffer import SeenBuffer as SeenBuffer
 from ._front import Front as Front
 from ._home import Home as Home
+from ._home import Noted as Noted
 from ._home import Origin as Origin
 from ._lease import Lease as Lease
 from ._magazine import CLOSED as CLOSED
@@ -35,6 +36,7 @@ from ._magazine import CONDEMNED as CONDEMNED
 from ._magazine import FILLERS as FILLERS
 from ._magazine import KEPT as KEPT
 from ._magazine import LARGEST as LARGEST
+from ._magazine import NOTED as NOTED
 from ._magazine import OPTIONS as OPTIONS
 from ._magazine import REPACK as REPACK
 from ._magazine import RESERVE as RESERVE
@@ -51,4 +53,6 @@ from ._views import Exported as Exported
 from ._views import KeptView as KeptView
 from ._views import exporter as exporter
 from ._views import has_company as has_company
+from ._views import is_kept as is_kept
+from ._views import is_released as is_released
 from ._views import lease_view as lease_view

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, SupportsIndex, TypeVar
 
 from .._errors import BufferFreedError
 from ._dlpack import CPU, capsule
-from ._home import Home
+from ._home import Home, Noted
 from ._magazine import Slot
 from ._native import compiled
 from ._views import company, has_company, is_kept, is_released, lease_view
@@ -64,6 +64,8 @@ class Buffer(Generic[T]):
 
     emergency: bool = False
     """True for an emergency object: one that did not come out of a slab."""
+    _note: Noted | None = None
+    """Who holds it, if that was noted: then it is a `ManagedBuffer`."""
 
     @property
     def view(self) -> memoryview:
@@ -221,12 +223,15 @@ class Buffer(Generic[T]):
                 self._home.look_at_lingering()
                 return
             self._let_go()
-            name = self._home.name
+            name, whose = self._home.name, self._whose()
         except (AttributeError, BufferFreedError):  # never allocated, or freed by another thread just now
             return
-        warnings.warn(
-            f"cache {name!r}: a Buffer was garbage-collected without free()", ResourceWarning, 2, source=self
-        )
+        text = f"cache {name!r}: a Buffer was garbage-collected without free(){whose}"
+        warnings.warn(text, ResourceWarning, 2, source=self)
+
+    def _whose(self) -> str:
+        """Say who allocated it, if that is known."""
+        return "" if self._note is None else f"; it was allocated by {self._note.site}"
 
     def _look(self) -> memoryview:
         """Make the view, or make it again after the caller has released it."""
@@ -336,7 +341,7 @@ class Buffer(Generic[T]):
         if view is not None:  # a slice that is released later may be kept, too
             slot.remember(view, self._home.view_gone)
         del view
-        self._home.park(slot, self.emergency)
+        self._home.park(slot, self.emergency, self._note)
 
 
 @compiled

@@ -108,7 +108,7 @@ typedef struct {
 
 typedef struct {
     PyListObject list;
-    Py_ssize_t capacity, batch, hits;
+    Py_ssize_t capacity, batch, hits, due;
     long detour, watch;
     Core *core;
     PyObject *module; /* keeps `core` */
@@ -166,6 +166,8 @@ void slot_export(Slot *slot, PyObject *view);
 
 int magazine_settle(Origin *home);
 
+#define NOTED (1 << 9) /* in `detour`: see _magazine.py */
+
 /* Take the newest slot, or NULL: the list is empty, or holds something else. No code of others runs in here. */
 static inline Slot *magazine_pop(Magazine *magazine)
 {
@@ -177,7 +179,8 @@ static inline Slot *magazine_pop(Magazine *magazine)
         if (PyObject_TypeCheck(item, magazine->core->slot)) {
             Py_SET_SIZE(magazine, last); /* the list keeps its room, as it will be pushed onto again */
             slot = (Slot *)item;
-            magazine->hits++;
+            if (++magazine->hits >= magazine->due)
+                magazine->detour |= NOTED;
         }
     }
     END()

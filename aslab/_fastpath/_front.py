@@ -9,7 +9,7 @@ from .._flags import KM
 from ._buffer import Buffer
 from ._home import Home
 from ._lease import Lease
-from ._magazine import Magazine
+from ._magazine import NOTED, Magazine
 from ._native import compiled
 
 T = TypeVar("T")
@@ -53,6 +53,8 @@ class Front(Generic[T]):
             pass  # and let the error go: it would live as long as the wait
         else:
             magazine.hits += 1
+            if magazine.hits >= magazine.due:
+                magazine.detour |= NOTED
             buf: Buffer[T] = Buffer()
             buf._home = self._home
             buf._view = None
@@ -78,6 +80,8 @@ class Front(Generic[T]):
         except IndexError:
             return self._alloc_now(flags)
         magazine.hits += 1
+        if magazine.hits >= magazine.due:
+            magazine.detour |= NOTED
         buf: Buffer[T] = Buffer()
         buf._home = self._home
         buf._view = None
@@ -85,7 +89,10 @@ class Front(Generic[T]):
         return buf
 
     def lease(self, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> Lease[T]:
-        """``async with cache.lease() as buf:`` is `alloc` and `Buffer.free` around a block."""
+        """``async with cache.lease() as buf:`` is `alloc` and `Buffer.free` around a block.
+
+        Entering suspends where `alloc` does, leaving does not; event loop's thread only.
+        """
         return Lease(partial(self.alloc, flags, timeout=timeout))
 
     async def _alloc_slowly(self, flags: KM, timeout: float | None) -> Buffer[T]:

@@ -30,6 +30,19 @@ class Origin(Generic[T]):
     """Whether the garbage collector must see its buffers, as a callback may refer to one: for compiled types."""
 
 
+class Noted(Protocol):
+    """What is known of who holds a buffer."""
+
+    @property
+    def site(self) -> object:
+        """By which task it was allocated, and where: as text."""
+        ...
+
+    def end(self) -> None:
+        """Forget it. Any thread, finalisers included."""
+        ...
+
+
 class Home(Protocol[T]):
     """Where a buffer goes back to. Any thread may call any of it; `collected` and `park` at any moment."""
 
@@ -49,7 +62,7 @@ class Home(Protocol[T]):
         """The cache itself; only `Buffer.cache` asks for it."""
         ...
 
-    def hand_out(self, slot: Slot[T]) -> Any:
+    def hand_out(self, slot: Slot[T], note: Noted | None) -> Any:
         """A new handle of a slot: a `Buffer`, for the mover."""
         ...
 
@@ -65,7 +78,7 @@ class Home(Protocol[T]):
         """The garbage collector found a buffer that was never freed. Takes no lock."""
         ...
 
-    def park(self, slot: Slot[T], emergency: bool) -> None:
+    def park(self, slot: Slot[T], emergency: bool, note: Noted | None) -> None:
         """A handle is gone while its memory is still exported: keep the slot until it is not. Takes no lock."""
         ...
 

@@ -39,6 +39,7 @@ static PyObject *magazine_new(PyTypeObject *type, PyObject *args, PyObject *kwar
         magazine->module = Py_NewRef(core->module);
         magazine->detour = magazine->watch = 0;
         magazine->hits = 0;
+        magazine->due = PY_SSIZE_T_MAX;
     }
     return (PyObject *)magazine;
 }
@@ -86,6 +87,7 @@ static PyMethodDef magazine_methods[] = {METHOD("__class_getitem__", Py_GenericA
 static PyMemberDef magazine_members[] = {{"capacity", T_PYSSIZET, offsetof(Magazine, capacity), 0, NULL},
                                          {"batch", T_PYSSIZET, offsetof(Magazine, batch), 0, NULL},
                                          {"hits", T_PYSSIZET, offsetof(Magazine, hits), 0, NULL},
+                                         {"due", T_PYSSIZET, offsetof(Magazine, due), 0, NULL},
                                          {NULL, 0, 0, 0, NULL}};
 static PyGetSetDef magazine_getset[] = {
     {"detour", magazine_get_bits, magazine_set_bits, NULL, (void *)offsetof(Magazine, detour)},

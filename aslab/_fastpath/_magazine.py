@@ -15,6 +15,7 @@ its reason holds. Whoever owns a reason sets the bit when it begins and clears i
 
 from __future__ import annotations
 
+import sys
 import weakref
 from ctypes import c_ubyte
 from typing import Generic, TypeVar
@@ -43,6 +44,8 @@ CLOSED = 1 << 7
 """The pool is closed: nothing is allocated, and what is freed goes back."""
 OPTIONS = 1 << 8
 """Only in ``detour``: by the options of the cache each allocation needs more than the magazine."""
+NOTED = 1 << 9
+"""Only in ``detour``: it is noted who gets the next object."""
 
 _NAMES = {
     WAITERS: "WAITERS",
@@ -54,6 +57,7 @@ _NAMES = {
     SHORT: "SHORT",
     CLOSED: "CLOSED",
     OPTIONS: "OPTIONS",
+    NOTED: "NOTED",
 }
 
 _SIZES = ((2**20, 4), (128 * 2**10, 16), (4 * 2**10, 64), (2**10, 128), (0, LARGEST))
@@ -105,7 +109,7 @@ class Slot(Exported, Generic[T]):
 class Magazine(list[Slot[T]]):
     """A stack of free slots, newest last. May stand over its capacity for a moment."""
 
-    __slots__ = ("batch", "capacity", "detour", "hits", "watch")
+    __slots__ = ("batch", "capacity", "detour", "due", "hits", "watch")
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
@@ -113,6 +117,9 @@ class Magazine(list[Slot[T]]):
         self.batch: int = -(-capacity // 2)
         self.hits: int = 0
         """Allocations that simply popped: never in a shared pool, whose allocations all take the detour."""
+        self.due: int = sys.maxsize
+        """From that many hits on, the next allocation takes the detour (NOTED). One that takes it anyway counts,
+        too: it lowers this."""
         self.detour: int = False
         self.watch: int = False
 

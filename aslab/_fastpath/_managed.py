@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from .._errors import BufferFreedError
 from ._buffer import Buffer
+from ._home import Noted
 from ._magazine import Slot
 from ._views import is_kept
 
@@ -20,12 +21,13 @@ T = TypeVar("T")
 class ManagedBuffer(Buffer[T]):
     """A buffer whose allocation and free take more than the magazine.
 
-    Used for emergency objects, and in caches that zero on free, share their slabs, or move their objects. Whatever
-    may race with a move is done under `Home.guard`.
+    Used for emergency objects, for buffers of which it is noted who holds them, and in caches that zero on free,
+    share their slabs, or move their objects. Whatever may race with a move is done under `Home.guard`.
     """
 
-    __slots__ = ("emergency", "left", "moving", "touched")
+    __slots__ = ("_note", "emergency", "left", "moving", "touched")
 
+    _note: Noted | None
     emergency: bool
     moving: bool
     """It is being copied; a free meanwhile leaves the slot to the mover."""
@@ -71,9 +73,13 @@ class ManagedBuffer(Buffer[T]):
             self._home.collected(slot)
 
     def sibling(self, slot: Slot[T]) -> Buffer[T]:
-        """A new handle of another slot, for the same client."""
-        sibling: Buffer[T] = self._home.hand_out(slot)
+        """A new handle of another slot, for the same client: one of the two is to `forget_note`."""
+        sibling: Buffer[T] = self._home.hand_out(slot, self._note)
         return sibling
+
+    def forget_note(self) -> None:
+        """Leave the note of who holds it to its sibling."""
+        self._note = None
 
     def leads_to(self, slot: Slot[T]) -> bool:
         """Whether this is the live handle of a slot."""
@@ -102,4 +108,6 @@ class ManagedBuffer(Buffer[T]):
             raise self._refusal("it is pinned, or a slice or an array of a pinned view is alive")
         slot = super()._claim(quiet=quiet)
         self._home.count_return(self.emergency)
+        if self._note is not None:
+            self._note.end()
         return slot

@@ -11,6 +11,7 @@ memory      _lingering    freed slots whose memory may still be written to
             _slab         a region and its slots; the lists of slabs
             _depot        the slabs behind the magazine, and the one lock
             _reserve      objects set aside for callers whose progress frees memory
+            _filled       memory filled with one byte, and where it is not any more
 limits      _account      what one pool holds, and what is asked of it
             _budget       bytes of slabs over all pools: who may grow, and in which order
             _rescue       slabs for callers that starve at the limit
@@ -19,6 +20,7 @@ limits      _account      what one pool holds, and what is asked of it
             _waiters      a waiting caller
             _line         waiting callers, in order
             _held         emergency objects that callers hold
+            _debug        debug letters: what is known of each object, and what is wrong with it
             _emergency    single objects for when slabs are late, and their bounds
 shared      _arena        what all pools of an allocator share: supplies, limits, work queues
 decisions   _handover     who gets a freed object
@@ -27,9 +29,11 @@ decisions   _handover     who gets a freed object
             _admission    who may have emergency objects made
             _working_set  how many objects a pool has needed lately
             _moving       the mover's state for one pool
+            _holders      who holds which buffer, of some or of all
             _member       a cache, as its pool sees it
 together    _pool         the parts of one pool, put together
 actions     _snapshot     the counters at one moment
+            _invariants   all parts recount themselves
             _frees        a slot comes back
             _attempts     an emergency object is made for a waiter
             _slowpath     an allocation that finds no free object

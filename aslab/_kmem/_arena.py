@@ -33,6 +33,7 @@ from ._alarms import Alarms
 from ._budget import Budget
 from ._clock import Clock, clock_of_this_loop, futures_of_this_loop
 from ._emergency import Permits
+from ._holders import Holders
 from ._supply import Supply
 from ._wakeup import UrgentWork, Wakeup, WorkQueue, take_turns
 
@@ -76,6 +77,8 @@ class Arena:
         """How long each emergency object took that was made for a waiter."""
         self.listeners: Listeners = Listeners()
         """Who hears of events."""
+        self.holders: dict[Holders, None] = {}
+        """Who holds what, of each open cache."""
         self.closed: bool = False
         self.stopped: bool = False
         """All tasks have ended."""

@@ -159,8 +159,23 @@ class Depot(Generic[T]):
                 break
             self.slabs.put(slot, age)
 
+    def recorded(self) -> list[Slot[T]]:
+        """Return the slots that the debug letters know something of."""
+        slabs = self.slabs
+        every = [*slabs.partial, *slabs.complete, *([slabs.condemned] if slabs.condemned else [])]
+        return [slot for slab in every for slot in list(slab.records)]
+
     def check(self) -> None:
         """Check what is always true between calls.
+
+        :raises AssertionError: naming what does not hold
+        """
+        free = self.recount()
+        haunted = sum(slot.haunted() for slot in free if slot.kept)
+        assert not haunted, f"free slots that may be written to: counted {haunted}, kept 0"
+
+    def recount(self) -> list[Slot[T]]:
+        """Check what is true while the lock is held, whatever other threads do. Returns the free slots.
 
         :raises AssertionError: naming what does not hold
         """
@@ -180,7 +195,7 @@ class Depot(Generic[T]):
             ("free slots of no slab", len({*free, *at_hand} - slots), 0),
             ("complete slabs with a free slot", sum(1 for slab in slabs.complete if slab.free), 0),
             ("partial slabs without one", sum(1 for slab in slabs.partial if not slab.free), 0),
-            ("free slots that may be written to", sum(s.haunted() for s in (*free, *at_hand) if s.kept), 0),
         ):
             assert counted == kept, f"{what}: counted {counted}, kept {kept}"
         self.magazine.check(CONDEMNED, slabs.condemned is not None)
+        return [*free, *at_hand]

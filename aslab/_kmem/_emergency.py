@@ -209,8 +209,9 @@ class Emergency(Generic[T]):
         """The most objects held at once."""
         self.made: int = 0
         """All objects made."""
+        self._size = config.shape.single_size  # bytes of one, at the backend
         if self.most:
-            permits.open(config.shape.size)
+            permits.open(self._size)
 
     def __len__(self) -> int:
         """The number of objects held by callers, lingering ones included."""
@@ -219,7 +220,7 @@ class Emergency(Generic[T]):
     @property
     def nbytes(self) -> int:
         """Bytes of all objects that are not back at the backend, those in the making included."""
-        return self._outstanding * self._config.shape.size
+        return self._outstanding * self._size
 
     @property
     def wanted(self) -> bool:
@@ -242,14 +243,14 @@ class Emergency(Generic[T]):
     def possible(self, objects: int, level: int) -> bool:
         """Whether a caller of ``level`` can ever have that many objects."""
         most = self._permits.most(level)
-        return objects <= self.most_for(level) and (most is None or objects * self._config.shape.size <= most)
+        return objects <= self.most_for(level) and (most is None or objects * self._size <= most)
 
     def try_charge(self, objects: int, level: int = ORDINARY) -> bool:
         """Set room aside for ``objects``; False if there is none. Then make or `uncharge` each of them."""
         with self._lock:
             if self.full(objects, level):
                 return False
-            if not self._permits.try_charge(objects * self._config.shape.size, level):
+            if not self._permits.try_charge(objects * self._size, level):
                 return False
             self._outstanding += objects
             return True
@@ -263,7 +264,7 @@ class Emergency(Generic[T]):
         if objects:
             with self._lock:
                 self._outstanding -= objects
-            self._permits.uncharge(objects * self._config.shape.size)
+            self._permits.uncharge(objects * self._size)
             self._tenant.room_for_emergency()
 
     def objects(self) -> list[EmergencySlot[T]]:
@@ -278,7 +279,7 @@ class Emergency(Generic[T]):
         :raises ConstructorError: if the cache's ``ctor`` raises
         """
         shape = self._config.shape
-        region = await self._supply.acquire(shape.size, shape.align, GFP_FOR_EMERGENCY[flags], self._gone)
+        region = await self._supply.acquire(self._size, shape.align, GFP_FOR_EMERGENCY[flags], self._gone)
         return self._add(region)
 
     def make_nowait(self, flags: KM) -> EmergencySlot[T]:
@@ -290,7 +291,7 @@ class Emergency(Generic[T]):
         """
         shape = self._config.shape
         gfp = GFP_FOR_EMERGENCY[flags] & ~GFP.RECLAIM
-        return self._add(self._supply.acquire_nowait(shape.size, shape.align, gfp, self._gone))
+        return self._add(self._supply.acquire_nowait(self._size, shape.align, gfp, self._gone))
 
     def at_hand(self, level: int) -> int:
         """Return how many free objects a caller of ``level`` may take; the last bytes are for urgent callers.
@@ -300,7 +301,7 @@ class Emergency(Generic[T]):
         """
         if not (self.spares or self.lingering) or self.full(0, level) or not self._permits.room(0, level):
             return 0
-        more = not self.full(1, level) and self._permits.room(self._config.shape.size, level)
+        more = not self.full(1, level) and self._permits.room(self._size, level)
         found = len(self.spares) + (0 if more else len(self.lingering))
         return max(0, found - (self._reserve.missing if level > FINISHES else 0))
 
@@ -372,7 +373,7 @@ class Emergency(Generic[T]):
         self._supply.release(region, self._gone)
 
     def _add(self, region: Region) -> EmergencySlot[T]:
-        slot: EmergencySlot[T] = EmergencySlot(region, self._config.shape.size)
+        slot: EmergencySlot[T] = EmergencySlot(region, self._config.shape)
         ctor = self._config.ctor
         if ctor is not None:
             handled = sys.exc_info()[1]

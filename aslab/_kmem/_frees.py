@@ -21,8 +21,11 @@ from functools import partial
 from threading import get_ident
 from typing import Any, TypeVar, cast
 
-from .._fastpath import KEPT, WAITERS, KeptView, Slot
+from .._errors import PoisonError, RedZoneError
+from .._fastpath import KEPT, WAITERS, KeptView, Noted, Slot
+from .._sites import Site
 from .._stats import Counters
+from ._debug import site_of
 from ._emergency import EmergencySlot
 from ._orphans import look_after_collections
 from ._parking import AT_ONCE, Parked
@@ -53,6 +56,25 @@ def give_back(pool: Pool[T], slots: list[Slot[T]]) -> None:
     """Free slots fetched for a thread that no longer wants them."""
     for slot in slots:
         take_back(pool, slot)
+
+
+def admit(pool: Pool[T], slot: Slot[T], moved_from: Slot[T] | None = None) -> Site | None:
+    """Have the debug letters, if there are any, check an object that is about to be handed out. Any thread.
+
+    Returns where the caller is, or the owner of ``moved_from`` was, if a letter needs to know it.
+
+    :raises CorruptionError: if it was damaged; it is free again
+    """
+    debug = pool.debug
+    if debug is None:
+        return None
+    site = debug.site() if moved_from is None else site_of(moved_from)
+    try:
+        debug.hand_out(slot, site)
+    except (RedZoneError, PoisonError):
+        take_back(pool, slot)
+        raise
+    return site
 
 
 def settle(pool: Pool[Any]) -> None:
@@ -93,6 +115,8 @@ def clean_up(pool: Pool[T], slot: Slot[T]) -> bool:
     """Zero a slot if ``init_on_free``, and free it if it is an emergency object. Returns whether it was one."""
     if pool.config.init_on_free:
         zero_out(slot)
+    if pool.debug is not None:
+        pool.debug.let_go(slot)
     if slot.slab is not None:
         return False
     keep = pool.growth.unwell
@@ -120,9 +144,9 @@ def collected(pool: Pool[T], slot: Slot[T], *, ending: Callable[[], bool] = sys.
         pool.arena.attend_soon(pool)
 
 
-def park(pool: Pool[T], counters: Counters, slot: Slot[T], emergency: bool) -> None:
+def park(pool: Pool[T], counters: Counters, slot: Slot[T], emergency: bool, note: Noted | None) -> None:
     """Keep the slot of a forgotten handle until its memory is no longer exported."""
-    pool.parking[slot] = Parked(counters, slot, emergency)
+    pool.parking[slot] = Parked(counters, slot, emergency, note)
     if pool.closed:
         orphan(pool)
     else:  # found by a look if it cannot tell
@@ -149,6 +173,8 @@ def _unpark(pool: Pool[Any], parked: Parked, *, ending: Callable[[], bool] = sys
     if ending():
         return
     parked.counters.count_return(parked.emergency)
+    if parked.note is not None:
+        parked.note.end()
     collected(pool, parked.slot)
 
 

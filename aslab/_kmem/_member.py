@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .._stats import Counters
+from ._holders import Holders
 
 
 @dataclass(slots=True, eq=False)
@@ -17,6 +18,8 @@ class Member:
     """One cache of a pool."""
 
     name: str
+    holders: Holders
+    """Who holds its buffers."""
     reclaim: Callable[[int], int] | None = None
     """The client's callback: asked to free that many objects, it returns how many it has freed."""
     counters: Counters = field(default_factory=Counters)

@@ -28,12 +28,12 @@ import anyio
 import anyio.lowlevel
 
 from .._clients import log_failure
-from .._errors import SlabError
+from .._errors import CorruptionError, SlabError
 from .._fastpath import Buffer, ManagedBuffer, Slot
 from .._flags import KMEM_CBRC, ORDINARY
 from ..backends._threads import run_blocking
 from ._arena import Arena
-from ._frees import clean_up, settle
+from ._frees import admit, clean_up, settle
 from ._moving import Move
 from ._pool import Pool
 from ._slab import AT_ONCE as SLOTS_AT_ONCE
@@ -198,6 +198,9 @@ async def _move(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[
     moving = pool.moving
     moving.in_hand += 1
     moving.since_pause += pool.config.shape.size
+    if pool.debug is not None and not _admitted(pool, old, new):
+        moving.in_hand -= 1
+        return False
     if moving.callback is not None:
         return _ask(pool, owner, old, new, moving.callback)
     with pool.guard:
@@ -214,6 +217,15 @@ async def _move(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[
     return False
 
 
+def _admitted(pool: Pool[T], old: Slot[T], new: Slot[T]) -> bool:
+    """Whether the debug letters find nothing wrong with a slot to move to; else that is logged, and it is free."""
+    try:
+        admit(pool, new, old)
+    except CorruptionError:
+        return False
+    return True
+
+
 def _copy(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[T]) -> bool:
     """Copy the bytes, then redirect the handle, unless it was freed or pinned meanwhile. Any thread."""
     ctypes.memmove(new.address, old.address, pool.config.shape.size)
@@ -223,6 +235,8 @@ def _copy(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[T]) ->
         moved = there and not owner.touched and not old.in_use()
         if moved:
             owner.lead_to(new)
+            if pool.debug is not None:
+                pool.debug.move(old, new)
         pool.moving.in_hand -= 1
         pool.moving.answers[KMEM_CBRC.YES if moved else KMEM_CBRC.LATER] += 1
     if not moved:
@@ -251,6 +265,7 @@ def _ask(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[T], cal
         pool.moving.in_hand -= 1
     pool.moving.answers[answer] += 1
     old_goes = answer in (KMEM_CBRC.YES, KMEM_CBRC.DONT_NEED)
+    cast("ManagedBuffer[T]", owner if answer is KMEM_CBRC.YES else buf).forget_note()
     if old_goes:
         _end(pool, owner)
     if answer is not KMEM_CBRC.YES:

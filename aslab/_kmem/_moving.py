@@ -39,3 +39,8 @@ class Moving:
     """The next gentle pass empties slabs that are at most this many eighths full."""
     since_pause: int = 0
     """Bytes moved since other tasks last had a chance to run."""
+
+    @property
+    def hungry(self) -> bool:
+        """Whether emergency objects are to move into slabs as soon as they can."""
+        return self.able and not self.in_vain

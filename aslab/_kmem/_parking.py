@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from .._fastpath import Slot
+from .._fastpath import Noted, Slot
 from .._stats import Counters
 from ._orphans import watch
 
@@ -30,6 +30,7 @@ class Parked(NamedTuple):
     counters: Counters
     slot: Slot[Any]
     emergency: bool
+    note: Noted | None = None
 
 
 class Parking(OrderedDict[Slot[Any], Parked]):

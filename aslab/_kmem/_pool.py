@@ -22,6 +22,7 @@ from .._flags import ORDINARY
 from ._account import Account, Claim
 from ._admission import Admission
 from ._arena import AGEING_STEPS, Arena
+from ._debug import Debug, cleaning
 from ._depot import Depot
 from ._emergency import Emergency
 from ._growth import Growth
@@ -31,7 +32,7 @@ from ._member import Member
 from ._moving import Moving
 from ._parking import Parking
 from ._reserve import Reserve
-from ._slab import Slab, zero_out
+from ._slab import Slab
 from ._state import Mark, Marks
 from ._waiters import Waiter
 from ._working_set import WorkingSet
@@ -57,7 +58,8 @@ class Pool(Generic[T]):
         self.members: list[Member] = []
         """The open caches."""
         self.magazine: Magazine[T] = Magazine(config.magazine_size)
-        self.depot: Depot[T] = Depot(self.magazine, zero_out if config.init_on_free else None)
+        self.debug: Debug[T] | None = Debug(config) if config.debug else None
+        self.depot: Depot[T] = Depot(self.magazine, cleaning(config, self.debug))
         self.reserve: Reserve[T] = Reserve(config.reserve, config.memalloc_reserve)
         self.emergency: Emergency[T] = Emergency(
             config, arena.singles, arena.permits, self.depot.lock, self.reserve, self
@@ -170,8 +172,7 @@ class Pool(Generic[T]):
     @property
     def waiting_since(self) -> float | None:
         """When its first caller in line came; None if nobody waits."""
-        first = self.waiters.first
-        return None if first is None else first.since
+        return None if (first := self.waiters.first) is None else first.since
 
     def room_for_emergency(self) -> None:
         """Let refused waiters try again, as fewer emergency objects are outstanding. Any thread."""
@@ -212,8 +213,7 @@ class Pool(Generic[T]):
         growth.begin()
         arena.budget.ask_for(self.account)
         growth.behind_others = bool(arena.busy_growing or arena.grows.places)
-        first = self.waiters.first
-        self._queued_at = ORDINARY if first is None else first.level
+        self._queued_at = ORDINARY if (first := self.waiters.first) is None else first.level
         arena.grows.put(self, self._queued_at)
         self.note_rank()
         patience, before = growth.patience.of[ORDINARY], self._patience
@@ -271,6 +271,8 @@ class Pool(Generic[T]):
             self.note_rank()
             self.reaped = back
         left = [len(slabs)]
+        if self.debug is not None:
+            self.debug.look_at_slabs(slabs)
 
         def one_is_back() -> None:
             self.arena.budget.uncharge(self.account)
@@ -291,8 +293,7 @@ class Pool(Generic[T]):
     @property
     def kept_free(self) -> int:
         """Free objects not to give back: the watermark, or as many as the first in line needs."""
-        first = self.waiters.first
-        return max(self.config.watermark, 0 if first is None else first.need)
+        return max(self.config.watermark, 0 if (first := self.waiters.first) is None else first.need)
 
     @property
     def settled(self) -> bool:
@@ -353,7 +354,7 @@ class Pool(Generic[T]):
     @property
     def could_repack(self) -> bool:
         """Whether emergency objects could move into slabs now: nobody waits, and it is not DEADLOCKED."""
-        if not self.moving.able or self.moving.in_vain or not len(self.emergency):
+        if not self.moving.hungry or not len(self.emergency):
             return False
         return self.waiters.first is None and Mark.DEADLOCKED not in self.marks and self.depot.free > 0
 
@@ -366,8 +367,7 @@ class Pool(Generic[T]):
 
     def note_moving(self) -> None:
         """Watch for frees (REPACK) while there are emergency objects that could move into slabs."""
-        hungry = self.moving.able and not self.moving.in_vain and len(self.emergency) > 0
-        self.magazine.set_watch(REPACK, on=hungry)
+        self.magazine.set_watch(REPACK, on=self.moving.hungry and len(self.emergency) > 0)
 
     # -- closing
 

@@ -1,7 +1,8 @@
 """What a pool reports about its growth: log lines, events for whoever listens, and how long growth has been late.
 
 Each line is logged once an episode, however many callers wait, and carries its facts as fields of the record too
-(``aslab_event``, ``aslab_cache``, ``aslab_seconds``), for loggers that write JSON.
+(``aslab_event``, ``aslab_cache``, ``aslab_seconds``; of a holder ``aslab_task`` and ``aslab_place``), for loggers
+that write JSON.
 
 Always true, between calls: `late_since` is set exactly while the pool is DEADLOCKED.
 
@@ -14,6 +15,7 @@ import logging
 import math
 
 from .._events import CacheEvent, EventKind, Listeners
+from .._holder import Holder
 from ._clock import Clock
 
 log = logging.getLogger("aslab")
@@ -78,9 +80,20 @@ class Reports:
             self._limit_logged = True
             self._tell(level, EventKind.AT_LIMIT, text)
 
-    def _tell(self, level: int, kind: EventKind, text: str, seconds: float = 0.0) -> None:
-        fields = {"aslab_event": kind.value, "aslab_cache": self._name, "aslab_seconds": seconds}
+    def held_long(self, holder: Holder) -> None:
+        """Report that a buffer has been held for so long that it may have been forgotten."""
+        self._tell(logging.WARNING, EventKind.HELD_LONG, f"not freed: {holder}", holder.seconds, holder)
+
+    def _tell(
+        self, level: int, kind: EventKind, text: str, seconds: float = 0.0, holder: Holder | None = None
+    ) -> None:
+        name = self._name if holder is None else holder.cache
+        fields = {"aslab_event": kind.value, "aslab_cache": name, "aslab_seconds": seconds}
+        if holder is not None:
+            fields |= {"aslab_task": holder.task, "aslab_place": holder.place}
         log.log(level, text, extra=fields)
         if self._listeners.readers:
-            time = self._clock()
-            self._listeners.tell(CacheEvent(kind=kind, cache=self._name, time=time, seconds=seconds, text=text))
+            event = CacheEvent(
+                kind=kind, cache=name, time=self._clock(), seconds=seconds, text=text, holder=holder
+            )
+            self._listeners.tell(event)

@@ -3,7 +3,8 @@
     region   ├── slot 0 ──┼── slot 1 ──┼── ... ──┼── slot n-1 ──┤ rest of the last page
     address  a            a + stride             a + (n-1)·stride
 
-``stride`` is the object size rounded up to the alignment; the region is rounded up to whole pages. Bookkeeping is
+``stride`` is the object size rounded up to the alignment; the region is rounded up to whole pages. With debug
+letter Z there is a red zone before and after each object. Bookkeeping is
 outside the region, so a power-of-two object wastes nothing (SPL puts a header into the slab and pays for it
 there). A slot is made when first handed out, and the slots of a slab that goes are destroyed a few at a time, so a
 slab of many objects costs no more at once than one of few.
@@ -62,6 +63,7 @@ class Slab(Generic[T]):
         "built",
         "freed",
         "later",
+        "records",
         "region",
         "shape",
         "slots",
@@ -82,6 +84,8 @@ class Slab(Generic[T]):
         """A client has refused to move one of its objects; cleared when the slab leaves the partial list."""
         self.later: int = 0
         """How often a client has answered LATER since then."""
+        self.records: dict[Slot[T], Any] = {}
+        """What the debug letters know of its slots, those that have been handed out."""
         self.slots: list[Slot[T]] = []
         """The slots made so far, from the first."""
         self.used: int = 0
@@ -108,7 +112,9 @@ class Slab(Generic[T]):
         """Make the next slots, at most ``count`` of those that are left. Returns the first of them."""
         made, shape, region = len(self.slots), self.shape, self.region
         count = min(count, shape.objects - made)
-        self.anchor = Slot.carve(self.slots, self, region.memory, region.address, shape.size, shape.stride, count)
+        memory = region.memory[shape.lead :] if shape.lead else region.memory
+        start = region.address + shape.lead
+        self.anchor = Slot.carve(self.slots, self, memory, start, shape.size, shape.stride, count)
         return self.slots[made]
 
     def take(self, count: int) -> list[Slot[T]]:
@@ -135,6 +141,7 @@ class Slab(Generic[T]):
 
     def dismantle(self, dtor: Callable[[T], None] | None) -> Iterator[None]:
         """Destroy the objects and drop all references to the memory, yielding now and then. No slot may be out."""
+        self.records.clear()
         self.slots.reverse()  # a list is cheap to shorten at its end only
         while self.slots:
             del self.freed[-AT_ONCE:]

@@ -39,6 +39,8 @@ from .._flags import FINISHES, KM, LEVEL, ORDINARY
 from .._stats import Counters
 from ._attempts import make, put_back
 from ._frees import unpark
+from ._holders import LONG
+from ._invariants import take_step
 from ._member import Member
 from ._pool import Pool
 from ._snapshot import one_too_many, situation
@@ -67,6 +69,7 @@ def at_hand(pool: Pool[T], flags: KM, counters: Counters, *, runs: bool = False)
     """Take a free object, or None, and count a hit or a miss. Any thread.
 
     :param runs: the caller is a running task or callback of the loop, and so may pass waiters for a moment
+    :raises ConsistencyError: with debug letter F, at a miss, if the books do not add up; nothing was taken
     """
     level = LEVEL[flags]
     if level == FINISHES:
@@ -84,6 +87,8 @@ def at_hand(pool: Pool[T], flags: KM, counters: Counters, *, runs: bool = False)
         counters.hits += 1
         return passing
     counters.misses += 1
+    if pool.debug is not None and (error := take_step(pool)) is not None:
+        raise error
     if pool.parking:
         unpark(pool)
     if pool.waiters.first is not None:
@@ -132,7 +137,7 @@ def get_now(pool: Pool[T], flags: KM, member: Member) -> Slot[T]:
             why = "the backend has no memory for an emergency object"
         except anyio.WouldBlock:
             why = "an emergency object cannot be made without waiting"
-    raise anyio.WouldBlock(f"{situation(pool, member)}: no object is free, and {why}")
+    raise anyio.WouldBlock(f"{situation(pool, member.name, member.counters)}: no object is free, and {why}")
 
 
 async def wait(
@@ -206,7 +211,10 @@ def _has_some(pool: Pool[T], waiter: Waiter[T]) -> bool:
 
 def _leave(pool: Pool[T], waiter: Waiter[T]) -> None:
     waiter.counters.waiters -= 1
-    waiter.counters.wait_times.note(pool.arena.clock() - waiter.since)
+    waited = pool.arena.clock() - waiter.since
+    waiter.counters.wait_times.note(waited)
+    if waited >= LONG:
+        waiter.counters.waited_long = True
     if waiter.untimed:
         _has_timer(pool, waiter)
     if waiter.alarm is not None:

@@ -12,6 +12,7 @@ from .._checks import format_size
 from .._errors import TooManyWaiting
 from .._flags import ORDINARY
 from .._stats import CacheStats, Counters
+from ._holders import who_holds
 from ._line import LEVELS
 from ._member import Member
 from ._pool import Pool
@@ -26,11 +27,11 @@ def held(pool: Pool[Any], counters: Counters) -> int:
     """Return the number of objects that a cache's callers hold: those that are nowhere else."""
     if pool.config.merge:
         return counters.handed_out - counters.returned
-    elsewhere = len(pool.magazine) + _in_handover(pool) + len(pool.reserve)
+    elsewhere = len(pool.magazine) + in_handover(pool) + len(pool.reserve)
     return pool.depot.slabs.slots_out - elsewhere + len(pool.emergency) - _lingering(pool)
 
 
-def _in_handover(pool: Pool[Any]) -> int:
+def in_handover(pool: Pool[Any]) -> int:
     """Return the number of objects on their way to waiters, or about to be moved into."""
     return pool.handover.given + pool.emergency.in_hand + pool.moving.in_hand
 
@@ -77,7 +78,7 @@ def cache_stats(pool: Pool[Any], member: Member) -> CacheStats:
         obj_cached=len(pool.magazine),
         obj_free=slabs.free + len(pool.magazine),
         obj_reserved=len(pool.reserve),
-        obj_handover=_in_handover(pool),
+        obj_handover=in_handover(pool),
         obj_lingering=len(pool.depot.lingering) if shared else _lingering(pool),
         obj_reclaimed=counters.reclaimed,
         waiters=counters.waiters,
@@ -89,6 +90,8 @@ def cache_stats(pool: Pool[Any], member: Member) -> CacheStats:
         sealed=counters.sealed,
         wait_time=counters.wait_times.snapshot(),
         oldest_wait=0.0 if oldest is None else max(0.0, now - oldest),
+        hold_time=member.holders.times.snapshot(),
+        oldest_hold=member.holders.oldest,
         max_waiting=pool.config.max_waiting,
         gave_up=counters.gave_up,
         turned_away=counters.turned_away,
@@ -105,25 +108,36 @@ def cache_stats(pool: Pool[Any], member: Member) -> CacheStats:
     )
 
 
-def situation(pool: Pool[Any], member: Member) -> str:
+def situation(pool: Pool[Any], name: str, counters: Counters) -> str:
     """Describe a cache, and why it may have no free object, in a few words for error messages."""
-    words = [f"{held(pool, member.counters)} held", f"{len(pool.waiters)} waiting"]
+    words = [f"{held(pool, counters)} held", f"{len(pool.waiters)} waiting"]
     if pool.config.max_objects is not None:
         words.append(f"max_objects {pool.config.max_objects}")
     limit = pool.arena.config.limit
     if limit is not None:
         words.append(f"{format_size(pool.arena.budget.used)} of slabs under a limit of {format_size(limit)}")
-    return f"cache {member.name!r} ({', '.join(words)})"
+    return f"cache {name!r} ({', '.join(words)})"
 
 
 def one_too_many(pool: Pool[Any], counters: Counters, most: int) -> TooManyWaiting:
     """Count a caller that ``max_waiting`` turns away, and return the error for it."""
     counters.turned_away += 1
-    member = next((one for one in pool.members if one.counters is counters), Member(pool.config.name))
-    return TooManyWaiting(f"{situation(pool, member)}: no object is free, and max_waiting is {most}")
+    name = next((one.name for one in pool.members if one.counters is counters), pool.config.name)
+    return TooManyWaiting(f"{situation(pool, name, counters)}: no object is free, and max_waiting is {most}")
 
 
 def too_late(pool: Pool[Any], member: Member, timeout: float | None) -> TimeoutError:
     """Count a caller whose ``timeout`` is over, and return the error for it."""
     member.counters.gave_up += 1
-    return TimeoutError(f"{situation(pool, member)}: no object came within {timeout:g} s")
+    first = f"{situation(pool, member.name, member.counters)}: no object came within {timeout:g} s"
+    return TimeoutError("\n".join([first, *_who(pool)]))
+
+
+def _who(pool: Pool[Any]) -> list[str]:
+    """The oldest holders of what a pool's callers wait for, a line each."""
+    holders = [member.holders for member in pool.members]
+    if not any(holders) and pool.growth.limit_reached and not pool.growth.at_most:
+        holders = list(pool.arena.holders)  # the limit is in the hands of other caches
+    if noted := sum(map(len, holders)):
+        return [f"held longest, of {noted} noted:", *who_holds(holders)]
+    return [f"who holds them was not noted: holders_sample is {pool.config.holders_sample}, and 1 notes each"]

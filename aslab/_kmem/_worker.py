@@ -33,6 +33,7 @@ from .._flags import ORDINARY
 from ..backends._threads import LAG
 from ._arena import Arena
 from ._demand import BATCH_SECONDS
+from ._invariants import take_step
 from ._pool import Pool
 from ._slab import Slab, construct
 from ._wakeup import AT_ONCE
@@ -197,6 +198,7 @@ class Worker:
             self._queue.wake()
         if slabs:
             pool.grown(slabs)
+            take_step(pool)
         elif pause := pool.grow_failed(error):
             await anyio.sleep(pause)
             pool.grow_again()

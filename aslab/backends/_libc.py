@@ -12,6 +12,7 @@ MADV_POPULATE_WRITE = 23  # Linux 5.14
 STEP = 4 * 2**20  # bytes; about a millisecond, and no slower altogether than a call for everything
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 def address_of(view: memoryview) -> int:
@@ -32,6 +33,11 @@ def madvise(address: int, nbytes: int, advice: int) -> None:
 def zero(address: int, nbytes: int) -> None:
     """Overwrite with zeros."""
     ctypes.memset(address, 0, nbytes)
+
+
+def same(address: int, other: int, nbytes: int) -> bool:
+    """Whether two places hold the same bytes."""
+    return bool(_libc.memcmp(address, other, nbytes) == 0)
 
 
 def prefault(address: int, nbytes: int) -> None:

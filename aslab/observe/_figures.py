@@ -92,6 +92,18 @@ OF_CACHES: tuple[Figure[CacheStats], ...] = (
         lambda s: s.oldest_wait,
     ),
     Figure("aslab_wait_seconds", "histogram", "How long callers waited in line.", lambda s: s.wait_time),
+    Figure(
+        "aslab_hold_seconds",
+        "histogram",
+        "How long buffers were held, of a sample of those that are free again.",
+        lambda s: s.hold_time,
+    ),
+    Figure(
+        "aslab_oldest_hold_seconds",
+        "gauge",
+        "For how long the oldest buffer that was noted has been held, 0 if there is none.",
+        lambda s: s.oldest_hold,
+    ),
 )
 """With the labels ``allocator`` and ``cache``."""
 

@@ -34,7 +34,8 @@ except ModuleNotFoundError as _missing:
 __all__ = ["instrument"]
 
 Attributes = Mapping[str, str]
-_Key = frozenset[tuple[str, str]]
+_Record = Callable[[float, "Attributes"], None]
+_Key = tuple[_Record, frozenset[tuple[str, str]]]
 POOL, STATE, ALLOCATOR, KIND = "aslab.pool.name", "aslab.buffer.state", "aslab.allocator.name", "aslab.memory.kind"
 
 
@@ -67,6 +68,12 @@ class _Instruments:
             "aslab.buffer.create_time",
             "s",
             "The time a backend took for a slab, or for an emergency object that a caller waited for.",
+            explicit_bucket_boundaries_advisory=BOUNDS,
+        )
+        self._use_time = meter.create_histogram(
+            "aslab.buffer.use_time",
+            "s",
+            "The time buffers were held, of a sample of those that are free again.",
             explicit_bucket_boundaries_advisory=BOUNDS,
         )
         up_down, count, gauge = (
@@ -131,6 +138,7 @@ class _Instruments:
             for cache in stats.caches:
                 pool = {ALLOCATOR: name, POOL: cache.name}
                 gone.discard(self._record(cache.wait_time, self._wait_time.record, pool))
+                gone.discard(self._record(cache.hold_time, self._use_time.record, pool))
                 yield Observation(cache.obj_held, pool | {STATE: "used"})
                 yield Observation(cache.obj_free, pool | {STATE: "idle"})
         for key in gone:  # of closed caches
@@ -147,9 +155,9 @@ class _Instruments:
                 if limit is not None:
                     yield Observation(limit, {ALLOCATOR: name, KIND: kind})
 
-    def _record(self, now: Histogram, record: Callable[[float, Attributes], None], attributes: Attributes) -> _Key:
+    def _record(self, now: Histogram, record: _Record, attributes: Attributes) -> _Key:
         """Record what came since the last time. Returns the key of what is remembered for the next time."""
-        key = frozenset(attributes.items())
+        key = record, frozenset(attributes.items())
         before, self._recorded[key] = self._recorded.get(key), now
         if before is None or before.count > now.count:  # a new cache by the name of a closed one
             before = Histogram(BOUNDS, (0,) * len(now.counts), (0.0,) * len(now.sums))

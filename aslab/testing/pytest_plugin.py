@@ -1,7 +1,10 @@
 """The pytest plugin, in use wherever aslab is installed; ``-p no:aslab`` turns it off.
 
 A test fails if it leaves a buffer behind: in an allocator that is closed meanwhile, or to the garbage collector.
-The message names the cache.
+The message names the cache, and where the buffer was allocated and by which task. So does a test that damages
+memory, as far as debug letters see it: ``@pytest.mark.aslab(debug="FZPU")`` sets them for a test, ``aslab_debug``
+among the options of pytest for all: by default U, which tells where; ``aslab_debug =`` is none. They go by
+``ASLAB_DEBUG``, so they hold for whatever allocator a test opens, and add to what that says already.
 
 Fixtures, for async tests that anyio's own plugin runs:
 
@@ -15,19 +18,23 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Generator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from .._allocator import Allocator, open_allocator
+from .._errors import ConfigError
+from .._letters import LETTERS, VARIABLE, letters
 from ..backends import Heap, Mmap
 from ..faults import Switch
 from ._consistency import check_consistency
 
 LEFT_BEHIND = (
     "error:cache .* was closed with .* still held:ResourceWarning",
+    "error:cache .* was closed with damaged memory:ResourceWarning",
     "error:cache .* a Buffer was garbage-collected without free:ResourceWarning",
     # what a finaliser raises can be raised again only from what pytest makes of it
     "error:(?s).*a Buffer was garbage-collected without free:pytest.PytestUnraisableExceptionWarning",
@@ -35,10 +42,46 @@ LEFT_BEHIND = (
 """Filters of warnings, which a test or the command line may override."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option ``aslab_debug``."""
+    parser.addini("aslab_debug", "debug letters of aslab for all tests, such as FZPU", default="U")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Make errors of the warnings about buffers left behind."""
+    """Make errors of the warnings about buffers left behind, and describe the mark."""
+    config.addinivalue_line("markers", 'aslab(debug="FZPU"): debug letters for allocators that the test opens')
     for line in LEFT_BEHIND:
         config.addinivalue_line("filterwarnings", line)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse letters that there are not, before any test runs."""
+    for item in items:
+        try:
+            letters("debug", _letters_of(item))
+        except ConfigError as exc:
+            raise pytest.UsageError(f"{item.nodeid}: {exc}") from None
+
+
+def _letters_of(item: pytest.Item) -> Any:
+    mark = item.get_closest_marker("aslab")
+    return item.config.getini("aslab_debug") if mark is None else mark.kwargs.get("debug", "")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Set ``ASLAB_DEBUG`` for a test and its fixtures."""
+    chosen = _letters_of(item)
+    before = os.environ.get(VARIABLE)
+    if chosen and set(before or "") <= set(LETTERS):  # else it names caches, or turns letters off
+        os.environ[VARIABLE] = (before or "") + chosen
+    try:
+        return (yield)
+    finally:
+        if before is None:
+            os.environ.pop(VARIABLE, None)
+        else:
+            os.environ[VARIABLE] = before
 
 
 @dataclass(frozen=True)
@@ -73,7 +116,7 @@ async def kmem(
     request: pytest.FixtureRequest, anyio_backend: Any, kmem_options: dict[str, Any]
 ) -> AsyncIterator[Allocator]:
     """An allocator for one test, with faults if the test has ``aslab_faults`` too."""
-    options, faults = dict(kmem_options), None
+    options, faults = {"holders_sample": 1, **kmem_options}, None
     if "aslab_faults" in request.fixturenames:
         faults = request.getfixturevalue("aslab_faults")
         options.update(slabs=faults.slabs, emergency=faults.emergency)

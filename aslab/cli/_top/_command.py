@@ -11,7 +11,7 @@ import typer
 
 from .._errors import BadInput
 from .._prose import console
-from ._rows import Order, heading, rows_of
+from ._rows import Order, heading, holders_of, rows_of
 from ._source import VARIABLE, ask
 from ._text import print_table
 
@@ -45,7 +45,7 @@ def top(
     if as_json:
         print(json.dumps(snapshot, indent=2))
     elif once:
-        print_table(console(), heading(snapshot), rows_of(snapshot, sort))
+        print_table(console(), heading(snapshot), rows_of(snapshot, sort), holders_of(snapshot))
     else:
         try:
             from ._screen import Top

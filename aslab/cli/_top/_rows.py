@@ -11,6 +11,8 @@ from typing import Any
 from ..._checks import format_size
 
 BARS = " ▁▂▃▄▅▆▇█"
+HOLDERS = 5
+"""Holders that are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,19 @@ def heading(snapshot: dict[str, Any]) -> list[str]:
         f"slabs {memory('slab')}, emergency objects {memory('emergency')}{kicked}",
         *(f"- {reason}" for reason in health["reasons"]),
         *(f"- fault on: {fault}" for fault in stats.get("faults", ())),
+    ]
+
+
+def holders_of(snapshot: dict[str, Any]) -> list[dict[str, str]]:
+    """Who has held a buffer for longest, as far as it was noted: as text, by the headings of the columns."""
+    return [
+        {
+            "HELD": seconds(holder["seconds"]),
+            "CACHE": holder["cache"],
+            "BY": holder["task"],
+            "ALLOCATED AT": holder["place"],
+        }
+        for holder in snapshot.get("holders", ())[:HOLDERS]
     ]
 
 

@@ -12,8 +12,8 @@ from textual.binding import Binding, BindingType
 from textual.widgets import DataTable, Footer, Static
 
 from .._errors import BadInput
-from ._rows import Order, cells, heading, rows_of, sparkline
-from ._text import LATE, LEFT
+from ._rows import Order, cells, heading, holders_of, rows_of, sparkline
+from ._text import LATE, LEFT, holders_table
 
 WIDTH = 10
 """Snapshots in a sparkline."""
@@ -41,7 +41,7 @@ class Top(App[None]):
     :param first: the snapshot to begin with
     """
 
-    CSS = "#heading { height: auto; padding: 0 0 1 0; } DataTable { height: 1fr; }"
+    CSS = "#heading { height: auto; padding: 0 0 1 0; } #holders { height: auto; } DataTable { height: 1fr; }"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "quit"),
         Binding("space", "look", "now"),
@@ -65,6 +65,7 @@ class Top(App[None]):
         """Give the parts of the screen, from the top."""
         yield Static(id="heading")
         yield DataTable(cursor_type="none", zebra_stripes=True, cell_padding=0)
+        yield Static(id="holders")
         yield Footer()
 
     def on_mount(self) -> None:
@@ -118,6 +119,8 @@ class Top(App[None]):
             style = LATE if row.late_for is not None else ""
             shown = cells(row) | {SPARK: sparkline(self._active[row.name])}
             table.add_row(*(_cell(name, text, style) for name, text in shown.items()), key=row.name)
+        holders = holders_of(self._snapshot)
+        self.query_one("#holders", Static).update(holders_table(holders) if holders else "")
 
 
 def _cell(column: str, text: str, style: str = "") -> Text:
