@@ -51,7 +51,8 @@ def test_the_blocks_of_a_page_run_in_order_and_print_what_stands_below(
             if error.name not in FOREIGN:
                 raise
             absent.add(error.name)
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    if page.name != "debugging.md":  # whose blocks plant what is then logged as found
+        assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     if absent:
         pytest.skip(f"not installed: {', '.join(sorted(absent))}; all other blocks ran")
 
