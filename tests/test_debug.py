@@ -125,6 +125,21 @@ class TestRedZones:
                     poke(buf.address + 64)
             assert cache.stats().obj_held == 0
 
+    async def test_it_hides_no_other_exception_and_keeps_no_other_buffer(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with allocator() as kmem:
+            cache = await cache_of(kmem, "Z")
+            with pytest.raises(LookupError):
+                async with cache.lease() as buf:
+                    poke(buf.address + 64)
+                    raise LookupError
+            assert "red zone overwritten" in caplog.text
+            with pytest.raises(aslab.RedZoneError):
+                async with cache.lease_many(3) as bufs:
+                    poke(bufs[-1].address + 64)
+            assert cache.stats().obj_held == 0
+
 
 class TestPoison:
     async def test_a_write_after_the_free_is_found_by_the_next_allocation(self) -> None:
