@@ -110,6 +110,8 @@ class Allocator:
     async def ready(self) -> None:
         """Suspend until the reserve of every cache is full. Cancellation keeps what is already there.
 
+        Event loop's thread only.
+
         :raises CacheClosedError: if one of the caches is closed meanwhile
         :raises BackendError: if a backend broke its contract
         :raises ConstructorError: if the ``ctor`` of a cache with a reserve raises

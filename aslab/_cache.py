@@ -277,7 +277,10 @@ class Cache(Front[T]):
         return bufs
 
     def lease_many(self, n: int, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> ManyLease[T]:
-        """``async with cache.lease_many(n) as bufs:`` is `alloc_many` and `Buffer.free` of each around a block."""
+        """``async with cache.lease_many(n) as bufs:`` is `alloc_many` and `Buffer.free` of each around a block.
+
+        Entering suspends where `alloc_many` does, leaving does not; event loop's thread only.
+        """
         return ManyLease(partial(self.alloc_many, n, flags, timeout=timeout))
 
     # -- moving

@@ -52,7 +52,7 @@ class FaultStatus:
 
     def __str__(self) -> str:
         """One line for people."""
-        ends = "" if self.left is None else f", for {self.left:.2g} s more"
+        ends = "" if self.left is None else f", for {_brief(self.left)} s more"
         held = f", holding up {self.held_up}" if self.held_up else ""
         return f"{_named(self.where, self.kind, self.delay, self.times)}{ends}{held}"
 
@@ -115,11 +115,11 @@ class Faults:
         lasted = 0.0 if on else max(0.0, now - fault.began)
         name = _named(where, fault.kind, fault.delay, fault.times)
         if on:
-            ends = "" if fault.until == math.inf else f", for {fault.until - fault.began:g} s"
+            ends = "" if fault.until == math.inf else f", for {_brief(fault.until - fault.began)} s"
             level, kind, text = logging.WARNING, EventKind.FAULT, f"fault on: {name}{ends}"
         else:
             level, kind = logging.INFO, EventKind.HEALED
-            text = f"fault off after {lasted:.3g} s: {name}"
+            text = f"fault off after {_brief(lasted)} s: {name}"
         fields = {"aslab_event": kind.value, "aslab_cache": "", "aslab_seconds": lasted, "aslab_fault": where}
         log.log(level, text, extra=fields)
         event = CacheEvent(kind=kind, cache="", time=now, seconds=lasted, text=text)
@@ -133,6 +133,10 @@ class Faults:
         self.by_name[where].look_again()
         self._changed.set()
         self._arena.listeners.tell(event)
+
+
+def _brief(seconds: float) -> str:
+    return f"{seconds:.3g}" if seconds < 100 else f"{seconds:.0f}"
 
 
 def _named(where: str, kind: FaultKind, delay: float, times: int) -> str:

@@ -73,8 +73,11 @@ class GFP(enum.Flag):
     NORETRY = enum.auto()
     """Must fail rather than wait for others to free memory."""
     NOIO = RECLAIM
+    """Everything but I/O and filesystems."""
     NOFS = RECLAIM | IO
+    """Everything but filesystems."""
     KERNEL = RECLAIM | IO | FS
+    """Everything but the reserve: what an ordinary caller may do."""
 
 
 class CacheFlags(enum.Flag):

@@ -107,7 +107,10 @@ class Gather(AsyncIterator[tuple[Buffer[T], int]]):
         return buf, nbytes
 
     async def aclose(self) -> None:
-        """Read no further. The stream stays open, and buffers that were given out stay their owners'."""
+        """Read no further. The stream stays open, and buffers that were given out stay their owners'.
+
+        Does not suspend; event loop's thread only.
+        """
         self._closed = True
         self._rest = memoryview(b"")
 

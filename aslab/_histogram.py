@@ -40,21 +40,27 @@ class Histogram:
         return sum(self.sums)
 
 
+_NO_COUNTS, _NO_SUMS = [0] * (len(BOUNDS) + 1), [0.0] * (len(BOUNDS) + 1)
+
+
 class Times:
     """A histogram that grows. One thread at a time notes; any thread may look."""
 
     __slots__ = ("_counts", "_sums")
 
     def __init__(self) -> None:
-        self._counts = [0] * (len(BOUNDS) + 1)
-        self._sums = [0.0] * (len(BOUNDS) + 1)
+        self._counts: list[int] | None = None  # until there is anything to count, as most caches never wait
+        self._sums: list[float] = _NO_SUMS
 
     def note(self, seconds: float) -> None:
         """Count one duration."""
         bucket = bisect_left(BOUNDS, seconds)
+        if self._counts is None:
+            self._sums = _NO_SUMS.copy()
+            self._counts = _NO_COUNTS.copy()
         self._counts[bucket] += 1
         self._sums[bucket] += seconds
 
     def snapshot(self) -> Histogram:
         """Return the histogram as it is now. Any thread; while others are noted, the last may be half counted."""
-        return Histogram(BOUNDS, tuple(self._counts), tuple(self._sums))
+        return Histogram(BOUNDS, tuple(self._counts or _NO_COUNTS), tuple(self._sums))

@@ -1,7 +1,7 @@
-"""How each figure and table of the docs is made of the last runs in the history of the benchmarks.
+"""How each figure, table and plot of the docs is made of the last runs in the history of the benchmarks.
 
 Where nothing waits for other processes, it is the median of all rounds; otherwise the best one, since what else a
-machine does only ever makes it worse. `FIGURES` and `TABLES` are what ``scripts/figures.py`` writes, by name.
+machine does only ever makes it worse. `FIGURES`, `TABLES` and `PLOTS` are what ``scripts/figures.py`` writes.
 """
 
 from __future__ import annotations
@@ -331,3 +331,17 @@ TABLES: dict[str, Make] = {
     "memory": memory_table,
     "touch": touch_table,
 }
+
+
+# -- the plots
+
+PLOTS: dict[str, tuple[str, Callable[[Key], bool]]] = {
+    "pair": (
+        "One object allocated and freed",
+        lambda key: key.loop == "asyncio" and "view kept" not in key.contender,
+    ),
+    "frames": ("Frames of 25 MB to another process", lambda key: key.case == "25 MB" and key.quantity == FRAMES),
+    "stall": ("The longest gap of a task while a slab of 256 MiB is made", lambda key: key.quantity == GROWING),
+    "service": ("200 uploads of 4 MiB at once, with a limit of 64 MiB", lambda key: key.quantity == PEAK),
+}
+"""For each benchmark with a plot, its title, and the rows of it that are drawn."""

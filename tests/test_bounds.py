@@ -17,7 +17,6 @@ from aslab import GFP, KM, CacheFlags, ConfigError, ConstructorError
 from aslab._cache import pool_of
 from aslab._flags import FINISHES
 from aslab.backends import Heap, Mmap, Region
-from aslab.cli._demo._files import File
 from aslab.cli._demo._service import Settings, checksum
 from aslab.faults import Deadlock, Latency
 from aslab.lab.scenarios import builtin, load, play
@@ -649,7 +648,7 @@ def test_demo_has_no_more_outstanding_than_its_bounds(
 ) -> None:
     books = Books(aslab.open_allocator)
     monkeypatch.setattr("aslab.cli._demo._service.open_allocator", books.open)
-    files = [File(str(path), path.stat().st_size) for path in Path(aslab.__file__).parent.rglob("*.py")]
+    files = [str(path) for path in Path(aslab.__file__).parent.rglob("*.py")]
     settings = Settings(buffer=64 * 2**10, limit=2**20, tasks=64)
     slabs = Deadlock(Mmap(), duration=0.3) if stuck else Mmap()
     outcome = anyio.run(checksum, files, settings, slabs, 10.0, lambda *_: None, backend=loop)

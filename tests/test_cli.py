@@ -6,22 +6,29 @@ import hashlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import IO, Any
+from types import SimpleNamespace
+from typing import IO, Any, cast
 
+import anyio
 import pytest
-from rich.progress import Progress
 
 from aslab import ConfigError
 from aslab._checks import format_size, parse_size
-from aslab.cli._demo._files import File, Found, check_paths, find_files
-from aslab.cli._demo._hashing import BYTES_MOST, Batch, Done, batches
-from aslab.cli._demo._progress import progress_bar
+from aslab.cli._demo._checksums import Both, checksums
+from aslab.cli._demo._files import check_paths, find_files
+from aslab.cli._demo._frames import fitting_size
+from aslab.cli._demo._hashing import Done, Hasher
+from aslab.cli._demo._other import Other
+from aslab.cli._demo._pair import Pair
+from aslab.cli._demo._service import Service, Settings
 from aslab.cli._errors import BadInput
 
 ROOT = Path(__file__).parent.parent
@@ -78,13 +85,15 @@ def told(finished: Finished, code: int) -> str:
     return message
 
 
-def runs_of(finished: Finished, code: int = 0) -> list[dict[str, Any]]:
+def answer_of(finished: Finished, code: int = 0) -> dict[str, Any]:
     assert finished.returncode == code, finished.stderr.decode()
-    answer = json.loads(finished.stdout)
-    assert set(answer) == {"runs", "checksums_equal"}
-    assert answer["checksums_equal"] is True
-    runs: list[dict[str, Any]] = answer["runs"]
-    return runs
+    answer: dict[str, Any] = json.loads(finished.stdout)
+    return answer
+
+
+def acts_of(finished: Finished, code: int = 0) -> list[dict[str, Any]]:
+    acts: list[dict[str, Any]] = answer_of(finished, code)["acts"]
+    return acts
 
 
 @pytest.fixture
@@ -177,13 +186,13 @@ def test_a_full_disk_is_told_in_one_line(tree: Path) -> None:
 
 
 def test_json_tells_what_a_healthy_run_did(tree: Path) -> None:
-    (run,) = runs_of(aslab("demo", "--json", "--loop", "trio", *SMALL, tree))
+    run = answer_of(aslab("demo", "--json", "--loop", "trio", *SMALL, tree))
     files = files_in(tree)
     assert run.pop("seconds") > 0
     assert run.pop("bytes_per_second") > 0
     waited, median, longest = run.pop("waited"), run.pop("wait_median"), run.pop("wait_longest")
     assert 0 < waited <= run["allocations"]
-    assert run["allocations"] >= len(files)  # more tasks than files, so none shares a call with another
+    assert run["allocations"] >= len(files)  # a task for each, and all ask before the first one is done
     assert 0 <= median <= longest
     assert run == {
         "loop": "trio",
@@ -200,7 +209,7 @@ def test_json_tells_what_a_healthy_run_did(tree: Path) -> None:
 
 
 def test_a_run_that_never_waits_has_no_wait_times(tmp_path: Path) -> None:
-    (run,) = runs_of(aslab("demo", "--json", "--loop", "asyncio", tmp_path))
+    run = answer_of(aslab("demo", "--json", "--loop", "asyncio", tmp_path))
     assert (run["files"], run["waited"], run["wait_median"], run["wait_longest"]) == (0, 0, None, None)
 
 
@@ -216,7 +225,7 @@ def test_a_run_that_never_waits_has_no_wait_times(tmp_path: Path) -> None:
     ],
 )
 def test_every_file_is_hashed_whatever_is_injected(tree: Path, fault: str, resumed: bool) -> None:
-    (run,) = runs_of(aslab("demo", "--json", "--inject", fault, *SMALL, tree))
+    run = answer_of(aslab("demo", "--json", "--inject", fault, *SMALL, tree))
     assert run["injected"] == [fault]
     assert run["files"] == len(files_in(tree))
     assert run["resumed"] is resumed
@@ -224,7 +233,7 @@ def test_every_file_is_hashed_whatever_is_injected(tree: Path, fault: str, resum
 
 def test_emergency_objects_carry_the_service_over_a_stuck_grow(tree: Path) -> None:
     finished = aslab("demo", "--json", "--inject", "deadlock", *SMALL, tree)
-    (run,) = runs_of(finished)
+    run = answer_of(finished)
     assert finished.stderr == b""
     assert run["emergency_used"] == run["allocations"] >= run["waited"] > 0
     assert 0 < run["emergency_max"] <= 256 // 16
@@ -233,19 +242,8 @@ def test_emergency_objects_carry_the_service_over_a_stuck_grow(tree: Path) -> No
 
 def test_faults_stack(tree: Path) -> None:
     faults = ("--inject", "latency:10ms", "--inject", "failslab:probability=20,seed=3")
-    (run,) = runs_of(aslab("demo", "--json", *faults, *SMALL, tree))
+    run = answer_of(aslab("demo", "--json", *faults, *SMALL, tree))
     assert run["injected"] == ["latency:10ms", "failslab:probability=20,seed=3"]
-
-
-def test_by_default_it_runs_three_times_and_recovers(tree: Path) -> None:
-    runs = runs_of(aslab("demo", "--json", *SMALL, tree))
-    assert [(run["loop"], run["injected"]) for run in runs] == [
-        ("asyncio", []),
-        ("trio", []),
-        ("asyncio", ["deadlock:3s"]),
-    ]
-    assert [run["resumed"] for run in runs] == [True, True, True]
-    assert runs[2]["emergency_used"] > 0
 
 
 def test_people_get_the_figures_and_the_table(tree: Path) -> None:
@@ -253,19 +251,145 @@ def test_people_get_the_figures_and_the_table(tree: Path) -> None:
     assert finished.returncode == 0
     assert finished.stderr == b""
     text = finished.stdout.decode()
-    for word in ("1. asyncio, deadlock:300ms", "median", "growth was late once", "back to normal"):
+    for word in ("asyncio, deadlock:300ms", "median", "growth was late once", "back to normal"):
         assert word in text
     assert "\x1b" not in text
 
 
-def test_the_last_word_is_a_verdict(tree: Path) -> None:
-    text = aslab("demo", *SMALL, tree).stdout.decode()
-    verdict = " ".join(text.split("\n\n")[-1].split())
-    number = len(files_in(tree))
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_the_acts_are_played_with_aslab_and_without_on_both_loops(tree: Path, loop: str) -> None:
+    frames, stuck, checksums = acts_of(aslab("demo", "--json", "--quick", *ALL_ACTS, "--loop", loop, *SMALL, tree))
+    assert (frames["act"], frames["name"], frames["in_order"]) == (1, "frames", True)
+    assert frames["pooled"] > 0
+    assert frames["fresh"] > 0
+    assert (stuck["act"], stuck["name"], stuck["resumed"], stuck["plain_served"]) == (2, "stuck", True, 0)
+    assert stuck["served"] > 0
+    assert stuck["plain_afterwards"] > 0, "the service without aslab works when it has memory"
+    assert stuck["seconds"] >= 0.5 > stuck["longest"] > 0
+    assert (checksums["act"], checksums["name"], checksums["differing"]) == (3, "checksums", [])
+    assert (checksums["files"], checksums["left"]) == (len(files_in(tree)), 0)
+    assert checksums["nbytes"] == sum(path.stat().st_size for path in files_in(tree))
+    assert 0 < checksums["memory"] <= 256 * 2**10
+
+
+ALL_ACTS = ("--act", "1", "--act", "2", "--act", "3")
+
+
+def test_each_act_has_one_line_and_the_last_words_are_a_verdict_and_where_to_go_on(tree: Path) -> None:
+    finished = aslab("demo", "--quick", "--act", "3", "--act", "2", *SMALL, tree)
+    first, acts, end = finished.stdout.decode().split("\n\n")
+    assert first.startswith("aslab at work")
+    assert [line[:2] for line in acts.splitlines()] == ["2.", "3."]
+    assert "longest wait" in acts
+    assert f"SHA-256 of {len(files_in(tree))} files" in acts
+    verdict, _, where = " ".join(end.split()).partition(" Read next: ")
     assert verdict == (
-        f"Verdict: all is well. Each of the 3 runs read {number} files and got the same checksums. "
-        "When no slab arrived in time, tasks continued with emergency objects, until slabs arrived again."
+        "Verdict: all is well: requests were served while memory was stuck and both ways made the same checksums."
     )
+    named = re.findall(r"(?:docs|examples)/\w+\.\w+", where)
+    assert named
+    assert all((ROOT / path).exists() for path in named)
+
+
+def test_an_act_that_cannot_be_played_is_told_and_the_others_are_played(tree: Path) -> None:
+    code = (
+        "import operator, aslab.cli._demo._frames as frames\n"
+        "frames.consume = operator.is_\n"  # with which the other process ends at once
+        "from aslab.cli import main\n"
+        f"main(['demo', '--quick', '--act', '1', '--act', '3', {str(tree)!r}])"
+    )
+    finished = python("-c", code)
+    text = finished.stdout.decode()
+    assert (finished.returncode, finished.stderr) == (1, b"")
+    assert "1. Not played: the other process ended early" in text
+    assert "3. SHA-256" in text
+    assert "Verdict: NOT well: the other process ended early" in text
+
+
+def test_what_is_not_well_with_checksums_is_told(tree: Path) -> None:
+    (tree / "deep" / "broken link").symlink_to("nowhere")
+    code = (
+        "import aslab.cli._demo._service as service\n"
+        "class Wrong(service.Hasher):\n"
+        "    def go_on(self, view):\n"
+        "        done = super().go_on(view)\n"
+        "        done.sums = {path: digest[::-1] for path, digest in done.sums.items()}\n"
+        "        return done\n"
+        "service.Hasher = Wrong\n"
+        "from aslab.cli import main\n"
+        f"main(['demo', '--act', '3', {str(tree / 'deep')!r}])"
+    )
+    finished = python("-c", code)
+    assert finished.returncode == 1
+    assert finished.stderr.decode() == f"aslab: cannot read '{tree}/deep/broken link': No such file or directory\n"
+    verdict = " ".join(finished.stdout.decode().partition("Verdict: ")[2].split())
+    assert verdict.startswith("NOT well: 40 checksums differ; the first is of ")
+    assert "; 1 of the files and folders could not be read. Read next" in verdict
+
+
+def test_the_ways_take_turns_in_being_first() -> None:
+    """The first one waits for the disk, where files are not in the page cache."""
+    order: list[str] = []
+
+    class Ours:
+        seconds = 1.0
+
+        async def hash(self, part: list[str]) -> None:
+            order.append("ours")
+
+    class Theirs:
+        async def ask(self, part: list[str]) -> tuple[dict[str, str], float]:
+            order.append("theirs")
+            return {}, 1.0
+
+    async def take_turns() -> None:
+        both = Both(cast("Service", Ours()), cast("Other", Theirs()), Pair())
+        for _ in range(3):
+            await both.hash(["file"])
+
+    anyio.run(take_turns)
+    assert order == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+
+
+@pytest.mark.parametrize(("mib", "width"), [(4096, 3840), (64, 1920), (16, 640), (0, 640)])
+def test_frames_fit_the_room_for_segments(mib: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing to a segment beyond it ends a program by a signal."""
+    room = SimpleNamespace(f_bavail=mib * 256, f_frsize=4096)
+    monkeypatch.setattr(os, "statvfs", lambda path: room)
+    assert fitting_size() == width * (width * 9 // 16 if width > 640 else 480) * 3
+
+
+def test_a_command_imports_what_it_needs_alone(tree: Path) -> None:
+    code = (
+        "import sys\nfrom aslab.cli import main\ntry: main(['demo', '--sums', 'deep'])\nexcept SystemExit: pass\n"
+        "print({'rich', 'trio', 'multiprocessing', 'aslab.bench', 'aslab.lab'} & set(sys.modules))"
+    )
+    assert python("-c", code, cwd=tree).stdout.endswith(b"\nset()\n")
+
+
+def test_without_a_path_the_third_act_ends_in_time(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aslab.cli._demo._checksums.FEW", 8)
+    files = find_files([os.fspath(tree)]).files
+    settings = Settings(buffer=BUFFER, limit=16 * BUFFER, tasks=4)
+    found = anyio.run(checksums, Pair(), files, [], settings, -1.0)
+    assert (found.files, found.left) == (0, len(files))
+    found = anyio.run(checksums, Pair(), files, [], settings, None)
+    assert (found.files, found.left, found.differing) == (len(files), 0, [])
+
+
+def test_what_took_long_is_not_hashed_a_second_time(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aslab.cli._demo._checksums.SECOND", -1.0)
+    hashed: list[object] = []
+    real = Service.hash
+
+    async def hash_and_note(self: Service, part: Sequence[str]) -> None:
+        hashed.append(part)
+        await real(self, part)
+
+    monkeypatch.setattr(Service, "hash", hash_and_note)
+    large = os.fspath(tree / "large")
+    found = anyio.run(checksums, Pair(), [large], [], Settings(buffer=BUFFER, limit=BUFFER, tasks=1), None)
+    assert (hashed, found.files, found.nbytes) == ([[large]], 1, 5 * BUFFER + 3)
 
 
 def test_the_verdict_names_what_is_not_well(tree: Path) -> None:
@@ -291,9 +415,13 @@ def test_table_and_prose_are_of_one_moment(tmp_path: Path, fault: str, flags: st
 
 
 def test_where_there_is_no_file_nothing_is_run_and_nothing_claimed(tmp_path: Path) -> None:
-    finished = aslab("demo", tmp_path)
+    finished = aslab("demo", "--loop", "asyncio", tmp_path)
     assert (finished.returncode, finished.stderr) == (0, b"")
     assert finished.stdout == b"There are no files to read, so nothing was run.\n"
+    finished = aslab("demo", "--act", "3", tmp_path)
+    assert (finished.returncode, finished.stderr) == (0, b"")
+    assert b"3. There were no files to read." in finished.stdout
+    assert b"well" not in finished.stdout
 
 
 def test_the_table_of_spl_is_shown_on_demand(tree: Path) -> None:
@@ -304,9 +432,9 @@ def test_the_table_of_spl_is_shown_on_demand(tree: Path) -> None:
 
 def test_without_a_path_it_reads_the_standard_library_alone() -> None:
     code = (
-        "import aslab.cli._demo._command as demo\n"
+        "import aslab.cli._demo._files as files\n"
         "def stop(where, skip): print(where, skip); raise SystemExit\n"
-        "demo.find_files = stop\n"
+        "files.find_files = stop\n"
         "from aslab.cli import main; main(['demo', '--loop', 'asyncio'])"
     )
     finished = python("-c", code)
@@ -317,7 +445,7 @@ def test_without_a_path_it_reads_the_standard_library_alone() -> None:
 def test_a_file_that_cannot_be_read_is_named_and_skipped(tree: Path) -> None:
     (tree / "broken\nlink").symlink_to("nowhere")
     finished = aslab("demo", "--json", "--loop", "asyncio", *SMALL, tree)
-    (run,) = runs_of(finished, code=1)
+    run = answer_of(finished, code=1)
     assert run["files"] == len(files_in(tree))
     assert run["unreadable"] == [{"path": f"{tree}/broken\nlink", "error": "No such file or directory"}]
     assert finished.stderr.decode() == f"aslab: cannot read '{tree}/broken\\nlink': No such file or directory\n"
@@ -326,7 +454,7 @@ def test_a_file_that_cannot_be_read_is_named_and_skipped(tree: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_without_permission_is_named_and_skipped(tree: Path) -> None:
     (tree / "empty").chmod(0)
-    (run,) = runs_of(aslab("demo", "--json", "--loop", "asyncio", tree), code=1)
+    run = answer_of(aslab("demo", "--json", "--loop", "asyncio", tree), code=1)
     assert run["unreadable"] == [{"path": f"{tree}/empty", "error": "Permission denied"}]
 
 
@@ -334,11 +462,11 @@ def test_an_error_while_reading_is_told_and_the_others_are_hashed(tmp_path: Path
     (tmp_path / "good").write_bytes(b"good")
     (tmp_path / "bad").write_bytes(b"bad")
     code = (
-        "import errno, os, aslab.cli._demo._hashing as hashing\n"
+        "import errno, os\n"
         "def fail(fd, *others):\n"
         "    if os.path.samestat(os.fstat(fd), os.stat('bad')): raise OSError(errno.EIO, os.strerror(errno.EIO))\n"
         "    return real(fd, *others)\n"
-        "real, hashing._read_and_hash = hashing._read_and_hash, fail\n"
+        "real, os.readv = os.readv, fail\n"
         "from aslab.cli import main; main(['demo', '--sums', 'bad', 'good'])"
     )
     finished = python("-c", code, cwd=tmp_path)
@@ -356,6 +484,9 @@ def test_an_error_while_reading_is_told_and_the_others_are_hashed(tmp_path: Path
         (("demo", "/proc/self"), "generated by the kernel"),
         (("demo", "/proc/kmsg"), "generated by the kernel"),
         (("demo", "--json", "--sums"), "--json"),
+        (("demo", "--act", "4"), "--act"),
+        (("demo", "--act", "1", "--inject", "deadlock"), "--inject does one run"),
+        (("demo", "--quick", "--sums"), "--sums does one run"),
         (("demo", "--buffer", "1MiB", "--limit", "64KiB", "/etc/hostname"), "limit"),
         (("demo", "--buffer", "0"), "buffer"),
         (("demo", "--limit", "many"), "limit"),
@@ -375,7 +506,7 @@ def test_bad_input_is_refused_in_one_line(here: Here, args: tuple[str, ...], wor
     [
         ("typer", ("demo",)),
         ("rich", ("demo",)),
-        ("trio", ("demo",)),
+        ("trio", ("demo", "--loop", "trio")),
         ("uvloop", ("demo", "--loop", "uvloop")),
     ],
 )
@@ -415,39 +546,41 @@ def test_ctrl_c_ends_quietly(tmp_path: Path, loop: str) -> None:
     assert (finished.returncode, finished.stderr, finished.stdout) == (130, b"aslab: interrupted\n", b"")
 
 
-def test_small_files_go_together_and_a_large_one_alone() -> None:
-    small, large = [File("small", 1000)] * 1000, File("large", BYTES_MOST + 1)
-    assert [len(batch) for batch in batches([*small, large, *small], 2)] == [64] * 15 + [40, 1] + [64] * 15 + [40]
-    assert [len(batch) for batch in batches([File("middling", BYTES_MOST // 2)] * 16, 1)] == [2] * 8
-    assert [len(batch) for batch in batches(small, 50)] == [5] * 200  # each task gets its share
-    assert not list(batches([], 1))
-
-
-def test_a_call_ends_in_time_even_within_a_file_and_else_with_the_batch(
+def test_a_call_ends_in_time_even_within_a_file_and_else_when_no_file_is_left(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = [File(os.fspath(tree / name), 0) for name in ("empty", "missing", "large", "exactly one buffer")]
-    expected = {
-        file.path: hashlib.sha256(Path(file.path).read_bytes()).hexdigest() for file in files[::2] + files[3:]
-    }
+    files = [os.fspath(tree / name) for name in ("empty", "missing", "large", "exactly one buffer")]
+    expected = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files[::2] + files[3:]}
     for seconds in (-1.0, math.inf):
         monkeypatch.setattr("aslab.cli._demo._hashing.CALL", seconds)
-        batch, calls = Batch(files), [Done()]
-        while not calls[-1].over:
-            calls.append(batch.go_on(memoryview(bytearray(BUFFER))))
-        # empty: open and read; missing; large: open, 5 full reads and a short one; the last: open, 1 and 1; over
-        assert len(calls[1:]) == (2 + 1 + 7 + 3 + 1 if seconds < 0 else 1)
+        paths, calls = deque(files), list[Done]()
+        hasher = Hasher(paths)
+        while hasher.within or paths:
+            calls.append(hasher.go_on(memoryview(bytearray(BUFFER))))
+        # reads: 1 of what is empty; none of what is missing; 5 full ones, a short one and one more; 1 and 1
+        assert len(calls) == (1 + 1 + 7 + 2 if seconds < 0 else 1)
         assert {path: digest for done in calls for path, digest in done.sums.items()} == expected
         assert [one.error for done in calls for one in done.unreadable] == ["No such file or directory"]
         assert sum(done.nbytes for done in calls) == 6 * BUFFER + 3
 
 
-def test_a_batch_that_is_given_up_closes_its_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_share_the_files_and_none_is_hashed_twice(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aslab.cli._demo._hashing.CALL", -1.0)
+    shared = deque(map(os.fspath, files_in(tree)))
+    hashers = [Hasher(shared), Hasher(shared)]
+    hashed: list[str] = []
+    while shared or any(hasher.within for hasher in hashers):
+        for hasher in hashers:
+            hashed += hasher.go_on(memoryview(bytearray(BUFFER))).sums
+    assert sorted(hashed) == sorted(map(os.fspath, files_in(tree)))
+
+
+def test_a_hasher_that_is_given_up_closes_its_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aslab.cli._demo._hashing.CALL", -1.0)
     folder = Path("/proc/self/fd")
     before = len(list(folder.iterdir()))
-    with closing(Batch([File(os.fspath(tree / "large"), 0)])) as batch:
-        batch.go_on(memoryview(bytearray(BUFFER)))
+    with closing(Hasher(deque([os.fspath(tree / "large")]))) as hasher:
+        hasher.go_on(memoryview(bytearray(BUFFER)))
         assert len(list(folder.iterdir())) == before + 1
     assert len(list(folder.iterdir())) == before
 
@@ -460,7 +593,7 @@ def test_no_file_is_found_twice(tree: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_symlinked_folder_is_walked_only_if_it_is_named(tree: Path) -> None:
-    assert not [file for file in find_files([os.fspath(tree)]).files if "link to a folder" in file.path]
+    assert not [file for file in find_files([os.fspath(tree)]).files if "link to a folder" in file]
     assert len(find_files([os.fspath(tree / "link to a folder")]).files) == 40
 
 
@@ -469,15 +602,6 @@ def test_what_the_kernel_makes_up_is_passed_over(tree: Path) -> None:
     found = find_files([os.fspath(tree), "/proc/self/fdinfo"])
     assert len(found.files) == len(files_in(tree))
     assert not found.unreadable
-
-
-def test_progress_goes_no_further_than_its_end_where_files_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[dict[str, float]] = []
-    monkeypatch.setattr(Progress, "update", lambda bar, task, **fields: shown.append(fields))
-    with progress_bar("growing", Found([File("log", 100)])) as advance:
-        advance(60, 0)
-        advance(60, 1)
-    assert [(one["completed"], one["total"], one["files"]) for one in shown] == [(60, 100, 0), (120, 120, 1)]
 
 
 def test_a_folder_that_cannot_be_listed_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,9 @@ from aslab.lab.scenarios import builtin
 from .test_cli import ROOT, SMALL, Here, environment, python
 
 AT_WORK = {
-    "demo": ("aslab.cli._demo._hashing", "_open"),
+    "demo --act 1": ("aslab.cli._demo._frames", "SharedMemory"),
+    "demo --act 2 --loop trio": ("aslab.cli._demo._stuck", "_Service"),
+    "demo --act 3": ("aslab.cli._demo._hashing", "_open"),
     "demo --loop trio --inject deadlock": ("aslab.cli._demo._hashing", "_open"),
     "demo --loop uvloop": ("aslab.cli._demo._hashing", "_open"),
     "lab run deadlock-for-good": ("aslab.lab._scenario._play", "shuffled"),
@@ -47,7 +49,7 @@ def not_measured(env: dict[str, str]) -> dict[str, str]:
 
 
 def start(command: str) -> subprocess.Popen[bytes]:
-    """Run it in a group of its own, until it is at work."""
+    """Run it in a group of its own, until it is at work, whatever it says before."""
     module, name = AT_WORK[command]
     code = (
         f"import signal, sys, threading, {module} as module\n"
@@ -71,7 +73,8 @@ def start(command: str) -> subprocess.Popen[bytes]:
         cwd=ROOT,
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == b"at work\n"
+    while (line := process.stdout.readline()) != b"at work\n":
+        assert line
     return process
 
 
@@ -164,7 +167,7 @@ def too_wide(text: str, columns: int = 80) -> list[str]:
 
 
 COMMANDS = [
-    ("demo", *SMALL, "aslab"),
+    ("demo", "--quick", *SMALL, "aslab"),
     ("demo", *SMALL, "--inject", "latency:10ms", "--inject", "failslab:probability=50", "aslab/cli"),
     ("lab", "list"),
     ("lab", "run", "pushpage-against-sleep"),

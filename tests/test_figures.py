@@ -55,7 +55,9 @@ def test_every_figure_that_is_made_stands_somewhere(figures: ModuleType) -> None
 
 def test_a_figure_is_that_of_the_last_run(figures: ModuleType, pages: Path) -> None:
     page = pages / "docs" / "some.md"
-    text = "<!-- figure: pair.await -->{}<!-- /figure --> ns on <!-- figure: machine.pair -->{}<!-- /figure -->.\n"
+    text = (
+        "A <!-- figure: pair.await -->{}<!-- /figure --> ns on <!-- figure: machine.pair -->{}<!-- /figure -->.\n"
+    )
     page.write_text(text.format("\n7", ""))
     given = ["--history", str(pages / "history")]
     assert figures.main([*given, "--check"]) == 1
@@ -69,10 +71,14 @@ def test_a_figure_is_that_of_the_last_run(figures: ModuleType, pages: Path) -> N
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("<!-- figure: none -->1<!-- /figure -->", "README.md: no figure or table is called 'none'"),
-        ("<!-- figure: pair.await -->1", "README.md: 1 figures and tables begin, and 0 end"),
         (
-            "<!-- figure: pair.list -->1<!-- /figure -->",
+            "a\n <!-- figure: pair.await -->1<!-- /figure -->",
+            "README.md: pair.await begins a line: Markdown would end the paragraph before it",
+        ),
+        ("a <!-- figure: none -->1<!-- /figure -->", "README.md: no figure or table is called 'none'"),
+        ("a <!-- figure: pair.await -->1", "README.md: 1 figures and tables begin, and 0 end"),
+        (
+            "a <!-- figure: pair.list -->1<!-- /figure -->",
             "README.md: pair.list: the history has nothing to make it of",
         ),
         ("<!-- table: frames -->\n<!-- /table -->", "README.md: frames: the history has nothing to make it of"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import subprocess
 import threading
 import warnings
@@ -21,7 +22,7 @@ from aslab._requests import answer
 from aslab.backends import Region
 from aslab.backends._protocol import batching
 from aslab.cli._top._source import ask
-from aslab.faults import FaultKind
+from aslab.faults import FaultKind, Switch
 
 from .helpers import Loop
 from .support import SIZE, Instant, allocator, settle, start
@@ -198,6 +199,8 @@ class TestFaults:
                 return found["done"], [one["text"] for one in found["faults"]]
 
             assert say("fault status") == ("", [])
+            say("fault growth stuck 90m")
+            assert kmem.stats().faults == ("growth stuck, for 5400 s more",)
             assert say("fault growth stuck 3s") == ("turned on: growth stuck 3s", ["growth stuck, for 3 s more"])
             assert say("fault emergency fail 5")[1][1:] == ["emergency objects failing 5 times"]
             assert say("fault emergency slow 200ms 1m")[1][1:] == [
@@ -209,6 +212,21 @@ class TestFaults:
             assert done.startswith("healed: emergency objects slow")
             assert left == []
             assert say("fault heal")[0] == "there was nothing to heal"
+
+
+def test_what_is_over_is_over_before_anybody_has_noticed() -> None:
+    now, told = [0.0], list[tuple[FaultKind, bool]]()
+    switch = Switch(Instant(), clock=lambda: now[0], tell=lambda fault, on: told.append((fault.kind, on)))
+    switch.stick(5)
+    switch.fail(1, seconds=4)
+    now[0] = 4.5
+    with pytest.raises(anyio.WouldBlock):
+        switch.acquire_nowait(SIZE, 64, GFP.KERNEL)
+    now[0] = 5.0
+    switch.acquire_nowait(SIZE, 64, GFP.KERNEL)
+    assert (switch.faults, len(told)) == ((), 2)
+    assert switch.expire() == math.inf
+    assert sorted(told[2:]) == [(FaultKind.FAIL, False), (FaultKind.STUCK, False)]
 
 
 async def test_it_works_at_the_socket_while_the_loop_is_blocked(tmp_path: Path) -> None:

@@ -254,6 +254,30 @@ async def test_very_many_waiters_of_a_closed_cache_leave_some_at_a_time() -> Non
         held.free()
 
 
+async def test_a_waiter_of_a_closed_cache_that_is_woken_before_its_turn_leaves_at_once() -> None:
+    async with allocator(expire=None) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=1, max_objects=1)
+        held = await cache.alloc()
+        left: list[int] = []
+
+        async def wait(number: int) -> None:
+            with pytest.raises(aslab.CacheClosedError):
+                await cache.alloc()
+            left.append(number)
+
+        for number in range(MANY):
+            tasks.start_soon(wait, number)
+            await anyio.lowlevel.checkpoint()
+        await settle()
+        with pytest.warns(ResourceWarning, match="1 buffers"):
+            await cache.aclose()
+        pool_of(cache).waiters.everybody[-1].wake()
+        await settle(MANY)
+        assert sorted(left) == list(range(MANY))
+        assert left.index(MANY - 1) <= 2 * AT_ONCE
+        held.free()
+
+
 async def test_who_comes_to_the_limit_looks_closer_only_at_caches_that_may_have_a_slab_idle() -> None:
     async with allocator(limit=MANY * SIZE, expire=None) as kmem:
         held = [await cache.alloc() for cache in caches(kmem, MANY, "held")]

@@ -62,10 +62,10 @@ async def test_a_client_too_many_and_a_collector_that_fails_keep_nobody_from_an_
     request = b"GET / HTTP/1.1\r\n\r\n"
 
     def ask(*, first: bool) -> tuple[bytes, bytes]:
-        with socket.create_connection(("127.0.0.1", port)) as one:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as one:
             two = b"-"
             if first:
-                with socket.create_connection(("127.0.0.1", port)) as other:
+                with socket.create_connection(("127.0.0.1", port), timeout=10) as other:
                     two = other.recv(100)  # closed at once
             one.sendall(request)
             return one.recv(100), two

@@ -828,13 +828,13 @@ async def test_finaliser_that_frees_in_the_middle_of_a_join_disturbs_nothing() -
         line: Any = pool_of(cache).waiters
         frees: list[bool] = []
 
-        class InTheMiddle(list[Any]):
-            def __getitem__(self, level: Any) -> Any:
+        class InTheMiddle(dict[int, Any]):
+            def get(self, level: int, _: Any = None) -> Any:
                 if not frees:
                     frees.append(True)
                     held.free()
                     assert cache.stats().obj_handover == 0, "served in the middle of a join"
-                return super().__getitem__(level)
+                return super().get(level)
 
         line._ends = InTheMiddle(line._ends)
         tasks.start_soon(caller, 2)

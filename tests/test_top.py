@@ -24,7 +24,7 @@ from aslab import _answering, _unix
 from aslab._snapshots import snapshot_json
 from aslab.cli._errors import BadInput
 from aslab.cli._top import _source
-from aslab.cli._top._rows import Order, cells, rows_of, seconds, sparkline
+from aslab.cli._top._rows import Order, cells, heading, rows_of, seconds, sparkline
 from aslab.cli._top._screen import SPARK, Top
 from aslab.cli._top._source import ask
 from aslab.cli._top._text import LATE
@@ -146,7 +146,12 @@ class TestServing:
                 return b""
 
         async with _answering.answering(path, lambda request: f"<{request}>".encode()):
-            for request, answer in ((b"", b"<>"), (b"one\ntwo", b"<one>"), (b"stuck 3", b""), (b"x" * 300, b"")):
+            for request, answer in (
+                (b"", b"<>"),
+                (b"one\ntwo", b"<one>"),
+                (b"stuck 3", b""),
+                (b"x" * 300 + b"\n", b""),
+            ):
                 assert await to_thread.run_sync(send, request) == answer
             assert await to_thread.run_sync(lambda: send(b"stuck 3s", end=True)) == b"<stuck 3s>"
 
@@ -241,6 +246,12 @@ class TestCommand:
         late_first = {Order.ACTIVE, Order.NAME, Order.SIZE, Order.USE}
         ties = {Order.WAIT, Order.ACTIVE_SLABS}
         assert names == (["late", "quiet"] if order in late_first | ties else ["quiet", "late"])
+
+    def test_faults_that_are_on_stand_above_the_table(self) -> None:
+        found = json.loads(json.dumps(SNAPSHOT))
+        found["stats"]["faults"] = ["growth stuck"]
+        assert heading(found)[-1] == "- fault on: growth stuck"
+        assert heading(SNAPSHOT)[-1].startswith("- cache 'late'")
 
     def test_figures_are_short(self) -> None:
         assert [seconds(value) for value in (0.0123, 5, 125, 7300)] == ["12ms", "5.0s", "2m", "2h"]

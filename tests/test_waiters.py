@@ -247,13 +247,36 @@ class TestWaiting:
             assert failed == [True] * AT_ONCE + [False] + [True] * (2 * AT_ONCE - 1) + [False]
 
 
+def test_a_walk_that_is_asked_for_meanwhile_comes_to_the_last_and_begins_again() -> None:
+    line = a_line()
+    for ticket in range(3 * AT_ONCE):
+        line.join(a_waiter(KM.SLEEP, ticket))
+    visits: list[int] = []
+
+    def visit(waiter: Waiter[object]) -> bool:
+        visits.append(waiter.rank[1])
+        return True
+
+    steps: list[Any] = []
+    line._alarms.in_turns = steps.append  # type: ignore[method-assign, assignment]
+    line.walk(visit, "a name")
+    line.walk(visit, "a name")
+    for _ in steps[0]:
+        pass
+    once = list(range(3 * AT_ONCE))
+    assert visits == [*once[:AT_ONCE], 0, *once[AT_ONCE:], *once]
+    assert not line._walks
+
+
 def test_those_who_set_times_and_leave_for_ever_leave_no_trace() -> None:
     alarms = never()
     for number in range(3_000):
         waiter = a_waiter(KM.SLEEP, number, alarms)
         alarms.set(waiter, 1000.0 + number)
         alarms.forget(waiter)
-    assert len(alarms._heap) + len(alarms._old) <= 2 * 64
+    left = alarms._heap + alarms._old
+    assert len(left) <= 2 * 64
+    assert not any(entry[-1] for entry in left), "what it was given stays in memory"
 
 
 @pytest.mark.anyio
@@ -268,11 +291,14 @@ async def test_what_is_given_just_before_the_wait_begins_ends_it_at_once() -> No
         await failed.suspend(math.inf)
 
 
-def test_a_waiter_that_leaves_costs_no_more_where_very_many_have_left_the_middle_of_the_line() -> None:
-    queue: WaitQueue[object] = WaitQueue()
+@QUEUES
+def test_a_waiter_that_leaves_costs_no_more_where_very_many_have_left_the_middle_of_the_line(
+    queue: Callable[[], Queue],
+) -> None:
+    line = queue()
     everybody = [a_waiter(KM.SLEEP, number) for number in range(2_000)]
     for waiter in everybody:
-        queue.join(waiter)
+        line.join(waiter)
     steps, most = 0, 0
 
     def count(frame: Any, event: str, _: object) -> Any:
@@ -285,12 +311,12 @@ def test_a_waiter_that_leaves_costs_no_more_where_very_many_have_left_the_middle
         for waiter in everybody[1:1_800]:
             steps = 0
             sys.settrace(count)
-            queue.leave(waiter)
+            line.leave(waiter)
             sys.settrace(before)
             most = max(most, steps)
     finally:
         sys.settrace(before)
     assert most < 100
-    assert queue.first is everybody[0]
-    queue.leave(everybody[0])
-    assert queue.first is everybody[1_800]
+    assert line.first is everybody[0]
+    line.leave(everybody[0])
+    assert line.first is everybody[1_800]

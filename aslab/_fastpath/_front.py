@@ -50,15 +50,17 @@ class Front(Generic[T]):
         try:
             slot = magazine.pop()
         except IndexError:
-            return await self._alloc_slowly(flags, timeout)
-        magazine.hits += 1
-        if magazine.hits >= magazine.due:
-            magazine.detour |= NOTED
-        buf: Buffer[T] = Buffer()
-        buf._home = self._home
-        buf._view = None
-        buf._slot = slot
-        return buf
+            pass  # and let the error go: it would live as long as the wait
+        else:
+            magazine.hits += 1
+            if magazine.hits >= magazine.due:
+                magazine.detour |= NOTED
+            buf: Buffer[T] = Buffer()
+            buf._home = self._home
+            buf._view = None
+            buf._slot = slot
+            return buf
+        return await self._alloc_slowly(flags, timeout)
 
     def alloc_nowait(self, flags: KM = KM.NOSLEEP) -> Buffer[T]:
         """Allocate one object without waiting: from the magazine, the slabs, or as an emergency object.
@@ -87,7 +89,10 @@ class Front(Generic[T]):
         return buf
 
     def lease(self, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> Lease[T]:
-        """``async with cache.lease() as buf:`` is `alloc` and `Buffer.free` around a block."""
+        """``async with cache.lease() as buf:`` is `alloc` and `Buffer.free` around a block.
+
+        Entering suspends where `alloc` does, leaving does not; event loop's thread only.
+        """
         return Lease(partial(self.alloc, flags, timeout=timeout))
 
     async def _alloc_slowly(self, flags: KM, timeout: float | None) -> Buffer[T]:

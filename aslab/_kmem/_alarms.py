@@ -9,7 +9,8 @@ Always true, between calls:
     2. the task sleeps no longer than until the first entry, and never while there are turns to take
     3. in one turn of the loop it looks at no more than `AT_ONCE` entries
 
-An entry whose sleeper has another, or has gone, is void. Void entries leave a few at a time.
+An entry whose sleeper has another, or has gone, is void, and no longer refers to it. Void entries leave a few at a
+time.
 
 Event loop's thread only.
 """
@@ -21,13 +22,13 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 import anyio.lowlevel
 
 from ._clock import Clock, Future
-from ._wakeup import AT_ONCE
+from ._wakeup import AT_ONCE, HOUSEKEEPING
 
 SWEPT = 8
 """Entries of a heap with many void ones that each sleeper that leaves moves to a new heap."""
@@ -46,8 +47,8 @@ class Sleeper(Protocol):
         ...
 
 
-Entry = tuple[float, int, Sleeper]
-"""A time, a serial number that keeps the order, and who is to be woken."""
+Entry = list[Any]
+"""A time, a serial number that keeps the order, and who is to be woken; None if it is void."""
 
 
 class Alarms:
@@ -74,7 +75,8 @@ class Alarms:
             if sleeper.alarm[0] <= due:
                 return
             self._live -= 1
-        entry = sleeper.alarm = (due, next(self._serial), sleeper)
+            sleeper.alarm[-1] = None
+        entry = sleeper.alarm = [due, next(self._serial), sleeper]
         self._live += 1
         heapq.heappush(self._heap, entry)
         if due < self._until:
@@ -82,14 +84,15 @@ class Alarms:
 
     def forget(self, sleeper: Sleeper) -> None:
         """Wake ``sleeper`` no more."""
-        if sleeper.alarm is None:
+        entry, sleeper.alarm = sleeper.alarm, None
+        if entry is None:
             return
-        sleeper.alarm = None
+        entry[-1] = None
         self._live -= 1
         if self._old:
             for _ in range(min(SWEPT, len(self._old))):
                 entry = self._old.pop()
-                if entry[2].alarm is entry:
+                if entry[-1] is not None:
                     heapq.heappush(self._heap, entry)
         elif len(self._heap) > 2 * self._live + 64:
             self._heap, self._old = self._old, self._heap
@@ -116,13 +119,11 @@ class Alarms:
             heap = self._old if self._old and (not self._heap or self._old[0] < self._heap[0]) else self._heap
             if not heap:
                 return False
-            entry = heap[0]
-            sleeper = entry[2]
-            live = sleeper.alarm is entry
-            if live and entry[0] > now:
+            due, _, sleeper = heap[0]
+            if sleeper is not None and due > now:
                 return False
             heapq.heappop(heap)
-            if live:
+            if sleeper is not None:
                 sleeper.alarm = None
                 self._live -= 1
                 if sleeper.due <= now:
@@ -132,7 +133,9 @@ class Alarms:
         return True
 
     async def _sleep(self) -> None:
-        self._until = min((heap[0][0] for heap in (self._heap, self._old) if heap), default=math.inf)
+        HOUSEKEEPING.set(not self._live)
+        heaps = (self._heap, self._old) if self._live else ()
+        self._until = min((heap[0][0] for heap in heaps if heap), default=math.inf)
         self._sleeps = self.make_future()
         try:
             with anyio.CancelScope(deadline=self._until):

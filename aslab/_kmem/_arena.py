@@ -27,6 +27,7 @@ from anyio.abc import TaskGroup
 from .._config import AllocatorConfig
 from .._events import Listeners
 from .._histogram import Times
+from .._stats import Counters
 from ._account import Tenant
 from ._alarms import Alarms
 from ._budget import Budget
@@ -68,6 +69,8 @@ class Arena:
         """One for each waiter: the lower number came first."""
         self.interval: float = (config.expire or LOOK_EVERY * AGEING_STEPS) / AGEING_STEPS
         """Seconds between two runs of the ageing task."""
+        self.counters: Counters = Counters()
+        """For waits on behalf of no cache."""
         self.grow_times: Times = Times()
         """How long the backend took for each slab."""
         self.emergency_times: Times = Times()

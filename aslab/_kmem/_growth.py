@@ -17,7 +17,6 @@ says otherwise.
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import Generic, TypeVar
 
 from .._config import CacheConfig
@@ -32,6 +31,7 @@ from ._reports import Reports
 from ._reserve import Reserve
 from ._slab import Slab
 from ._state import Mark, Marks
+from ._waiters import Waiter
 
 T = TypeVar("T")
 
@@ -47,6 +47,7 @@ TIMES = 4
 """A grow is late after this many times the usual duration."""
 GROWS = 8
 """Durations of grows that are remembered."""
+_GFP = {has: {flags: gfp_for(flags, alone=not has) for flags in KM} for has in (False, True)}
 _GROWING = Mark.GROWING.value
 _DEADLOCKED = Mark.DEADLOCKED.value
 _DESTROY = Mark.DESTROY.value
@@ -68,14 +69,14 @@ class Patience:
     def __init__(self, fixed: float | None, slab_size: int) -> None:
         self._fixed = fixed
         self._at_first = slab_size / SLOW
-        self._took: deque[float] = deque(maxlen=GROWS)
+        self._took: tuple[float, ...] = ()  # not a deque, whose first entry takes 0.6 KB
         self.of: tuple[float, ...] = ()
         """The current patience in seconds, by level."""
         self._look()
 
     def note(self, seconds: float) -> None:
         """Remember that the backend took this many seconds for a slab."""
-        self._took.append(seconds)
+        self._took = (*self._took, seconds)[-GROWS:]
         self._look()
 
     def _look(self) -> None:
@@ -120,7 +121,6 @@ class Growth(Generic[T]):
         """How long callers wait before growth is late."""
         self.demand: Demand = Demand(config.shape.slab_size, arena.clock)
         """How far ahead of its callers it grows."""
-        self._gfp = {flags: gfp_for(flags, alone=not config.has_emergency) for flags in KM}
         self._pause = PAUSE_FIRST
         self._pausing = False
         self._guarantees = self._budget.guarantees  # when it last looked for callers that wait in vain
@@ -208,7 +208,7 @@ class Growth(Generic[T]):
     def gfp(self) -> GFP:
         """What a grow may do now: never less than the most urgent waiter needs."""
         first = self._waiters.first
-        return self._gfp[KM.SLEEP if first is None else first.flags]
+        return _GFP[self._config.has_emergency][KM.SLEEP if first is None else first.flags]
 
     @property
     def claim(self) -> Claim | None:
@@ -255,23 +255,33 @@ class Growth(Generic[T]):
         guarantees = self._budget.guarantees
         if self._guarantees == guarantees:
             return
-        everybody = [*self._waiters, *self._waiters.fillers]
-        hopeless: dict[tuple[int, KM], ConfigError] = {}
-        for need, flags in {(waiter.need, waiter.flags) for waiter in everybody}:
-            try:
-                self.check_possible(need, flags)
-            except ConfigError as exc:
-                hopeless[need, flags] = exc
+        before, self._guarantees = self._guarantees, guarantees
         kept = (self.account.used - self.account.returning + self.account.promised) // self.account.slab_size
-        for waiter in everybody if hopeless else ():
-            error = hopeless.get((waiter.need, waiter.flags))
+        errors: dict[tuple[int, KM], ConfigError | None] = {}
+
+        def refuse(waiter: Waiter[T]) -> bool:
+            need, flags = waiter.need, waiter.flags
+            if (need, flags) not in errors:
+                errors[need, flags] = self._hopeless(need, flags)
+            error = errors[need, flags]
             if error is None:
-                continue
-            if waiter.need + self._reserved(waiter.flags) <= kept * self._config.shape.objects:
-                guarantees = self._guarantees
-            else:
-                waiter.fail(ConfigError(error.field, error.given, error.allowed))
-        self._guarantees = guarantees
+                return False
+            if need + self._reserved(flags) <= kept * self._config.shape.objects:
+                self._guarantees = before
+                return False
+            waiter.fail(ConfigError(error.field, error.given, error.allowed))
+            return True
+
+        for filler in tuple(self._waiters.fillers):
+            refuse(filler)
+        self._waiters.walk(refuse, "hopeless")
+
+    def _hopeless(self, need: int, flags: KM) -> ConfigError | None:
+        try:
+            self.check_possible(need, flags)
+        except ConfigError as exc:
+            return exc
+        return None
 
     def _reserved(self, flags: KM) -> int:
         level = LEVEL[flags]

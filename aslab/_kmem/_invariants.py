@@ -14,6 +14,7 @@ from typing import Any
 from .._clients import log
 from .._errors import ConsistencyError, CorruptionError
 from .._fastpath import CLOSED, REPACK, SHORT, Slot
+from .._stats import Counters
 from ._debug import record_of
 from ._holders import who_holds
 from ._member import Member
@@ -40,8 +41,8 @@ def check(pool: Pool[Any]) -> None:
         magazine.check(REPACK, holds=True)
 
     name = pool.config.name
-    counters = [member.counters for member in pool.members] if pool.config.merge else [pool.counters]
-    held_now = sum(held(pool, one) for one in counters)
+    of = [member.counters for member in pool.members] if pool.config.merge else [Counters()]  # any: none is read
+    held_now = sum(held(pool, one) for one in of)
     noted = sum(len(member.holders) for member in pool.members)
     if noted > held_now:
         raise AssertionError(f"cache {name!r}: {noted} buffers noted as held, and {held_now} held")

@@ -46,11 +46,15 @@ class End:
 class Walk(Generic[T]):
     """A walk along the line, from the first to the last."""
 
-    __slots__ = ("next",)
+    __slots__ = ("again", "next", "visit")
 
-    def __init__(self, first: Waiter[T] | None) -> None:
+    def __init__(self, first: Waiter[T] | None, visit: Callable[[Waiter[T]], bool]) -> None:
         self.next: Waiter[T] | None = first
         """Who comes next: kept up to date as waiters leave."""
+        self.visit: Callable[[Waiter[T]], bool] = visit
+        """Called with each; returns whether it woke that one."""
+        self.again: bool = False
+        """It was asked for again since it began."""
 
 
 class Waiters(Generic[T]):
@@ -59,8 +63,8 @@ class Waiters(Generic[T]):
     def __init__(self, magazine: Magazine[T], alarms: Alarms) -> None:
         self._magazine = magazine
         self._alarms = alarms
-        self._ends = [End() for _ in LEVELS]
-        self._sent_away: list[End] = []  # the line of a closed pool
+        self._ends: dict[int, End] = {}  # those of levels that anyone has waited at
+        self._sent_away: dict[int, End] = {}  # of a closed pool
         self._walks: dict[Hashable, Walk[T]] = {}
         self._count = 0
         self.first: Waiter[T] | None = None
@@ -80,12 +84,13 @@ class Waiters(Generic[T]):
 
     def of_level(self, level: int) -> Iterator[Waiter[T]]:
         """Walk those of one level, the oldest first. Any thread; ends early where they leave meanwhile."""
-        yield from _ring(self._ends[level])
+        if level in self._ends:
+            yield from _ring(self._ends[level])
 
     @property
     def everybody(self) -> list[Waiter[T]]:
         """Those in line, and those of a closed pool that are still to be woken."""
-        return [waiter for end in (*self._ends, *self._sent_away) for waiter in _ring(end)]
+        return [waiter for end in (*self._ends.values(), *self._sent_away.values()) for waiter in _ring(end)]
 
     # -- coming and going
 
@@ -96,7 +101,7 @@ class Waiters(Generic[T]):
         """
         if waiter.after is not None:
             return
-        end = self._ends[waiter.level]
+        end = self._ends.get(waiter.level) or self._begin(waiter.level)
         before = end.before
         while before is not end and before.rank > waiter.rank:
             before = before.before
@@ -123,14 +128,19 @@ class Waiters(Generic[T]):
             self._count -= 1
         return True
 
+    def _begin(self, level: int) -> End:
+        end = self._ends[level] = End()
+        return end
+
     def _behind(self, waiter: Waiter[T]) -> Waiter[T] | None:
         after: Any = waiter.after
-        if after is self._ends[waiter.level]:
-            for end in self._ends[waiter.level + 1 :]:
-                if end.after is not end:
-                    return end.after  # type: ignore[no-any-return]
-            return None
-        return after  # type: ignore[no-any-return]
+        if after is not self._ends.get(waiter.level):
+            return after  # type: ignore[no-any-return]
+        for level in range(waiter.level + 1, ORDINARY + 1):
+            end = self._ends.get(level)
+            if end is not None and end.after is not end:
+                return end.after  # type: ignore[no-any-return]
+        return None
 
     # -- fillers
 
@@ -160,7 +170,7 @@ class Waiters(Generic[T]):
                 waiter.wake()
             return waiter.untimed or everybody
 
-        self._visit(wake, ("untimed", everybody))
+        self.walk(wake, ("untimed", everybody))
 
     def wake_undecided(self) -> None:
         """Wake the callers that sleep while another found out whether growth is late."""
@@ -170,14 +180,14 @@ class Waiters(Generic[T]):
                 waiter.wake()
             return waiter.undecided
 
-        self._visit(wake, "undecided")
+        self.walk(wake, "undecided")
 
     def send_away(self, error: Exception, counters: Counters | None = None) -> None:
         """Fail all who wait now, or with ``counters`` the callers of that cache, with ``error``."""
         for filler in tuple(self.fillers):
             if counters is None or filler.counters is counters:
                 filler.fail(error)
-        last = max((end.before.rank[1] for end in self._ends if end.before is not end), default=-1)
+        last = max((end.before.rank[1] for end in self._ends.values() if end.before is not end), default=-1)
 
         def fail(waiter: Waiter[T]) -> bool:
             meant = waiter.rank[1] <= last and (counters is None or waiter.counters is counters)
@@ -185,37 +195,44 @@ class Waiters(Generic[T]):
                 waiter.fail(error)
             return meant
 
-        self._visit(fail, error)
+        self.walk(fail, error)
 
-    def _visit(self, visit: Callable[[Waiter[T]], bool], name: Hashable) -> None:
-        """Call ``visit`` with each waiter, for `AT_ONCE` that it wakes now, and go on in turns.
+    def walk(self, visit: Callable[[Waiter[T]], bool], name: Hashable) -> None:
+        """Call ``visit`` with each in line: with some now, until it has woken `AT_ONCE`, and the rest in turns.
 
-        A walk of the same ``name`` begins anew.
+        While a walk of that ``name`` is under way, it visits the first, and begins again once it has ended: so
+        however often it is asked for, it comes to the last.
         """
         walk = self._walks.get(name)
-        if walk is not None:
-            walk.next = self.first
-            return
-        walk = self._walks[name] = Walk(self.first)
-        steps = self._steps(walk, visit, name)
-        if next(steps, self) is not self:
-            self._alarms.in_turns(steps)
+        if walk is None:
+            walk = self._walks[name] = Walk(self.first, visit)
+            steps = self._steps(walk, name)
+            if next(steps, self) is not self:
+                self._alarms.in_turns(steps)
+        else:
+            walk.visit, walk.again = visit, True
+            if self.first is not None:
+                visit(self.first)
 
-    def _steps(self, walk: Walk[T], visit: Callable[[Waiter[T]], bool], name: Hashable) -> Iterator[None]:
+    def _steps(self, walk: Walk[T], name: Hashable) -> Iterator[None]:
         cost = 0
-        while (waiter := walk.next) is not None:
-            if cost >= AT_ONCE * LOOKS:
-                cost = 0
-                yield
-                continue
-            walk.next = self._behind(waiter)
-            cost += LOOKS if visit(waiter) else 1
+        while True:
+            while (waiter := walk.next) is not None:
+                if cost >= AT_ONCE * LOOKS:
+                    cost = 0
+                    yield
+                    continue
+                walk.next = self._behind(waiter)
+                cost += LOOKS if walk.visit(waiter) else 1
+            if not walk.again:
+                break
+            walk.next, walk.again = self.first, False
         del self._walks[name]
 
     def close(self, error: Exception) -> None:
         """Fail everybody with ``error``, as the pool is closed. `AT_ONCE` wake now, and as each leaves another."""
         self.ended = error
-        self._sent_away, self._ends = self._ends, [End() for _ in LEVELS]
+        self._sent_away, self._ends = self._ends, {}
         self.first, self._count = None, 0
         for walk in self._walks.values():
             walk.next = None
@@ -226,7 +243,7 @@ class Waiters(Generic[T]):
 
     def wake_next(self) -> None:
         """Wake another that a closed pool sends away. Called by each that leaves."""
-        for end in self._sent_away:
+        for end in self._sent_away.values():
             if end.after is not end:
                 waiter = end.after
                 _unlink(waiter)

@@ -140,7 +140,7 @@ async def _new_place(pool: Pool[T], objects: int) -> Slot[T] | None:
     if not slabs.free and not pool.growth.at_limit:
         with anyio.move_on_after(pool.growth.patience.of[ORDINARY]):
             try:
-                await fill(pool, 1, pool.counters)
+                await fill(pool, 1, pool.arena.counters)
             except SlabError:
                 return None
     return None if pool.waiters.first is not None else pool.depot.take_packed()

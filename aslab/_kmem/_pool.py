@@ -19,7 +19,6 @@ import anyio
 from .._config import CacheConfig
 from .._fastpath import REPACK, Magazine, Slot
 from .._flags import ORDINARY
-from .._stats import Counters
 from ._account import Account, Claim
 from ._admission import Admission
 from ._arena import AGEING_STEPS, Arena
@@ -50,13 +49,14 @@ _DESTROY = Mark.DESTROY.value
 class Pool(Generic[T]):
     """The machinery behind a `Cache`; a `Tenant` of the limits."""
 
+    reaped: anyio.Event
+    """Set once the slabs now on their way back are back; absent before the first were."""
+
     def __init__(self, arena: Arena, config: CacheConfig[T]) -> None:
         self.arena = arena
         self.config = config
         self.members: list[Member] = []
         """The open caches."""
-        self.counters: Counters = Counters()
-        """The pool's own, for waits on behalf of no cache."""
         self.magazine: Magazine[T] = Magazine(config.magazine_size)
         self.debug: Debug[T] | None = Debug(config) if config.debug else None
         self.depot: Depot[T] = Depot(self.magazine, cleaning(config, self.debug))
@@ -77,8 +77,6 @@ class Pool(Generic[T]):
         self.parking: Parking = Parking()
         self.guard: AbstractContextManager[Any] = RLock()
         """Held while a managed buffer's handle changes; reentrant, as a finaliser may run in between."""
-        self.reaped: anyio.Event = anyio.Event()
-        """Set once the slabs now on their way back are back."""
         self._patience = self.growth.patience.of[ORDINARY]  # when growth last began
         self._queued_at: int | None = None  # its level in the queue of grows
         self._spared_for, self._spared_until = 1, 0  # in ticks: how long, and until when, no slab is condemned

@@ -217,7 +217,8 @@ def _leave(pool: Pool[T], waiter: Waiter[T]) -> None:
         waiter.counters.waited_long = True
     if waiter.untimed:
         _has_timer(pool, waiter)
-    pool.arena.alarms.forget(waiter)
+    if waiter.alarm is not None:
+        pool.arena.alarms.forget(waiter)
     if waiter.slots is None:  # else it left the line when it was served
         pool.handover.busy = True
         pool.waiters.leave(waiter)
@@ -369,7 +370,7 @@ async def fill(pool: Pool[T], objects: int, counters: Counters) -> None:
 
 async def ready(pool: Pool[T]) -> None:
     """Grow and suspend until the reserve is full. Raises like `fill`."""
-    await _until(pool, 0, pool.counters, lambda: not pool.reserve.short)
+    await _until(pool, 0, pool.arena.counters, lambda: not pool.reserve.short)
 
 
 async def _until(pool: Pool[T], objects: int, counters: Counters, done: Callable[[], bool]) -> None:

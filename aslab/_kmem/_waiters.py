@@ -13,7 +13,6 @@ Event loop's thread only; `WaitQueue.first` may be read from any thread.
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
 from collections.abc import Awaitable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
@@ -212,7 +211,7 @@ class WaitQueue(Generic[T]):
         self._heap: list[Place[T]] = []
         self._old: list[Place[T]] = []  # another heap, being emptied into the first one without its void entries
         self._places: dict[Waiter[T], int] = {}
-        self._serial = itertools.count()
+        self._serial = 0
         self.first: Waiter[T] | None = None
         """The next waiter, stored because it is read far more often than it changes. May be read in any thread."""
 
@@ -226,8 +225,9 @@ class WaitQueue(Generic[T]):
         """Add a waiter at the place that its rank gives. Joining twice changes nothing."""
         if waiter in self._places:
             return
-        serial = self._places[waiter] = next(self._serial)
-        heapq.heappush(self._heap, (*waiter.rank, serial, waiter))
+        self._serial += 1
+        self._places[waiter] = self._serial
+        heapq.heappush(self._heap, (*waiter.rank, self._serial, waiter))
         if self.first is None or waiter.rank < self.first.rank:
             self.first = waiter
 

@@ -57,7 +57,9 @@ class Backend(Protocol):
         ...
 
     async def release(self, region: Region) -> None:
-        """Take back a region that this backend provided. May take long; must not block the event loop.
+        """Take back a region that this backend provided.
+
+        Suspends, perhaps for long; must not block the event loop.
 
         A region that is given back after its allocator was closed is released in another thread, on an asyncio
         event loop of its own.

@@ -26,8 +26,9 @@ from ._measured import Bench, Quantity, Turn, Values
 
 SERVERS = {
     "aslab: serve_metrics": "ours",
+    "aslab: the same, switch interval 0.5 ms": "ours-interval",
     "prometheus_client's server": "thread",
-    "prometheus_client's, switch interval 0.5 ms": "interval",
+    "prometheus_client's, switch interval 0.5 ms": "thread-interval",
     "ASGI app on the loop": "loop",
 }
 RIVAL = "prometheus_client's server"

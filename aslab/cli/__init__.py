@@ -55,12 +55,13 @@ def main(args: Sequence[str] | None = None) -> None:
 def _run(args: Sequence[str] | None) -> int:
     try:
         from ._app import run
+
+        return run(sys.argv[1:] if args is None else args)
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] not in {"typer", "rich"}:
             raise
         complain(f"the command line {EXTRA}")
         return 2
-    return run(sys.argv[1:] if args is None else args)
 
 
 @contextmanager

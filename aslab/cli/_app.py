@@ -2,36 +2,70 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, cast
 
 import typer
 
-from aslab.bench import app as bench_app
-
 from .. import ConfigError
 from .._fastpath import COMPILED
-from ._demo._command import demo
 from ._errors import INTERRUPTED, BadInput, complain
-from ._fault import fault
-from ._lab import app as lab_app
-from ._top._command import top
 
 # The base class of all errors about options; typer does not export it, and its place depends on the version.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
-app.command(name="demo")(demo)
-app.command(name="top")(top)
-# So that "fail -3" is told what is allowed in place of -3.
-app.command(name="fault", context_settings={"ignore_unknown_options": True})(fault)
-app.add_typer(lab_app, name="lab", help="Play scenarios of memory that is slow, stuck or refused.")
-app.add_typer(bench_app, name="bench", help="Measure what things cost on this machine.")
+
+def _add_demo(app: typer.Typer) -> None:
+    from ._demo._command import demo
+
+    app.command(name="demo")(demo)
 
 
-@app.callback(invoke_without_command=True)
+def _add_top(app: typer.Typer) -> None:
+    from ._top._command import top
+
+    app.command(name="top")(top)
+
+
+def _add_fault(app: typer.Typer) -> None:
+    from ._fault import fault
+
+    # So that "fail -3" is told what is allowed in place of -3.
+    app.command(name="fault", context_settings={"ignore_unknown_options": True})(fault)
+
+
+def _add_lab(app: typer.Typer) -> None:
+    from ._lab import app as lab_app
+
+    app.add_typer(lab_app, name="lab", help="Play scenarios of memory that is slow, stuck or refused.")
+
+
+def _add_bench(app: typer.Typer) -> None:
+    from aslab.bench import app as bench_app
+
+    app.add_typer(bench_app, name="bench", help="Measure what things cost on this machine.")
+
+
+COMMANDS: dict[str, Callable[[typer.Typer], None]] = {
+    "demo": _add_demo,
+    "top": _add_top,
+    "fault": _add_fault,
+    "lab": _add_lab,
+    "bench": _add_bench,
+}
+"""What adds each command; all of them together take half a second to import."""
+
+
+def _app(args: Sequence[str]) -> typer.Typer:
+    """The app with the command that comes first in ``args``, or with all."""
+    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+    app.callback(invoke_without_command=True)(root)
+    for name in args[:1] if args and args[0] in COMMANDS else COMMANDS:
+        COMMANDS[name](app)
+    return app
+
+
 def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
@@ -52,7 +86,7 @@ def run(args: Sequence[str]) -> int:
     # The summary shows what the library logs anyway.
     logging.getLogger("aslab").addHandler(logging.NullHandler())
     try:
-        code: object = app(args, prog_name="aslab", standalone_mode=False)
+        code: object = _app(args)(args, prog_name="aslab", standalone_mode=False)
     except _UsageError as exc:
         if type(exc).__name__ == "NoArgsIsHelpError":
             exc.show()
@@ -70,6 +104,8 @@ def run(args: Sequence[str]) -> int:
 
 
 def _version() -> str:
+    import importlib.metadata
+
     try:
         return importlib.metadata.version("aslab")
     except importlib.metadata.PackageNotFoundError:

@@ -21,7 +21,7 @@ def fault(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="COMMAND...",
+            metavar="COMMAND",
             help="status; heal; or growth or emergency, and one of: stuck [DURATION], slow DELAY [DURATION], "
             "fail TIMES [DURATION], heal. Times are such as 3s, 200ms or 1m. Without a duration a fault stays "
             "until it is healed.",

@@ -11,7 +11,6 @@ from typing import Any, TypeVar, TypeVarTuple
 
 import anyio
 
-from ..lab._simulation._interrupts import TRIO_OPTIONS
 from ._errors import EXTRA, BadInput
 
 T = TypeVar("T")
@@ -31,8 +30,12 @@ def run_on(loop: Loop, function: Callable[[*Args], Awaitable[T]], *args: *Args) 
 
     :raises KeyboardInterrupt: after Ctrl-C, even if the loop wraps it in an exception group
     """
-    backend = "trio" if loop is Loop.TRIO else "asyncio"
-    options: dict[str, Any] = dict(TRIO_OPTIONS) if loop is Loop.TRIO else {}
+    backend = "asyncio"
+    options: dict[str, Any] = {}
+    if loop is Loop.TRIO:
+        from ..lab._simulation._interrupts import TRIO_OPTIONS
+
+        backend, options = "trio", dict(TRIO_OPTIONS)
     if loop is Loop.UVLOOP:
         options["loop_factory"] = importlib.import_module("uvloop").new_event_loop
     with plain_interrupts():

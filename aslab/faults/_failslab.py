@@ -15,6 +15,8 @@ log = logging.getLogger("aslab.faults")
 class Failslab:
     """Wraps a backend: acquires fail with MemoryError, as failslab makes kernel allocations fail.
 
+    It suspends only where the wrapped backend does. Event loop's thread only, but for `acquire_nowait`.
+
     The options have the names and the order of Linux (lib/fault-inject.c): ``fail_nth`` decides alone if it is
     set; otherwise ``space``, ``interval``, ``probability`` and ``times`` do.
 

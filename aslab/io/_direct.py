@@ -76,9 +76,9 @@ def needs_of(fd: int) -> Needs | None:
 
 
 def open_direct(path: str | bytes | os.PathLike[str] | os.PathLike[bytes], flags: int = os.O_RDONLY) -> int:
-    """As `os.open`, with O_DIRECT, or without it where that is refused. Returns the descriptor. Blocks.
+    """As `os.open`, with O_DIRECT, or without it where that is refused. Returns the descriptor.
 
-    Why it was refused is logged, once for all files of a device.
+    Blocks; any thread. Why it was refused is logged, once for all files of a device.
     """
     if not O_DIRECT:
         fd = os.open(path, flags | os.O_CLOEXEC, 0o666)

@@ -2,7 +2,7 @@
 
 Whenever a thread has blocked, in a read for example, it waits until another one hands the interpreter over: up to
 5 ms (`sys.getswitchinterval`) where an event loop is always busy. `prometheus_client.start_http_server` blocks
-some five times a scrape: to learn of a connection, to accept it, to start a thread, to read, to send the head.
+some eight times a scrape: to learn of a connection, to accept it, to start a thread, to read, to send in pieces.
 Here a connection is kept, as Prometheus does on its side; a thread for each sleeps in the read, and sends head and
 body by one call. So a scrape waits for the interpreter once. ``aslab bench scrape`` compares them.
 
@@ -109,6 +109,8 @@ class _Server:
         try:
             with sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # so that a dead client is noticed
+                # Else the last piece of an answer waits for an acknowledgement, which may be delayed by 40 ms.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 _Handler(sock, sock.getpeername(), self)  # type: ignore[arg-type]
         except OSError:  # the client is gone
             pass

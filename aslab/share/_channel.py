@@ -48,7 +48,7 @@ class Sender:
         return self._service.send(self._channel, buf, nbytes)
 
     def send_nowait(self, buf: Buffer[Any], nbytes: int | None = None) -> Descriptor:
-        """As `send`, at once.
+        """As `send`, at once. Event loop's thread only.
 
         :raises anyio.WouldBlock: if a receiver has no room, or there is none
         """

@@ -40,7 +40,9 @@ class Claim:
         if self._exporter is None:
             return
         if has_company(self._view):
-            raise BufferError("a slice or another memoryview of this claim is alive: release it first")
+            raise BufferError(
+                "an array, a slice or another memoryview of this claim is alive: del or release it first"
+            )
         self._view.release()  # raises if an array is alive
         self._exporter = None  # the client notices, and tells the service
 

@@ -221,7 +221,7 @@ def _next(link: Link, number: int, *, writable: bool) -> Claim:
 
 
 async def connect(path: str | os.PathLike[str]) -> Client:
-    """Connect to the service at ``path``, which must be of the same user.
+    """Connect to the service at ``path``, which must be of the same user. Suspends.
 
     :raises OSError: if there is none, or it takes no connection for 5 s
     :raises DisconnectedError: if it is another user's

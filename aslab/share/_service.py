@@ -46,7 +46,10 @@ class Shared:
         self.descriptor: Descriptor = descriptor
 
     def release(self) -> None:
-        """Let go: the buffer is freed when no client holds it any more. A second time does nothing."""
+        """Let go: the buffer is freed when no client holds it any more. A second time does nothing.
+
+        Does not suspend; event loop's thread only.
+        """
         self._ledger.release(self, self.descriptor.generation)
 
     def __enter__(self) -> Shared:
@@ -88,7 +91,7 @@ class Service:
         return len(self._ledger)
 
     async def client(self, pid: int) -> Peer:
-        """The client in that process, as soon as it has connected."""
+        """The client in that process; suspends until it has connected."""
         while True:
             for peer in self._peers:
                 if peer.pid == pid:
@@ -354,7 +357,8 @@ async def serve(
     """Share buffers with other processes of this user, on a Unix socket at ``path``, for the time of a block.
 
     Leave the block before the allocator's. On leaving it, receivers are told that no more frames come, and clients
-    have ``linger`` seconds to let go. What they hold then stays allocated as long as this process lives.
+    have ``linger`` seconds to let go. What they hold then stays allocated as long as this process lives. Entering
+    does not suspend, leaving does; event loop's thread only.
 
     :param of: an allocator or caches whose slabs (and emergency objects) come from `aslab.backends.SharedMemory`
     :raises FileExistsError: if a service listens at ``path``, or something else is there

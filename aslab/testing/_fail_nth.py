@@ -15,6 +15,8 @@ log = logging.getLogger("aslab.faults")
 def fail_nth(make: Callable[[], Backend], *, most: int = 1000) -> Iterator[Failslab]:
     """Give a backend whose first acquire fails, then one whose second does, and so on, until none fails any more.
 
+    Call it where the allocator's event loop runs.
+
         for failing in fail_nth(Mmap):
             async with open_allocator(slabs=failing) as kmem:
                 ...  # what is tested: it must end well, whichever acquire fails

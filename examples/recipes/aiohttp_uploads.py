@@ -15,12 +15,15 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 import aslab
 import aslab.io
 
 PIECE = 256 * 2**10
+"""Bytes of a buffer."""
+ENOUGH = 64 * 2**10
+"""Bytes that are worth a write. Less is kept, beside the cache, until more comes."""
 LIMIT = int(os.environ.get("UPLOAD_MIB", "16")) * 2**20
 """Bytes of all buffers."""
 PATIENCE = float(os.environ.get("UPLOAD_PATIENCE", "2"))
@@ -41,12 +44,24 @@ def new_file(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+async def pieces_of(body: StreamReader) -> AsyncIterator[bytes]:
+    """The body in pieces that fit into a buffer, and are worth it."""
+    rest = b""
+    async for data in body.iter_chunked(PIECE - ENOUGH):
+        rest += data
+        if len(rest) >= ENOUGH:
+            yield rest
+            rest = b""
+    if rest:
+        yield rest
+
+
 async def upload(request: web.Request) -> web.Response:
     """Store the body under a new name."""
     path, end = FOLDER / uuid.uuid4().hex, 0
     try:
         with new_file(path) as part:
-            async for piece in request.content.iter_chunked(PIECE):  # waits for the client, and holds no buffer
+            async for piece in pieces_of(request.content):  # waits for the client, and holds no buffer
                 async with request.app[PIECES].lease(timeout=PATIENCE) as buf:
                     buf.view[: len(piece)] = piece
                     end += await aslab.io.write_from(part, buf, end, len(piece))

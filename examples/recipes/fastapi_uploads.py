@@ -30,6 +30,8 @@ from aslab.observe.prometheus import AllocatorCollector
 
 PIECE = 256 * 2**10
 """Bytes of a buffer. uvicorn hands out bodies in messages of up to 320 KiB."""
+ENOUGH = 64 * 2**10
+"""Bytes that are worth a write. Less is kept, beside the cache, until more comes."""
 WORKERS = int(os.environ.get("WEB_CONCURRENCY", "1"))
 LIMIT = int(os.environ.get("UPLOAD_MIB", "16")) * 2**20 // WORKERS
 """Bytes of the buffers of this worker: each has an allocator of its own."""
@@ -61,15 +63,19 @@ app = FastAPI(lifespan=lifespan)
 @app.post("/files", status_code=201)
 async def upload(request: Request, pieces: Pieces) -> dict[str, str | int]:
     """Store the body under a new name."""
-    path, end = FOLDER / uuid.uuid4().hex, 0
+    path, end, rest = FOLDER / uuid.uuid4().hex, 0, b""
     try:
         with new_file(path) as part:
             async for message in request.stream():  # waits for the client, and holds no buffer
-                for start in range(0, len(message), PIECE):
-                    piece = message[start : start + PIECE]
+                rest += message
+                if message and len(rest) < ENOUGH:  # the last message is empty
+                    continue
+                for start in range(0, len(rest), PIECE):
+                    piece = rest[start : start + PIECE]
                     async with pieces.lease(timeout=PATIENCE) as buf:
                         buf.view[: len(piece)] = piece
                         end += await aslab.io.write_from(part, buf, end, len(piece))
+                rest = b""
     except (TimeoutError, aslab.TooManyWaiting):
         await drop(request)
         raise HTTPException(503, "no memory for now", {"Retry-After": "1"}) from None

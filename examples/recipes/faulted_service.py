@@ -13,10 +13,9 @@ from unittest import mock
 
 import anyio
 import httpx
-import starlette_uploads
+import starlette_uploads as service
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
-from starlette_uploads import app
 
 import aslab
 from aslab import lab
@@ -41,7 +40,7 @@ async def scenario() -> None:
     slabs, emergency = Switch(Vmalloc(memory)), Switch(Kmalloc(memory))
     faulty = functools.partial(aslab.open_allocator, slabs=slabs, emergency=emergency)
     with mock.patch.object(aslab, "open_allocator", faulty):
-        async with serving(app) as client:
+        async with serving(service.app) as client:
             slabs.stick()
             response, seconds = await upload(client)
             print(f"growth is stuck: {response.status_code} after {seconds:.1f} s")
@@ -53,7 +52,7 @@ async def scenario() -> None:
             print(f"no memory at all: {response.status_code} after {seconds:.1f} s")
             assert response.status_code == 503
             assert response.headers["Retry-After"] == "1"
-            assert seconds == starlette_uploads.PATIENCE
+            assert seconds == service.PATIENCE
 
             slabs.heal()
             emergency.heal()
@@ -72,6 +71,6 @@ async def upload(client: httpx.AsyncClient) -> tuple[httpx.Response, float]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        starlette_uploads.FOLDER = Path(folder)
+        service.FOLDER = Path(folder)
         for loop in ("asyncio", "trio"):
             lab.run(scenario, seed=1, loop=loop)

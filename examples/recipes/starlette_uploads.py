@@ -28,6 +28,8 @@ import aslab.io
 
 PIECE = 256 * 2**10
 """Bytes of a buffer. uvicorn hands out bodies in messages of up to 320 KiB."""
+ENOUGH = 64 * 2**10
+"""Bytes that are worth a write. Less is kept, beside the cache, until more comes."""
 LIMIT = int(os.environ.get("UPLOAD_MIB", "16")) * 2**20
 """Bytes of all buffers."""
 PATIENCE = float(os.environ.get("UPLOAD_PATIENCE", "2"))
@@ -50,14 +52,18 @@ def new_file(path: Path) -> Iterator[Path]:
 async def store(request: Request, path: Path) -> int:
     """Write the body to a file. Returns its size."""
     pieces: aslab.Cache[memoryview] = request.state.pieces
-    end = 0
+    end, rest = 0, b""
     async with contextlib.aclosing(request.stream()) as messages:  # trio wants generators closed
-        async for message in messages:  # waits for the client, and holds no buffer
-            for start in range(0, len(message), PIECE):
-                piece = message[start : start + PIECE]
+        async for message in messages:  # waits for the client, and holds no buffer; the last message is empty
+            rest += message
+            if message and len(rest) < ENOUGH:
+                continue
+            for start in range(0, len(rest), PIECE):
+                piece = rest[start : start + PIECE]
                 async with pieces.lease(timeout=PATIENCE) as buf:
                     buf.view[: len(piece)] = piece
                     end += await aslab.io.write_from(path, buf, end, len(piece))
+            rest = b""
     return end
 
 

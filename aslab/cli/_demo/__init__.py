@@ -1,12 +1,13 @@
-"""``aslab demo``: a checksum service, with healthy memory and with memory that is stuck.
+"""``aslab demo``: three acts, each with aslab and without; or one run of a checksum service.
 
-_command   the options
-_files     finding files
-_hashing   what a thread does: files in batches, opened, read and hashed
-_service   the service, a good example of how to use aslab
-_resume    has normal operation resumed after a fault?
-_runs      the runs, and whether they ended well
-_report    output for people
-_output    output for programs
-_progress  the progress bar
+_command                       the options, and what they choose
+_files  _hashing               finding files; what a thread does: they are opened, read and hashed
+_service  _resume              the service, a good example of how to use aslab; has it recovered from a fault?
+_run  _once  _report           one run of it, with faults if wanted; from the walk to the last line; for people
+_output  _progress             for programs; the progress bar
+_play  _acts  _stage           the acts, one after another; what they are; what people see of them
+_frames  _consumer             the first act; its other process
+_stuck                         the second
+_checksums  _plain             the third; the other way, in another process
+_other  _pair  _words          another process; two figures shown live; what an act found
 """

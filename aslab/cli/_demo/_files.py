@@ -7,16 +7,7 @@ import stat
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from .._errors import BadInput, printable, why
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """A regular file, or a symlink to one."""
-
-    path: str
-    size: int
-    """Bytes when it was found; it may have changed since."""
+from .._errors import BadInput, complain, printable, why
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +18,34 @@ class Unreadable:
     error: str
 
 
+def name_unreadable(unreadable: Iterable[Unreadable]) -> None:
+    """Report each on stderr."""
+    for one in unreadable:
+        complain(f"cannot read {printable(one.path)}: {one.error}")
+
+
 @dataclass(slots=True)
 class Found:
     """The result of a walk."""
 
-    files: list[File] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    """Paths of regular files, and of symlinks to such."""
     unreadable: list[Unreadable] = field(default_factory=list)
 
-    @property
-    def nbytes(self) -> int:
-        """Total size of all files, in bytes."""
-        return sum(file.size for file in self.files)
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where to look for files."""
+
+    paths: list[str]
+    skip: Collection[str]
+    """Names of folders to skip."""
+    given: bool
+    """Whether the user chose the paths."""
+
+    def find(self) -> Found:
+        """Find the files. Blocks."""
+        return find_files(self.paths, self.skip)
 
 
 def check_paths(paths: Iterable[str]) -> None:
@@ -74,69 +82,72 @@ def find_files(paths: Iterable[str], skip: Collection[str] = ()) -> Found:
     :param skip: names of folders to skip
     """
     walk = _Walk(skip)
+    files = []
     for path in paths:
-        walk.visit(path)
-    walk.found.files.sort(key=lambda file: os.fsencode(file.path))
+        if os.path.isdir(path):  # noqa: PTH112
+            walk.visit_folder(path)
+        else:
+            files.append(path)
+    for path in files:  # when it is known which folders are done
+        walk.visit_file(path)
     return walk.found
 
 
 class _Walk:
+    """A walk asks the system once for each folder, not for each file: folders say what is a file.
+
+    Two paths are the same file if they have the same folder and the same name in it: a symlink next to its target
+    is a second file.
+    """
+
     def __init__(self, skip: Collection[str]) -> None:
         self.found = Found()
         self._skip = skip
-        self._seen: set[str] = set()
+        self._listed: set[str] = set()
+        """Folders whose files are all found, and files from the command line, by their real paths."""
         self._made_up: dict[int, bool] = {}
 
-    def visit(self, path: str) -> None:
-        """Visit one path from the command line, however it is spelled."""
-        # Two paths are the same file if they have the same folder and the same name in it: a symlink
-        # next to its target is a second file.
-        if os.path.isdir(path):  # noqa: PTH112
-            self._walk(path, os.path.realpath(path))
-            return
+    def visit_file(self, path: str) -> None:
+        """Visit a file from the command line, however it is spelled."""
         folder, name = os.path.split(path)
-        try:
-            self._take(path, os.path.join(os.path.realpath(folder), name), os.stat(path))  # noqa: PTH116, PTH118
-        except OSError as exc:
-            self._miss(path, exc)
+        folder = os.path.realpath(folder)
+        real = os.path.join(folder, name)  # noqa: PTH118
+        if folder in self._listed or real in self._listed:
+            return
+        self._listed.add(real)
+        self._take(path)
 
-    def _walk(self, top: str, real_top: str) -> None:
-        folders = [(top, real_top)]
+    def visit_folder(self, top: str) -> None:
+        """Visit a folder and all folders in it."""
+        folders = [(top, os.path.realpath(top))]
         while folders:
             folder, real = folders.pop()
-            if real in self._seen:
+            if real in self._listed:
                 continue
-            self._seen.add(real)
             try:
                 if self._is_made_up(folder, os.stat(folder)):  # noqa: PTH116
                     continue
                 with os.scandir(folder) as entries:
                     for entry in entries:
-                        inside = os.path.join(real, entry.name)  # noqa: PTH118
-                        if not self._is_folder(entry):
-                            self._look_at(entry, inside)
-                        elif entry.name not in self._skip:
-                            folders.append((entry.path, inside))
+                        if entry.is_file(follow_symlinks=False):
+                            self.found.files.append(entry.path)
+                        elif entry.is_symlink():
+                            self._take(entry.path)
+                        elif entry.is_dir(follow_symlinks=False) and entry.name not in self._skip:
+                            folders.append((entry.path, os.path.join(real, entry.name)))  # noqa: PTH118
             except OSError as exc:
                 self._miss(folder, exc)
+            else:
+                self._listed.add(real)
 
-    @staticmethod
-    def _is_folder(entry: os.DirEntry[str]) -> bool:
+    def _take(self, path: str) -> None:
+        """Take what is a file, or a symlink to one."""
         try:
-            return entry.is_dir(follow_symlinks=False)
-        except OSError:
-            return False  # reading it will say why
-
-    def _look_at(self, entry: os.DirEntry[str], real: str) -> None:
-        try:
-            self._take(entry.path, real, entry.stat())
+            status = os.stat(path)  # noqa: PTH116
+            if stat.S_ISREG(status.st_mode) and not self._is_made_up(path, status):
+                self.found.files.append(path)
         except OSError as exc:
-            self._miss(entry.path, exc)
-
-    def _take(self, path: str, real: str, status: os.stat_result) -> None:
-        if stat.S_ISREG(status.st_mode) and real not in self._seen and not self._is_made_up(path, status):
-            self._seen.add(real)
-            self.found.files.append(File(path, status.st_size))
+            self._miss(path, exc)
 
     def _is_made_up(self, path: str, status: os.stat_result) -> bool:
         """Whether a path is made up; checked once per file system."""

@@ -1,8 +1,10 @@
-"""Files in batches, opened, read and hashed in a thread.
+"""Files opened, read and hashed in a thread.
 
 Handing a call to a thread and back costs more than to hash a small file. So one call does as much as fits into
 `CALL` seconds: many small files, or many pieces of a large one, each read into the same buffer. It ends then, even
 in the middle of a file, so that there is progress to show, others get the buffer, and Ctrl-C never waits long.
+
+All threads take their next file from one list, so that they end at about the same time, whatever the sizes.
 """
 
 from __future__ import annotations
@@ -10,39 +12,20 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .._errors import why
-from ._files import File, Unreadable
+from ._files import Unreadable
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-CALL = 0.05
+CALL = 0.2
 """Seconds after which a call ends, at the end of a piece."""
-FILES_MOST = 64
-"""Files of one batch."""
-BYTES_MOST = 4 * 2**20
-"""Bytes of the files of one batch, unless it is one file."""
-SHARES = 4
-"""At least as many batches for each task, so that all end at about the same time."""
-
-
-def batches(files: Sequence[File], tasks: int) -> Iterator[list[File]]:
-    """Neighbours together, as many as a task takes at a time."""
-    most = max(1, min(FILES_MOST, len(files) // (tasks * SHARES)))
-    batch: list[File] = []
-    nbytes = 0
-    for file in files:
-        if batch and (len(batch) == most or nbytes + file.size > BYTES_MOST):
-            yield batch
-            batch, nbytes = [], 0
-        batch.append(file)
-        nbytes += file.size
-    if batch:
-        yield batch
+ADVISES = hasattr(os, "posix_fadvise")
+FLAGS = os.O_RDONLY | os.O_CLOEXEC
 
 
 @dataclass(slots=True)
@@ -54,35 +37,43 @@ class Done:
     unreadable: list[Unreadable] = field(default_factory=list)
     nbytes: int = 0
     """Bytes read."""
-    over: bool = False
-    """Whether the batch is finished."""
 
 
-class Batch:
-    """A batch that is being hashed. Not for two threads at once. Close it when it is not to be finished."""
+class Hasher:
+    """Hashes files, one after another. Not for two threads at once. Close it when it is not to be finished.
 
-    def __init__(self, files: Sequence[File]) -> None:
-        self._files = iter(files)
+    :param paths: what is left to do, shared by several of them, in several threads
+    """
+
+    def __init__(self, paths: deque[str]) -> None:
+        self._paths = paths
         self._path = ""
         self._fd: int | None = None
         self._digest: _Hash = hashlib.sha256()
 
+    @property
+    def within(self) -> bool:
+        """Whether the last call ended within a file."""
+        return self._fd is not None
+
     def go_on(self, view: memoryview) -> Done:
-        """Hash through ``view``, for `CALL` seconds or to the end of the batch. Blocks; call it in a thread."""
+        """Hash through ``view`` for `CALL` seconds, or until no file is left. Blocks; call it in a thread."""
         done = Done()
         until = time.monotonic() + CALL
-        while not done.over:
+        whole = [view]
+        while True:
             try:
                 if self._fd is None:
-                    self._next(done)
-                else:
-                    self._read(self._fd, view, done)
+                    self._path, self._digest = self._paths.popleft(), hashlib.sha256()
+                    self._fd = _open(self._path)
+                self._read(self._fd, view, whole, done)
+            except IndexError:
+                return done
             except OSError as exc:
                 done.unreadable.append(Unreadable(self._path, why(exc)))
                 self.close()
             if time.monotonic() > until:
-                break
-        return done
+                return done
 
     def close(self) -> None:
         """Close the file that is open, if any."""
@@ -90,35 +81,24 @@ class Batch:
         if fd is not None:
             os.close(fd)
 
-    def _next(self, done: Done) -> None:
-        file = next(self._files, None)
-        if file is None:
-            done.over = True
-        else:
-            self._path, self._digest = file.path, hashlib.sha256()
-            self._fd = _open(file.path)
-
-    def _read(self, fd: int, view: memoryview, done: Done) -> None:
-        nbytes = _read_and_hash(fd, view, self._digest)
+    def _read(self, fd: int, view: memoryview, whole: list[memoryview], done: Done) -> None:
+        """Read a piece and hash it. Slices are released, or they would keep the buffer in use."""
+        nbytes = os.readv(fd, whole)
+        if nbytes == len(view):
+            _read_ahead(fd)
         done.nbytes += nbytes
-        if nbytes < len(view):
+        with view[:nbytes] as part:
+            self._digest.update(part)
+        if not nbytes:  # only that is the end of a file: some file systems give less than there is
             done.sums[self._path] = self._digest.hexdigest()
             self.close()
 
 
+def _read_ahead(fd: int) -> None:
+    """Have the kernel read ahead twice as far, where it can be told so."""
+    if ADVISES:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+
+
 def _open(path: str) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _read_and_hash(fd: int, view: memoryview, digest: _Hash) -> int:
-    """Fill the view, or reach the end of the file. Releases each slice, which would keep the buffer in use."""
-    filled = 0
-    while filled < len(view):
-        with view[filled:] as rest:
-            nbytes = os.readv(fd, [rest])
-        if not nbytes:
-            break
-        filled += nbytes
-    with view[:filled] as part:
-        digest.update(part)
-    return filled
+    return os.open(path, FLAGS)

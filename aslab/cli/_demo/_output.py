@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
-from ._runs import Result, differing
+from ._run import Result
 
 _ESCAPES = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\r", b"\\r"))
 
@@ -34,13 +32,15 @@ def _line(path: bytes, hexadecimal: str) -> tuple[bytes, bytes]:
     return path, b"%b%b  %b\n" % (mark, hexadecimal.encode(), escaped)
 
 
-def write_json(results: Sequence[Result]) -> None:
-    """Print one JSON object about all runs."""
-    told = {"runs": [_as_json(result) for result in results], "checksums_equal": not differing(results)}
+def write_json(told: Mapping[str, object]) -> None:
+    """Print one JSON object."""
     sys.stdout.write(json.dumps(told, indent=2) + "\n")
 
 
-def _as_json(result: Result) -> dict[str, Any]:
+def run_as_json(result: Result) -> dict[str, object]:
+    """All about one run."""
+    from statistics import median  # takes long to import
+
     outcome = result.outcome
     return {
         "loop": result.run.loop.value,
@@ -51,7 +51,7 @@ def _as_json(result: Result) -> dict[str, Any]:
         "bytes_per_second": outcome.nbytes / outcome.seconds if outcome.seconds else 0.0,
         "allocations": outcome.allocations,
         "waited": len(outcome.waits),
-        "wait_median": statistics.median(outcome.waits) if outcome.waits else None,
+        "wait_median": median(outcome.waits) if outcome.waits else None,
         "wait_longest": outcome.waits[-1] if outcome.waits else None,
         "emergency_used": outcome.emergency_used,
         "emergency_max": outcome.stats.obj_emergency_max,

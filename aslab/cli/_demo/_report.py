@@ -1,21 +1,22 @@
-"""Output for people: what each run does, its figures, and whether all is well."""
+"""Output for people: what a run does, its figures, and whether all is well."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from rich.text import Text
 
 from ..._checks import format_size
 from .._prose import console, say
 from ._files import Found
-from ._runs import Result, unreadable, wrong_with
+from ._run import Result, wrong_with
 from ._service import Outcome, Settings
+from ._words import count, duration
 
 
 class Report:
-    """Prints a demo on stdout as it runs, as wide as the terminal or 80 columns; in colour on a terminal.
+    """Prints one run on stdout, as wide as the terminal or 80 columns; in colour on a terminal.
 
     :param table: also show the text of /proc/spl/kmem/slab, which is 150 columns wide
     """
@@ -25,32 +26,25 @@ class Report:
         self._console = console()
         self._found = found
         self._table = table
-        self._shown = 0
 
-    def show_run(self, result: Result) -> None:
-        """Print one run: headline, figures, and the table of caches if requested."""
-        if not self._shown:
-            self._show_task()
-        self._shown += 1
+    def show(self, result: Result) -> None:
+        """Print what it did, its figures, the table of caches if requested, and the verdict."""
+        self._show_task()
         self._print()
-        self._print(f"{self._shown}. {result.run}", "bold")
+        self._print(str(result.run), "bold")
         for name, text, style in self._rows(result):
             say(self._console, text, style, head=f"   {name:<10}  ", head_style="cyan")
         if self._table:
             self._console.print(Text(result.outcome.table.rstrip("\n"), "dim"), soft_wrap=True)
-
-    def show_end(self, results: Sequence[Result]) -> None:
-        """Print the verdict over all runs."""
         self._print()
-        wrong = wrong_with(results)
-        if missed := unreadable(results):
+        wrong = wrong_with(result)
+        if missed := len(result.outcome.unreadable):
             wrong.append(f"{missed:,} of the files and folders could not be read")
         if wrong:
             self._print(f"Verdict: NOT well: {'; '.join(wrong)}.", "bold red")
         else:
-            self._print(f"Verdict: {_all_well(results)}", "bold green")
-        if len(results) == 1:
-            self._print("(--sums prints the checksums.)")
+            self._print(f"Verdict: {_all_well(result)}", "bold green")
+        self._print("(--sums prints the checksums.)")
 
     def show_nothing(self) -> None:
         """Print that there are no files."""
@@ -58,8 +52,8 @@ class Report:
 
     def _show_task(self) -> None:
         settings, found = self._settings, self._found
-        work = f"{_count(len(found.files), 'file')}, {format_size(found.nbytes)}"
-        tasks, buffers = _count(settings.tasks, "task"), _count(settings.buffers, "buffer")
+        work = f"{count(len(found.files), 'file')}"
+        tasks, buffers = count(settings.tasks, "task"), count(settings.buffers, "buffer")
         size = format_size(settings.buffer)
         self._print(f"A checksum service: {work}; {tasks} with {buffers} of {size}.")
         if settings.tasks > settings.buffers:
@@ -72,44 +66,36 @@ class Report:
         yield "memory", self._memory(outcome), ""
         yield "emergency", _emergency(outcome), ""
         if outcome.unreadable:
-            yield "unreadable", f"{_count(len(outcome.unreadable), 'file')}, listed on stderr", "red"
+            yield "unreadable", f"{count(len(outcome.unreadable), 'file')}, listed on stderr", "red"
         yield _afterwards(result)
 
     def _memory(self, outcome: Outcome) -> str:
         stats = outcome.stats
         slabs, limit = format_size(stats.slab_size * stats.slab_total), format_size(self._settings.limit)
-        return f"{_count(stats.slab_total, 'slab')}, {slabs}; the limit is {limit}"
+        return f"{count(stats.slab_total, 'slab')}, {slabs}; the limit is {limit}"
 
     def _print(self, text: str = "", style: str = "") -> None:
         say(self._console, text, style)
 
 
-def _all_well(results: Sequence[Result]) -> str:
-    files = _count(len(results[0].outcome.sums), "file")
-    if len(results) > 1:
-        told = f"all is well. Each of the {len(results)} runs read {files} and got the same checksums."
-    else:
-        told = f"all is well. It read {files} and computed the checksums."
-    if any(result.outcome.emergency_used for result in results):
+def _all_well(result: Result) -> str:
+    told = f"all is well. It read {count(len(result.outcome.sums), 'file')} and computed the checksums."
+    if result.outcome.emergency_used:
         told += " When no slab arrived in time, tasks continued with emergency objects"
-        told += (
-            "; slabs never arrived."
-            if any(result.endless for result in results)
-            else ", until slabs arrived again."
-        )
+        told += "; slabs never arrived." if result.endless else ", until slabs arrived again."
     return told
 
 
 def _throughput(outcome: Outcome) -> str:
     speed = f" ({format_size(outcome.nbytes / outcome.seconds)}/s)" if outcome.seconds else ""
-    files = _count(len(outcome.sums), "file")
-    return f"{files}, {format_size(outcome.nbytes)} in {_time(outcome.seconds)}{speed}"
+    files = count(len(outcome.sums), "file")
+    return f"{files}, {format_size(outcome.nbytes)} in {duration(outcome.seconds)}{speed}"
 
 
 def _waits(outcome: Outcome) -> str:
     if not outcome.waits:
         return f"none of {outcome.allocations:,} allocations waited"
-    median, longest = _time(statistics.median(outcome.waits)), _time(outcome.waits[-1])
+    median, longest = duration(statistics.median(outcome.waits)), duration(outcome.waits[-1])
     return f"{len(outcome.waits):,} of {outcome.allocations:,} allocations; median {median}, longest {longest}"
 
 
@@ -118,7 +104,7 @@ def _emergency(outcome: Outcome) -> str:
         return "no objects were needed"
     late = outcome.stats.obj_deadlock
     return (
-        f"{_count(outcome.emergency_used, 'object')}, {outcome.stats.obj_emergency_max:,} at most at once; "
+        f"{count(outcome.emergency_used, 'object')}, {outcome.stats.obj_emergency_max:,} at most at once; "
         f"growth was late {'once' if late == 1 else f'{late:,} times'}"
     )
 
@@ -130,13 +116,3 @@ def _afterwards(result: Result) -> tuple[str, str, str]:
     if result.endless:
         return "afterwards", "slab memory still does not arrive: this fault never ends", "yellow"
     return "afterwards", "normal operation did NOT resume", "bold red"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 0.001:
-        return f"{seconds * 1e6:.0f} µs"
-    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"

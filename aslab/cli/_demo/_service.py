@@ -7,17 +7,18 @@ hashed in threads, many small ones or much of a large one in each call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 
 import anyio
 from anyio import to_thread
 
-from ... import Cache, CacheStats, open_allocator
+from ... import Allocator, Cache, CacheStats, ConfigError, open_allocator
 from ...backends import Backend
-from ._files import File, Unreadable
-from ._hashing import Batch, Done, batches
+from ._files import Unreadable
+from ._hashing import Done, Hasher
 from ._resume import slab_serves
 
 ALIGN = 4096
@@ -38,6 +39,14 @@ class Settings:
     limit: int
     """Most bytes in slabs."""
     tasks: int
+
+    def check(self) -> None:
+        """Refuse a limit below one buffer.
+
+        :raises ConfigError: if it is
+        """
+        if self.limit < self.stride:
+            raise ConfigError("limit", self.limit, f"it must be at least {self.stride}, for one buffer")
 
     @property
     def stride(self) -> int:
@@ -78,11 +87,22 @@ class Outcome:
 
 
 async def checksum(
-    files: Sequence[File], settings: Settings, slabs: Backend, patience: float, progress: Progress
+    files: Sequence[str], settings: Settings, slabs: Backend, patience: float, progress: Progress
 ) -> Outcome:
     """Hash all files with memory from ``slabs``, and check at the end whether all is well.
 
     :param patience: seconds to wait at the end for a grow that is still stuck
+    :raises ConfigError: if a buffer does not fit the limit
+    """
+    async with open_service(settings, slabs, progress) as service:
+        await service.hash(files)
+        return await service.outcome(patience)
+
+
+@asynccontextmanager
+async def open_service(settings: Settings, slabs: Backend, progress: Progress) -> AsyncIterator[Service]:
+    """A service with memory from ``slabs``.
+
     :raises ConfigError: if a buffer does not fit the limit
     """
     async with open_allocator(slabs=slabs, limit=settings.limit) as kmem:
@@ -93,63 +113,74 @@ async def checksum(
             objects_per_slab=settings.per_slab,
             max_slab_size=max(SLAB_SIZE_MOST, settings.stride),
         )
-        service = _Service(cache, progress)
+        yield Service(kmem, cache, settings.tasks, progress)
+
+
+class Service:
+    """The service; what it has done adds up. Made by `open_service`."""
+
+    def __init__(self, kmem: Allocator, cache: Cache[memoryview], tasks: int, progress: Progress) -> None:
+        self.sums: dict[str, str] = {}
+        """SHA-256 in hexadecimal, by path."""
+        self.unreadable: list[Unreadable] = []
+        self.seconds: float = 0.0
+        """How long it has hashed."""
+        self.cache: Cache[memoryview] = cache
+        self._kmem = kmem
+        self._tasks = tasks
+        self._progress = progress
+        self._nbytes = 0
+        self._times: list[float] = []
+        self._emergency_used = 0
+
+    async def hash(self, files: Sequence[str]) -> None:
+        """Hash these files."""
         began = anyio.current_time()
-        await service.run(files, settings.tasks)
-        seconds = anyio.current_time() - began
-        waits = _longest(service.times, cache.stats().waits)
-        served = await slab_serves(cache, patience)
-        stats, table = cache.stats(), kmem.table()  # nothing happens between the two
+        paths = deque(files)
+        async with anyio.create_task_group() as group:
+            for _ in range(min(self._tasks, len(files))):
+                group.start_soon(self._work, paths)
+        self.seconds += anyio.current_time() - began
+
+    async def outcome(self, patience: float) -> Outcome:
+        """See whether slabs serve now, and tell what was done.
+
+        :param patience: seconds to wait for a grow that is still stuck
+        """
+        waits = _longest(self._times, self.cache.stats().waits)
+        served = await slab_serves(self.cache, patience)
+        stats, table = self.cache.stats(), self._kmem.table()  # nothing happens between the two
         return Outcome(
-            sums=service.sums,
-            unreadable=service.unreadable,
-            nbytes=service.nbytes,
-            seconds=seconds,
-            allocations=len(service.times),
+            sums=self.sums,
+            unreadable=self.unreadable,
+            nbytes=self._nbytes,
+            seconds=self.seconds,
+            allocations=len(self._times),
             waits=waits,
-            emergency_used=service.emergency_used,
+            emergency_used=self._emergency_used,
             resumed=served and not (stats.growing or stats.deadlocked),
             stats=stats,
             table=table,
         )
+
+    async def _work(self, paths: deque[str]) -> None:
+        with closing(Hasher(paths)) as hasher:
+            while hasher.within or paths:
+                await self._go_on(hasher)
+
+    async def _go_on(self, hasher: Hasher) -> None:
+        asked = anyio.current_time()
+        async with self.cache.lease() as buf:
+            self._times.append(anyio.current_time() - asked)
+            self._emergency_used += buf.emergency
+            done: Done = await to_thread.run_sync(hasher.go_on, buf.view)
+        self.sums |= done.sums
+        self.unreadable += done.unreadable
+        self._nbytes += done.nbytes
+        self._progress(done.nbytes, len(done.sums) + len(done.unreadable))
 
 
 def _longest(times: list[float], number: int) -> list[float]:
     # An allocation that does not wait takes microseconds. So those that waited, which the cache has
     # counted, are the ones that took longest.
     return sorted(times)[len(times) - number :]
-
-
-class _Service:
-    def __init__(self, cache: Cache[memoryview], progress: Progress) -> None:
-        self.sums: dict[str, str] = {}
-        self.unreadable: list[Unreadable] = []
-        self.nbytes = 0
-        self.times: list[float] = []
-        self.emergency_used = 0
-        self._cache = cache
-        self._progress = progress
-
-    async def run(self, files: Sequence[File], tasks: int) -> None:
-        todo = batches(files, tasks)
-        async with anyio.create_task_group() as group:
-            for _ in range(min(tasks, len(files))):
-                group.start_soon(self._work, todo)
-
-    async def _work(self, todo: Iterator[list[File]]) -> None:
-        for files in todo:  # all tasks share one iterator
-            with closing(Batch(files)) as batch:
-                while not (await self._go_on(batch)).over:
-                    pass
-
-    async def _go_on(self, batch: Batch) -> Done:
-        asked = anyio.current_time()
-        async with self._cache.lease() as buf:
-            self.times.append(anyio.current_time() - asked)
-            self.emergency_used += buf.emergency
-            done = await to_thread.run_sync(batch.go_on, buf.view)
-        self.sums |= done.sums
-        self.unreadable += done.unreadable
-        self.nbytes += done.nbytes
-        self._progress(done.nbytes, len(done.sums) + len(done.unreadable))
-        return done

@@ -55,12 +55,14 @@ class Lab:
 
     def __init__(self, seed: int, idle: Idle | None = None) -> None:
         self.seed = seed
+        """Of the run: what is random in it follows from this."""
         self.random: random.Random = random.Random(f"{seed}/lab")
         """For anything random in the run."""
         self._idle = idle or Idle()
         self._clock: Clock = self._idle.clock or clock_of_this_loop()
         self._start = self._clock()
         self.log: EventLog = EventLog(self.time if self._start else self._clock)
+        """What happened in the run, with the simulated time of each event."""
 
     def time(self) -> float:
         """Seconds since the start of the run."""
