@@ -7,6 +7,7 @@ import gc
 import logging
 import pickle
 import re
+import threading
 import warnings
 from typing import Any
 
@@ -329,6 +330,20 @@ class TestKeptViews:
             del tensor
             buf.free()
 
+    async def test_so_it_is_for_one_that_a_traceback_keeps(self) -> None:
+        def fails(view: memoryview) -> None:
+            raise LookupError(len(view))
+
+        async with allocator() as kmem:
+            cache = await cache_of(kmem, "V")
+            buf = await cache.alloc()
+            with pytest.raises(LookupError) as error:
+                fails(buf.view)
+            with pytest.raises(BufferError, match=r"a view of it is kept: a traceback through .*fails"):
+                buf.free()
+            del error
+            buf.free()
+
     async def test_so_it_is_for_a_view_that_has_ended(self) -> None:
         async with allocator() as kmem:
             cache = await cache_of(kmem, "V")
@@ -356,6 +371,19 @@ class TestBooks:
                 await cache.alloc()
             (await cache.alloc()).free()
             slabs.slots_total -= 1
+
+    async def test_where_other_threads_use_the_cache_only_its_slabs_are_looked_at(self) -> None:
+        async with allocator() as kmem:
+            cache = await cache_of(kmem, "F")
+            other = threading.Thread(target=lambda: cache.alloc_nowait().free())
+            other.start()
+            other.join()
+            pool_of(cache).handover.given += 1  # as if a thread were between two steps
+            assert cache.validate() == []
+            pool_of(cache).handover.given -= 1
+            pool_of(cache).depot.slabs.slots_out += 1
+            assert len(cache.validate()) == 1
+            pool_of(cache).depot.slabs.slots_out -= 1
 
     async def test_the_ageing_task_and_a_grow_look_too(self, caplog: pytest.LogCaptureFixture) -> None:
         async with allocator() as kmem:
