@@ -216,13 +216,43 @@ class TestPoison:
             buf.free()
             poke(address)  # as a library does that keeps the view object
             assert cache.validate() == []
-            (await cache.alloc()).free()
+            buf = await cache.alloc()
+            assert ctypes.string_at(address, 64) == bytes([POISON]) * 64
+            buf.free()
             poke(address)
             del view
             (await cache.alloc()).free()
             poke(address)
             with pytest.raises(aslab.PoisonError):
                 await cache.alloc()
+
+    async def test_not_so_once_it_is_gone_whoever_hears_of_that(self) -> None:
+        async with allocator(slabs=Gate(), emergency_limit=None) as kmem:
+            cache = kmem.create_cache("c", 64, debug="FP")
+            buf = await cache.alloc()
+            assert buf.emergency
+            view, address = buf.view, buf.address
+            buf.free()
+            del view  # the spare object is told of it
+            assert cache.stats().obj_emergency_spare == 1
+            poke(address)
+            with pytest.raises(aslab.PoisonError):
+                await cache.alloc()
+        async with allocator() as kmem:
+            cache = await cache_of(kmem, "FP", objects_per_slab=2)
+            bufs = await cache.alloc_many(2)
+            address = bufs[0].address
+            with bufs[0].view[:8] as part:
+                pass
+            bufs[0].free()
+            assert cache.stats().obj_lingering == 1
+            del part  # nobody is told: the next look finds it
+            await cache.reap()
+            assert cache.stats().obj_lingering == 0
+            poke(address)
+            with pytest.raises(aslab.PoisonError):
+                await cache.alloc()
+            bufs[1].free()
 
     async def test_not_with_a_constructor_whose_work_it_would_wipe(self) -> None:
         async with allocator(debug="ZP") as kmem:
@@ -281,6 +311,9 @@ class TestSites:
                 culprit_allocates(cache)
                 gc.collect()
                 kept = [culprit_allocates(cache) for _ in range(12)]
+                holders = cache.holders()
+                assert len(holders) == 12, "each is noted, with its whole stack"
+                assert len(holders[0].stack) > 1
                 await cache.aclose()
                 for buf in kept:
                     buf.free()
