@@ -33,7 +33,7 @@ from ._flags import KM, LEVEL
 from ._holder import Holder
 from ._home import CacheHome
 from ._kmem._errands import Errand
-from ._kmem._frees import admit, give_back, orphan
+from ._kmem._frees import admit, give_back, hand_out_all, orphan
 from ._kmem._holders import Holders
 from ._kmem._invariants import left_behind, validate
 from ._kmem._member import Member
@@ -258,20 +258,7 @@ class Cache(Front[T]):
             slots = await wait(self._pool, flags, n, self._counters, timeout)
         except Expired:
             raise too_late(self._pool, self._member, timeout) from None
-        return self._hand_all_out(slots)
-
-    def _hand_all_out(self, slots: list[Slot[T]]) -> list[Buffer[T]]:
-        bufs: list[Buffer[T]] = []
-        slots.reverse()
-        try:
-            while slots:
-                bufs.append(self._hand_out(slots.pop()))
-        except CorruptionError:  # found by a debug letter; that slot is free again
-            give_back(self._pool, slots)
-            for buf in bufs:
-                buf.free()
-            raise
-        return bufs
+        return hand_out_all(self._pool, slots, self._hand_out)
 
     def lease_many(self, n: int, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> ManyLease[T]:
         """``async with cache.lease_many(n) as bufs:`` is `alloc_many` and `Buffer.free` of each around a block.

@@ -10,10 +10,10 @@ from __future__ import annotations
 import gc
 import sys
 from inspect import CO_OPTIMIZED
-from types import CoroutineType, FrameType, GeneratorType
+from types import CoroutineType, FrameType, GeneratorType, TracebackType
 from typing import Any, TypeVar, cast
 
-from ._errors import BufferFreedError, DoubleFreeError
+from ._errors import BufferFreedError, CorruptionError, DoubleFreeError
 from ._fastpath import ManagedBuffer, Slot, has_company, is_kept, is_released
 from ._kmem._debug import Debug, Record, record_of
 
@@ -52,6 +52,15 @@ class CheckedBuffer(ManagedBuffer[T]):
         self._home.take_back(slot)
         if error is not None:
             raise error
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        try:
+            super().__exit__(exc_type, exc, tb)
+        except CorruptionError:
+            if exc is None:  # else that goes on its way, and this is logged
+                raise
 
     def _look_for_keepers(self) -> None:
         """Refuse a free that would leave the slot lingering. Exports of the memory are left to the free itself."""

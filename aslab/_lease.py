@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from ._errors import CorruptionError
 from ._fastpath import Buffer
 
 T = TypeVar("T")
@@ -31,11 +32,11 @@ class ManyLease(Generic[T]):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        refused: BufferError | None = None
+        refused: BufferError | CorruptionError | None = None
         while self._buffers:
             try:
                 self._buffers.pop().__exit__(exc_type, exc, tb)
-            except BufferError as error:  # one buffer still in use must not keep the others allocated
+            except (BufferError, CorruptionError) as error:  # one buffer must not keep the others allocated
                 refused = refused or error
         if refused is not None:
             raise refused

@@ -7,6 +7,7 @@ import gc
 import logging
 import pickle
 import re
+import threading
 import warnings
 from typing import Any
 
@@ -125,6 +126,21 @@ class TestRedZones:
                     poke(buf.address + 64)
             assert cache.stats().obj_held == 0
 
+    async def test_it_hides_no_other_exception_and_keeps_no_other_buffer(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with allocator() as kmem:
+            cache = await cache_of(kmem, "Z")
+            with pytest.raises(LookupError):
+                async with cache.lease() as buf:
+                    poke(buf.address + 64)
+                    raise LookupError
+            assert "red zone overwritten" in caplog.text
+            with pytest.raises(aslab.RedZoneError):
+                async with cache.lease_many(3) as bufs:
+                    poke(bufs[-1].address + 64)
+            assert cache.stats().obj_held == 0
+
 
 class TestPoison:
     async def test_a_write_after_the_free_is_found_by_the_next_allocation(self) -> None:
@@ -200,13 +216,43 @@ class TestPoison:
             buf.free()
             poke(address)  # as a library does that keeps the view object
             assert cache.validate() == []
-            (await cache.alloc()).free()
+            buf = await cache.alloc()
+            assert ctypes.string_at(address, 64) == bytes([POISON]) * 64
+            buf.free()
             poke(address)
             del view
             (await cache.alloc()).free()
             poke(address)
             with pytest.raises(aslab.PoisonError):
                 await cache.alloc()
+
+    async def test_not_so_once_it_is_gone_whoever_hears_of_that(self) -> None:
+        async with allocator(slabs=Gate(), emergency_limit=None) as kmem:
+            cache = kmem.create_cache("c", 64, debug="FP")
+            buf = await cache.alloc()
+            assert buf.emergency
+            view, address = buf.view, buf.address
+            buf.free()
+            del view  # the spare object is told of it
+            assert cache.stats().obj_emergency_spare == 1
+            poke(address)
+            with pytest.raises(aslab.PoisonError):
+                await cache.alloc()
+        async with allocator() as kmem:
+            cache = await cache_of(kmem, "FP", objects_per_slab=2)
+            bufs = await cache.alloc_many(2)
+            address = bufs[0].address
+            with bufs[0].view[:8] as part:
+                pass
+            bufs[0].free()
+            assert cache.stats().obj_lingering == 1
+            del part  # nobody is told: the next look finds it
+            await cache.reap()
+            assert cache.stats().obj_lingering == 0
+            poke(address)
+            with pytest.raises(aslab.PoisonError):
+                await cache.alloc()
+            bufs[1].free()
 
     async def test_not_with_a_constructor_whose_work_it_would_wipe(self) -> None:
         async with allocator(debug="ZP") as kmem:
@@ -265,6 +311,9 @@ class TestSites:
                 culprit_allocates(cache)
                 gc.collect()
                 kept = [culprit_allocates(cache) for _ in range(12)]
+                holders = cache.holders()
+                assert len(holders) == 12, "each is noted, with its whole stack"
+                assert len(holders[0].stack) > 1
                 await cache.aclose()
                 for buf in kept:
                     buf.free()
@@ -314,6 +363,20 @@ class TestKeptViews:
             del tensor
             buf.free()
 
+    async def test_so_it_is_for_one_that_a_traceback_keeps(self) -> None:
+        def fails(view: memoryview) -> None:
+            raise LookupError(len(view))
+
+        async with allocator() as kmem:
+            cache = await cache_of(kmem, "V")
+            buf = await cache.alloc()
+            with pytest.raises(LookupError) as error:
+                fails(buf.view)
+            with pytest.raises(BufferError, match=r"a view of it is kept: a traceback through .*fails"):
+                buf.free()
+            del error
+            buf.free()
+
     async def test_so_it_is_for_a_view_that_has_ended(self) -> None:
         async with allocator() as kmem:
             cache = await cache_of(kmem, "V")
@@ -341,6 +404,19 @@ class TestBooks:
                 await cache.alloc()
             (await cache.alloc()).free()
             slabs.slots_total -= 1
+
+    async def test_where_other_threads_use_the_cache_only_its_slabs_are_looked_at(self) -> None:
+        async with allocator() as kmem:
+            cache = await cache_of(kmem, "F")
+            other = threading.Thread(target=lambda: cache.alloc_nowait().free())
+            other.start()
+            other.join()
+            pool_of(cache).handover.given += 1  # as if a thread were between two steps
+            assert cache.validate() == []
+            pool_of(cache).handover.given -= 1
+            pool_of(cache).depot.slabs.slots_out += 1
+            assert len(cache.validate()) == 1
+            pool_of(cache).depot.slabs.slots_out -= 1
 
     async def test_the_ageing_task_and_a_grow_look_too(self, caplog: pytest.LogCaptureFixture) -> None:
         async with allocator() as kmem:

@@ -46,6 +46,17 @@ class Batches(Instant):
         return [await self.acquire(nbytes, align, gfp) for _ in range(count)]
 
 
+async def test_no_slab_of_real_memory_comes_by_another_way_while_growth_is_stuck() -> None:
+    async with aslab.open_allocator(faults=True, grow_timeout=0.01) as kmem:
+        cache = kmem.create_cache("frames", SIZE, objects_per_slab=1)
+        await cache.prefill(1)
+        kmem.faults.growth.stick()
+        bufs = [await cache.alloc() for _ in range(cache.stats().obj_total + 2)]
+        assert bufs[-1].emergency
+        for buf in bufs:
+            buf.free()
+
+
 class TestFaults:
     @pytest.fixture
     def anyio_backend(self, virtual: Loop) -> Loop:

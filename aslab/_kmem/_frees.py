@@ -21,8 +21,8 @@ from functools import partial
 from threading import get_ident
 from typing import Any, TypeVar, cast
 
-from .._errors import PoisonError, RedZoneError
-from .._fastpath import KEPT, WAITERS, KeptView, Noted, Slot
+from .._errors import CorruptionError, PoisonError, RedZoneError
+from .._fastpath import KEPT, WAITERS, Buffer, KeptView, Noted, Slot
 from .._sites import Site
 from .._stats import Counters
 from ._debug import site_of
@@ -75,6 +75,24 @@ def admit(pool: Pool[T], slot: Slot[T], moved_from: Slot[T] | None = None) -> Si
         take_back(pool, slot)
         raise
     return site
+
+
+def hand_out_all(pool: Pool[T], slots: list[Slot[T]], hand_out: Callable[[Slot[T]], Buffer[T]]) -> list[Buffer[T]]:
+    """Make handles for several objects, or give all of them back if one of them was damaged.
+
+    :raises CorruptionError: if one was
+    """
+    bufs: list[Buffer[T]] = []
+    slots.reverse()
+    try:
+        while slots:
+            bufs.append(hand_out(slots.pop()))
+    except CorruptionError:  # that one is free again
+        give_back(pool, slots)
+        for buf in bufs:
+            buf.free()
+        raise
+    return bufs
 
 
 def settle(pool: Pool[Any]) -> None:

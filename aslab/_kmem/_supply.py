@@ -45,9 +45,7 @@ class Supply:
     """The allocator's dealings with one of its backends."""
 
     def __init__(self, backend: Backend, wakeup: Wakeup) -> None:
-        self.backend: Backend = backend
-        self._batching = batching(backend)
-        self._streaming = streaming(backend)
+        self.interpose(backend)
         self._wakeup = wakeup
         self._queue: WorkQueue[tuple[Region | None, Gone, Iterator[object]]] = WorkQueue()
         self._idle = anyio.Event()
@@ -58,7 +56,8 @@ class Supply:
 
     def interpose(self, wrapper: Backend) -> None:
         """Call a wrapper of the backend from now on. Event loop's thread only, before the first call."""
-        self.backend, self._batching = wrapper, batching(wrapper)
+        self.backend: Backend = wrapper
+        self._batching, self._streaming = batching(wrapper), streaming(wrapper)
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP, gone: Gone) -> Region:
         """Acquire a region and check it. If that fails, ``gone`` is called once nothing is outstanding. Suspends.

@@ -68,13 +68,13 @@ async def main(server: str, load: float) -> None:
     ):
         registry.register(AllocatorCollector(kmem))
         caches = [kmem.create_cache(f"cache {number}", SIZE) for number in range(CACHES)]
-        held = []
         for cache in caches:
             await cache.prefill(1)
-            held += await cache.alloc_many(cache.stats().obj_free)
         kmem.faults.growth.stick()
-        for cache in caches:
-            held.append(await cache.alloc())
+        held: list[aslab.Buffer[memoryview]] = []
+        for cache in caches:  # slabs that were grown ahead are used up, too
+            while not held or not held[-1].emergency or held[-1].cache is not cache:
+                held.append(await cache.alloc())
         for number in range(TASKS):
             tasks.start_soon(work, caches[number % CACHES], load)
         if server.startswith("ours"):

@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar, cast
 
 import anyio
 
 from .._cache import Cache
 from .._checks import optional, optional_function, whole_number
-from .._errors import clear_frames
+from .._errors import CorruptionError, clear_frames
 from .._fastpath import Buffer, Pin
 from .._gather import PEEK
 
@@ -136,7 +137,8 @@ class BufferedReceiver(asyncio.BufferedProtocol, Generic[T]):
             await self._lost.wait()
         finally:
             while self._ready:
-                self._ready.popleft()[0].free()
+                with suppress(CorruptionError):  # found by a debug letter: it is logged, and the buffer is free
+                    self._ready.popleft()[0].free()
 
     async def wait_closed(self) -> None:
         """Wait until the connection is gone.

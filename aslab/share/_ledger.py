@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .._errors import BufferFreedError
+from .._errors import BufferFreedError, CorruptionError
 from .._fastpath import Buffer
 from ._descriptor import Descriptor
 
@@ -102,7 +102,7 @@ class Ledger:
         for buf in buffers:
             try:
                 buf.free()
-            except BufferFreedError:
+            except (BufferFreedError, CorruptionError):  # what a debug letter finds is logged, and it is free
                 pass
             except BufferError:  # an array of the producer's own: tried again later
                 self._unfreed.append(buf)
