@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import subprocess
 import sys
@@ -51,7 +50,7 @@ def test_the_blocks_of_a_page_run_in_order_and_print_what_stands_below(
             if error.name not in FOREIGN:
                 raise
             absent.add(error.name)
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert not [record for record in caplog.records if record.exc_info]  # something raised where nobody looks
     if absent:
         pytest.skip(f"not installed: {', '.join(sorted(absent))}; all other blocks ran")
 
