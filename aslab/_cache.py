@@ -339,8 +339,7 @@ class Cache(Front[T]):
     async def reap(self) -> int:
         """Drain the magazine and give back every empty slab that nobody waits for. Suspends until they are back.
 
-        Returns the number of bytes given back; 0 if the allocator is sealed. If cancelled, releases already
-        begun go on. Event loop's thread only.
+        Returns the bytes given back, 0 if sealed. Releases go on if cancelled. Loop's thread only.
         """
         self._arena.check_thread()
         return await reap(self._pool)
@@ -362,8 +361,7 @@ class Cache(Front[T]):
     def validate(self) -> list[CorruptionError]:
         """Check all objects now, as the debug letters say. Returns what was wrong, which is logged and restored.
 
-        Linux has ``slabinfo -v``. Without letters there is nothing to check. Never suspends; event loop's thread
-        only.
+        Without letters, nothing is. Never suspends; event loop's thread only. Linux has ``slabinfo -v``.
         """
         return validate(self._pool)
 

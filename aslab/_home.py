@@ -36,8 +36,10 @@ class CacheHome(Origin[T]):
         "guard",
         "hand_out",
         "name",
+        "park",
         "settle",
         "take_back",
+        "view_gone",
     )
 
     def __init__(self, cache: object, pool: Pool[T], member: Member, hand_out: HandOut[T]) -> None:
@@ -53,19 +55,13 @@ class CacheHome(Origin[T]):
         self.settle: Callable[[], None] = partial(frees.settle, pool)
         self.take_back: Callable[[Slot[T]], None] = partial(frees.take_back, pool)
         self.collected: Callable[[Slot[T]], None] = partial(frees.collected, pool)
+        self.park: Callable[[Slot[T], bool, Noted | None], None] = partial(frees.park, pool, member.counters)
+        self.view_gone: Callable[[KeptView], None] = partial(frees.view_gone, pool)
         self._pool = pool
         self._counters = member.counters
 
-    # What is rare is found by way of the pool: a bound function each would be another object for the garbage
-    # collector in every cache.
-
-    def park(self, slot: Slot[T], emergency: bool, noted: Noted | None, /) -> None:
-        """Keep the slot of a forgotten handle until its memory is no longer exported."""
-        frees.park(self._pool, self._counters, slot, emergency, noted)
-
-    def view_gone(self, kept: KeptView, /) -> None:
-        """Take back the slot of a view object that has just gone, if the slot was lingering for it."""
-        frees.view_gone(self._pool, kept)
+    # What is rare, and not called by the garbage collector, is found by way of the pool: a bound function each
+    # would be another object for the collector in every cache.
 
     def look_at_lingering(self) -> None:
         """Take back the slots that need not linger any more."""

@@ -281,6 +281,118 @@ async def test_a_backend_that_overrides_acquire_alone_is_asked_for_one_at_a_time
         assert pool_of(cache).growth.demand.quick
 
 
+# -- one after another in one call
+
+
+class Streams(Instant):
+    """Memory of which each slab takes so many seconds, and which goes on with the next while it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[int] = []
+        self.errors: dict[int, Exception] = {}
+        self.spoil: int | None = None
+
+    async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
+        await anyio.sleep(QUICK)
+        return self.acquire_nowait(nbytes, align, gfp)
+
+    async def acquire_each(self, nbytes: int, align: int, gfp: GFP, deliver: Callable[[Region], bool]) -> None:
+        self.calls.append(0)
+        goes_on = True
+        while goes_on:
+            await anyio.sleep(QUICK)
+            if error := self.errors.get(self.calls[-1]):
+                raise error
+            region = self.acquire_nowait(nbytes, align, gfp)
+            if self.spoil == self.calls[-1]:
+                region.memory = region.memory[: nbytes - 1]
+            self.calls[-1] += 1
+            goes_on = deliver(region)
+
+
+async def test_a_grow_goes_on_for_as_long_as_slabs_are_needed_and_each_can_be_used_at_once() -> None:
+    slabs = Streams()
+    async with allocator(slabs=slabs) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE, max_objects=8 * 5)
+        await cache.prefill(8)
+        held = [await cache.alloc() for _ in range(8)]
+        await start(tasks, cache.prefill, 8 * 4)
+        await anyio.sleep(QUICK / 2)
+        held.append(await cache.alloc())
+        assert (slabs.calls, slabs_of(cache)) == ([1], 2)
+        await anyio.sleep(1)
+        assert (slabs.calls, slabs_of(cache)) == ([4], 5)
+        for buf in held:
+            buf.free()
+
+
+async def test_a_grow_goes_on_while_a_caller_waits_even_for_the_last_object() -> None:
+    slabs = Streams()
+    async with allocator(slabs=slabs) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        held = [await cache.alloc() for _ in range(8 * 24)]
+        assert sum(slabs.calls) >= 24 - 2
+        assert len(slabs.calls) <= 4
+        await anyio.sleep(1)
+        assert slabs_of(cache) <= 24 + 2, "not once nobody waits"
+        for buf in held:
+            buf.free()
+
+
+async def test_a_grow_that_goes_on_ends_for_another_cache() -> None:
+    slabs = Streams()
+    async with allocator(slabs=slabs) as kmem, anyio.create_task_group() as tasks:
+        one, two = kmem.create_cache("one", SIZE), kmem.create_cache("two", SIZE)
+        await one.prefill(1)
+        await start(tasks, one.prefill, 8 * 16)
+        await anyio.sleep(QUICK / 2)
+        await two.prefill(1)
+        assert slabs_of(one) == 2
+        await anyio.sleep(1)
+        assert slabs_of(one) == 16
+
+
+@pytest.mark.parametrize("broken", ["memory", "first", "error", "region"])
+async def test_what_came_before_a_grow_failed_is_kept_and_all_other_room_is_free_again(broken: str) -> None:
+    slabs = Streams()
+    async with allocator(slabs=slabs, limit=10 * 8 * SIZE) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        await cache.prefill(8)
+        at, error = {"memory": (2, MemoryError("none")), "first": (0, MemoryError("none"))}.get(
+            broken, (1, RuntimeError("boom"))
+        )
+        slabs.errors = {} if broken == "region" else {at: error}
+        slabs.spoil = 1 if broken == "region" else None
+        if broken in {"error", "region"}:
+            with pytest.raises(BackendError):
+                await cache.prefill(8 * 4)
+        else:
+            with anyio.move_on_after(QUICK * 4):
+                await cache.prefill(8 * 4)
+        slabs.errors, slabs.spoil = {}, None
+        await settle()
+        assert kmem.stats().slab_bytes == slabs_of(cache) * 8 * SIZE == len(slabs.outstanding) * 8 * SIZE
+        await anyio.sleep(1)
+        with anyio.fail_after(60):
+            await cache.prefill(8 * 10)
+        assert slabs_of(cache) == 10, "all of the limit can be had"
+
+
+async def test_a_grow_that_goes_on_leaves_half_of_the_room_to_others_and_is_never_set_aside() -> None:
+    slabs = Streams()
+    async with allocator(slabs=slabs, limit=16 * 8 * SIZE, kick_after=5 * QUICK) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        await cache.prefill(8)
+        async with anyio.create_task_group() as tasks:
+            await start(tasks, cache.prefill, 8 * 13)
+            await anyio.sleep(QUICK / 2)
+            await kmem.create_cache("other", SIZE).prefill(8 * 3)
+        assert slabs_of(cache) == 13
+        assert kmem.stats().slab_bytes == 16 * 8 * SIZE
+        assert kmem.stats().kicked == 0
+
+
 # -- how many objects a slab has
 
 

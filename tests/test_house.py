@@ -30,8 +30,8 @@ _kmem/_holders _kmem/_member _kmem/_moving
 _kmem/_slab _kmem/_account _kmem/_budget _kmem/_demand _kmem/_rescue _kmem/_lingering _kmem/_orphans
 _kmem/_parking _kmem/_supply _kmem/_filled _kmem/_held _kmem/_debug _kmem/_waiters _kmem/_line _kmem/_reserve
 _kmem/_depot _kmem/_emergency _kmem/_arena _kmem/_errands _kmem/_reports _kmem/_growth _kmem/_handover
-_kmem/_admission _kmem/_pool _kmem/_attempts _kmem/_snapshot _kmem/_invariants _kmem/_frees _kmem/_worker
-_kmem/_reclaim _kmem/_slowpath _kmem/_move
+_kmem/_admission _kmem/_pool _kmem/_arrivals _kmem/_attempts _kmem/_snapshot _kmem/_invariants _kmem/_frees
+_kmem/_worker _kmem/_reclaim _kmem/_slowpath _kmem/_move
 _home _checked _cache _reaper _faults _tasks _requests _allocator
 _gather __init__
 arrays

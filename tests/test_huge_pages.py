@@ -6,10 +6,12 @@ import errno
 import threading
 
 import anyio
+import anyio.to_thread
 import pytest
 
+import aslab
 from aslab import GFP
-from aslab.backends import Mmap, _huge, _mmap
+from aslab.backends import Mmap, Region, _huge, _mmap
 from aslab.backends._huge import PAUSE_FIRST, QUICK, QuickHugePages
 from aslab.backends._libc import PAGE_SIZE, prefault
 
@@ -143,6 +145,67 @@ async def test_abandoned_all_of_them_are_unmapped(monkeypatch: pytest.MonkeyPatc
             while not stuck.is_set():
                 await anyio.sleep(0.001)
         tasks.cancel_scope.cancel()
+    go.set()
+    with anyio.fail_after(5):
+        while any(resident(address, PAGE_SIZE) is not None for address in touched):
+            await anyio.sleep(0.001)
+
+
+async def test_regions_come_one_by_one_and_one_that_comes_after_a_cancellation_is_passed_on_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend, came = Mmap(), list[Region]()
+
+    def three(region: Region) -> bool:
+        came.append(region)
+        return len(came) < 3
+
+    await backend.acquire_each(MIB, 64, GFP.KERNEL, three)
+    assert [resident(region.address, MIB) for region in came] == [1, 1, 1]
+    stuck, go, late = threading.Event(), threading.Event(), threading.Event()
+
+    def prefault_late(address: int, nbytes: int) -> None:
+        stuck.set()
+        go.wait()
+        prefault(address, nbytes)
+
+    def deliver(region: Region) -> bool:
+        came.append(region)
+        late.set()
+        return False
+
+    monkeypatch.setattr(_mmap, "prefault", prefault_late)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(backend.acquire_each, MIB, 64, GFP.KERNEL, deliver)
+        await anyio.to_thread.run_sync(stuck.wait, 5)
+        tasks.cancel_scope.cancel()
+    go.set()
+    await anyio.to_thread.run_sync(late.wait, 5)
+    assert len(came) == 4
+    for region in came:
+        await backend.release(region)
+
+
+async def test_what_comes_after_the_allocator_has_given_up_is_unmapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck, go = threading.Event(), threading.Event()
+    touched: list[int] = []
+
+    def prefault_late(address: int, nbytes: int) -> None:
+        touched.append(address)
+        if len(touched) == 2:
+            stuck.set()
+            go.wait()
+        prefault(address, nbytes)
+
+    monkeypatch.setattr(_mmap, "prefault", prefault_late)
+    with pytest.warns(ResourceWarning, match="grow"):
+        async with aslab.open_allocator(slabs=Mmap(huge_pages="never")) as kmem:
+            cache = kmem.create_cache("c", 4096)
+            await cache.prefill(1)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(cache.prefill, 4 * 512)
+                await anyio.to_thread.run_sync(stuck.wait, 5)
+                tasks.cancel_scope.cancel()
     go.set()
     with anyio.fail_after(5):
         while any(resident(address, PAGE_SIZE) is not None for address in touched):

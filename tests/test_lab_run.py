@@ -9,11 +9,12 @@ import os
 import random
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from aslab.faults import Deadlock
 from aslab.lab import Lab, Stuck, StuckTask, current, housekeeping, run
 from aslab.lab._simulation import _order, _trio
 from aslab.lab._simulation._asyncio import SimulatedLoop
+from aslab.lab._simulation._log import AT_ONCE, EventLog
 from aslab.lab._simulation._run import LOOPS
 from aslab.lab.pytest_plugin import LabRunner, lab
 
@@ -106,6 +108,67 @@ def test_callbacks_run_in_the_order_of_asyncio_itself(debug: bool) -> None:
         expected, came = (order_of_callbacks(loop, seed) for loop in loops)
         assert len(expected) > 100
         assert came == expected
+
+
+def order_of_sleepers(loop: asyncio.AbstractEventLoop, sleep: Callable[[float], Awaitable[object]]) -> list[Any]:
+    """What runs when, of tasks that sleep, write to a socket and are cancelled, and of callbacks that raise."""
+    came: list[Any] = []
+    reader, writer = socket.socketpair()
+
+    def now() -> float:
+        return round(loop.time(), 6)
+
+    def turn(left: int) -> None:
+        came.append((now(), "turn", left))
+        if left:
+            loop.call_soon(turn, left - 1)
+
+    async def one(number: int) -> None:
+        try:
+            await sleep(1 + number % 3)
+        except asyncio.CancelledError:
+            came.append((now(), "cancelled", number))
+            return
+        came.append((now(), "woke", number))
+        writer.send(b"!")
+        loop.call_soon(turn, 2)
+
+    def fail() -> None:
+        came.append((now(), "raises", 1 // 0))
+
+    async def main() -> None:
+        loop.set_exception_handler(lambda _, told: came.append((told["message"], type(told["exception"]))))
+        loop.add_reader(reader, lambda: came.append((now(), "read", reader.recv(9))))
+        tasks: list[asyncio.Task[None]] = []
+        just_before = 2 - 1e-10  # in the same turn
+        loop.call_at(just_before, lambda: [tasks[number].cancel() for number in (1, 4)])
+        loop.call_later(1.5, fail)
+        tasks += [asyncio.ensure_future(one(number)) for number in range(9)]
+        await asyncio.wait(tasks)
+        for seconds in (0, -1):
+            await sleep(seconds)
+        loop.remove_reader(reader)
+
+    with contextlib.closing(loop), reader, writer:
+        loop.run_until_complete(main())
+    return came
+
+
+def test_sleepers_files_and_errors_are_as_with_asyncio_itself() -> None:
+    simulated = SimulatedLoop()
+    expected = order_of_sleepers(AsyncioItself(), asyncio.sleep)
+    assert {"read", "woke", "cancelled", "turn"} <= {entry[1] for entry in expected}
+    assert any("Exception in callback" in str(entry[0]) for entry in expected)
+    assert order_of_sleepers(simulated, simulated.sleep) == expected
+
+
+def test_a_log_of_many_events_is_one_text() -> None:
+    log = EventLog(lambda: 1.5)
+    for number in range(3 * AT_ONCE + 1):
+        log.write("who", "what", str(number))
+    lines = str(log).splitlines()
+    assert len(log) == len(lines) == 3 * AT_ONCE + 1
+    assert [line.rpartition("\t")[2] for line in lines] == [str(number) for number in range(len(lines))]
 
 
 def test_an_hour_passes_on_the_simulated_clock(lab: LabRunner) -> None:

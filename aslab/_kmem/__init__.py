@@ -39,6 +39,7 @@ actions     _snapshot     the counters at one moment
             _slowpath     an allocation that finds no free object
             _errands      an allocation for a thread without an event loop
             _reclaim      memory is given back
+            _arrivals     slabs that come one after another in one grow
             _worker       slabs are made
             _move         objects move, so that whole slabs become free
 """

@@ -121,6 +121,10 @@ class Budget:
             account, self.used + slabs * account.slab_size + account.slab_size
         )
 
+    def try_charge_more(self, account: Account, slabs: int) -> bool:
+        """Set room aside for one slab more of a grow that has room for ``slabs``, if others lose little by it."""
+        return self.leaves_as_much(account, slabs) and not self.yields(account) and self.try_charge(account)
+
     def arriving(self, account: Account) -> bool:
         """Whether there is room for a slab once everything on its way back has arrived."""
         return self._fits(account, self.used - self._returning)

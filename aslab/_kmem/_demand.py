@@ -26,6 +26,8 @@ SOON = 4
 """Callers that find it empty within this many times the duration of the last grow find it empty soon."""
 INSTANT, SLOW = 20e-6, 10e-3
 """Seconds: no slab is taken ahead if the last one took less, or more."""
+QUICK = 2**30
+"""Bytes per second with which a large slab is not slow, however long it takes."""
 CALM = 15.0
 """Seconds after slabs were given back in which none is taken ahead."""
 
@@ -36,6 +38,7 @@ class Demand:
     def __init__(self, slab_size: int, clock: Clock) -> None:
         self._clock = clock
         self._most = min(MOST, MOST_BYTES // slab_size)
+        self._slow = max(SLOW, slab_size / QUICK)
         self._slabs = 0
         self._took, self._came = 0.0, 1
         self._until = -math.inf
@@ -44,7 +47,7 @@ class Demand:
     @property
     def quick(self) -> bool:
         """Whether the backend was not slow when last asked."""
-        return 0 < self._took < SLOW
+        return 0 < self._took < self._slow
 
     @property
     def slabs_ahead(self) -> int:
@@ -63,7 +66,7 @@ class Demand:
     def grown(self) -> None:
         """Note that they can be used from now on."""
         soon = SOON * self._took * self._came
-        self._until = self._clock() + soon if INSTANT < self._took < SLOW else -math.inf
+        self._until = self._clock() + soon if INSTANT < self._took < self._slow else -math.inf
 
     def subsides(self) -> None:
         """Note that slabs cannot be had, or are given back."""

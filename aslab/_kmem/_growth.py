@@ -17,6 +17,7 @@ says otherwise.
 from __future__ import annotations
 
 import math
+import sys
 from typing import Generic, TypeVar
 
 from .._config import CacheConfig
@@ -135,6 +136,8 @@ class Growth(Generic[T]):
         """Slabs are late or cannot be made: emergency objects are made, and kept for the next caller."""
         self.due_from: float = 0.0
         """When the current grow's time began to run; in a series of failures, when that of the first did."""
+        self.moved: float = 0.0
+        """When the worker began the current grow, or its last slab came."""
         self.behind_others: bool = False
         """The worker was busy when a slab was asked for: its time runs from then, waiting for others included."""
         self.arrived: bool = False
@@ -170,10 +173,16 @@ class Growth(Generic[T]):
         need = len(self._waiters)
         for filler in self._waiters.fillers:
             need = max(need, filler.need)
-        objects, most = self._config.shape.objects, self._config.max_objects
-        slabs = -(-(need - self._depot.free) // objects) + self.demand.slabs_ahead
-        slabs = min(slabs, BATCH)
-        return slabs if most is None else min(slabs, (most - self._depot.slabs.slots_total) // objects)
+        slabs = -(-(need - self._depot.free) // self._config.shape.objects) + self.demand.slabs_ahead
+        return min(slabs, BATCH, self.slabs_allowed)
+
+    @property
+    def slabs_allowed(self) -> int:
+        """How many more slabs ``max_objects`` allows; very many without it."""
+        most = self._config.max_objects
+        if most is None:
+            return sys.maxsize
+        return (most - self._depot.slabs.slots_total) // self._config.shape.objects
 
     @property
     def _ahead(self) -> int:
@@ -312,6 +321,7 @@ class Growth(Generic[T]):
 
     def taken_up(self) -> None:
         """Note that the worker begins. Its time runs from now, or since `begin` if it was `behind_others`."""
+        self.moved = self._clock()
         if self._pause == PAUSE_FIRST and not self.behind_others:
             self.due_from = self._clock()
 
@@ -326,8 +336,14 @@ class Growth(Generic[T]):
             self.deadlocks += 1
             self.reports.late()
 
+    def came(self, slab: Slab[T]) -> None:
+        """Take in a slab of a grow that goes on with the next, whose time runs from now."""
+        self.moved = self.due_from = self._clock()
+        self._depot.add(slab)
+        self.demand.grown()
+
     def brought(self, slabs: list[Slab[T]]) -> None:
-        """Take in the slabs that the grow has brought."""
+        """Take in the slabs that the grow has brought, but for those that came before."""
         self._pause = PAUSE_FIRST
         self.reports.failing = False
         for slab in slabs:

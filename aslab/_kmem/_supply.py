@@ -27,7 +27,7 @@ from .._clients import log_failure, must_end
 from .._errors import BackendError
 from .._flags import GFP
 from ..backends._libc import address_of
-from ..backends._protocol import Backend, Region, batching
+from ..backends._protocol import Backend, Region, batching, streaming
 from ._wakeup import Wakeup, WorkQueue, take_turns
 
 log = logging.getLogger("aslab")
@@ -47,6 +47,7 @@ class Supply:
     def __init__(self, backend: Backend, wakeup: Wakeup) -> None:
         self.backend: Backend = backend
         self._batching = batching(backend)
+        self._streaming = streaming(backend)
         self._wakeup = wakeup
         self._queue: WorkQueue[tuple[Region | None, Gone, Iterator[object]]] = WorkQueue()
         self._idle = anyio.Event()
@@ -72,7 +73,7 @@ class Supply:
             if isinstance(exc, (MemoryError, BackendError)) or not isinstance(exc, Exception):
                 raise
             raise self._unexpected("acquire", exc) from exc
-        return self._checked(region, nbytes, align, gone)
+        return self.checked(region, nbytes, align, gone)
 
     @property
     def batches(self) -> bool:
@@ -98,6 +99,25 @@ class Supply:
             raise self._unexpected("acquire_many", exc) from exc
         return self._all_checked(answer, count, nbytes, align, gone)
 
+    @property
+    def streams(self) -> bool:
+        """Whether one call may bring regions one after another, for as long as they are wanted."""
+        return self._streaming is not None
+
+    async def acquire_each(self, nbytes: int, align: int, gfp: GFP, deliver: Callable[[Region], bool]) -> None:
+        """Have regions passed to ``deliver``, unchecked and in any thread, until it returns False. Suspends.
+
+        :raises MemoryError: if the backend has none for the next
+        :raises BackendError: if it breaks its contract
+        """
+        assert self._streaming is not None, "it streams"
+        try:
+            await self._streaming.acquire_each(nbytes, align, gfp, deliver)
+        except Exception as exc:
+            if isinstance(exc, (MemoryError, BackendError)):
+                raise
+            raise self._unexpected("acquire_each", exc) from exc
+
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP, gone: Gone) -> Region:
         """Like `acquire`, without waiting. Any thread.
 
@@ -111,7 +131,7 @@ class Supply:
             if isinstance(exc, (MemoryError, anyio.WouldBlock, BackendError)) or not isinstance(exc, Exception):
                 raise
             raise self._unexpected("acquire_nowait", exc) from exc
-        return self._checked(region, nbytes, align, gone)
+        return self.checked(region, nbytes, align, gone)
 
     def release(self, region: Region, gone: Gone = _nothing, before: Iterable[object] = ()) -> None:
         """Queue a region to be given back. Returns at once. Any thread; takes no lock.
@@ -205,7 +225,11 @@ class Supply:
             except BaseException as exc:
                 log_failure(exc, "%r failed to release a region after its allocator was closed", self.backend)
 
-    def _checked(self, region: object, nbytes: int, align: int, gone: Gone) -> Region:
+    def checked(self, region: object, nbytes: int, align: int, gone: Gone) -> Region:
+        """Return a region from the backend, if it can be used; if not, it is on its way back, with ``gone``.
+
+        :raises BackendError: if it cannot
+        """
         if not isinstance(region, Region):
             gone()
             raise BackendError(f"{self.backend!r} returned {region!r}; it must be an aslab.backends.Region")
@@ -229,7 +253,7 @@ class Supply:
         fault: BackendError | None = None
         for region, end in zip(once, ends, strict=True):
             try:
-                good.append((self._checked(region, nbytes, align, end), end))
+                good.append((self.checked(region, nbytes, align, end), end))
             except BackendError as exc:
                 fault = exc
         regions = [region for region, _ in good]

@@ -32,6 +32,7 @@ from .._errors import BackendError, ConstructorError, SlabError, clear_frames
 from .._flags import ORDINARY
 from ..backends._threads import LAG
 from ._arena import Arena
+from ._arrivals import Arrivals
 from ._demand import BATCH_SECONDS
 from ._invariants import take_step
 from ._pool import Pool
@@ -96,15 +97,19 @@ class Worker:
 
     async def _end(self, pool: Pool[Any], ended: anyio.Event) -> None:
         """Suspend until a grow has ended, or is to be set aside. Meanwhile it may become late for other pools."""
-        begun = self._arena.clock()
         if self._budget.limit is not None:
-            with anyio.move_on_after(min(pool.growth.patience.of[ORDINARY] * SHARE, self._kick_after)):
-                await ended.wait()
+            await self._rest(pool, ended, min(pool.growth.patience.of[ORDINARY] * SHARE, self._kick_after))
             if ended.is_set():
                 return
             self._budget.grow_is_late(pool.account)
-        with anyio.CancelScope(deadline=begun + self._kick_after):
-            await ended.wait()
+        await self._rest(pool, ended, self._kick_after)
+
+    async def _rest(self, pool: Pool[Any], ended: anyio.Event, seconds: float) -> None:
+        """Suspend until a grow has ended, or has brought nothing for so many seconds."""
+        clock, growth = self._arena.clock, pool.growth
+        while not ended.is_set() and growth.moved + seconds > clock():
+            with anyio.CancelScope(deadline=growth.moved + seconds):
+                await ended.wait()
 
     async def _next(self) -> Pool[Any]:
         """Suspend until a queued pool may grow. Returns it, its room set aside."""
@@ -166,22 +171,21 @@ class Worker:
         Beyond its guarantee, that is at most half of the room there is: should the call get stuck, others have the
         rest.
         """
-        count, budget, account = 1, self._budget, pool.account
-        if not self._arena.slabs.batches or pool.config.ctor is not None or self._queue.places:
+        count, supply = 1, self._arena.slabs
+        if not (supply.batches or supply.streams) or pool.config.ctor is not None or self._queue.places:
             return count
         wanted = pool.growth.slabs_wanted
-        while count < wanted and budget.leaves_as_much(account, count) and not budget.yields(account):
-            if not budget.try_charge(account):
-                break
+        while count < wanted and self._budget.try_charge_more(pool.account, count):
             count += 1
         return count
 
     async def _grow(self, pool: Pool[Any], count: int, ended: anyio.Event) -> None:
         slabs: list[Slab[Any]] = []
+        error: Exception | None = None
         try:
             slabs = await self._make_slabs(pool, count)
         except (MemoryError, SlabError) as exc:
-            error: Exception = exc
+            error = exc
         except BaseException as exc:
             if must_end(exc, stopping=self.stopping):
                 raise
@@ -196,7 +200,7 @@ class Worker:
                 self._budget.commit(pool.account)
             ended.set()
             self._queue.wake()
-        if slabs:
+        if error is None:
             pool.grown(slabs)
             take_step(pool)
         elif pause := pool.grow_failed(error):
@@ -208,13 +212,16 @@ class Worker:
         gone = partial(self._gone, pool)
         began, lag = arena.clock(), list[float]()
         LAG.set(lag)  # of this task alone
-        regions = await arena.slabs.acquire_many(
-            count, growth.account.slab_size, shape.align, growth.gfp, gone, BATCH_SECONDS
-        )
+        if arena.slabs.streams and growth.demand.quick and pool.config.ctor is None:
+            slabs, came = await Arrivals(arena, pool, count, gone).run()
+        else:
+            regions = await arena.slabs.acquire_many(
+                count, growth.account.slab_size, shape.align, growth.gfp, gone, BATCH_SECONDS
+            )
+            slabs, came = [Slab(region, shape) for region in regions], len(regions)
         took = max(0.0, arena.clock() - began - sum(lag))
-        growth.delivered(took, len(regions))
-        arena.grow_times.note(took)
-        slabs: list[Slab[Any]] = [Slab(region, shape) for region in regions]
+        growth.delivered(took, came)
+        arena.grow_times.note(took / came)
         try:
             for slab in slabs:
                 await self._construct(slab, pool)

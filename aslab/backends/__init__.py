@@ -15,6 +15,7 @@ from ._pinned import Pinned as Pinned
 from ._protocol import Backend as Backend
 from ._protocol import Batching as Batching
 from ._protocol import Region as Region
+from ._protocol import Streaming as Streaming
 from ._shared import Segment as Segment
 from ._shared import SharedMemory as SharedMemory
 from ._threads import run_blocking as run_blocking

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, get_args
 
@@ -105,6 +106,17 @@ class Mmap:
         call = partial(self._map_many, count, nbytes, align, within)
         return await run_blocking(call, undo=_unmap_all)
 
+    async def acquire_each(self, nbytes: int, align: int, gfp: GFP, deliver: Callable[[Region], bool]) -> None:
+        """Like `acquire`, again and again, by one thread that goes on while what it has made is in use already.
+
+        :raises MemoryError: if there is no memory for one
+        """
+        if self.populate_threads > 1:
+            while deliver(await self.acquire(nbytes, align, gfp)):
+                pass
+            return
+        await run_blocking(partial(self._map_each, nbytes, align, deliver), undo=_passed_on)
+
     def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
         """Map without faulting in, because that would block: the caller takes the page faults.
 
@@ -127,6 +139,10 @@ class Mmap:
             while len(regions) < count and time.monotonic() < until:
                 regions.append(self._map(nbytes, align, populate=True))
         return regions
+
+    def _map_each(self, nbytes: int, align: int, deliver: Callable[[Region], bool]) -> None:
+        while deliver(self._map(nbytes, align, populate=True)):
+            pass
 
     def _map(self, nbytes: int, align: int, *, populate: bool) -> Region:
         explicit = self._explicit(nbytes, align) if self.huge_pages == "explicit" else None
@@ -167,6 +183,10 @@ def _anonymous(nbytes: int, align: int) -> mmap.mmap:
         return mmap.mmap(-1, nbytes + slack, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as exc:
         raise MemoryError(f"cannot map {nbytes} bytes: {exc}") from exc
+
+
+def _passed_on(_: None) -> None:
+    """Undo nothing: each region has been passed on, and is its receiver's."""
 
 
 def _give_up(region: Region, populated: list[Piece]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -83,12 +84,35 @@ class Batching(Backend, Protocol):
         ...
 
 
+@runtime_checkable
+class Streaming(Backend, Protocol):
+    """A backend may also pass on one region after another, and go on with the next meanwhile.
+
+    What inherits this and overrides ``acquire`` alone is asked for one region at a time, as with `Batching`.
+    """
+
+    async def acquire_each(self, nbytes: int, align: int, gfp: GFP, deliver: Callable[[Region], bool]) -> None:
+        """Like `Backend.acquire`, again and again: until ``deliver`` returns False, it gets each region at once.
+
+        It may be called in any thread, and does not block; from then on the region is the caller's. If the call
+        is cancelled, a region that comes later is passed on as well, once.
+
+        :raises MemoryError: if there is no memory for one; those passed on stay the caller's
+        """
+        ...
+
+
 def batching(backend: Backend) -> Batching | None:
     """The backend, if it can deliver several regions as it would each one."""
-    if not isinstance(backend, Batching):
-        return None
+    return backend if isinstance(backend, Batching) and _of_one_class(backend, "acquire_many") else None
+
+
+def streaming(backend: Backend) -> Streaming | None:
+    """The backend, if it can pass on one region after another as it would each one."""
+    return backend if isinstance(backend, Streaming) and _of_one_class(backend, "acquire_each") else None
+
+
+def _of_one_class(backend: Backend, method: str) -> bool:
     owners = [getattr(backend, "__dict__", {}), *map(vars, type(backend).__mro__)]
-    acquire, acquire_many = (
-        next((owner for owner in owners if name in owner), None) for name in ("acquire", "acquire_many")
-    )
-    return backend if acquire is acquire_many else None
+    one, other = (next((owner for owner in owners if name in owner), None) for name in ("acquire", method))
+    return one is other

@@ -11,7 +11,7 @@ import anyio.lowlevel
 
 from .._flags import GFP
 from ..backends import Backend, Region
-from ..backends._protocol import batching
+from ..backends._protocol import batching, streaming
 
 SIZES = (1, 64, 4096, 100_000, 2**20)
 ALIGNMENTS = (8, 64, 4096)
@@ -22,8 +22,8 @@ async def check_backend(factory: Callable[[], Backend]) -> None:
     """Check that the backends made by ``factory`` keep the contract of `aslab.backends.Backend`.
 
     It checks sizes and alignment; that address and memory match; that regions are writable and never overlap,
-    whether acquired in turn, concurrently or by `acquire_many`; `acquire_nowait`; cancellation of `acquire`;
-    release in any order, and use afterwards. A backend may refuse with MemoryError, but not always.
+    whether acquired in turn, concurrently, by `acquire_many` or `acquire_each`; `acquire_nowait`; cancellation of
+    `acquire`; release in any order, and use afterwards. A backend may refuse with MemoryError, but not always.
 
     Suspends. Uses a few MiB of memory. Run it on each event loop that the backend supports.
 
@@ -33,6 +33,7 @@ async def check_backend(factory: Callable[[], Backend]) -> None:
     await _check_sizes(factory())
     await _check_many(factory())
     await _check_batch(factory())
+    await _check_stream(factory())
     await _check_nowait(factory())
     await _check_cancellation(factory())
 
@@ -82,6 +83,30 @@ async def _check_batch(backend: Backend) -> None:
             _check_apart(regions)
             for region in regions:
                 await backend.release(region)
+
+
+async def _check_stream(backend: Backend) -> None:
+    stream = streaming(backend)
+    if stream is None:
+        return
+    for count in (1, 4):
+        regions: list[Region] = []
+
+        def deliver(region: Region, regions: list[Region] = regions, count: int = count) -> bool:
+            regions.append(region)
+            return len(regions) < count
+
+        failed = False
+        try:
+            await stream.acquire_each(4096, 64, GFP.KERNEL, deliver)
+        except MemoryError:
+            failed = True
+        _require(failed or len(regions) == count, f"acquire_each passed on {len(regions)} regions, not {count}")
+        for region in regions:
+            _check_region(region, 4096, 64)
+        _check_apart(regions)
+        for region in regions:
+            await backend.release(region)
 
 
 async def _check_nowait(backend: Backend) -> None:

@@ -22,7 +22,7 @@ from ._files import Unreadable
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-CALL = 0.2
+CALL = 0.5
 """Seconds after which a call ends, at the end of a piece."""
 ADVISES = hasattr(os, "posix_fadvise")
 FLAGS = os.O_RDONLY | os.O_CLOEXEC

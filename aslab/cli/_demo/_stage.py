@@ -24,7 +24,7 @@ AGAIN = 8
 """How often a second the bars are drawn."""
 STYLES = {OURS: "bold green", THEIRS: "bold yellow", "": ""}
 NEXT = (
-    "Read next: docs/tutorial.md, and docs/recipes.md, services to copy from. "
+    "Read next: docs/tutorial.md, ten minutes; docs/recipes.md, services to copy from. "
     "See more: aslab lab run deadlock-recovers, aslab demo --help."
 )
 

@@ -79,6 +79,10 @@ class Watch:
         self.tasks = tasks
         self.cache = cache
         self._metric = METRICS[what]
+        self._how = self._metric.how
+        self.everything: bool = tasks is None and cache is None and not self._metric.level
+        """Whether it applies to all tasks and caches."""
+        self._unbounded = at_most is None and at_least is None
         self._at_most = at_most
         self._at_least = at_least
         self._value: float | None = None if self._metric.how == "lowest" else 0.0
@@ -92,7 +96,9 @@ class Watch:
 
     def feed(self, value: float, event: Event) -> None:
         """Add a value, and the event that brought it."""
-        how, old = self._metric.how, self._value
+        how, old = self._how, self._value
+        if self._unbounded and old is not None and value <= old and how == "highest":
+            return
         if how == "sum":
             new = value if old is None else old + value
         elif old is None or how == "last":
@@ -100,7 +106,7 @@ class Watch:
         else:
             new = max(old, value) if how == "highest" else min(old, value)
         self._value = new
-        if self._broken_by is None:
+        if self._broken_by is None and not self._unbounded:
             above = how != "lowest" and self._at_most is not None and new > self._at_most
             below = how == "lowest" and self._at_least is not None and new < self._at_least
             if above or below:
@@ -153,7 +159,7 @@ class Watches:
     def feed(self, what: str, value: float, event: Event, tasks: str = "", cache: str = "") -> None:
         """Pass a value on to each watch of that figure that applies to these tasks and this cache."""
         for watch in self._by_metric[what]:
-            if watch.wants(tasks, cache):
+            if watch.everything or watch.wants(tasks, cache):
                 watch.feed(value, event)
 
     def verdicts(self) -> tuple[Verdict, ...]:

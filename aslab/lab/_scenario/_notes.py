@@ -65,9 +65,10 @@ class Notes:
         self._created = dict.fromkeys(scenario.caches, 0)
         self._marked_since: dict[tuple[str, Mark], float] = {}
         self._events = 0
+        self.event: Callable[..., Event] = lab.log.write if progress is None else self._event
+        """Write an event to the log: who, what, and any detail."""
 
-    def event(self, who: str, what: str, detail: str = "") -> Event:
-        """Write an event to the log."""
+    def _event(self, who: str, what: str, detail: str = "") -> Event:
         event = self.lab.log.write(who, what, detail)
         self._events += 1
         if self._progress is not None and self._events % PROGRESS_EVERY == 0:

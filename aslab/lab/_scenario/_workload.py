@@ -41,6 +41,8 @@ class Worker:
         self._of = cache.name
         self._flags = KM[section.flags]
         self._asked = f"{cache.name} {section.flags}"
+        self._kinds = (f"{cache.name} slab", f"{cache.name} emergency")
+        self._at_once = tuple(f"{kind} after {0:.9f}" for kind in self._kinds)
         self._asked_to_start = False
         self._last = 0.0  # when it last got or freed an object, or was due to start
         self._start = self._draw("start", section.start)
@@ -89,7 +91,8 @@ class Worker:
             bufs = await self._get(at_once)
             if not bufs:
                 return False
-            held.extend(Held(buf, self._last, buf.emergency) for buf in bufs)
+            for buf in bufs:
+                held.append(Held(buf, self._last, buf.emergency))  # noqa: PERF401  (one at most, as a rule)
         return True
 
     async def _get(self, n: int) -> list[Buffer[Any]]:
@@ -116,10 +119,12 @@ class Worker:
             raise
         now = self._lab.time()
         for buf in bufs:
-            kind = "emergency" if buf.emergency else "slab"
-            event = notes.event(self.name, "got", f"{self._of} {kind} after {now - begin:.9f}")
+            emergency = buf.emergency
+            at_once, kind = self._at_once[emergency], self._kinds[emergency]
+            how = at_once if now == begin else f"{kind} after {now - begin:.9f}"
+            event = notes.event(self.name, "got", how)
             notes.feed("allocations", 1, event, self.group, self._of)
-            if buf.emergency:
+            if emergency:
                 notes.emergency(+1, event, self.group, self._of)
         self._waited(begin, now, event)
         self._progress(event.time, event)
@@ -128,11 +133,12 @@ class Worker:
     def _free(self, held: Held) -> None:
         notes, emergency = self._notes, held.emergency
         held.buf.free()
-        event = notes.event(self.name, "freed", f"{self._of} {'emergency' if emergency else 'slab'}")
+        event = notes.event(self.name, "freed", self._kinds[emergency])
         if emergency:
             notes.emergency(-1, event, self.group, self._of)
         self._progress(event.time, event)
-        notes.span(self.name, "emergency" if emergency else "holding", held.since, event.time, self._of)
+        if notes.recording is not None:
+            notes.span(self.name, "emergency" if emergency else "holding", held.since, event.time, self._of)
 
     def _waited(self, begin: float, end: float, event: Any) -> None:
         self._notes.feed("longest_wait", end - begin, event, self.group, self._of)

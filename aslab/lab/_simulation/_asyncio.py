@@ -14,6 +14,7 @@ import math
 import selectors
 import threading
 import time
+from _thread import _count as threads_besides  # besides the main one
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -34,11 +35,13 @@ class _Selector(selectors.BaseSelector):
     def __init__(self, idle: Idle) -> None:
         self._real = selectors.DefaultSelector()
         poll = getattr(getattr(self._real, "_selector", None), "poll", None)  # of the system: a tenth of the time
-        self._poll: Callable[[], list[Any]] = partial(poll, 0, 1) if poll else partial(self._real.select, 0)
+        self.poll: Callable[[], list[Any]] = partial(poll, 0, 1) if poll else partial(self._real.select, 0)
+        """Whether anything has come, without waiting."""
         self._idle = idle
         self._hoped = False
         self.now = 0.0
         self.timers: Callable[[], list[Due]] = list
+        self.quiet: Callable[[], bool] = lambda: False
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         return self._real.register(fileobj, events, data)
@@ -56,10 +59,10 @@ class _Selector(selectors.BaseSelector):
         self._real.close()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = self._poll() and self._real.select(0)
+        ready = self.poll() and self._real.select(0)
         if ready or timeout == 0:
             return ready
-        waits = self._idle.outside.waits()
+        waits = None if self.quiet() else self._idle.outside.waits()
         if waits:
             self._idle.since = None
             return self._real.select(waits)
@@ -70,11 +73,12 @@ class _Selector(selectors.BaseSelector):
         if following == math.inf:
             return self._last_look()
         self._idle.jumps()
-        if not _is_housekeeping(timers[0]):  # the common case, and the cheap check
+        if not timers[0].handle._context.get(HOUSEKEEPING, False):  # the common case, and the cheap check
             self._idle.since = None
         elif self._only_housekeeping() and self._idle.housekeeping(self.now, following):
             return []
-        self.now = max(self.now, timers[0].handle._when)  # adding the timeout would round
+        if following > self.now:
+            self.now = following  # adding the timeout would round
         return []
 
     def _keep_pace(self, following: float) -> list[tuple[selectors.SelectorKey, int]]:
@@ -123,7 +127,8 @@ class SimulatedLoop(Turns):
         self.outside.timers = lambda: self._scheduled
         self._idle.tasks = self._tasks
         self._idle.clock = self.time
-        self._idle.sleep = asyncio.sleep
+        self._idle.sleep = self.sleep
+        self.outside.quiet = self._quiet
         self._idle.spend = self._spend
         self._idle.outside.look = self._outside
         self._calls: list[tuple[asyncio.Future[Any], str]] = []
@@ -185,9 +190,13 @@ class SimulatedLoop(Turns):
         finally:
             self._awaited = None
 
+    def _quiet(self) -> bool:
+        """Whether the clock has nothing to wait for, as nearly always, and had nothing when last asked."""
+        if self._calls or self._processes or self._ends_executor or self._idle.outside.waited:
+            return False
+        return not threads_besides()  # threading.active_count takes a lock
+
     def _outside(self) -> list[tuple[object, str]]:
-        if not self._calls and not self._processes and not self._ends_executor and threading.active_count() == 1:
-            return []  # as nearly always
         found: list[tuple[object, str]] = []
         if self._calls:
             self._calls = [call for call in self._calls if not call[0].done()]

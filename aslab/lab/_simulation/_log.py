@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 LINE = "%.9f\t%s\t%s\t%s\n"
 AT_ONCE = 4096
-"""Lines that are formatted at once."""
+"""Events that are kept, and formatted, together."""
 FIELDS = 4
 _make = tuple.__new__  # what Event() calls, without the call in between
 
@@ -39,10 +39,11 @@ class EventLog:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._written: list[object] = []  # the fields of one event after the other: nothing for the collector
+        self._written: list[object] = []  # the fields of one event after the other
+        self._parts: list[tuple[object, ...]] = []  # those before: the collector leaves tuples of texts alone
 
     def __len__(self) -> int:
-        return len(self._written) // FIELDS
+        return len(self._parts) * AT_ONCE + len(self._written) // FIELDS
 
     def __str__(self) -> str:
         return "".join(self._chunks())
@@ -50,7 +51,11 @@ class EventLog:
     def write(self, who: str, what: str, detail: str = "") -> Event:
         """Add an event with the current time. Does not suspend."""
         event = _make(Event, (self._clock(), who, what, detail))
-        self._written += event
+        written = self._written
+        written += event
+        if len(written) == AT_ONCE * FIELDS:
+            self._parts.append(tuple(written))
+            written.clear()
         return event
 
     @property
@@ -62,6 +67,5 @@ class EventLog:
         return digest.hexdigest()
 
     def _chunks(self) -> Iterator[str]:
-        for begin in range(0, len(self._written), AT_ONCE * FIELDS):
-            fields = tuple(self._written[begin : begin + AT_ONCE * FIELDS])
+        for fields in (*self._parts, tuple(self._written)):
             yield LINE * (len(fields) // FIELDS) % fields

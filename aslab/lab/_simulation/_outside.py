@@ -27,6 +27,8 @@ class Outside:
     def __init__(self) -> None:
         self.look: Callable[[], list[tuple[object, str]]] = list
         self.threads: Threads = Threads()
+        self.waited: bool = False
+        """Whether anything was waited for when `waits` was last asked."""
         self._since: dict[int, tuple[float, object]] = {}  # by id: asking for a hash might assign a number
 
     def waits(self) -> float | None:
@@ -35,6 +37,7 @@ class Outside:
         None if nothing is waited for: then the clock may jump.
         """
         found = self.look()
+        self.waited = bool(found)
         if not found:
             self._since.clear()
             return None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import heapq
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,11 @@ def _fill(handle: Any, callback: Any, args: Any, loop: Any, context: contextvars
     handle._cancelled = False
     handle._repr = None
     handle._source_traceback = None
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.cancelled():
+        future.set_result(None)
 
 
 class Soon(asyncio.Handle):
@@ -66,6 +72,8 @@ class Turns(asyncio.SelectorEventLoop):
 
     outside: Any
     """The selector, which moves its clock, ``now``, where it is asked to wait."""
+    _untouched = False
+    """Since the loop last polled, only sleepers were woken: no file that it watches was written to by them."""
     _ready: Any
     _scheduled: list[Due]
     _debug: bool
@@ -109,22 +117,51 @@ class Turns(asyncio.SelectorEventLoop):
         if self._timer_cancelled_count:
             self._drop_cancelled()
         ready, timers, outside = self._ready, self._scheduled, self.outside
-        timeout: float | None = 0
-        if not (ready or self._stopping or (timers and timers[0] <= outside.now)):
-            timeout = timers[0] - outside.now if timers else None
-        if events := outside.select(timeout):
+        if ready or self._stopping or (timers and timers[0] <= outside.now):
+            if not self._untouched and outside.poll():
+                self._process_events(outside.select(0))
+        elif events := outside.select(timers[0] - outside.now if timers else None):
             self._process_events(events)
         end = outside.now + self._clock_resolution
         while timers and timers[0] < end:
             handle = heapq.heappop(timers).handle
             handle._scheduled = False
             ready.append(handle)
+        self._untouched = True
         for _ in range(len(ready)):
             handle = ready.popleft()
             if not handle._cancelled:
+                if handle._callback is not _wake:
+                    self._untouched = False
                 self._current_handle = handle  # for what debug mode says of errors
-                handle._run()
+                try:  # as the handle's own method does, without the call
+                    handle._context.run(handle._callback, *handle._args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as exc:
+                    self._tell(handle, exc)
         self._current_handle = handle = None  # or the frame of an exception would keep it
+
+    def _tell(self, handle: Any, exc: BaseException) -> None:
+        """Report what a callback raised, as asyncio does."""
+        callback = asyncio.format_helpers._format_callback_source(handle._callback, handle._args)  # type: ignore[attr-defined]
+        context = {"message": f"Exception in callback {callback}", "exception": exc, "handle": handle}
+        if trace := getattr(handle, "_source_traceback", None):
+            context["source_traceback"] = trace
+        self.call_exception_handler(context)
+
+    async def sleep(self, delay: float) -> None:
+        """As `asyncio.sleep`, which looks for its loop."""
+        if self._debug or not 0 < delay < math.inf:
+            await asyncio.sleep(delay)
+            return
+        future = self.create_future()
+        timer = self.call_at(self.outside.now + delay, _wake, future)
+        try:
+            await future
+        except BaseException:
+            timer.cancel()
+            raise
 
     def _drop_cancelled(self) -> None:
         timers = self._scheduled

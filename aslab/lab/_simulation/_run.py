@@ -233,13 +233,14 @@ def _simulated(loop: str, seed: int, idle: Idle) -> Iterator[Callable[..., Any]]
 def _collecting(idle: Idle) -> Iterator[None]:
     """Collect garbage at the same points in every run: finalisers return buffers."""
     enabled = gc.isenabled()
-    gc.collect()
+    gc.collect(1)  # a full one would look at all modules, for longer than a short run takes
     gc.disable()
     gc.freeze()  # leave alone what existed before the run
     idle.collect = gc.collect
     try:
         yield
     finally:
+        gc.collect()  # what the run has left, alone
         gc.unfreeze()
         if enabled:
             gc.enable()
