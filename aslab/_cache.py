@@ -132,7 +132,7 @@ class Cache(Front[T]):
             try:
                 (slot,) = errand.run(self._arena, timeout)
             except TimeoutError:
-                raise self._too_late(timeout) from None
+                raise too_late(self._pool, self._member, timeout) from None
         return self._hand_out(slot)
 
     async def _wait_for_thread(self, flags: KM) -> list[Slot[T]]:
@@ -166,11 +166,8 @@ class Cache(Front[T]):
             try:
                 (slot,) = await wait(self._pool, flags, 1, self._counters, timeout)
             except Expired:
-                raise self._too_late(timeout) from None
+                raise too_late(self._pool, self._member, timeout) from None
         return self._hand_out(slot)
-
-    def _too_late(self, timeout: float | None) -> TimeoutError:
-        return too_late(self._pool, self._member, timeout)
 
     def _alloc_now(self, flags: KM) -> Buffer[T]:
         self._check(flags, None, _NOSLEEP, _PUSHPAGE, _MEMALLOC)
@@ -260,7 +257,7 @@ class Cache(Front[T]):
         try:
             slots = await wait(self._pool, flags, n, self._counters, timeout)
         except Expired:
-            raise self._too_late(timeout) from None
+            raise too_late(self._pool, self._member, timeout) from None
         return self._hand_all_out(slots)
 
     def _hand_all_out(self, slots: list[Slot[T]]) -> list[Buffer[T]]:
