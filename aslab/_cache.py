@@ -261,10 +261,7 @@ class Cache(Front[T]):
         return hand_out_all(self._pool, slots, self._hand_out)
 
     def lease_many(self, n: int, flags: KM = KM.SLEEP, *, timeout: float | None = None) -> ManyLease[T]:
-        """``async with cache.lease_many(n) as bufs:`` is `alloc_many` and `Buffer.free` of each around a block.
-
-        Entering suspends where `alloc_many` does, leaving does not; event loop's thread only.
-        """
+        """``async with cache.lease_many(n) as bufs:`` is `alloc_many` and `Buffer.free` of each around a block."""
         return ManyLease(partial(self.alloc_many, n, flags, timeout=timeout))
 
     # -- moving

@@ -131,15 +131,8 @@ def find_short_name(
     return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", nearest, node, text)
 
 
-def take_pages(app: Sphinx, page: str, text: list[str]) -> None:
-    """An anchor set by hand, as code hosts read it, is a target in MyST; a pattern without a page is left out."""
-    if page == "index":
-        there = [
-            line
-            for line in text[0].split("\n")
-            if not re.fullmatch(r"\w+\*", line) or any(Path(app.srcdir).glob(f"{line}.md"))
-        ]
-        text[0] = "\n".join(there)
+def take_anchors(_app: Sphinx, _page: str, text: list[str]) -> None:
+    """An anchor set by hand, as code hosts read it, is a target in MyST."""
     text[0] = re.sub(r'^<a id="([^"]+)"></a>', r"(\1)=\n", text[0], flags=re.MULTILINE)
 
 
@@ -148,5 +141,5 @@ def setup(app: Sphinx) -> None:
     app.connect("builder-inited", read_sources)
     app.connect("autodoc-process-signature", dress_signature)
     app.connect("autodoc-process-docstring", show_programs)
-    app.connect("source-read", take_pages)
+    app.connect("source-read", take_anchors)
     app.connect("missing-reference", find_short_name)

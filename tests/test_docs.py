@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import subprocess
 import sys
@@ -18,8 +17,6 @@ import aslab
 ROOT = Path(__file__).parent.parent
 FOREIGN = {"torch", "pyarrow", "cv2", "h5py", "zstandard"}
 """Libraries that the docs show at work, and no extra installs."""
-FOUND = {"debugging.md": 2}
-"""Errors that are logged, as they are what the page is about."""
 WITH_CODE = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -53,8 +50,7 @@ def test_the_blocks_of_a_page_run_in_order_and_print_what_stands_below(
             if error.name not in FOREIGN:
                 raise
             absent.add(error.name)
-    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert len(errors) == FOUND.get(page.name, 0)
+    assert not [record for record in caplog.records if record.exc_info]  # something raised where nobody looks
     if absent:
         pytest.skip(f"not installed: {', '.join(sorted(absent))}; all other blocks ran")
 

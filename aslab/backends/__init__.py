@@ -32,5 +32,6 @@ __all__ = [
     "Region",
     "Segment",
     "SharedMemory",
+    "Streaming",
     "run_blocking",
 ]
