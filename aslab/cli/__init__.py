@@ -36,8 +36,9 @@ def main(args: Sequence[str] | None = None) -> None:
     _give_closed_streams_somewhere_to_go()
     # Ctrl-C can strike between the creation of a coroutine and of its task; some are found before we know of it.
     warnings.filterwarnings("ignore", NEVER_AWAITED, RuntimeWarning, r"(trio|asyncio|anyio)\.")
+    ended_by: list[signal.Signals] = []
     try:
-        with _interrupts_come_again():
+        with _interrupts_come_again(), _signals_end_as_ctrl_c_does(ended_by):
             code = _run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has seen enough, as head has
@@ -48,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> None:
         complain(f"cannot write the output: {exc.strerror or exc}")
         code = 1
     except KeyboardInterrupt:
-        code = _interrupted()
+        code = _interrupted(ended_by)
     raise SystemExit(code)
 
 
@@ -85,15 +86,44 @@ def _interrupts_come_again() -> Iterator[None]:
         sys.unraisablehook = before
 
 
-def _interrupted() -> int:
+@contextmanager
+def _signals_end_as_ctrl_c_does(ended_by: list[signal.Signals]) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command in order, with all that it has begun; the second one ends it at once.
+
+    Not where they, or Ctrl-C, are ignored or have a handler of the caller's.
+    """
+    caller = os.getpid()
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        ended_by.append(signal.Signals(number))
+        signal.raise_signal(signal.SIGINT if os.getpid() == caller else number)  # jobs by fork end at once
+
+    ours = []
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler and _in_main_thread():
+        ours = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
+    for one in ours:
+        signal.signal(one, end)
+    try:
+        yield
+    finally:
+        for one in ours:
+            signal.signal(one, signal.SIG_DFL)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _interrupted(ended_by: Sequence[signal.Signals]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python exits, another Ctrl-C ends it at once
     warnings.filterwarnings("ignore", NEVER_AWAITED, RuntimeWarning)
     try:
         sys.stdout.flush()
     except OSError:  # Ctrl-C has also ended the reader
         _forget_output()
-    complain("interrupted")
-    return INTERRUPTED
+    complain(f"ended by {ended_by[0].name}" if ended_by else "interrupted")
+    return 128 + ended_by[0] if ended_by else INTERRUPTED
 
 
 def _give_closed_streams_somewhere_to_go() -> None:
