@@ -546,8 +546,9 @@ def test_help_goes_to_stdout(args: tuple[str, ...]) -> None:
     assert finished.stderr == b""
 
 
-def test_the_version_is_told() -> None:
-    assert aslab("--version").stdout.startswith(b"aslab ")
+@pytest.mark.parametrize("without", ["", "typer"])
+def test_the_version_is_told_with_no_extra_too(without: str) -> None:
+    assert re.fullmatch(rb"aslab \S+ \(fast path in (C|Python)\)\n", aslab("--version", without=without).stdout)
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])

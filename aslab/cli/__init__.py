@@ -9,6 +9,7 @@
     _loops     event loops
     _prose     text and tables
     _progress  progress bars
+    _version   what ``aslab --version`` says
 
 ``aslab bench`` is a package of its own.
 
@@ -27,6 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ._errors import EXTRA, INTERRUPTED, complain
+from ._version import version
 
 NEVER_AWAITED = "coroutine .* was never awaited"
 
@@ -54,10 +56,14 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(args: Sequence[str] | None) -> int:
+    given = sys.argv[1:] if args is None else args
+    if list(given) == ["--version"]:
+        print(version())
+        return 0
     try:
         from ._app import run
 
-        return run(sys.argv[1:] if args is None else args)
+        return run(given)
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] not in {"typer", "rich"}:
             raise
