@@ -1,8 +1,8 @@
 """How each figure, table and plot of the docs is made of the last runs in the history of the benchmarks.
 
-It is the median of all rounds; but the best one for a gap of the event loop and the like, since what else a machine
-does only ever makes them worse. A table, its plot and the ratios told of it have the same statistic. `FIGURES`,
-`TABLES` and `PLOTS` are what ``scripts/figures.py`` writes.
+It is the median of all rounds; but the best one for a gap of the event loop and the like, since what else a
+machine does only ever makes them worse. A table, its plot and the ratios told of it have the same statistic.
+`FIGURES`, `TABLES` and `PLOTS` are what ``scripts/figures.py`` writes.
 """
 
 from __future__ import annotations

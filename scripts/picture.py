@@ -3,9 +3,9 @@
     python scripts/picture.py [OUT.svg]
 
 Two services answer the requests of 16 clients, each of which holds a buffer for some 20 ms. From the first second
-to the fourth, whoever asks the system for memory gets stuck; just then requests begin to need 2 MiB each, where they
-needed 1, so that what a pool already has is of no use. One service has a fresh buffer for each request, made on
-the event loop as `bytearray(n)` is; the other has a cache of aslab's for each size, on the same system.
+to the fourth, whoever asks the system for memory gets stuck; just then requests begin to need 2 MiB each, where
+they needed 1, so that what a pool already has is of no use. One service has a fresh buffer for each request, made
+on the event loop as `bytearray(n)` is; the other has a cache of aslab's for each size, on the same system.
 """
 
 from __future__ import annotations
@@ -139,9 +139,9 @@ def draw(ours: list[float], theirs: list[float]) -> str:
         return f'<polyline class="line {kind}" points="{points}"/>'
 
     told = (
-        f"Requests of {CLIENTS} clients answered a second over six seconds. While memory is stuck for three seconds, "
-        f"a service on aslab answers {during(ours):,} requests, and one with a fresh buffer for each answers "
-        f"{during(theirs):,}."
+        f"Requests of {CLIENTS} clients answered a second over six seconds. While memory is stuck for three "
+        f"seconds, a service on aslab answers {during(ours):,} requests, and one with a fresh buffer for each "
+        f"answers {during(theirs):,}."
     )
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{told}">',
