@@ -377,6 +377,20 @@ def test_frames_are_left_out_where_segments_have_no_room(tmp_path: Path) -> None
     )
 
 
+def test_a_segment_that_a_killed_consumer_had_begun_to_remove_leaves_no_warning() -> None:
+    code = (
+        "import os\n"
+        "from multiprocessing.shared_memory import SharedMemory\n"
+        "from aslab.cli._demo._frames import remove\n"
+        "begun, done, untouched = (SharedMemory(create=True, size=1) for _ in range(3))\n"
+        "os.unlink('/dev/shm/' + begun.name)\n"
+        "done.unlink()\n"
+        "for segment in (begun, done, untouched): remove(segment)\n"
+        "assert not os.path.exists('/dev/shm/' + untouched.name)\n"
+    )
+    assert python("-c", code).stderr == b""
+
+
 def test_a_command_imports_what_it_needs_alone(tree: Path) -> None:
     code = (
         "import sys\nfrom aslab.cli import main\ntry: main(['demo', '--sums', 'deep'])\nexcept SystemExit: pass\n"

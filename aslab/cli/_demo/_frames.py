@@ -5,13 +5,13 @@ The producer writes every byte of a frame, the consumer reads every byte. The wa
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
@@ -187,7 +187,7 @@ class _Fresh(_Way):
         return sent
 
     def _send(self, enough: Callable[[int], bool]) -> int:
-        """In a thread, which is awaited even after Ctrl-C: it leaves no segment behind."""
+        """In a thread, which leaves no segment behind, even after Ctrl-C."""
         before, pipe = self._sent, self._process.pipe
         unread: deque[SharedMemory] = deque()
         try:
@@ -207,6 +207,15 @@ class _Fresh(_Way):
                 segment.close()
         finally:
             for segment in unread:  # there are some only if the consumer is lost
-                with contextlib.suppress(OSError):
-                    segment.close()
-                    segment.unlink()
+                remove(segment)
+
+
+def remove(segment: SharedMemory) -> None:
+    """Remove a segment that the consumer may have removed, or begun to remove when it was killed."""
+    segment.close()
+    try:
+        segment.unlink()
+    except FileNotFoundError:
+        name = f"/{segment.name}"
+        resource_tracker.register(name, "shared_memory")  # else it complains of what it does not know
+        resource_tracker.unregister(name, "shared_memory")
