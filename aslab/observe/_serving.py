@@ -128,7 +128,9 @@ class _Server:
         self._clients: dict[socket.socket, _Client] = {}
         self._ending = False
         self._again: float | None = None
-        """When to accept again, while that fails."""
+        """When to accept again, after that has failed."""
+        self._short = False
+        """Whether that fails again and again, which is logged once."""
         with contextlib.ExitStack() as undo:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self._listener = undo.enter_context(socket.create_server((host, port), family=family))
@@ -210,9 +212,6 @@ class _Server:
             sock.close()
             return
         self._clients[sock] = _Client(sock, self._registry)
-
-    _short = False
-    """Whether no connection can be accepted, which is logged once."""
 
     def _pause(self, why: OSError) -> None:
         """Accept nobody for a while: a listener that still has somebody would keep the thread busy."""
