@@ -153,7 +153,42 @@ class TestServing:
                 (b"x" * 300 + b"\n", b""),
             ):
                 assert await to_thread.run_sync(send, request) == answer
-            assert await to_thread.run_sync(lambda: send(b"stuck 3s", end=True)) == b"<stuck 3s>"
+            for request, answer in ((b"", b"<>"), (b"stuck 3", b""), (b"stuck 3s\n", b"<stuck 3s>")):
+                assert await to_thread.run_sync(lambda request=request: send(request, end=True)) == answer
+
+    async def test_those_that_have_left_are_not_served_and_all_that_ask_at_once_get_one_answer(
+        self, tmp_path: Path
+    ) -> None:
+        asked = list[str]()
+        busy, go_on = threading.Event(), threading.Event()
+
+        def answer(request: str) -> bytes:
+            asked.append(request)
+            if request == "first":
+                busy.set()
+                go_on.wait(10)
+            return f"<{request}>".encode()
+
+        path = tmp_path / "stats"
+        with contextlib.ExitStack() as stack:
+
+            def send(request: bytes) -> socket.socket:
+                sock = stack.enter_context(_unix.dial(path))
+                sock.sendall(request)
+                return sock
+
+            async with _answering.answering(path, answer):
+                send(b"first\n")
+                await to_thread.run_sync(busy.wait, 10)
+                for request in (b"fault growth stuck\n", b"fault growth stuck ", b"\n", b""):
+                    send(request).close()
+                stay = [send(request) for request in (b"\n", b"again\n", b"\n", b"again\n", b"\n")]
+                go_on.set()
+                for sock in stay:
+                    await anyio.wait_readable(sock)
+                answers = [sock.recv(100) for sock in stay]
+        assert answers == [b"<>", b"<again>", b"<>", b"<again>", b"<>"]
+        assert sorted(asked) == ["", "again", "again", "first"]
 
     async def test_a_child_made_by_fork_keeps_nobody_in_the_block(self, tmp_path: Path) -> None:
         reading, writing = os.pipe()
@@ -172,7 +207,7 @@ class TestServing:
 
 
 class TestStopped:
-    """A service that was stopped by a signal takes no connection."""
+    """A service that was stopped by a signal takes no connection, or answers none."""
 
     @pytest.fixture
     def stopped(self, tmp_path: Path) -> Iterator[Path]:
@@ -191,6 +226,25 @@ class TestStopped:
         if sys.platform == "linux":
             with pytest.raises(FileExistsError):
                 _unix.listen(stopped)
+
+    def test_a_command_whose_answer_is_lost_is_said_to_be_in_doubt(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_source, "PATIENCE", 0.01)
+        path = tmp_path / "stats"
+        with _unix.listen(path):
+            with pytest.raises(BadInput, match="no answer came within 0.01 s; it may be done all the same"):
+                ask(path, "fault growth stuck")
+            with pytest.raises(BadInput, match=r"no answer came within 0.01 s$"):
+                ask(path)
+        answers = _answering.Answers(path := tmp_path / "other", lambda request: b"")
+        answers.start()
+        try:
+            monkeypatch.setattr(_source, "PATIENCE", 10.0)
+            with pytest.raises(BadInput, match="ended without an answer; it may be done all the same"):
+                ask(path, "fault growth stuck")
+        finally:
+            answers.stop()
 
 
 class TestCommand:
