@@ -17,7 +17,8 @@ class ConfigError(SlabError, ValueError):
     """The caller passed something that is not allowed; nothing was changed.
 
     The message names the field and the value, and says what the value must be: ``allowed`` is a clause such as
-    "it must be True or False". A ``message`` takes the place of all that, for a field that the caller did not name.
+    "it must be True or False". A ``message`` takes the place of all that, where
+    the caller did not name the field.
     """
 
     def __init__(self, field: str, given: object, allowed: str, message: str = "") -> None:

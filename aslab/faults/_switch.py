@@ -6,8 +6,8 @@ however it ended.
 Always true:
 
     1. a fault that is over holds nothing up and fails nothing, whether or not anybody has noticed that it is over
-    2. each fault that was turned on is told once, and once when it has ended or was replaced; in that order, whichever
-       threads do it
+    2. each fault that was turned on is told once, and once when it has ended or was replaced; in that order,
+       whichever threads do it
 """
 
 from __future__ import annotations

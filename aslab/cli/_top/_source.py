@@ -25,8 +25,8 @@ ALLOWED = "it must be the socket of a service's kmem.serve_stats(path)"
 def ask(address: Path, request: str = "") -> dict[str, Any]:
     """Return the answer to a request: a snapshot, if it is empty. Blocks for `PATIENCE` seconds at most.
 
-    :raises BadInput: if nobody answers there, or what answers is no such service of this user; it says so if what was
-        asked may be done all the same
+    :raises BadInput: if nobody answers there, or what answers is no such service of this user; it says so if
+        what was asked may be done all the same
     """
     name = printable(str(address))
     until, answer, doubt = time.monotonic() + PATIENCE, b"", ""
