@@ -29,7 +29,7 @@ from aslab._snapshots import snapshot_json
 from aslab.cli._errors import BadInput
 from aslab.cli._top import _command, _source
 from aslab.cli._top._rows import Order, cells, heading, holders_of, rows_of, seconds, sparkline
-from aslab.cli._top._screen import Top
+from aslab.cli._top._screen import KEYS, TITLES, Top
 from aslab.cli._top._source import ask
 from aslab.cli._top._text import LATE, SPARK, fitting, print_table
 
@@ -277,10 +277,10 @@ class TestCommand:
             by_use = here("top", path, "--once", "-s", "u").stdout.decode().splitlines()
             assert [line.split()[0] for line in by_use[4:6]] == ["late", "quiet"]
             assert json.loads(here("top", path, "--json").stdout) == found
-            assert here("top", path).stdout.decode().splitlines() == lines  # there is no terminal
-            monkeypatch.setattr(_command, "at_a_terminal", lambda: True)
             monkeypatch.delitem(sys.modules, "aslab.cli._top._screen")
             monkeypatch.setitem(sys.modules, "textual.app", None)
+            assert here("top", path).stdout.decode().splitlines() == lines  # there is no terminal
+            monkeypatch.setattr(_command, "at_a_terminal", lambda: True)
             assert told(here("top", path), 2).startswith("aslab: aslab top needs the extra 'top'")
         finally:
             answers.stop()
@@ -357,6 +357,15 @@ class TestCommand:
         assert found["NAME"] >= min(16, room - 1)
         assert found.get("STATE", 10) == 10
 
+    def test_a_name_is_wrapped_in_a_narrow_table(self) -> None:
+        found = json.loads(json.dumps(SNAPSHOT).replace('"late"', f'"{"x" * 30}"'))
+        out = Console(file=io.StringIO(), width=40)
+        print_table(out, [], rows_of(found, Order.NAME))
+        lines = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        assert lines[0].split() == ["NAME", "ACTIVE", "WAIT", "STATE"]
+        assert max(map(len, lines)) <= 40
+        assert "".join(lines).count("x") == 30
+
     def test_figures_are_short(self) -> None:
         assert [seconds(value) for value in (0.0123, 5, 125, 7300)] == ["12ms", "5.0s", "2m", "2h"]
         assert sparkline([0, 1, 8, 100]) == " ▁▁█"
@@ -430,10 +439,13 @@ class TestScreen:
             assert str(table.get_cell("uploads-thumbnails", "STATE")) == "DEADLOCKED "
             assert table.virtual_size.width <= 79
             assert keys.size.height == 2
-            assert str(keys.render()).endswith("v active slabs, w wait")
+            assert all(f"{order.value} {title}" in str(KEYS) for order, title in TITLES.items())
             await pilot.resize_terminal(40, 24)
             await pilot.pause()
             assert str(table.get_cell("uploads-thumbnails", "NAME")) == "uploads-thumbnails "
             assert table.size.height >= 3  # the headings, and both rows
+            await pilot.resize_terminal(12, 24)
+            await pilot.pause()
+            assert str(table.get_cell("uploads-thumbnails", "NAME")) == "uploads-t… "
             await pilot.press("ctrl+c")
         assert screen.return_code == 0
