@@ -274,6 +274,12 @@ class TestTelling:
             for buf in bufs:
                 buf.free()
 
+    async def test_the_error_names_nobody_where_nothing_is_held(self) -> None:
+        async with allocator(slabs=Gate(), emergency_limit=0) as kmem:
+            cache = kmem.create_cache("frames", SIZE)
+            with pytest.raises(TimeoutError, match=r"\(0 held, 0 waiting\): no object came within 1 s$"):
+                await cache.alloc(timeout=1)
+
     async def test_what_is_held_for_leak_after_is_reported_once(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.WARNING, logger="aslab")
         async with allocator(expire=3, leak_after=5, holders_sample=1) as kmem:
