@@ -38,7 +38,7 @@ arrays
 io protocols
 emulation testing
 share
-observe/_figures observe/_serving observe
+observe/_figures observe/_http observe/_serving observe
 lab/_simulation lab/__init__ lab/pytest_plugin
 lab/_scenario lab/_report lab/scenarios
 lab/_story lab/_staging
