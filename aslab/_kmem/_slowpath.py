@@ -71,6 +71,8 @@ def at_hand(pool: Pool[T], flags: KM, counters: Counters, *, runs: bool = False)
     :param runs: the caller is a running task or callback of the loop, and so may pass waiters for a moment
     :raises ConsistencyError: with debug letter F, at a miss, if the books do not add up; nothing was taken
     """
+    if pool.debug is not None:
+        pool.debug.used()
     level = LEVEL[flags]
     if level == FINISHES:
         learn(pool, 1, FINISHES)
