@@ -20,7 +20,7 @@ from ._holders import who_holds
 from ._member import Member
 from ._pool import Pool
 from ._snapshot import held, in_handover
-from ._state import reachable
+from ._state import Mark, reachable
 
 TOLD = 10
 """The most buffers that a warning tells of."""
@@ -34,6 +34,10 @@ def check(pool: Pool[Any]) -> None:
     depot, magazine, emergency = pool.depot, pool.magazine, pool.emergency
     for part in (depot, pool.waiters, pool.handover, emergency, pool.admission):
         part.check()
+    shape, growing = pool.config.shape, Mark.GROWING in pool.marks
+    kept = depot.slabs.slots_total // shape.objects * shape.slab_size
+    pool.account.check(kept, growing=growing, at_rest=pool.arena.slabs.at_rest)
+    pool.arena.budget.check()
     magazine.check(SHORT, pool.arena.budget.short and not pool.closed)
     magazine.check(CLOSED, pool.closed)
     magazine.check(CLOSED, pool.closed, detour=True)
