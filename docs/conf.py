@@ -108,6 +108,14 @@ def dress_signature(
     return shown[0], shown[1]
 
 
+PAGE = re.compile(r"\bdocs/([a-z-]+)\.md\b")
+
+
+def link_pages(_app: Sphinx, _what: str, _name: str, _thing: object, _options: object, text: list[str]) -> None:
+    """A docstring names a page by its file, for readers of the source; on the site that is a link."""
+    text[:] = [PAGE.sub(r":doc:`/\1`", line) for line in text]
+
+
 def show_programs(_app: Sphinx, _what: str, _name: str, _thing: object, _options: object, text: list[str]) -> None:
     """An indented paragraph of a docstring is shown as it stands: a program, or a table of words."""
     for number in reversed(range(1, len(text))):
@@ -140,6 +148,7 @@ def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("builder-inited", read_sources)
     app.connect("autodoc-process-signature", dress_signature)
+    app.connect("autodoc-process-docstring", link_pages)
     app.connect("autodoc-process-docstring", show_programs)
     app.connect("source-read", take_anchors)
     app.connect("missing-reference", find_short_name)

@@ -2,9 +2,10 @@
 
     python scripts/picture.py [OUT.svg]
 
-Two services answer requests that each hold a buffer of 1 MiB for some 20 ms: of 8 clients, then of 16. From the
-first second to the fourth, whoever asks the system for memory gets stuck. One service has a fresh buffer for each
-request, made on the event loop as `bytearray(n)` is; the other has a cache of aslab's, on the same system.
+Two services answer the requests of 16 clients, each of which holds a buffer for some 20 ms. From the first second
+to the fourth, whoever asks the system for memory gets stuck; just then requests begin to need 2 MiB each, where
+they needed 1, so that what a pool already has is of no use. One service has a fresh buffer for each request, made
+on the event loop as `bytearray(n)` is; the other has a cache of aslab's for each size, on the same system.
 """
 
 from __future__ import annotations
@@ -21,34 +22,35 @@ from aslab.backends import Mmap
 from aslab.faults import Switch
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "figures" / "stuck.svg"
-SIZE = 2**20
+CLIENTS = 16
+SIZES = 2**20, 2**21
 HOLD = (0.01, 0.03)
 LENGTH, STUCK, WELL = 6.0, 1.0, 4.0
 STEP = 0.1
 """Seconds: that a buffer is held, of the run, of the fault's start and end, and between points of the picture."""
 
-Request = Callable[[], Awaitable[None]]
+Request = Callable[[int], Awaitable[None]]
 
 
 async def clients(request: Request, at_stuck: Callable[[], None], at_well: Callable[[], None]) -> list[float]:
     """When each request was answered, in seconds from the start."""
     answered: list[float] = []
+    size, larger = SIZES
     loop = asyncio.get_running_loop()
     start = loop.time()
 
     async def client() -> None:
         while loop.time() - start < LENGTH:
-            await request()
+            await request(size)
             answered.append(loop.time() - start)
 
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(8):
+        for _ in range(CLIENTS):
             tasks.create_task(client())
         await asyncio.sleep(STUCK)
         at_stuck()
+        size = larger
         loop.call_at(start + WELL, at_well)
-        for _ in range(8):
-            tasks.create_task(client())
     return answered
 
 
@@ -56,14 +58,15 @@ async def with_aslab() -> list[float]:
     """Each request leases a buffer."""
     system = Switch(Mmap())
     async with aslab.open_allocator(slabs=system) as kmem:
-        frames = kmem.create_cache("frames", SIZE, objects_per_slab=8)
-        for _ in range(4):  # a service that has run for a while knows how long a grow takes
-            await frames.reap()
-            await frames.prefill(8)
+        caches = {size: kmem.create_cache(f"frames-{size}", size, objects_per_slab=8) for size in SIZES}
+        for cache in caches.values():
+            for _ in range(4):  # a service that has run for a while knows how long a grow takes
+                await cache.prefill(8)
+                await cache.reap()
 
-        async def request() -> None:
-            async with frames.lease() as frame:
-                frame.view[::4096] = bytes(SIZE // 4096)
+        async def request(size: int) -> None:
+            async with caches[size].lease() as frame:
+                frame.view[::4096] = bytes(size // 4096)
                 await asyncio.sleep(random.uniform(*HOLD))
 
         return await clients(request, system.stick, system.heal)
@@ -77,10 +80,10 @@ async def without() -> list[float]:
         nonlocal stuck_until
         stuck_until = time.monotonic() + WELL - STUCK
 
-    async def request() -> None:
+    async def request(size: int) -> None:
         time.sleep(max(0.0, stuck_until - time.monotonic()))  # noqa: ASYNC251 - this is what blocks
-        frame = memoryview(bytearray(SIZE))
-        frame[::4096] = bytes(SIZE // 4096)
+        frame = memoryview(bytearray(size))
+        frame[::4096] = bytes(size // 4096)
         await asyncio.sleep(random.uniform(*HOLD))
 
     return await clients(request, stick, lambda: None)
@@ -136,9 +139,9 @@ def draw(ours: list[float], theirs: list[float]) -> str:
         return f'<polyline class="line {kind}" points="{points}"/>'
 
     told = (
-        f"Requests answered a second over six seconds. While memory is stuck for three seconds, a service on "
-        f"aslab answers {during(ours):,} requests, and one with a fresh buffer for each answers "
-        f"{during(theirs):,}."
+        f"Requests of {CLIENTS} clients answered a second over six seconds. While memory is stuck for three "
+        f"seconds, a service on aslab answers {during(ours):,} requests, and one with a fresh buffer for each "
+        f"answers {during(theirs):,}."
     )
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{told}">',
@@ -146,7 +149,7 @@ def draw(ours: list[float], theirs: list[float]) -> str:
         f'<rect class="card" x="0.5" y="0.5" width="{WIDTH - 1}" height="{HEIGHT - 1}" rx="8"/>',
         f'<rect class="stuck" x="{x(STUCK)}" y="{TOP}" width="{x(WELL) - x(STUCK)}" '
         f'height="{HEIGHT - TOP - BOTTOM}"/>',
-        f'<text class="loud" x="{LEFT}" y="26">requests a second</text>',
+        f'<text class="loud" x="{LEFT}" y="26">requests of {CLIENTS} clients, a second</text>',
         f'<text x="{(x(STUCK) + x(WELL)) / 2}" y="{TOP + 18}" text-anchor="middle">memory is stuck for 3 s</text>',
     ]
     for rate in (0, top // 2, top):

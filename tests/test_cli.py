@@ -23,8 +23,8 @@ import pytest
 from aslab import ConfigError
 from aslab._checks import format_size, parse_size
 from aslab.cli._demo._checksums import Both, checksums
-from aslab.cli._demo._files import check_paths, find_files
-from aslab.cli._demo._frames import fitting_size
+from aslab.cli._demo._files import Found, check_paths, find_files
+from aslab.cli._demo._frames import fitting_size, room_for_segments
 from aslab.cli._demo._hashing import Done, Hasher
 from aslab.cli._demo._other import Other
 from aslab.cli._demo._pair import Pair
@@ -46,6 +46,9 @@ NAMES = (
     b" spaces ",
     b"-dash",
 )
+
+TOO_LONG = "x" * 256
+"""A symlink to it cannot be followed, by root either."""
 
 Argument = str | os.PathLike[str]
 Finished = subprocess.CompletedProcess[bytes]
@@ -307,7 +310,7 @@ def test_an_act_that_cannot_be_played_is_told_and_the_others_are_played(tree: Pa
 
 
 def test_what_is_not_well_with_checksums_is_told(tree: Path) -> None:
-    (tree / "deep" / "broken link").symlink_to("nowhere")
+    (tree / "deep" / "broken link").symlink_to(TOO_LONG)
     code = (
         "import aslab.cli._demo._service as service\n"
         "class Wrong(service.Hasher):\n"
@@ -321,7 +324,7 @@ def test_what_is_not_well_with_checksums_is_told(tree: Path) -> None:
     )
     finished = python("-c", code)
     assert finished.returncode == 1
-    assert finished.stderr.decode() == f"aslab: cannot read '{tree}/deep/broken link': No such file or directory\n"
+    assert finished.stderr.decode() == f"aslab: cannot read '{tree}/deep/broken link': File name too long\n"
     verdict = " ".join(finished.stdout.decode().partition("Verdict: ")[2].split())
     assert verdict.startswith("NOT well: 40 checksums differ; the first is of ")
     assert "; 1 of the files and folders could not be read. Read next" in verdict
@@ -351,12 +354,41 @@ def test_the_ways_take_turns_in_being_first() -> None:
     assert order == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
 
 
-@pytest.mark.parametrize(("mib", "width"), [(4096, 3840), (64, 1920), (16, 640), (0, 640)])
+@pytest.mark.parametrize(("mib", "width"), [(4096, 3840), (64, 1920), (16, 640)])
 def test_frames_fit_the_room_for_segments(mib: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writing to a segment beyond it ends a program by a signal."""
     room = SimpleNamespace(f_bavail=mib * 256, f_frsize=4096)
     monkeypatch.setattr(os, "statvfs", lambda path: room)
-    assert fitting_size() == width * (width * 9 // 16 if width > 640 else 480) * 3
+    assert fitting_size(room_for_segments()) == width * (width * 9 // 16 if width > 640 else 480) * 3
+
+
+def test_frames_are_left_out_where_segments_have_no_room(tmp_path: Path) -> None:
+    code = (
+        "import aslab.cli._demo._frames as frames\n"
+        "frames.room_for_segments = lambda: 2**20\n"
+        "from aslab.cli import main\n"
+        f"main(['demo', '--act', '1', '--act', '3', {str(tmp_path)!r}])"
+    )
+    finished = python("-c", code)
+    assert (finished.returncode, finished.stderr) == (0, b"")
+    assert (
+        b"1. Left out: frames to another process need 7.0 MiB in /dev/shm, which has 1 MiB.\n3. "
+        in finished.stdout
+    )
+
+
+def test_a_segment_that_a_killed_consumer_had_begun_to_remove_leaves_no_warning() -> None:
+    code = (
+        "import os\n"
+        "from multiprocessing.shared_memory import SharedMemory\n"
+        "from aslab.cli._demo._frames import remove\n"
+        "begun, done, untouched = (SharedMemory(create=True, size=1) for _ in range(3))\n"
+        "os.unlink('/dev/shm/' + begun.name)\n"
+        "done.unlink()\n"
+        "for segment in (begun, done, untouched): remove(segment)\n"
+        "assert not os.path.exists('/dev/shm/' + untouched.name)\n"
+    )
+    assert python("-c", code).stderr == b""
 
 
 def test_a_command_imports_what_it_needs_alone(tree: Path) -> None:
@@ -369,12 +401,12 @@ def test_a_command_imports_what_it_needs_alone(tree: Path) -> None:
 
 def test_without_a_path_the_third_act_ends_in_time(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aslab.cli._demo._checksums.FEW", 8)
-    files = find_files([os.fspath(tree)]).files
+    there = find_files([os.fspath(tree)])
     settings = Settings(buffer=BUFFER, limit=16 * BUFFER, tasks=4)
-    found = anyio.run(checksums, Pair(), files, [], settings, -1.0)
-    assert (found.files, found.left) == (0, len(files))
-    found = anyio.run(checksums, Pair(), files, [], settings, None)
-    assert (found.files, found.left, found.differing) == (len(files), 0, [])
+    found = anyio.run(checksums, Pair(), there, settings, -1.0)
+    assert (found.files, found.left) == (0, len(there.files))
+    found = anyio.run(checksums, Pair(), there, settings, None)
+    assert (found.files, found.left, found.differing) == (len(there.files), 0, [])
 
 
 def test_what_took_long_is_not_hashed_a_second_time(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,12 +420,12 @@ def test_what_took_long_is_not_hashed_a_second_time(tree: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Service, "hash", hash_and_note)
     large = os.fspath(tree / "large")
-    found = anyio.run(checksums, Pair(), [large], [], Settings(buffer=BUFFER, limit=BUFFER, tasks=1), None)
+    found = anyio.run(checksums, Pair(), Found([large]), Settings(buffer=BUFFER, limit=BUFFER, tasks=1), None)
     assert (hashed, found.files, found.nbytes) == ([[large]], 1, 5 * BUFFER + 3)
 
 
 def test_the_verdict_names_what_is_not_well(tree: Path) -> None:
-    (tree / "broken link").symlink_to("nowhere")
+    (tree / "broken link").symlink_to(TOO_LONG)
     finished = aslab("demo", "--loop", "asyncio", *SMALL, tree)
     assert finished.returncode == 1
     assert "Verdict: NOT well: 1 of the files and folders could not be read." in finished.stdout.decode()
@@ -443,12 +475,12 @@ def test_without_a_path_it_reads_the_standard_library_alone() -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named_and_skipped(tree: Path) -> None:
-    (tree / "broken\nlink").symlink_to("nowhere")
+    (tree / "broken\nlink").symlink_to(TOO_LONG)
     finished = aslab("demo", "--json", "--loop", "asyncio", *SMALL, tree)
     run = answer_of(finished, code=1)
     assert run["files"] == len(files_in(tree))
-    assert run["unreadable"] == [{"path": f"{tree}/broken\nlink", "error": "No such file or directory"}]
-    assert finished.stderr.decode() == f"aslab: cannot read '{tree}/broken\\nlink': No such file or directory\n"
+    assert run["unreadable"] == [{"path": f"{tree}/broken\nlink", "error": "File name too long"}]
+    assert finished.stderr.decode() == f"aslab: cannot read '{tree}/broken\\nlink': File name too long\n"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -485,6 +517,7 @@ def test_an_error_while_reading_is_told_and_the_others_are_hashed(tmp_path: Path
         (("demo", "/proc/kmsg"), "generated by the kernel"),
         (("demo", "--json", "--sums"), "--json"),
         (("demo", "--act", "4"), "--act"),
+        (("demo", "--act", "1", "--act", "2", "/etc/hostname"), "PATH is read by act 3 alone"),
         (("demo", "--act", "1", "--inject", "deadlock"), "--inject does one run"),
         (("demo", "--quick", "--sums"), "--sums does one run"),
         (("demo", "--buffer", "1MiB", "--limit", "64KiB", "/etc/hostname"), "limit"),
@@ -527,8 +560,9 @@ def test_help_goes_to_stdout(args: tuple[str, ...]) -> None:
     assert finished.stderr == b""
 
 
-def test_the_version_is_told() -> None:
-    assert aslab("--version").stdout.startswith(b"aslab ")
+@pytest.mark.parametrize("without", ["", "typer"])
+def test_the_version_is_told_with_no_extra_too(without: str) -> None:
+    assert re.fullmatch(rb"aslab \S+ \(fast path in (C|Python)\)\n", aslab("--version", without=without).stdout)
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
@@ -602,6 +636,16 @@ def test_what_the_kernel_makes_up_is_passed_over(tree: Path) -> None:
     found = find_files([os.fspath(tree), "/proc/self/fdinfo"])
     assert len(found.files) == len(files_in(tree))
     assert not found.unreadable
+
+
+def test_broken_symlinks_are_skipped_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    for name, target in {"dangling": "nowhere", "loop": "loop", "through a file": "file/name"}.items():
+        (tmp_path / name).symlink_to(target)
+    assert find_files([os.fspath(tmp_path)]) == Found([f"{tmp_path}/file"], broken=3)
+    finished = aslab("demo", "--act", "3", tmp_path)
+    assert (finished.returncode, finished.stderr) == (0, b"")
+    assert b"3. SHA-256 of 1 file (3 broken links skipped): " in finished.stdout
 
 
 def test_a_folder_that_cannot_be_listed_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

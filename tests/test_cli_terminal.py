@@ -107,6 +107,26 @@ def test_ctrl_c_ends_all_of_it(command: str, send: object) -> None:
     assert (process.returncode, out, told) == (130, b"", ["aslab: interrupted"])
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_the_demo_and_its_other_process_without_a_traceback(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    process = start("demo --act 1")
+    process.send_signal(number)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+        wait_until_none_is_left(process.pid)
+    if number == signal.SIGKILL:  # all that is left to do is the other process's
+        assert b"Traceback" not in err
+    else:
+        assert (process.returncode, err.decode()) == (128 + number, f"aslab: ended by {number.name}\n")
+        assert not list(tmp_path.glob("aslab-*"))
+
+
 def test_ctrl_c_in_the_middle_of_a_finaliser_is_not_lost() -> None:
     """Python prints and forgets it there. So ran ``bench lab`` on: trio's nurseries have finalisers."""
     code = (

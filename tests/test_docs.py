@@ -86,6 +86,17 @@ def _anchors(path: Path) -> set[str]:
     return slugs | set(re.findall(r'<a id="([^"]+)"', text))
 
 
+def test_every_page_is_linked_from_the_text_of_another() -> None:
+    docs = ROOT / "docs"
+    pages = {*docs.glob("*.md"), *(docs / "reference").glob("*.rst")} - {docs / "index.md"}
+    linked = set()
+    for page in [ROOT / "README.md", *docs.glob("*.md")]:
+        found = re.findall(r"\]\(([^)\s#]+)[^)]*\)", page.read_text())
+        linked |= {(page.parent / target).resolve() for target in found} - {page}
+    assert len(pages) > 30
+    assert not pages - linked, "docs/index.md: list these"
+
+
 LINKED = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / ".github").rglob("*.md")]
 
 

@@ -42,7 +42,7 @@ observe/_figures observe/_http observe/_serving observe
 lab/_simulation lab/__init__ lab/pytest_plugin
 lab/_scenario lab/_report lab/scenarios
 lab/_story lab/_staging
-cli/_errors cli/_prose cli/_progress cli/_loops
+cli/_errors cli/_version cli/_prose cli/_progress cli/_loops
 bench
 cli/_demo cli/_lab cli/_top cli/_fault cli/_app cli/__init__
 __main__

@@ -9,6 +9,7 @@
     _loops     event loops
     _prose     text and tables
     _progress  progress bars
+    _version   what ``aslab --version`` says
 
 ``aslab bench`` is a package of its own.
 
@@ -27,6 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ._errors import EXTRA, INTERRUPTED, complain
+from ._version import version
 
 NEVER_AWAITED = "coroutine .* was never awaited"
 
@@ -36,8 +38,9 @@ def main(args: Sequence[str] | None = None) -> None:
     _give_closed_streams_somewhere_to_go()
     # Ctrl-C can strike between the creation of a coroutine and of its task; some are found before we know of it.
     warnings.filterwarnings("ignore", NEVER_AWAITED, RuntimeWarning, r"(trio|asyncio|anyio)\.")
+    ended_by: list[signal.Signals] = []
     try:
-        with _interrupts_come_again():
+        with _interrupts_come_again(), _signals_end_as_ctrl_c_does(ended_by):
             code = _run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has seen enough, as head has
@@ -48,15 +51,19 @@ def main(args: Sequence[str] | None = None) -> None:
         complain(f"cannot write the output: {exc.strerror or exc}")
         code = 1
     except KeyboardInterrupt:
-        code = _interrupted()
+        code = _interrupted(ended_by)
     raise SystemExit(code)
 
 
 def _run(args: Sequence[str] | None) -> int:
+    given = sys.argv[1:] if args is None else args
+    if list(given) == ["--version"]:
+        print(version())
+        return 0
     try:
         from ._app import run
 
-        return run(sys.argv[1:] if args is None else args)
+        return run(given)
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] not in {"typer", "rich"}:
             raise
@@ -85,15 +92,44 @@ def _interrupts_come_again() -> Iterator[None]:
         sys.unraisablehook = before
 
 
-def _interrupted() -> int:
+@contextmanager
+def _signals_end_as_ctrl_c_does(ended_by: list[signal.Signals]) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command in order, with all that it has begun; the second one ends it at once.
+
+    Not where they, or Ctrl-C, are ignored or have a handler of the caller's.
+    """
+    caller = os.getpid()
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        ended_by.append(signal.Signals(number))
+        signal.raise_signal(signal.SIGINT if os.getpid() == caller else number)  # jobs by fork end at once
+
+    ours = []
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler and _in_main_thread():
+        ours = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
+    for one in ours:
+        signal.signal(one, end)
+    try:
+        yield
+    finally:
+        for one in ours:
+            signal.signal(one, signal.SIG_DFL)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _interrupted(ended_by: Sequence[signal.Signals]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python exits, another Ctrl-C ends it at once
     warnings.filterwarnings("ignore", NEVER_AWAITED, RuntimeWarning)
     try:
         sys.stdout.flush()
     except OSError:  # Ctrl-C has also ended the reader
         _forget_output()
-    complain("interrupted")
-    return INTERRUPTED
+    complain(f"ended by {ended_by[0].name}" if ended_by else "interrupted")
+    return 128 + ended_by[0] if ended_by else INTERRUPTED
 
 
 def _give_closed_streams_somewhere_to_go() -> None:

@@ -9,8 +9,8 @@ from typing import Annotated, cast
 import typer
 
 from .. import ConfigError
-from .._fastpath import COMPILED
 from ._errors import INTERRUPTED, BadInput, complain
+from ._version import version as version_line
 
 # The base class of all errors about options; typer does not export it, and its place depends on the version.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
@@ -72,7 +72,7 @@ def root(
 ) -> None:
     """aslab: demonstrate, simulate and measure an async slab allocator."""
     if version:
-        print("aslab", _version(), "(fast path in C)" if COMPILED else "(fast path in Python)")
+        print(version_line())
         raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
@@ -101,12 +101,3 @@ def run(args: Sequence[str]) -> int:
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
-
-
-def _version() -> str:
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version("aslab")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"

@@ -6,7 +6,7 @@ import sys
 
 EXTRA = "needs the extra 'demo': run pip install '.[demo]' in a clone of aslab"
 INTERRUPTED = 130
-"""The exit code after Ctrl-C only."""
+"""The exit code after Ctrl-C only: 128 and the number of the signal, as after SIGTERM and SIGHUP."""
 
 
 class BadInput(Exception):

@@ -74,7 +74,7 @@ def acts(where: Where, settings: Settings, length: Length) -> Iterator[Act]:
         pair.note = "finding files"
         found = await to_thread.run_sync(where.find, abandon_on_cancel=True)
         pair.note = ""
-        return await checksums(pair, found.files, found.unreadable, settings, None if where.given else MOST)
+        return await checksums(pair, found, settings, None if where.given else MOST)
 
     yield Act(
         number=1,

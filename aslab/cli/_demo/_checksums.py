@@ -13,12 +13,12 @@ import anyio
 from ..._checks import format_size
 from ...backends import Mmap
 from .._errors import printable
-from ._files import Unreadable
+from ._files import Found, Unreadable
 from ._other import Other, other
 from ._pair import Pair
 from ._plain import Sums, hash_plainly
 from ._service import Outcome, Service, Settings, open_service
-from ._words import OURS, THEIRS, Told, Words, count, duration
+from ._words import OURS, THEIRS, Told, Words, and_broken, count, duration
 
 FEW = 64
 """So many files are not split: in parts, there might not be enough for all threads. They are hashed twice."""
@@ -44,16 +44,18 @@ class Checksums(Told):
     """Most bytes of slabs that the service had."""
     left: int = 0
     """Files left out when time was up."""
+    broken_links: int = 0
+    """Symlinks that lead to no file; they are skipped."""
     differing: list[str] = field(default_factory=list)
     """Files with different checksums."""
     unreadable: list[Unreadable] = field(default_factory=list)
 
     def words(self) -> Words:
         if not self.files:
-            return [("There were no files to read.", "")]
+            return [(f"There were no files to read{and_broken(self.broken_links)}.", "")]
         some = f"{self.files:,} of {self.files + self.left:,} files" if self.left else count(self.files, "file")
         return [
-            (f"SHA-256 of {some}: ", ""),
+            (f"SHA-256 of {some}{and_broken(self.broken_links)}: ", ""),
             (duration(self.seconds), OURS),
             (f", within {format_size(self.memory)}; a thread for each: ", ""),
             (duration(self.plain_seconds), THEIRS),
@@ -75,16 +77,14 @@ class Checksums(Told):
         return self.unreadable
 
 
-async def checksums(
-    pair: Pair, files: Sequence[str], missed: Sequence[Unreadable], settings: Settings, seconds: float | None
-) -> Checksums:
+async def checksums(pair: Pair, found: Found, settings: Settings, seconds: float | None) -> Checksums:
     """Hash files by both ways.
 
-    :param missed: what could not be read when they were found
     :param seconds: begin no further part after so many; None means to hash all
     """
+    files = found.files
     if not files:
-        return Checksums(unreadable=list(missed))
+        return Checksums(unreadable=found.unreadable, broken_links=found.broken)
     nbytes = 0
 
     def progress(more: int, _: int) -> None:
@@ -111,19 +111,20 @@ async def checksums(
                 await both.hash(files)
                 times = 2
         outcome = await service.outcome(patience=1.0)
-    return _found(outcome, both, times, len(files), missed)
+    return _told(outcome, both, times, found)
 
 
-def _found(outcome: Outcome, both: Both, times: int, files: int, missed: Sequence[Unreadable]) -> Checksums:
+def _told(outcome: Outcome, both: Both, times: int, found: Found) -> Checksums:
     ours, plain = outcome.sums, both.sums
-    unreadable = {one.path: one for one in (*missed, *outcome.unreadable)}
+    unreadable = {one.path: one for one in (*found.unreadable, *outcome.unreadable)}
     return Checksums(
         files=len(ours),
         nbytes=outcome.nbytes // times,
         seconds=outcome.seconds / times,
         plain_seconds=both.plain_seconds / times,
         memory=outcome.stats.slab_size * outcome.stats.slab_max,
-        left=files - len(plain),
+        left=len(found.files) - len(plain),
+        broken_links=found.broken,
         differing=[path for path, digest in plain.items() if ours.get(path) != digest],
         unreadable=list(unreadable.values()),
     )

@@ -80,6 +80,10 @@ def demo(
         numbers = sorted(set(act or ACTS))
         if CHECKSUMS in numbers:
             check_paths(where.paths)
+        elif paths:
+            raise BadInput(
+                f"PATH is read by act {CHECKSUMS} alone, so it cannot be combined with --act {numbers[0]}"
+            )
         return play_acts(numbers, loop or Loop.ASYNCIO, where, settings, quick=quick, as_json=as_json)
     if act or quick:
         raise BadInput(f"{option} does one run, so it cannot be combined with {'--act' if act else '--quick'}")

@@ -41,21 +41,28 @@ def consume(pipe: Connection, path: str) -> None:
     pooled, fresh = Intake(), Intake()
     other = threading.Thread(target=_take_fresh, args=(pipe, fresh.take), daemon=True)
     other.start()
-    with share.connect_blocking(path) as client:
+    with contextlib.suppress(share.DisconnectedError), share.connect_blocking(path) as client:
         for claim in client.receiver(CHANNEL):
             with claim:
                 pooled.take(claim.view)
     other.join()
     pipe.send(pooled.in_order and fresh.in_order)
-    with contextlib.suppress(EOFError):  # to end now would be to end early
-        pipe.recv()
+    pipe.recv()  # to end now would be to end early
 
 
 def _take_fresh(pipe: Connection, take: Callable[[memoryview], None]) -> None:
-    while (name := pipe.recv()) is not None:
+    while (name := _received(pipe)) is not None:
         segment = SharedMemory(name)
         assert segment.buf is not None
         take(segment.buf)
         segment.close()
         segment.unlink()
         pipe.send(True)
+
+
+def _received(pipe: Connection) -> str | None:
+    try:
+        name: str | None = pipe.recv()
+    except (EOFError, ConnectionError):  # the first process is gone
+        return None
+    return name

@@ -5,23 +5,24 @@ The producer writes every byte of a frame, the consumer reads every byte. The wa
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import anyio
 
 from ... import Cache, backends, open_allocator, share
+from ..._checks import format_size
 from ._consumer import CHANNEL, NUMBER, consume
 from ._other import Other, other
 from ._pair import Figure, Pair
-from ._words import OURS, THEIRS, Told, Words, rate
+from ._words import OURS, THEIRS, LeftOut, Told, Words, rate
 
 SIZES = (3840 * 2160 * 3, 1920 * 1080 * 3, 640 * 480 * 3)
 """Bytes of a frame; the largest that fits is used."""
@@ -63,14 +64,21 @@ class Frames(Told):
         return "every frame arrived in its turn"
 
 
-async def frames(pair: Pair, turns: int, seconds: float) -> Frames:
-    """Send frames by both ways, in turns.
+async def frames(pair: Pair, turns: int, seconds: float) -> Frames | LeftOut:
+    """Send frames by both ways, in turns. Left out where segments have no room.
 
     :param turns: of each way
     :param seconds: of each turn
     :raises TimeoutError: if something takes far too long
     """
-    size = fitting_size()
+    room = room_for_segments()
+    size = fitting_size(room)
+    if size is None:
+        assert room is not None
+        need = 2 * FLIGHT * SIZES[-1]
+        return LeftOut(
+            f"frames to another process need {format_size(need)} in {SEGMENTS}, which has {format_size(room)}"
+        )
     shared = backends.SharedMemory()
     with anyio.fail_after(PATIENCE + 2 * turns * seconds), tempfile.TemporaryDirectory(prefix="aslab-") as folder:
         path = str(Path(folder, "socket"))
@@ -91,17 +99,23 @@ async def frames(pair: Pair, turns: int, seconds: float) -> Frames:
     return Frames(size=size, pooled=pooled.rate, fresh=fresh.rate, in_order=in_order)
 
 
-def fitting_size() -> int:
-    """The largest size of which as many frames as are under way take at most half of the room for segments.
-
-    Beyond that room, writing to a segment ends a program by a signal. In containers it is often 64 MiB.
-    """
+def room_for_segments() -> int | None:
+    """Bytes that segments may take in all, in containers often 64 MiB. None: not Linux, and no such bound."""
     try:
         room = os.statvfs(SEGMENTS)
-    except OSError:  # not Linux: no such place, and no such bound
+    except OSError:
+        return None
+    return room.f_bavail * room.f_frsize
+
+
+def fitting_size(room: int | None) -> int | None:
+    """The largest size of which as many frames as are under way take at most half of the room; None if none does.
+
+    Beyond the room, writing to a segment ends a program by a signal.
+    """
+    if room is None:
         return SIZES[0]
-    most = room.f_bavail * room.f_frsize // 2
-    return next((size for size in SIZES if FLIGHT * size <= most), SIZES[-1])
+    return next((size for size in SIZES if FLIGHT * size <= room // 2), None)
 
 
 async def _end(pooled: _Pooled, process: Other) -> bool:
@@ -173,7 +187,7 @@ class _Fresh(_Way):
         return sent
 
     def _send(self, enough: Callable[[int], bool]) -> int:
-        """In a thread, which is awaited even after Ctrl-C: it leaves no segment behind."""
+        """In a thread, which leaves no segment behind, even after Ctrl-C."""
         before, pipe = self._sent, self._process.pipe
         unread: deque[SharedMemory] = deque()
         try:
@@ -193,6 +207,15 @@ class _Fresh(_Way):
                 segment.close()
         finally:
             for segment in unread:  # there are some only if the consumer is lost
-                with contextlib.suppress(OSError):
-                    segment.close()
-                    segment.unlink()
+                remove(segment)
+
+
+def remove(segment: SharedMemory) -> None:
+    """Remove a segment that the consumer may have removed, or begun to remove when it was killed."""
+    segment.close()
+    try:
+        segment.unlink()
+    except FileNotFoundError:
+        name = f"/{segment.name}"
+        resource_tracker.register(name, "shared_memory")  # else it complains of what it does not know
+        resource_tracker.unregister(name, "shared_memory")

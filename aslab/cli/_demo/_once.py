@@ -12,6 +12,7 @@ from ._files import Found, Where, name_unreadable
 from ._output import run_as_json, write_json, write_sums
 from ._run import Run, perform, wrong_with
 from ._service import Settings
+from ._words import and_broken
 
 
 class Form(enum.Enum):
@@ -35,7 +36,7 @@ def do_one_run(run: Run, settings: Settings, where: Where, form: Form) -> int:
     prose = form in (Form.PROSE, Form.TABLE)
     if prose and not found.files:
         name_unreadable(found.unreadable)
-        print("There are no files to read, so nothing was run.")
+        print(f"There are no files to read{and_broken(found.broken)}, so nothing was run.")
         return 1 if found.unreadable else 0
     result = perform(run, settings, found)
     name_unreadable(result.outcome.unreadable)

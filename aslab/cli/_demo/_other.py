@@ -1,7 +1,8 @@
-"""Another process, for the acts that need one. It ends with its block, whatever happens; Ctrl-C is ours alone."""
+"""Another process, for the acts that need one. It ends with its block, whatever happens; signals are for us."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -12,6 +13,9 @@ from typing import Any
 
 import anyio
 from anyio import to_thread
+
+OURS_ALONE = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+"""They come to all processes of a terminal at once. The other process is killed when ours has ended its work."""
 
 
 class Lost(Exception):
@@ -49,10 +53,11 @@ async def other(target: Callable[..., None], *args: object) -> AsyncIterator[Oth
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=target, args=(theirs, *args), daemon=True)
-    resource_tracker.ensure_running()  # as that would let Ctrl-C through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the new process inherits, for good
+    process = context.Process(target=_run, args=(target, theirs, *args), daemon=True)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, OURS_ALONE)  # which new processes inherit, for good
     try:
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, OURS_ALONE)  # that has let some through again
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -78,3 +83,8 @@ async def other(target: Callable[..., None], *args: object) -> AsyncIterator[Oth
         ours.close()
     if ended:
         raise Lost(f"the other process ended early, with {process.exitcode}")
+
+
+def _run(target: Callable[..., None], pipe: Connection, *args: object) -> None:
+    with contextlib.suppress(EOFError, ConnectionError):  # the first process is gone, by SIGKILL perhaps
+        target(pipe, *args)

@@ -12,7 +12,7 @@ from .._prose import console, say
 from ._files import Found
 from ._run import Result, wrong_with
 from ._service import Outcome, Settings
-from ._words import count, duration
+from ._words import and_broken, count, duration
 
 
 class Report:
@@ -52,7 +52,7 @@ class Report:
 
     def _show_task(self) -> None:
         settings, found = self._settings, self._found
-        work = f"{count(len(found.files), 'file')}"
+        work = f"{count(len(found.files), 'file')}{and_broken(found.broken)}"
         tasks, buffers = count(settings.tasks, "task"), count(settings.buffers, "buffer")
         size = format_size(settings.buffer)
         self._print(f"A checksum service: {work}; {tasks} with {buffers} of {size}.")

@@ -33,9 +33,25 @@ class Told:
         return ()
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut(Told):
+    """An act that this machine has no room for. Nothing is wrong."""
+
+    left_out: str
+    """Why."""
+
+    def words(self) -> Words:
+        return [(f"Left out: {self.left_out}.", "")]
+
+
 def count(number: int, what: str) -> str:
     """As ``1 file``, ``2,000 files``."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def and_broken(links: int) -> str:
+    """What is said of broken symlinks, after the number of files."""
+    return f" ({count(links, 'broken link')} skipped)" if links else ""
 
 
 def duration(seconds: float) -> str:
