@@ -2,7 +2,7 @@
 #
 #   _errors  _flags  _stats  _checks       words: errors, urgency, counters, checks of values
 #   _histogram  _events  _health           what an operator sees: durations, events, ok or not
-#   _sites  _holder                        where a buffer was allocated, by which task; who holds it
+#   _sites  _variables  _holder            where a buffer was allocated, by which task; who holds it
 #   _snapshots  _unix  _answering          the same for other processes, on a socket
 #   _clients  _keywords  _letters          exceptions from client code; options as keywords; debug letters
 #   _fastpath/                             a hit and its free: views, slots, magazines, buffers

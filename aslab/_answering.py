@@ -1,10 +1,15 @@
 """A thread that answers whoever connects to a Unix socket, also while the event loop is blocked.
 
-A client may send a line, its request; one that sends nothing is answered, too. All who are connected are answered
-side by side: the whole answer, then the end. A client that does not read costs the others nothing, and is dropped
-after a second.
+A client may send a line, its request; one that sends nothing is answered as if that were empty. All who are
+connected are answered side by side: the whole answer, then the end. A client that does not read costs the others
+nothing, and is dropped after a second.
 
-Always true: the thread runs no longer than the block of `answering`, and the path is removed with it.
+Always true:
+
+    1. the thread runs no longer than the block of `answering`, and the path is removed with it
+    2. a request is performed only if its line came to the end, and only if its client is still there: one that has
+       given up does not see its request performed later
+    3. however many clients ask by the empty request at once, that is answered once for all of them
 """
 
 from __future__ import annotations
@@ -33,10 +38,15 @@ SILENCE = 0.25
 """Seconds that a client has to send its request; one that has sent nothing is answered then."""
 LONGEST = 200
 """Bytes of a request, at most."""
+AT_ONCE = 128
+"""Clients that are taken in one turn, at most: those that keep coming must not keep the others from an answer."""
 
 
 class _Client:
-    """A connection: what it has asked so far, and then what it has still to get."""
+    """A connection: what it has asked so far, and then what it has still to get.
+
+    :param answer: makes the answer to a request
+    """
 
     def __init__(self, sock: socket.socket, answer: Callable[[str], bytes]) -> None:
         self.until: float = time.monotonic() + SILENCE
@@ -49,15 +59,16 @@ class _Client:
         self._rest = memoryview(b"")
 
     def read(self) -> bool:
-        """Read what is there of its request. Returns whether that is all of it: a line, or up to the end."""
+        """Read what is there of its request. Returns whether that is all of it: a line, or the end without any."""
         try:
             piece = self._sock.recv(LONGEST)
         except BlockingIOError:
             return False
         self._request += piece
-        if len(self._request) > LONGEST:
+        whole = b"\n" in self._request
+        if len(self._request) > LONGEST or (self._request and not piece and not whole):
             raise ConnectionAbortedError("it is no request")
-        return not piece or b"\n" in self._request
+        return whole or not piece
 
     @property
     def silent(self) -> bool:
@@ -65,7 +76,11 @@ class _Client:
         return not self._request
 
     def answer(self) -> None:
-        """Make its answer to what it has asked."""
+        """Make its answer to what it has asked.
+
+        :raises OSError: if it is gone; nothing was done then
+        """
+        self._sock.send(b"")  # sends nothing, but fails if the other end is closed
         line = self._request.partition(b"\n")[0]
         self._rest = memoryview(self._answer(line.decode(errors="replace")))
         self.asked, self.until = True, time.monotonic() + PATIENCE
@@ -87,6 +102,7 @@ class Answers:
 
     def __init__(self, path: str | os.PathLike[str], answer: Callable[[str], bytes]) -> None:
         self._answer = answer
+        self._snapshot: bytes | None = None  # the answer to the empty request, in this turn
         self._path = Path(path)
         self._listener = unix.listen(path)
         self._inode = self._path.stat().st_ino
@@ -124,37 +140,50 @@ class Answers:
         sockets = [key.fileobj for key, _ in ready if isinstance(key.fileobj, socket.socket)]
         if self._stopped in sockets:
             return False
+        self._snapshot = None  # all that are ready now have asked before it is made
         now = time.monotonic()
         due = [sock for sock, client in self._clients.items() if client.until <= now and sock not in sockets]
         for sock in sockets:
             if sock is self._listener:
-                self._accept(selector)
+                for _ in range(AT_ONCE):
+                    if not self._accept(selector):
+                        break
             else:
                 self._go_on(selector, sock)
         for sock in due:
             self._go_on(selector, sock, due=True)
         return True
 
-    def _accept(self, selector: selectors.BaseSelector) -> None:
+    def _answered(self, request: str) -> bytes:
+        """The answer to a request. That to the empty one, which takes long, is made once in a turn."""
+        if request.strip():
+            return self._answer(request)
+        if self._snapshot is None:
+            self._snapshot = self._answer("")
+        return self._snapshot
+
+    def _accept(self, selector: selectors.BaseSelector) -> bool:
+        """Take one more client, if it is this user's. Returns whether there may be another."""
         try:
             sock = unix.accept(self._listener)
         except BlockingIOError:  # nobody, or gone already
-            return
+            return False
         except OSError as exc:  # no descriptor is left, perhaps
             log.warning("a client of the statistics could not be accepted: %s", exc)
             time.sleep(0.1)
-            return
+            return False
         try:
             ours = unix.ours(sock)
         except OSError:  # the client is gone
             sock.close()
-            return
+            return True
         if not ours:
             log.warning("a client of the statistics was refused: it is another user's")
             sock.close()
-            return
-        self._clients[sock] = _Client(sock, self._answer)
+            return True
+        self._clients[sock] = _Client(sock, self._answered)
         selector.register(sock, selectors.EVENT_READ)
+        return True
 
     def _go_on(self, selector: selectors.BaseSelector, sock: socket.socket, *, due: bool = False) -> None:
         """Do the next thing for a client: it has sent something, or can be sent something, or its time is over."""

@@ -128,16 +128,21 @@ class Cache(Front[T]):
         slot = at_hand(self._pool, flags, self._counters)
         if slot is None:
             self._pool.growth.check_possible(1, flags)
-            errand = Errand(partial(self._wait_for_thread, flags), partial(give_back, self._pool))
+            late: list[bool] = []
+            errand = Errand(partial(self._wait_for_thread, flags, late), partial(give_back, self._pool))
             try:
                 (slot,) = errand.run(self._arena, timeout)
             except TimeoutError:
                 raise too_late(self._pool, self._member, timeout) from None
+            return self._hand_out(slot, late=late[0])
         return self._hand_out(slot)
 
-    async def _wait_for_thread(self, flags: KM) -> list[Slot[T]]:
+    async def _wait_for_thread(self, flags: KM, late: list[bool]) -> list[Slot[T]]:
         self._check_open()  # again, as the cache may have been closed before the loop came to this
-        return await wait(self._pool, flags, 1, self._counters)
+        slots = await wait(self._pool, flags, 1, self._counters)
+        late.append(self._counters.waited_long)  # for the thread, and not for whoever runs before it
+        self._counters.waited_long = False
+        return slots
 
     def free(self, buf: Buffer[T]) -> None:
         """Like `Buffer.free`, but first checks that the buffer belongs to this cache. Any thread.
@@ -185,12 +190,12 @@ class Cache(Front[T]):
         if self._closing is not None:
             raise CacheClosedError(f"cache {self.name!r} is closed")
 
-    def _hand_out(self, slot: Slot[T]) -> Buffer[T]:
+    def _hand_out(self, slot: Slot[T], *, late: bool = False) -> Buffer[T]:
         site = admit(self._pool, slot) if self._managed and self._pool.debug else None
         magazine, counters = self._magazine, self._counters
         note: Noted | None = None
         magazine.due -= 1
-        if magazine.due < magazine.hits or counters.waited_long:
+        if late or magazine.due < magazine.hits or counters.waited_long:
             counters.waited_long = False
             if self._config.holders_sample:
                 note = self._member.holders.note(site)

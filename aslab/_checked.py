@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import gc
 import sys
-from inspect import CO_OPTIMIZED
+from itertools import chain
 from types import CoroutineType, FrameType, GeneratorType, TracebackType
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from ._errors import BufferFreedError, CorruptionError, DoubleFreeError
 from ._fastpath import ManagedBuffer, Slot, has_company, is_kept, is_released
 from ._kmem._debug import Debug, Record, record_of
+from ._variables import variables
 
 T = TypeVar("T")
 
@@ -53,6 +54,10 @@ class CheckedBuffer(ManagedBuffer[T]):
         if error is not None:
             raise error
 
+    def _claim(self, *, quiet: bool = False) -> Slot[T]:
+        self.debug.used()
+        return super()._claim(quiet=quiet)
+
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
@@ -63,12 +68,17 @@ class CheckedBuffer(ManagedBuffer[T]):
                 raise
 
     def _look_for_keepers(self) -> None:
-        """Refuse a free that would leave the slot lingering. Exports of the memory are left to the free itself."""
+        """Refuse a free while somebody keeps a view. Exports of the memory are left to the free itself.
+
+        What handles have lent by their own buffer protocol is no view that is kept (`Buffer._lent`): once the
+        handles are gone, the memory lingers no more.
+        """
         view, slot = self._view, getattr(self, "_slot", None)
         alive = view is not None and not is_released(view)
         if slot is None or slot.in_use(alive) or (alive and has_company(cast("memoryview", view))):
             return
-        if view is not None and is_kept(view, 2):  # the handle, and here
+        lent = getattr(self, "_lent", ())
+        if view is not None and is_kept(view, 2, int(gc.get_referents(view)[0] in lent)):  # the handle, and here
             managed = gc.get_referents(view)
         elif slot.kept and slot.haunted():
             managed = [one.managed for one in slot.kept]
@@ -76,6 +86,8 @@ class CheckedBuffer(ManagedBuffer[T]):
             return
         del view
         views = [one for one in gc.get_referrers(*managed) if isinstance(one, memoryview)]
+        if not views:
+            return
         raise self._refusal(f"debug letter V: a view of it is kept{_keepers(views, self)}")
 
     def _whose(self) -> str:
@@ -99,14 +111,12 @@ def _keepers(views: list[memoryview], handle: object) -> str:
     while frame.f_back is not None:
         frame = frame.f_back
         running.append(frame)
-        code, names = frame.f_code, cast("Any", frame.f_locals)
-        for name, value in names.items():
+        code = frame.f_code
+        for name, value in variables(frame):
             if any(value is view for view in views):
                 found.append(f"variable {name!r} in {code.co_qualname}, {code.co_filename}:{frame.f_lineno}")
         value = None  # else it would be found here
-        if code.co_flags & CO_OPTIMIZED and isinstance(names, dict):
-            names.clear()  # a copy, which the frame keeps, and so the view
-    for one in gc.get_referrers(*views) if views else ():
+    for one in chain.from_iterable(map(gc.get_referrers, views)):  # one by one: 3.13 finds a tuple of arguments
         if isinstance(one, CoroutineType):
             if not one.cr_running:
                 found.append(f"a variable in {one.__qualname__}")

@@ -17,11 +17,12 @@ class ConfigError(SlabError, ValueError):
     """The caller passed something that is not allowed; nothing was changed.
 
     The message names the field and the value, and says what the value must be: ``allowed`` is a clause such as
-    "it must be True or False".
+    "it must be True or False". A ``message`` takes the place of all that, where
+    the caller did not name the field.
     """
 
-    def __init__(self, field: str, given: object, allowed: str) -> None:
-        super().__init__(f"{field}: {given!r} is not allowed; {allowed}")
+    def __init__(self, field: str, given: object, allowed: str, message: str = "") -> None:
+        super().__init__(message or f"{field}: {given!r} is not allowed; {allowed}")
         self.field = field
         self.given = given
         self.allowed = allowed

@@ -7,7 +7,8 @@ Always true:
 
     1. a fault changes what backends do at once, in whichever thread it was turned on, even while the event loop is
        blocked; whatever takes the loop (what is held up, events) follows as soon as that runs
-    2. each fault on and each off is logged once, and is one event
+    2. each fault on and each off is logged once, and is one event; events come in the order of the changes,
+       whichever threads made them
     3. a fault ends by its own time, and with the allocator
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
 
@@ -63,6 +65,7 @@ class Faults:
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._changed = anyio.Event()
+        self._told: deque[tuple[str, CacheEvent]] = deque()  # in order, for the event loop's thread to follow
         self.growth: Switch = switch(arena.slabs.backend, arena.clock, partial(self._tell, GROWTH))
         """Where slabs come from: ``stick(3)``, ``slow(0.2)``, ``fail(5)``, ``heal()``."""
         self.emergency: Switch = switch(arena.singles.backend, arena.clock, partial(self._tell, EMERGENCY))
@@ -120,19 +123,21 @@ class Faults:
         else:
             level, kind = logging.INFO, EventKind.HEALED
             text = f"fault off after {_brief(lasted)} s: {name}"
+        self._told.append((where, CacheEvent(kind=kind, cache="", time=now, seconds=lasted, text=text)))
         fields = {"aslab_event": kind.value, "aslab_cache": "", "aslab_seconds": lasted, "aslab_fault": where}
         log.log(level, text, extra=fields)
-        event = CacheEvent(kind=kind, cache="", time=now, seconds=lasted, text=text)
         if self._arena.on_its_thread:
-            self._follow(where, event)
+            self._follow()
         else:
-            self._arena.call_soon(partial(self._follow, where, event))
+            self._arena.call_soon(self._follow)
 
-    def _follow(self, where: str, event: CacheEvent) -> None:
-        """Do what only the event loop's thread may."""
-        self.by_name[where].look_again()
-        self._changed.set()
-        self._arena.listeners.tell(event)
+    def _follow(self) -> None:
+        """Do what only the event loop's thread may, for all that was told: other threads' first, if they were."""
+        while self._told:
+            where, event = self._told.popleft()
+            self.by_name[where].look_again()
+            self._changed.set()
+            self._arena.listeners.tell(event)
 
 
 def _brief(seconds: float) -> str:

@@ -96,8 +96,8 @@ class Gather(AsyncIterator[tuple[Buffer[T], int]]):
         self._closed = True  # for good, unless the buffer is filled
         try:
             nbytes = await self._fill(buf)
-        except BaseException:
-            buf.free()
+        except BaseException as exc:  # what a debug letter finds must not hide that, which may be a cancellation
+            buf.__exit__(type(exc), exc, exc.__traceback__)
             raise
         self._peek = self._peek or 1  # from now on there is something before a buffer is taken
         self._closed = False

@@ -55,7 +55,7 @@ def judge(stats: AllocatorStats, *, slow: float = SLOW, stuck: float = STUCK) ->
         if cache.growth_late:
             reasons.append(
                 f"cache {cache.name!r}: growth has been late for {cache.growth_late_for:.1f} s, and "
-                f"{cache.obj_emergency} emergency objects are out"
+                f"{_out(cache.obj_emergency)} out"
             )
         elif cache.growth_failing and (cache.waiters or (cache.obj_emergency and not cache.obj_free)):
             reasons.append(f"cache {cache.name!r}: the last grow failed, {cache.slab_fail} so far")
@@ -71,6 +71,10 @@ def judge(stats: AllocatorStats, *, slow: float = SLOW, stuck: float = STUCK) ->
     if reasons and state is HealthState.OK:
         state = HealthState.DEGRADED
     return Health(state, tuple(reasons))
+
+
+def _out(number: int) -> str:
+    return "1 emergency object is" if number == 1 else f"{number} emergency objects are"
 
 
 def _callers(number: int) -> str:

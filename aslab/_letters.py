@@ -41,19 +41,20 @@ class _Block(NamedTuple):
 class Selection:
     """What a text such as ``FZ;-,index`` chooses.
 
-    As in Linux, the first block that names a cache holds for it; if none does, the last one without names.
+    As in Linux, the first block that names a cache holds for it; if none does, the last one without names. Blanks
+    around letters and names, and empty blocks, mean nothing.
 
     :raises ConfigError: if it is no such text
     """
 
     def __init__(self, text: str) -> None:
-        blocks = [self._block(part, text) for part in text.split(";")] if text else []
+        blocks = [self._block(part, text) for part in text.split(";") if part.strip()]
         self._named = [block for block in blocks if block.names]
         self._for_all = ([None, *(block for block in blocks if not block.names)])[-1]
 
     @staticmethod
     def _block(part: str, text: str) -> _Block:
-        chosen, *names = part.split(",")
+        chosen, *names = (one.strip() for one in part.split(","))
         chosen = chosen.upper() or DEFAULT * bool(names)
         if not all(names) or (chosen != _OFF and set(chosen) - set(LETTERS)):
             raise ConfigError(VARIABLE, text, _FORM)

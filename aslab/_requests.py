@@ -46,9 +46,8 @@ def answer(request: str, snapshot: Callable[[], bytes], faults: Faults | None) -
 
 def no_faults() -> ConfigError:
     """The error where faults were not let in."""
-    return ConfigError(
-        "faults", False, "it must be True in open_allocator(faults=True), for faults to be turned on"
-    )
+    message = "faults are not allowed here: to allow them, open the allocator with faults=True"
+    return ConfigError("faults", False, "it must be True", message)
 
 
 def perform(words: list[str], faults: Faults) -> str:

@@ -3,6 +3,8 @@
 A site is the first line outside of aslab and of the event loop's own code, with the name of the running task. What
 is kept are code objects and offsets, never a frame, a task or what they refer to: a site keeps no buffer alive.
 
+Always true: a note does not raise, whatever the caller's module and task are, as an object may be in hand.
+
 Any thread, finalisers included. No state is kept here but what is known of modules by their names.
 """
 
@@ -15,6 +17,8 @@ from typing import Any
 
 DEEPEST = 32
 """Lines kept of a whole stack."""
+KNOWN = 4096
+"""The most modules that are known by their names: a service may make up names without end."""
 
 _CORE, _PASSED, _OURS, _END, _THEIRS = range(5)
 """Kinds of modules: the allocator itself; what merely passes calls on; the rest of aslab; what runs tasks and
@@ -68,8 +72,8 @@ def here(above: int = 1, *, whole: bool = False) -> Site:
     inside: FrameType | None = None
     frame: FrameType | None = sys._getframe(above)
     while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        kind = _kinds[name] if name in _kinds else _kind(name)
+        name = frame.f_globals.get("__name__")
+        kind = _THEIRS if type(name) is not str else _kinds[name] if name in _kinds else _kind(name)
         if kind == _END:
             break
         if kind == _THEIRS or (steps and kind != _PASSED):
@@ -81,7 +85,11 @@ def here(above: int = 1, *, whole: bool = False) -> Site:
         frame = frame.f_back
     if not steps and inside is not None:  # a task of aslab's own, such as a protocol's
         steps.append((inside.f_code, inside.f_lasti))
-    return Site(who(), tuple(steps))
+    try:
+        task = who()
+    except Exception:  # a task of a class that the service has made up
+        task = "a task without a name"
+    return Site(task, tuple(steps))
 
 
 def who() -> str:
@@ -106,7 +114,8 @@ def _kind(module: str) -> int:
         kind = _CORE if below.startswith("_") else _OURS
     else:
         kind = _PASSED if top in ("asyncio", "anyio", "contextlib", "functools", "trio") else _THEIRS
-    _kinds[module] = kind
+    if len(_kinds) < KNOWN:
+        _kinds[module] = kind
     return kind
 
 

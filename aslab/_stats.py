@@ -24,7 +24,7 @@ class Counters:
     turned_away: int = 0
     wait_times: Times = field(default_factory=Times)
     waited_long: bool = False
-    """A caller had to wait for long, and it is noted who gets the next object: most likely that one."""
+    """A caller had to wait for long for the object that it has just got, and is noted as it is handed out."""
     handed_out: int = 0
     returned: int = 0
     emergency: int = 0

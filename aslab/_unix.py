@@ -16,7 +16,7 @@ import weakref
 from pathlib import Path
 
 _open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-"""All sockets made here."""
+"""All sockets made here, and those of `close_in_child`."""
 
 
 def listen(path: str | os.PathLike[str]) -> socket.socket:
@@ -74,7 +74,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def accept(listener: socket.socket) -> socket.socket:
-    """The next connection, non-blocking.
+    """The next connection to a listener of any kind, non-blocking.
 
     :raises OSError: if there is none now
     """
@@ -82,6 +82,11 @@ def accept(listener: socket.socket) -> socket.socket:
     sock.setblocking(False)
     _open.add(sock)
     return sock
+
+
+def close_in_child(sock: socket.socket) -> None:
+    """Let a child made by fork close its copy of a socket that was not made here."""
+    _open.add(sock)
 
 
 def peer(sock: socket.socket) -> tuple[int, int]:

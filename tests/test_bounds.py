@@ -379,6 +379,59 @@ class TestRefused:
             assert got == [2]
             gate.open()
 
+    async def test_one_that_another_bound_refuses_by_now_leaves_the_place_that_it_had(self) -> None:
+        gate = Gate()
+        gate.open()
+        options = {"slabs": gate, "kick_after": None, "expire": 3600.0, "emergency_limit": 4 * SIZE}
+        async with allocator(**options) as kmem, anyio.create_task_group() as tasks:
+            cache = kmem.create_cache("c", SIZE, objects_per_slab=4, max_emergency=4)
+            held = await cache.alloc_many(4)
+            gate.shut()
+            held += await cache.alloc_many(2)
+            got: list[int] = []
+
+            async def many() -> None:
+                async with cache.lease_many(3) as bufs:
+                    got.append(sum(buf.emergency for buf in bufs))
+
+            await start(tasks, many)
+            await anyio.sleep(1)
+            assert cache.stats().refused == 1, "by max_emergency"
+            held.pop(0).free()
+            await anyio.sleep(1)
+            assert cache.stats().refused == 0, "as emergency_limit refuses it"
+            check_consistency(cache)
+            held.pop().free()
+            await anyio.sleep(1)
+            assert got == [2]
+            for buf in held:
+                buf.free()
+            gate.open()
+
+    async def test_one_that_another_bound_refuses_by_now_lets_those_behind_it_try(self) -> None:
+        gate = Gate()
+        options = {"slabs": gate, "kick_after": None, "expire": 3600.0, "emergency_limit": 8 * SIZE}
+        async with allocator(**options) as kmem, anyio.create_task_group() as tasks:
+            one, two = kmem.create_cache("one", SIZE, max_emergency=3), kmem.create_cache("two", SIZE)
+            held = await two.alloc_many(4)
+            await start(tasks, one.alloc_many, 3)
+            await anyio.sleep(1)
+            got: list[aslab.Buffer[Any]] = []
+
+            async def behind() -> None:
+                got.append(await two.alloc())
+
+            await start(tasks, behind)
+            await anyio.sleep(1)
+            assert not got
+            held.append(await one.alloc(KM.PUSHPAGE))
+            await anyio.sleep(1)
+            assert len(got) == 1
+            assert one.stats().refused == 1
+            tasks.cancel_scope.cancel()
+            for buf in held + got:
+                buf.free()
+
     @pytest.mark.parametrize("turns", range(8))
     async def test_what_it_was_permitted_and_misses_no_more_is_for_others(self, turns: int) -> None:
         """An object of a slab comes free at any moment while it is being permitted two emergency objects."""

@@ -7,8 +7,11 @@ import gc
 import logging
 import pickle
 import re
+import struct
+import sys
 import threading
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -19,6 +22,8 @@ import aslab
 from aslab import KM, KMEM_CBRC, Buffer, BufferFreedError, Cache
 from aslab._allocator import tasks_of
 from aslab._cache import pool_of
+from aslab._fastpath import COMPILED
+from aslab._kmem import _invariants, _move, _snapshot
 from aslab._kmem._filled import CHUNK, POISON, Filled
 from aslab.testing import check_consistency
 
@@ -391,6 +396,45 @@ class TestKeptViews:
             buf.free()
             assert cache.stats().obj_lingering == 0
 
+    @pytest.mark.skipif(sys.version_info < (3, 12) and not COMPILED, reason="PEP 688")
+    async def test_what_used_the_buffer_itself_keeps_no_view_of_it(self) -> None:
+        async with allocator(emergency_limit=0) as kmem:
+            cache = await cache_of(kmem, "V", objects_per_slab=1, max_objects=1)
+            buf = await cache.alloc()
+            struct.unpack_from("<I", buf)  # type: ignore[arg-type]  # before 3.12 not by its type
+            with buf.view:
+                pass
+            struct.unpack_from("<I", buf)  # type: ignore[arg-type]  # before 3.12 not by its type
+            kept = buf.view
+            with pytest.raises(BufferError, match="a view of it is kept: variable 'kept' in") as refused:
+                buf.free()
+            assert "tuple" not in str(refused.value)
+            del kept, refused
+            buf.free()
+            other = await cache.alloc()  # while the first handle lives, for whose sake the memory lingers
+            other.view[0] = 1
+            other.free()
+            assert cache.stats().obj_held == 0
+            del buf, other
+            assert cache.stats().obj_lingering == 0
+
+    async def test_looking_for_who_keeps_it_changes_nothing(self) -> None:
+        async with allocator() as kmem:
+            cache = await cache_of(kmem, "V")
+            buf = await cache.alloc()
+            keeps_a_view_and_its_variables(buf)
+            buf.free()
+
+
+def keeps_a_view_and_its_variables(buf: Buffer[Any]) -> None:
+    names = locals()
+    before = dict(names)
+    view = buf.view
+    with pytest.raises(BufferError, match="variable 'view' in keeps_a_view_and_its_variables"):
+        buf.free()
+    del view
+    assert names == before
+
 
 class TestBooks:
     async def test_what_does_not_add_up_is_raised_once_at_a_miss_and_nothing_is_taken(self) -> None:
@@ -417,6 +461,104 @@ class TestBooks:
             pool_of(cache).depot.slabs.slots_out += 1
             assert len(cache.validate()) == 1
             pool_of(cache).depot.slabs.slots_out -= 1
+
+    @pytest.mark.parametrize(
+        ("at", "step"),
+        [
+            ("held", lambda cache, kept: kept.pop("bufs").free()),
+            ("held", lambda cache, kept: kept.setdefault("new", cache.alloc_nowait())),
+            ("in_handover", lambda cache, kept: kept.pop("views")),
+            ("in_handover", lambda cache, kept: kept.pop("slices") is None or cache._home.look_at_lingering()),
+        ],
+        ids=["frees", "hits", "ends a view", "looks for views that have ended"],
+    )
+    async def test_a_thread_in_the_middle_of_a_look_is_no_fault(
+        self, at: str, step: Callable[[Any, Any], object], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Kept(dict[str, Any]):
+            """One of several, as the look is repeated."""
+
+            def pop(self, what: str) -> Any:  # type: ignore[override]
+                return self[what].pop()
+
+            def setdefault(self, what: str, one: Any) -> None:  # type: ignore[override]
+                self[what].append(one)
+
+        def meanwhile(pool: Any, *rest: Any) -> int:
+            found: int = counts(pool, *rest)
+            other = threading.Thread(target=step, args=(cache, kept))
+            other.start()
+            other.join()
+            return found
+
+        async with allocator() as kmem:
+            cache = await cache_of(kmem, "F")
+            bufs = await cache.alloc_many(6)
+            kept = Kept(bufs=bufs[:2], new=[], views=[buf.view for buf in bufs[2:4]], slices=[])
+            for buf in bufs[4:]:
+                kept["slices"].append(buf.view[:4])
+                kept["slices"][-1].release()
+            for buf in bufs[2:]:
+                buf.free()
+            counts = getattr(_invariants, at)
+            monkeypatch.setattr(_invariants, at, meanwhile)
+            assert cache.validate() == []
+            monkeypatch.undo()
+            for buf in (*kept["bufs"], *kept["new"]):
+                buf.free()
+            assert cache.stats().obj_held == 0
+
+    async def test_neither_is_a_finaliser(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def meanwhile(pool: Any, *rest: Any) -> int:
+            found = counts(pool, *rest)
+            forgotten.clear()
+            return found
+
+        async with allocator() as kmem:
+            cache = await cache_of(kmem, "F")
+            forgotten = [await cache.alloc()]
+            counts = _snapshot.held
+            monkeypatch.setattr(_invariants, "held", meanwhile)
+            with pytest.warns(ResourceWarning, match="was garbage-collected without free"):
+                assert cache.validate() == []
+            pool_of(cache).handover.given += 1  # a fault that stays
+            assert len(cache.validate()) == 1
+            pool_of(cache).handover.given -= 1
+
+    async def test_a_move_in_a_thread_counts_as_one_that_uses_the_cache(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_move, "AT_ONCE", 1)
+        async with allocator(expire=None) as kmem:
+            cache = await cache_of(kmem, "F", objects_per_slab=4, movable=True)
+            bufs = await cache.alloc_many(8)
+            for buf in (*bufs[1:4], *bufs[5:]):
+                buf.free()
+            debug = pool_of(cache).debug
+            assert debug is not None
+            before = debug.threads
+            assert await cache.defragment() > 0
+            assert (before, debug.threads) == (False, True)
+            for buf in (bufs[0], bufs[4]):
+                buf.free()
+
+    async def test_objects_that_the_loop_has_yet_to_put_back_are_no_fault(self) -> None:
+        async with allocator() as kmem:
+            cache = await cache_of(kmem, "F", objects_per_slab=8, magazine_size=2)
+            bufs = await cache.alloc_many(8)
+            views = [buf.view for buf in bufs]
+            for buf in bufs:
+                buf.free()
+            views.clear()  # now they are free, by what the garbage collector calls
+            magazine = pool_of(cache).magazine
+            assert len(magazine) > magazine.capacity
+            assert cache.validate() == []
+            await settle()
+            assert len(magazine) <= magazine.capacity
+            slots = pool_of(cache).depot.slabs.take_batch(2)
+            magazine.extend(slots)  # nobody has been asked to put these back
+            assert [str(one).rpartition(": ")[2] for one in cache.validate()] == ["magazine over its capacity"]
+            pool_of(cache).depot.flush()
 
     async def test_the_ageing_task_and_a_grow_look_too(self, caplog: pytest.LogCaptureFixture) -> None:
         async with allocator() as kmem:

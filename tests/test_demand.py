@@ -292,6 +292,7 @@ class Streams(Instant):
         self.calls: list[int] = []
         self.errors: dict[int, Exception] = {}
         self.spoil: int | None = None
+        self.stops_at = 0
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP) -> Region:
         await anyio.sleep(QUICK)
@@ -308,7 +309,7 @@ class Streams(Instant):
             if self.spoil == self.calls[-1]:
                 region.memory = region.memory[: nbytes - 1]
             self.calls[-1] += 1
-            goes_on = deliver(region)
+            goes_on = deliver(region) or self.calls[-1] < self.stops_at
 
 
 async def test_a_grow_goes_on_for_as_long_as_slabs_are_needed_and_each_can_be_used_at_once() -> None:
@@ -353,7 +354,19 @@ async def test_a_grow_that_goes_on_ends_for_another_cache() -> None:
         assert slabs_of(one) == 16
 
 
-@pytest.mark.parametrize("broken", ["memory", "first", "error", "region"])
+@pytest.mark.parametrize("turns", range(8))
+async def test_all_room_set_aside_is_had_whenever_slabs_are_given_back_meanwhile(turns: int) -> None:
+    async with allocator(slabs=Streams(), limit=10 * 8 * SIZE) as kmem, anyio.create_task_group() as tasks:
+        cache = kmem.create_cache("c", SIZE)
+        await cache.prefill(8)
+        tasks.start_soon(cache.prefill, 8 * 4)
+        await settle(turns)
+        await cache.reap()
+        with anyio.fail_after(60):
+            await cache.prefill(8 * 10)
+
+
+@pytest.mark.parametrize("broken", ["memory", "first", "error", "region", "first region", "too many"])
 async def test_what_came_before_a_grow_failed_is_kept_and_all_other_room_is_free_again(broken: str) -> None:
     slabs = Streams()
     async with allocator(slabs=slabs, limit=10 * 8 * SIZE) as kmem:
@@ -362,15 +375,17 @@ async def test_what_came_before_a_grow_failed_is_kept_and_all_other_room_is_free
         at, error = {"memory": (2, MemoryError("none")), "first": (0, MemoryError("none"))}.get(
             broken, (1, RuntimeError("boom"))
         )
-        slabs.errors = {} if broken == "region" else {at: error}
-        slabs.spoil = 1 if broken == "region" else None
-        if broken in {"error", "region"}:
+        slabs.spoil = {"region": 1, "first region": 0}.get(broken)
+        slabs.stops_at = 3 if broken == "too many" else 0
+        slabs.errors = {at: error} if slabs.spoil is None and not slabs.stops_at else {}
+        if broken not in {"memory", "first"}:
             with pytest.raises(BackendError):
-                await cache.prefill(8 * 4)
+                await cache.prefill(8 * (2 if broken == "too many" else 10))
+            assert slabs.calls[-1] <= 3, "no more is asked for"
         else:
             with anyio.move_on_after(QUICK * 4):
                 await cache.prefill(8 * 4)
-        slabs.errors, slabs.spoil = {}, None
+        slabs.errors, slabs.spoil, slabs.stops_at = {}, None, 0
         await settle()
         assert kmem.stats().slab_bytes == slabs_of(cache) * 8 * SIZE == len(slabs.outstanding) * 8 * SIZE
         await anyio.sleep(1)

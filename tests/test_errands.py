@@ -20,6 +20,7 @@ import aslab
 from aslab import KM, CacheClosedError
 from aslab._cache import pool_of
 from aslab._kmem._depot import Depot
+from aslab._kmem._errands import Errand
 from aslab._kmem._line import Waiters
 from aslab.backends import Heap, Mmap, _threads
 from aslab.testing import check_consistency
@@ -139,6 +140,38 @@ class TestAllocBlocking:
                     await anyio.sleep(0.001)
             held.free()
             (await cache.alloc()).free()
+
+    async def test_is_noted_if_it_waited_for_long_and_not_who_comes_before_it_goes_on(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        brought, goes_on = threading.Event(), threading.Event()
+
+        class Slow(Errand[Any]):
+            def run(self, *args: Any) -> Any:
+                what = super().run(*args)
+                brought.set()
+                goes_on.wait(10)
+                return what
+
+        monkeypatch.setattr("aslab._cache.Errand", Slow)
+        monkeypatch.setattr("aslab._kmem._slowpath.LONG", 0.0)
+        async with allocator() as kmem:
+            options: dict[str, Any] = {"objects_per_slab": 2, "max_objects": 2, "holders_sample": 2**20}
+            cache = kmem.create_cache("c", SIZE, **options, movable=True)  # so that no hit is a short way
+            held = await cache.alloc_many(2)
+            got: list[aslab.Buffer[memoryview]] = []
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(to_thread.run_sync, lambda: got.append(cache.alloc_blocking()))
+                while not cache.stats().waiters:
+                    await anyio.sleep(0.001)
+                held.pop().free()
+                await to_thread.run_sync(brought.wait, 10)
+                held.pop().free()
+                with cache.alloc_nowait():
+                    assert cache.holders() == ()
+                goes_on.set()
+            assert len(cache.holders()) == 1
+            got.pop().free()
 
     async def test_nosleep_never_blocks(self) -> None:
         async with allocator() as kmem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ import uvloop
 
 import aslab
 from aslab import ConfigError, gather
+from aslab._cache import pool_of
 
 from .support import allocator, settle
 
@@ -215,6 +217,21 @@ async def test_what_is_in_hand_is_freed_when_it_is_cancelled_and_the_rest_is_ref
         assert cache.stats().obj_held == 0
         with pytest.raises(anyio.ClosedResourceError, match="failed within a buffer"):
             await anext(parts)
+
+
+async def test_what_a_debug_letter_finds_then_hides_no_cancellation() -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"some"
+        (slab,) = pool_of(cache).depot.slabs.complete
+        ctypes.memset(slab.slots[0].address + SIZE, 1, 1)
+        await anyio.sleep_forever()
+
+    async with allocator(debug="Z") as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=1)
+        with anyio.move_on_after(0.01) as scope:
+            await anext(gather(chunks(), cache))
+        assert scope.cancelled_caught
+        assert cache.stats().obj_held == 0
 
 
 async def test_a_client_that_disconnects_is_an_error() -> None:

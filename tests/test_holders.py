@@ -9,6 +9,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -141,6 +142,18 @@ class TestNotes:
                 assert cache.stats().hold_time.count == 0  # what was not picked stands for no other
                 await cache.aclose()
 
+    @pytest.mark.parametrize(("timeout", "cancelled_after"), [(LONG, 9), (None, LONG)], ids=["late", "cancelled"])
+    async def test_are_not_of_one_served_at_once_after_another_waited_in_vain(
+        self, timeout: float | None, cancelled_after: float
+    ) -> None:
+        async with allocator() as kmem:
+            options: dict[str, Any] = {"objects_per_slab": 1, "max_objects": 1, "holders_sample": 2**20}
+            cache = kmem.create_cache("c", SIZE, **options, movable=True)  # so that no hit is a short way
+            with await cache.alloc(), anyio.move_on_after(cancelled_after), suppress(TimeoutError):
+                await cache.alloc(timeout=timeout)
+            with await cache.alloc():
+                assert cache.holders() == ()
+
     @pytest.mark.parametrize("answer", [KMEM_CBRC.YES, KMEM_CBRC.NO, KMEM_CBRC.DONT_NEED], ids=str)
     async def test_go_with_objects_that_their_client_moves(self, answer: KMEM_CBRC) -> None:
         client = Client(answer)
@@ -243,6 +256,32 @@ class TestNotes:
 
 
 class TestTelling:
+    @pytest.mark.parametrize("changes", [0, 1, 3])
+    async def test_an_error_looks_at_the_oldest_notes_alone_unless_others_change_them_all_the_time(
+        self, changes: int
+    ) -> None:
+        class Notes(dict[Any, None]):
+            seen = changed = 0
+
+            def __iter__(self) -> Any:
+                for note in super().__iter__():
+                    self.seen += 1
+                    yield note
+                    if self.changed < changes:
+                        self.changed += 1
+                        raise RuntimeError("dictionary changed size during iteration")
+
+        async with allocator(holders_sample=1) as kmem:
+            cache = kmem.create_cache("frames", SIZE, max_objects=64, max_emergency=0)
+            held = await cache.alloc_many(64)
+            holders = pool_of(cache).members[0].holders
+            holders.notes = notes = Notes(holders.notes)
+            with pytest.raises(TimeoutError, match=r"held longest, of 64 noted:(\n  4 KiB .*){3}$"):
+                await cache.alloc(timeout=1)
+            assert notes.seen == changes + (64 if changes == 3 else 3)
+            for buf in held:
+                buf.free()
+
     async def test_an_error_for_want_of_time_names_the_three_oldest(self) -> None:
         async with allocator(holders_sample=1) as kmem, anyio.create_task_group() as tasks:
             cache = kmem.create_cache("frames", SIZE, objects_per_slab=4, max_objects=4)
@@ -273,6 +312,12 @@ class TestTelling:
                 await bounded.alloc(timeout=1)
             for buf in bufs:
                 buf.free()
+
+    async def test_the_error_names_nobody_where_nothing_is_held(self) -> None:
+        async with allocator(slabs=Gate(), emergency_limit=0) as kmem:
+            cache = kmem.create_cache("frames", SIZE)
+            with pytest.raises(TimeoutError, match=r"\(0 held, 0 waiting\): no object came within 1 s$"):
+                await cache.alloc(timeout=1)
 
     async def test_what_is_held_for_leak_after_is_reported_once(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.WARNING, logger="aslab")

@@ -17,7 +17,7 @@ MODULES = {str(path.relative_to(PACKAGE).with_suffix("")): path for path in sort
 """Every module by its place, such as ``_kmem/_slab``; a package is its ``__init__``."""
 
 FLOORS = """
-_histogram _sites _errors _checks _holder _events
+_histogram _sites _variables _errors _checks _holder _events
 _flags _stats _clients _keywords _letters _health _snapshots _unix _answering
 _fastpath/_native _fastpath/_views _fastpath/_magazine _fastpath/_dlpack _fastpath/_home _fastpath/_buffer
 _fastpath/_lease _fastpath/_front _fastpath/_managed _fastpath/__init__
@@ -38,7 +38,7 @@ arrays
 io protocols
 emulation testing
 share
-observe/_figures observe/_serving observe
+observe/_figures observe/_http observe/_serving observe
 lab/_simulation lab/__init__ lab/pytest_plugin
 lab/_scenario lab/_report lab/scenarios
 lab/_story lab/_staging

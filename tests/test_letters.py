@@ -24,6 +24,10 @@ from aslab._letters import Selection
         ("F;Z,frames;P,fr*", "frames", "", "Z"),  # the first that names it
         ("FZ;-,index", "index", "P", ""),
         ("FZ;-,index", "frames", "", "FZ"),
+        ("FZ;", "frames", "", "FZ"),  # an empty block is none
+        (" ; ", "frames", "U", "U"),
+        (" fz , frames , tiles* ;", "frames", "", "FZ"),
+        ("FZ, frames, tiles*", "tiles-small", "", "FZ"),
     ],
 )
 def test_a_selection_is_read_as_slub_reads_it(text: str, name: str, asked: str, letters: str) -> None:

@@ -85,7 +85,7 @@ class TestHealth:
             cache = kmem.create_cache("frames", SIZE)
             buf = await cache.alloc()
             await anyio.sleep(30)
-            reason = "cache 'frames': growth has been late for 30.0 s, and 1 emergency objects are out"
+            reason = "cache 'frames': growth has been late for 30.0 s, and 1 emergency object is out"
             assert kmem.health() == aslab.Health(HealthState.DEGRADED, (reason,))
             buf.free()
 

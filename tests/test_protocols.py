@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import random
 import shutil
 import socket
@@ -33,9 +34,9 @@ Test = Callable[[Cache], Coroutine[Any, Any, None]]
 def run(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Run a test with a cache of so many buffers."""
 
-    def run(test: Test, buffers: int = 1) -> None:
+    def run(test: Test, buffers: int = 1, *, debug: str = "") -> None:
         async def main() -> None:
-            async with allocator(limit=buffers * SIZE) as kmem:
+            async with allocator(limit=buffers * SIZE * (2 if debug else 1), debug=debug) as kmem:
                 options = {"max_objects": buffers, "objects_per_slab": 1, "max_emergency": 0}
                 cache: Cache = kmem.create_cache("c", SIZE, **options)  # type: ignore[call-overload]
                 async with asyncio.timeout(10):
@@ -218,16 +219,19 @@ def test_an_idle_connection_holds_no_buffer(run: Callable[..., None]) -> None:
     run(test)
 
 
-def test_aclose_frees_what_nobody_took(run: Callable[..., None]) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+def test_aclose_frees_what_nobody_took(damaged: bool, run: Callable[..., None]) -> None:
     async def test(cache: Cache) -> None:
         receiver, peer = await connected(lambda: BufferedReceiver(cache))
         with peer:
             await send(peer, content(3 * SIZE))
-            while cache.stats().obj_held < 3:
+            while len(receiver._ready) < 3:
                 await asyncio.sleep(0.001)
+            for buf, _ in receiver._ready if damaged else ():
+                ctypes.memset(buf.address + SIZE, 1, 1)
             await receiver.aclose()
 
-    run(test, 3)
+    run(test, 3, debug="Z" if damaged else "")
 
 
 @pytest.mark.parametrize("waiting", [False, True], ids=["with a buffer", "waiting for one"])

@@ -169,17 +169,48 @@ class TestSwitch:
                 ask(failing)
 
 
-def test_letters_that_there_are_not_are_refused_before_any_test_runs() -> None:
-    class Item:
-        nodeid = "test_it.py::test_it"
+class Item:
+    """A test with the mark."""
 
-        def get_closest_marker(self, name: str) -> pytest.Mark:
-            return pytest.Mark(name, (), {"debug": "FZX"}, _ispytest=True)
+    nodeid = "test_it.py::test_it"
 
-    with pytest.raises(
-        pytest.UsageError, match=r"test_it: debug: 'FZX' is not allowed; it must be letters of FZPUTV"
-    ):
-        pytest_plugin.pytest_collection_modifyitems([Item()])  # type: ignore[list-item]
+    def __init__(self, *args: str, **kwargs: str) -> None:
+        self.mark = pytest.Mark("aslab", args, kwargs, _ispytest=True)
+        self.config = self
+
+    def getini(self, name: str) -> str:
+        return {"aslab_debug": "U"}[name]
+
+    def get_closest_marker(self, name: str) -> pytest.Mark:
+        return self.mark
+
+    def iter_markers(self, name: str) -> list[pytest.Mark]:
+        return [self.mark]
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (Item(debug="FZX"), "debug: 'FZX' is not allowed; it must be letters of FZPUTV"),
+        (Item("FZPU"), "the mark aslab takes debug and nothing else, by its name"),
+        (Item(letters="FZPU"), "the mark aslab takes debug and nothing else, by its name"),
+    ],
+)
+def test_letters_that_there_are_not_and_wrong_marks_are_refused_before_any_test_runs(
+    item: Item, message: str
+) -> None:
+    with pytest.raises(pytest.UsageError, match=f"test_it: {message}"):
+        pytest_plugin.pytest_collection_modifyitems([item])  # type: ignore[list-item]
+
+
+def test_a_mark_without_letters_leaves_those_of_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ASLAB_DEBUG", raising=False)
+    for item, chosen in ((Item(), "U"), (Item(debug="FZ"), "FZ"), (Item(debug=""), None)):
+        pytest_plugin.pytest_collection_modifyitems([item])  # type: ignore[list-item]
+        running = pytest_plugin.pytest_runtest_protocol(item)  # type: ignore[arg-type]
+        next(running)
+        assert os.environ.get("ASLAB_DEBUG") == chosen
+        running.close()
 
 
 def test_the_entry_point_leads_to_the_plugin() -> None:

@@ -22,7 +22,7 @@ from aslab._requests import answer
 from aslab.backends import Region
 from aslab.backends._protocol import batching
 from aslab.cli._top._source import ask
-from aslab.faults import FaultKind, Switch
+from aslab.faults import Fault, FaultKind, Switch
 
 from .helpers import Loop
 from .support import SIZE, Instant, allocator, settle, start
@@ -169,11 +169,11 @@ class TestFaults:
 
     async def test_without_the_option_there_are_none_and_the_message_says_how(self) -> None:
         async with allocator() as kmem:
-            message = r"faults: False is not allowed; it must be True in open_allocator\(faults=True\)"
+            message = r"^faults are not allowed here: to allow them, open the allocator with faults=True$"
             with pytest.raises(ConfigError, match=message):
                 kmem.faults
             found = json.loads(answer("fault growth stuck", bytes, None))
-            assert found["error"].startswith("faults: False is not allowed")
+            assert found["error"].startswith("faults are not allowed here: to allow them")
 
     @pytest.mark.parametrize(
         ("request_", "error"),
@@ -265,6 +265,38 @@ async def test_it_works_at_the_socket_while_the_loop_is_blocked(tmp_path: Path) 
             await settle()
             assert cache.stats().slab_total == 1
             assert block("fault growth slow 1h")["error"].startswith("delay: '1h' is not allowed")
+
+
+async def test_events_come_in_order_though_another_thread_turned_the_fault_on_while_the_loop_was_blocked() -> None:
+    async with aslab.open_allocator(slabs=Instant(), faults=True) as kmem:
+        with kmem.events() as events:
+            thread = threading.Thread(target=kmem.faults.growth.stick)
+            thread.start()
+            thread.join(10)  # blocks the loop
+            kmem.faults.heal()
+            assert [(await anext(events)).kind for _ in range(2)] == ["fault", "healed"]
+
+
+def test_changes_by_two_threads_are_told_in_their_order() -> None:
+    told, telling, healed = list[bool](), threading.Event(), threading.Event()
+
+    def tell(fault: Fault, on: bool) -> None:
+        if on:
+            telling.set()
+            healed.wait(0.02)  # the other thread cannot be done before this is told
+        told.append(on)
+
+    def heal() -> None:
+        telling.wait(10)
+        switch.heal()
+        healed.set()
+
+    switch = Switch(Instant(), clock=lambda: 0.0, tell=tell)
+    other = threading.Thread(target=heal)
+    other.start()
+    switch.stick()
+    other.join(10)
+    assert told == [True, False]
 
 
 def test_the_command_says_what_was_done_and_what_is_on(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ from aslab import share
 from aslab.backends import SharedMemory
 from aslab.share import _link, _service
 from aslab.share import _sockets as sockets
+from aslab.share._ledger import Ledger
 from aslab.share._wire import LONGEST, VERSION, Decoder, Garbage, Kind, Message, encode
 from aslab.testing import check_consistency
 
@@ -213,6 +215,18 @@ class TestClaims:
             with anyio.move_on_after(0.2):
                 await receiver.receive()
             assert slabs_mapped() == mapped - 2
+
+
+class TestFindings:
+    async def test_what_a_debug_letter_finds_in_one_buffer_keeps_no_other_of_a_client_that_is_gone(self) -> None:
+        async with aslab.open_allocator(debug="Z") as kmem:
+            cache = kmem.create_cache("c", 64)
+            ledger, client = Ledger(), object()
+            for buf in await cache.alloc_many(3):
+                ctypes.memset(buf.address + 64, 1, 1)
+                ledger.give(client, ledger.enter(buf, 1, 0, 64))
+            ledger.lose(client)
+            assert (ledger.held(client), len(ledger), cache.stats().obj_held) == (0, 0, 0)
 
 
 class TestClosing:

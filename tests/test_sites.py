@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from aslab import _sites
 from aslab._sites import DEEPEST, Site, here
 
 pytestmark = pytest.mark.anyio
@@ -103,3 +104,34 @@ def test_site_keeps_no_local_variable_alive() -> None:
     gc.collect()
     assert thing() is None
     assert site.place
+
+
+@pytest.mark.parametrize("name", [None, 7, ["unhashable"]])
+def test_a_module_whose_name_is_no_string_is_a_place_like_any_other(name: object) -> None:
+    module = in_module("odd", "def note(): return here()")
+    module.__dict__["__name__"] = name
+    assert module.note().place == "odd.py:1 in note"
+
+
+def test_a_task_that_cannot_say_its_name_is_noted_without() -> None:
+    class Nameless(asyncio.Task[Site]):
+        def get_name(self) -> str:
+            raise LookupError
+
+    async def main() -> Site:
+        return await Nameless(noted())
+
+    async def noted() -> Site:
+        return here()
+
+    assert asyncio.run(main()).task == "a task without a name"
+
+
+def test_of_modules_without_end_few_are_known_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sites, "_kinds", dict(_sites._kinds))
+    monkeypatch.setattr(_sites, "KNOWN", len(_sites._kinds) + 2)
+    for number in range(5):
+        assert in_module(f"made_up_{number}", "def note(): return here()").note().place.endswith("in note")
+    assert len(_sites._kinds) == _sites.KNOWN
+    core = in_module("aslab._unknown", "def alloc(): return here()")
+    assert core.alloc().place.startswith(__file__)

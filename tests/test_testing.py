@@ -273,6 +273,35 @@ def permitted_after_it_has_left(cache: Any) -> Callable[[], object]:
     return lambda: pool.admission.withdraw(waiter)
 
 
+def account(what: str) -> Tamper:
+    def tamper(cache: Any) -> Callable[[], object]:
+        pool = pool_of(cache)
+        setattr(pool.account, what, getattr(pool.account, what) + 1)
+        return lambda: setattr(pool.account, what, getattr(pool.account, what) - 1)
+
+    return tamper
+
+
+def over_the_limit(cache: Any) -> Callable[[], object]:
+    budget = pool_of(cache).arena.budget
+    budget.limit = budget.used - 1
+    return lambda: setattr(budget, "limit", None)
+
+
+def refused_twice(cache: Any) -> Callable[[], object]:
+    refused = pool_of(cache).emergency.refused
+    mend = refused_after_it_has_left(served=False, everywhere=True)(cache)
+    waiter = pool_of(cache).arena.permits.refused.first
+    assert waiter is not None
+    refused.join(waiter)
+
+    def undo() -> None:
+        refused.leave(waiter)
+        mend()
+
+    return undo
+
+
 def forgotten(reason: int, way: str = "watch") -> Tamper:
     def tamper(cache: Any) -> Callable[[], object]:
         magazine = pool_of(cache).magazine
@@ -310,6 +339,11 @@ def forgotten(reason: int, way: str = "watch") -> Tamper:
         (full_magazine, "magazine over its capacity"),
         (refused_after_it_has_left(served=True), "a waiter that has left is still refused"),
         (refused_after_it_has_left(served=False, everywhere=True), "a waiter that has left is still refused"),
+        (account("used"), "bytes of slabs: counted"),
+        (account("promised"), "1 bytes promised, and no grow under way"),
+        (account("asked"), "1 bytes asked for, and no grow is to come"),
+        (over_the_limit, "bytes used or promised, over the limit"),
+        (refused_twice, "a waiter is refused in two places"),
         (permitted_after_it_has_left, "permits without a waiter"),
     ],
 )

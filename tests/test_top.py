@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
+import pty
 import socket
 import stat
 import subprocess
@@ -12,22 +14,24 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 from anyio import to_thread
+from rich.console import Console
 from textual.widgets import DataTable, Static
 
 from aslab import _answering, _unix
 from aslab._snapshots import snapshot_json
 from aslab.cli._errors import BadInput
-from aslab.cli._top import _source
-from aslab.cli._top._rows import Order, cells, heading, rows_of, seconds, sparkline
-from aslab.cli._top._screen import SPARK, Top
+from aslab.cli._top import _command, _source
+from aslab.cli._top._rows import Order, cells, heading, holders_of, rows_of, seconds, sparkline
+from aslab.cli._top._screen import KEYS, TITLES, Top
 from aslab.cli._top._source import ask
-from aslab.cli._top._text import LATE
+from aslab.cli._top._text import LATE, SPARK, fitting, print_table
 
 from .support import SIZE, Gate, allocator
 from .test_cli import told
@@ -153,7 +157,42 @@ class TestServing:
                 (b"x" * 300 + b"\n", b""),
             ):
                 assert await to_thread.run_sync(send, request) == answer
-            assert await to_thread.run_sync(lambda: send(b"stuck 3s", end=True)) == b"<stuck 3s>"
+            for request, answer in ((b"", b"<>"), (b"stuck 3", b""), (b"stuck 3s\n", b"<stuck 3s>")):
+                assert await to_thread.run_sync(partial(send, request, end=True)) == answer
+
+    async def test_those_that_have_left_are_not_served_and_all_that_ask_at_once_get_one_answer(
+        self, tmp_path: Path
+    ) -> None:
+        asked = list[str]()
+        busy, go_on = threading.Event(), threading.Event()
+
+        def answer(request: str) -> bytes:
+            asked.append(request)
+            if request == "first":
+                busy.set()
+                go_on.wait(10)
+            return f"<{request}>".encode()
+
+        path = tmp_path / "stats"
+        with contextlib.ExitStack() as stack:
+
+            def send(request: bytes) -> socket.socket:
+                sock = stack.enter_context(_unix.dial(path))
+                sock.sendall(request)
+                return sock
+
+            async with _answering.answering(path, answer):
+                send(b"first\n")
+                await to_thread.run_sync(busy.wait, 10)
+                for request in (b"fault growth stuck\n", b"fault growth stuck ", b"\n", b""):
+                    send(request).close()
+                stay = [send(request) for request in (b"\n", b"again\n", b"\n", b"again\n", b"\n")]
+                go_on.set()
+                for sock in stay:
+                    await anyio.wait_readable(sock)
+                answers = [sock.recv(100) for sock in stay]
+        assert answers == [b"<>", b"<again>", b"<>", b"<again>", b"<>"]
+        assert sorted(asked) == ["", "again", "again", "first"]
 
     async def test_a_child_made_by_fork_keeps_nobody_in_the_block(self, tmp_path: Path) -> None:
         reading, writing = os.pipe()
@@ -172,7 +211,7 @@ class TestServing:
 
 
 class TestStopped:
-    """A service that was stopped by a signal takes no connection."""
+    """A service that was stopped by a signal takes no connection, or answers none."""
 
     @pytest.fixture
     def stopped(self, tmp_path: Path) -> Iterator[Path]:
@@ -191,6 +230,25 @@ class TestStopped:
         if sys.platform == "linux":
             with pytest.raises(FileExistsError):
                 _unix.listen(stopped)
+
+    def test_a_command_whose_answer_is_lost_is_said_to_be_in_doubt(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_source, "PATIENCE", 0.01)
+        path = tmp_path / "stats"
+        with _unix.listen(path):
+            with pytest.raises(BadInput, match=r"no answer came within 0\.01 s; it may be done all the same"):
+                ask(path, "fault growth stuck")
+            with pytest.raises(BadInput, match=r"no answer came within 0\.01 s$"):
+                ask(path)
+        answers = _answering.Answers(path := tmp_path / "other", lambda request: b"")
+        answers.start()
+        try:
+            monkeypatch.setattr(_source, "PATIENCE", 10.0)
+            with pytest.raises(BadInput, match="ended without an answer; it may be done all the same"):
+                ask(path, "fault growth stuck")
+        finally:
+            answers.stop()
 
 
 class TestCommand:
@@ -221,6 +279,8 @@ class TestCommand:
             assert json.loads(here("top", path, "--json").stdout) == found
             monkeypatch.delitem(sys.modules, "aslab.cli._top._screen")
             monkeypatch.setitem(sys.modules, "textual.app", None)
+            assert here("top", path).stdout.decode().splitlines() == lines  # there is no terminal
+            monkeypatch.setattr(_command, "at_a_terminal", lambda: True)
             assert told(here("top", path), 2).startswith("aslab: aslab top needs the extra 'top'")
         finally:
             answers.stop()
@@ -252,6 +312,59 @@ class TestCommand:
         found["stats"]["faults"] = ["growth stuck"]
         assert heading(found)[-1] == "- fault on: growth stuck"
         assert heading(SNAPSHOT)[-1].startswith("- cache 'late'")
+
+    def test_the_screen_is_for_three_streams_that_are_a_terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        streams, (other, end) = ("stdin", "stdout", "stderr"), pty.openpty()
+        with os.fdopen(end, "w") as terminal, os.fdopen(other):
+            for one in streams:
+                monkeypatch.setattr(sys, one, terminal)
+            assert _command.at_a_terminal()
+            for one in streams:
+                for none in (None, io.StringIO()):
+                    with monkeypatch.context() as patch:
+                        patch.setattr(sys, one, none)
+                        assert not _command.at_a_terminal()
+
+    def test_what_others_chose_does_nothing_to_the_terminal(self) -> None:
+        evil = "\x1b]0;owned\x07ü\nprocess 1 is ok"
+        found = json.loads(json.dumps(SNAPSHOT))
+        found["holders"] = [{"seconds": 1, "cache": evil, "task": evil, "place": evil}]
+        found["stats"]["caches"][0]["name"] = found["health"]["reasons"][0] = evil
+        found["stats"]["faults"] = [evil]
+        out = Console(file=io.StringIO(), width=120)
+        print_table(out, heading(found), rows_of(found, Order.NAME), holders_of(found))
+        printed = out.file.getvalue()  # type: ignore[attr-defined]
+        assert all(line.isprintable() for line in printed.splitlines())
+        assert printed.replace("\n", "").count("\\x1b]0;owned\\x07ü\\n") == 6
+
+    @pytest.mark.parametrize(
+        ("room", "letters", "columns"),
+        [
+            (200, 100, "NAME OBJS ACTIVE USE SIZE SLABS MEMORY EMERG WAIT OLDEST STATE LATELY"),
+            (79, 18, "NAME ACTIVE USE MEMORY EMERG WAIT OLDEST STATE LATELY"),
+            (79, 100, "NAME ACTIVE USE MEMORY EMERG WAIT OLDEST STATE LATELY"),
+            (40, 18, "NAME ACTIVE WAIT STATE"),
+            (5, 18, "NAME"),
+        ],
+    )
+    def test_the_name_is_always_there_and_what_matters_most_at_80_columns(
+        self, room: int, letters: int, columns: str
+    ) -> None:
+        (late, _) = rows_of(SNAPSHOT, Order.NAME)
+        found = fitting([cells(late) | {"NAME": "x" * letters, SPARK: "█" * 10}], room)
+        assert list(found) == columns.split()
+        assert sum(width + 1 for width in found.values()) <= room
+        assert found["NAME"] >= min(16, room - 1)
+        assert found.get("STATE", 10) == 10
+
+    def test_a_name_is_wrapped_in_a_narrow_table(self) -> None:
+        found = json.loads(json.dumps(SNAPSHOT).replace('"late"', f'"{"x" * 30}"'))
+        out = Console(file=io.StringIO(), width=40)
+        print_table(out, [], rows_of(found, Order.NAME))
+        lines = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        assert lines[0].split() == ["NAME", "ACTIVE", "WAIT", "STATE"]
+        assert max(map(len, lines)) <= 40
+        assert "".join(lines).count("x") == 30
 
     def test_figures_are_short(self) -> None:
         assert [seconds(value) for value in (0.0123, 5, 125, 7300)] == ["12ms", "5.0s", "2m", "2h"]
@@ -300,8 +413,8 @@ class TestScreen:
             await pilot.press("space")
             await screen.workers.wait_for_complete()
             await pilot.pause()
-            assert str(table.get_cell("quiet", "ACTIVE")) == "4 "
-            assert str(table.get_cell("quiet", SPARK)) == " █ "
+            assert str(table.get_cell("quiet", "ACTIVE")) == "     4 "
+            assert str(table.get_cell("quiet", SPARK)) == " █         "
             assert "stuck" in str(head.render())
             assert holders.size.height < 2
             answers.append(BadInput("nobody"))
@@ -311,4 +424,28 @@ class TestScreen:
             assert "no answer any more, these are the last figures: nobody" in str(head.render())
             assert shown() == ["late", "quiet"]
             await pilot.press("q")
+        assert screen.return_code == 0
+
+    async def test_all_that_matters_and_all_keys_fit_80_columns_and_ctrl_c_ends_it(self) -> None:
+        found = json.loads(json.dumps(SNAPSHOT).replace('"late"', '"uploads-thumbnails"'))
+        screen = Top(lambda: SNAPSHOT, 3600.0, Order.OBJECTS, found)
+        async with screen.run_test(size=(120, 24)) as pilot:
+            table, keys = screen.query_one(DataTable), screen.query_one("#keys", Static)
+            assert len(table.columns) == 12
+            await pilot.resize_terminal(80, 24)
+            await pilot.pause()
+            shown = [str(key.value) for key in table.columns]
+            assert shown == ["NAME", "ACTIVE", "USE", "MEMORY", "EMERG", "WAIT", "OLDEST", "STATE", SPARK]
+            assert str(table.get_cell("uploads-thumbnails", "STATE")) == "DEADLOCKED "
+            assert table.virtual_size.width <= 79
+            assert keys.size.height == 2
+            assert all(f"{order.value} {title}" in str(KEYS) for order, title in TITLES.items())
+            await pilot.resize_terminal(40, 24)
+            await pilot.pause()
+            assert str(table.get_cell("uploads-thumbnails", "NAME")) == "uploads-thumbnails "
+            assert table.size.height >= 3  # the headings, and both rows
+            await pilot.resize_terminal(12, 24)
+            await pilot.pause()
+            assert str(table.get_cell("uploads-thumbnails", "NAME")) == "uploads-t… "
+            await pilot.press("ctrl+c")
         assert screen.return_code == 0

@@ -130,9 +130,13 @@ def is_released(view: memoryview) -> bool:
     return False
 
 
-def is_kept(view: memoryview, names: int = 1) -> bool:
-    """Whether somebody refers to a view, or to one made from it, besides ``names`` references of its owner."""
-    return getrefcount(view) > _ONCE + names or getrefcount(get_referents(view)[0]) > _ALONE
+def is_kept(view: memoryview, names: int = 1, lent: int = 0) -> bool:
+    """Whether somebody refers to a view, or to one made from it, besides its owner.
+
+    :param names: the references of its owner to the view
+    :param lent: those to its managed buffer
+    """
+    return getrefcount(view) > _ONCE + names or getrefcount(get_referents(view)[0]) > _ALONE + lent
 
 
 def _once(view: memoryview, names: int = 1) -> int:  # as in `is_kept`

@@ -86,6 +86,22 @@ class Account:
         self.not_promised: int = guaranteed
         """Bytes of the guarantee that it neither holds nor has been promised."""
 
+    def check(self, kept: int, *, growing: bool, at_rest: bool) -> None:
+        """Check what is always true between calls.
+
+        :param kept: bytes of its pool's slabs that are not on their way back
+        :param growing: whether its pool is
+        :param at_rest: nothing is on its way back to the backend
+        :raises AssertionError: naming what does not hold
+        """
+        held = self.used - self.returning
+        assert held == kept, f"bytes of slabs: counted {kept}, kept {held}"
+        assert self.promised >= 0, f"{self.promised} bytes promised"
+        assert growing or not self.asked, f"{self.asked} bytes asked for, and no grow is to come"
+        assert growing or not at_rest or not self.promised, (
+            f"{self.promised} bytes promised, and no grow under way"
+        )
+
     @property
     def beyond(self) -> int:
         """Bytes that it keeps beyond its guarantee; negative if below it."""

@@ -66,7 +66,12 @@ class Admission(Generic[T]):
             return 0
         waiter.refused_by = self
         own = self._emergency.full(missing, waiter.level)
-        (queue or (here if own else everywhere)).join(waiter)
+        queue = queue or (here if own else everywhere)
+        queue.join(waiter)
+        other = everywhere if queue is here else here
+        self._permits.hopeless.pop(waiter, None)
+        if other.leave(waiter) and other.first is not None:
+            other.first.wake()  # it may have been in that one's way
         if not own:
             self._permits.clear_spares()
         return 0
@@ -137,6 +142,7 @@ class Admission(Generic[T]):
         refused = [one for one in self._permits.refused if one.refused_by is self]
         refused += [one for one in self._permits.hopeless if one.refused_by is self]
         refused += self._emergency.refused
+        assert len(refused) == len(set(refused)), "a waiter is refused in two places"
         # A waiter that is served has left the line, and leaves the queues when it resumes.
         served = sum(one.need for one in set(refused) - line if one.slots is not None)
         assert served <= given, "a waiter that has left is still refused"

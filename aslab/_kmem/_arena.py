@@ -124,6 +124,10 @@ class Arena:
         self._left[tenant] = None
         self.wakeup.wake()
 
+    def left(self, tenant: Tenant) -> bool:
+        """Whether the loop has yet to call ``tenant.attend``."""
+        return tenant in self._left
+
     def seal(self) -> None:
         """Freeze slab memory: from here on nothing grows, and nothing is given back."""
         self.budget.sealed = True

@@ -45,6 +45,7 @@ class Arrivals:
         self._taken = 0
         self._arrived: deque[object] = deque()
         self._told = arena.clock()  # when the loop was last told
+        self._ended = False  # the backend has been told to end
         self._over = False
         self._fault: Exception | None = None
 
@@ -74,12 +75,18 @@ class Arrivals:
             self._end()
 
     def _deliver(self, region: object) -> bool:
+        if self._ended:  # no room is set aside for it
+            self._fault = BackendError(f"{self._arena.slabs.backend!r}.acquire_each went on when it had to end")
+            if isinstance(region, Region):
+                self._arena.slabs.release(region)
+            return False
         self._arrived.append(region)
         if self._over:
             self._give_back()
             return False
         waits = self._pool.waiters.first is not None
         if self._must_end or self._begun >= self._room or not (waits or self._begun < self._sure):
+            self._ended = True
             return False
         self._begun += 1
         now = self._arena.clock()
@@ -91,7 +98,8 @@ class Arrivals:
     @property
     def _must_end(self) -> bool:
         arena, pool = self._arena, self._pool
-        return bool(arena.grows.places) or arena.budget.sealed or pool.growth.unwell or pool.closed
+        ends = bool(arena.grows.places) or arena.budget.sealed or pool.growth.unwell or pool.closed
+        return ends or self._fault is not None
 
     def _take(self) -> None:
         """Take in what has come."""
@@ -106,7 +114,7 @@ class Arrivals:
         wanted = growth.slabs_wanted - (self._begun - self._settled)
         sure = self._begun + max(0, wanted)
         target = min(sure + (growth.demand.slabs_ahead > 0), BATCH, self._settled + growth.slabs_allowed)
-        if self._fault is None and not self._must_end:
+        if not self._must_end:
             budget, account = self._arena.budget, self._pool.account
             while self._room < target and budget.try_charge_more(account, self._room - self._settled):
                 self._room += 1
@@ -120,7 +128,7 @@ class Arrivals:
             try:
                 slabs.append(Slab(self._arena.slabs.checked(region, size, shape.align, self._gone), shape))
             except BackendError as exc:
-                self._fault, self._room = exc, self._begun
+                self._fault = exc
                 self._settled += 1
         return slabs
 

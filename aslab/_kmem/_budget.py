@@ -89,6 +89,14 @@ class Budget:
         self.note(account, None)
         self.ask_all()
 
+    def check(self) -> None:
+        """Check what is always true between calls, as far as that is quick.
+
+        :raises AssertionError: naming what does not hold
+        """
+        total = self.used + self._promised
+        assert self.limit is None or total <= self.limit, f"{total} bytes used or promised, over the limit"
+
     @property
     def unpromised(self) -> int | None:
         """The bytes of the limit that no pool is guaranteed; None without a limit."""

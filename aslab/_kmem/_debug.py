@@ -69,7 +69,7 @@ def _lines(what: str, site: Site) -> list[str]:
 class Debug(Generic[T]):
     """The debug letters of one pool."""
 
-    def __init__(self, config: CacheConfig[T]) -> None:
+    def __init__(self, config: CacheConfig[T], thread: int) -> None:
         self._name = config.name
         self._shape = config.shape
         chosen = config.debug
@@ -84,6 +84,12 @@ class Debug(Generic[T]):
         """What was found wrong with the books: each is reported once."""
         self.threads: bool = False
         """Threads beside the event loop's have used the cache."""
+        self._thread = thread  # the event loop's
+
+    def used(self, *, by: Callable[[], int] = threading.get_ident) -> None:
+        """Note which thread uses the cache, before it changes anything. Finalisers included."""
+        if by() != self._thread:
+            self.threads = True
 
     def site(self) -> Site | None:
         """Return where the caller of aslab is now, as far as a letter needs it."""

@@ -213,6 +213,8 @@ def view_gone(pool: Pool[Any], kept: KeptView, *, ending: Callable[[], bool] = s
     """Take back the slot of a view object that has just gone, if the slot was lingering for it."""
     if ending():
         return
+    if pool.debug is not None:
+        pool.debug.used()
     slot: Any = kept.place
     lingering: Any = pool.emergency.lingering if slot.slab is None else pool.depot.lingering
     if lingering and lingering.let_go(slot):
@@ -223,6 +225,8 @@ def view_gone(pool: Pool[Any], kept: KeptView, *, ending: Callable[[], bool] = s
 
 def look_at_lingering(pool: Pool[Any]) -> None:
     """Take back the slots that need not linger any more."""
+    if pool.debug is not None:
+        pool.debug.used()
     for slot in (*pool.depot.lingering.look(), *pool.emergency.lingering.look()):
         collected(pool, slot)
 

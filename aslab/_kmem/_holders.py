@@ -24,6 +24,8 @@ import heapq
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from .._config import CacheConfig
@@ -37,6 +39,8 @@ LONG = 0.1
 """Seconds: a caller that has waited for so long is noted, whatever is sampled. SPL's patience with growth."""
 MOST = 1000
 """Notes of one cache, where allocations are sampled."""
+TRIES = 3
+"""How often the oldest notes are read in place, should others change them meanwhile."""
 _SPREAD = 0.6180339887498949
 """The golden ratio: the fractions of its multiples are spread evenly, so callers that take turns are met alike."""
 
@@ -127,7 +131,14 @@ class Holders:
     def all(self, most: int | None = None) -> list[Holder]:
         """Return the buffers that were noted and are held, the oldest first, ``most`` at most."""
         now = self.clock()
-        return [self._holder(note, now) for note in list(self.notes)[:most]]
+        return [self._holder(note, now) for note in self._first(most)]
+
+    def _first(self, most: int | None) -> list[Note]:
+        """Return the oldest notes. A few are had without a copy of all: very many callers may time out at once."""
+        for _ in range(0 if most is None else TRIES):
+            with suppress(RuntimeError):  # another thread or a finaliser changes them
+                return list(islice(self.notes, most))
+        return list(self.notes)[:most]
 
     def overdue(self) -> Iterator[Holder]:
         """Give each buffer held for ``leak_after`` that was not given before. Other tasks may run in between."""

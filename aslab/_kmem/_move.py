@@ -228,6 +228,8 @@ def _admitted(pool: Pool[T], old: Slot[T], new: Slot[T]) -> bool:
 
 def _copy(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[T]) -> bool:
     """Copy the bytes, then redirect the handle, unless it was freed or pinned meanwhile. Any thread."""
+    if pool.debug is not None:
+        pool.debug.used()
     ctypes.memmove(new.address, old.address, pool.config.shape.size)
     with pool.guard:
         owner.moving = False

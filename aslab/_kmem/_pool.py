@@ -58,7 +58,7 @@ class Pool(Generic[T]):
         self.members: list[Member] = []
         """The open caches."""
         self.magazine: Magazine[T] = Magazine(config.magazine_size)
-        self.debug: Debug[T] | None = Debug(config) if config.debug else None
+        self.debug: Debug[T] | None = Debug(config, arena.thread) if config.debug else None
         self.depot: Depot[T] = Depot(self.magazine, cleaning(config, self.debug))
         self.reserve: Reserve[T] = Reserve(config.reserve, config.memalloc_reserve)
         self.emergency: Emergency[T] = Emergency(

@@ -71,6 +71,8 @@ def at_hand(pool: Pool[T], flags: KM, counters: Counters, *, runs: bool = False)
     :param runs: the caller is a running task or callback of the loop, and so may pass waiters for a moment
     :raises ConsistencyError: with debug letter F, at a miss, if the books do not add up; nothing was taken
     """
+    if pool.debug is not None:
+        pool.debug.used()
     level = LEVEL[flags]
     if level == FINISHES:
         learn(pool, 1, FINISHES)
@@ -163,7 +165,7 @@ async def wait(
     handover.busy = False
     if pool.waiters.first is waiter:  # behind others it changes nothing
         pool.line_changed()
-    state = Wait.LOOKING
+    state, served = Wait.LOOKING, False
     try:
         while True:
             state = go(state, _decide(pool, waiter))
@@ -171,6 +173,7 @@ async def wait(
                 if pool.reserve.objects and pool.reserve.short:
                     pool.ask()
                 handover.given -= need
+                served = True
                 return waiter.slots
             if state is Wait.FAILED and waiter.error is not None:
                 raise copy_for_raise(waiter.error)
@@ -179,7 +182,7 @@ async def wait(
             elif state is Wait.MAKING:
                 made = await _make(pool, waiter)
                 if made is not None:
-                    state = go(state, Wait.SERVED)
+                    state, served = go(state, Wait.SERVED), True
                     return made
             else:
                 until = waiter.until if waiter.beside is None else min(waiter.until, handover.kept_from(waiter))
@@ -197,7 +200,7 @@ async def wait(
             pool.give_back(waiter.slots)
         raise
     finally:
-        _leave(pool, waiter)
+        _leave(pool, waiter, served)
 
 
 def _has_some(pool: Pool[T], waiter: Waiter[T]) -> bool:
@@ -209,11 +212,11 @@ def _has_some(pool: Pool[T], waiter: Waiter[T]) -> bool:
     return handover.at_hand(level) > 0  # by another thread, before frees were watched for
 
 
-def _leave(pool: Pool[T], waiter: Waiter[T]) -> None:
+def _leave(pool: Pool[T], waiter: Waiter[T], served: bool) -> None:
     waiter.counters.waiters -= 1
     waited = pool.arena.clock() - waiter.since
     waiter.counters.wait_times.note(waited)
-    if waited >= LONG:
+    if served and waited >= LONG:
         waiter.counters.waited_long = True
     if waiter.untimed:
         _has_timer(pool, waiter)

@@ -134,10 +134,12 @@ def too_late(pool: Pool[Any], member: Member, timeout: float | None) -> TimeoutE
 
 
 def _who(pool: Pool[Any]) -> list[str]:
-    """The oldest holders of what a pool's callers wait for, a line each."""
-    holders = [member.holders for member in pool.members]
+    """The oldest holders of what a pool's callers wait for, a line each; none if they wait for growth alone."""
+    holders, theirs = [member.holders for member in pool.members], False
     if not any(holders) and pool.growth.limit_reached and not pool.growth.at_most:
-        holders = list(pool.arena.holders)  # the limit is in the hands of other caches
+        holders, theirs = list(pool.arena.holders), True  # the limit is in the hands of other caches
     if noted := sum(map(len, holders)):
         return [f"held longest, of {noted} noted:", *who_holds(holders)]
+    if not theirs and not any(held(pool, member.counters) for member in pool.members):
+        return []
     return [f"who holds them was not noted: holders_sample is {pool.config.holders_sample}, and 1 notes each"]

@@ -75,6 +75,11 @@ class Supply:
         return self.checked(region, nbytes, align, gone)
 
     @property
+    def at_rest(self) -> bool:
+        """Whether nothing is on its way back, and ``gone`` was called for all that was. Loop's thread only."""
+        return not (self._queue or self._releasing or self.closed)
+
+    @property
     def batches(self) -> bool:
         """Whether one call may bring several regions."""
         return self._batching is not None
@@ -87,6 +92,8 @@ class Supply:
         :param within: seconds after which the backend is to begin no further one
         """
         if count == 1 or self._batching is None:
+            for _ in range(count - 1):
+                gone()
             return [await self.acquire(nbytes, align, gfp, gone)]
         try:
             answer: object = await self._batching.acquire_many(count, nbytes, align, gfp, within)

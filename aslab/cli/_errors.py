@@ -24,6 +24,11 @@ def printable(path: str) -> str:
     return f"'{path}'" if path.isprintable() else ascii(path)
 
 
+def escaped(text: str) -> str:
+    """A text that others chose, as one line that does nothing to a terminal."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 def why(error: OSError) -> str:
     """The reason alone, without error number and path."""
     return error.strerror or str(error)

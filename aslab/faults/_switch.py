@@ -6,7 +6,8 @@ however it ended.
 Always true:
 
     1. a fault that is over holds nothing up and fails nothing, whether or not anybody has noticed that it is over
-    2. each fault that was turned on is told once, and once when it has ended or was replaced
+    2. each fault that was turned on is told once, and once when it has ended or was replaced; in that order,
+       whichever threads do it
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Switch:
         self._changed = anyio.Event()
         self._closed = False
         self._lock = threading.Lock()  # of `_on`, for changes
+        self._telling = threading.RLock()  # held for a change and until it is told, so that they are told in order
 
     def __repr__(self) -> str:
         return f"Switch({self.backend!r})"
@@ -214,23 +216,25 @@ class Switch:
             began = math.nan
         fault = Fault(kind=kind, began=began, until=until, delay=delay, times=times)
         nothing = kind is FaultKind.FAIL and not times
-        with self._lock:
-            before = self._on.pop(kind, None)
-            if kind is FaultKind.FAIL:
-                self._left = times
+        with self._telling:
+            with self._lock:
+                before = self._on.pop(kind, None)
+                if kind is FaultKind.FAIL:
+                    self._left = times
+                if not nothing:
+                    self._on[kind] = fault
+            if before is not None:
+                self._tell(before, False)
             if not nothing:
-                self._on[kind] = fault
-        if before is not None:
-            self._tell(before, False)
-        if not nothing:
-            self._tell(fault, True)
+                self._tell(fault, True)
 
     def _turn_off(self, fault: Fault) -> None:
-        with self._lock:
-            if self._on.get(fault.kind) is not fault:  # another thread has ended or replaced it
-                return
-            del self._on[fault.kind]
-        self._tell(fault, False)
+        with self._telling:
+            with self._lock:
+                if self._on.get(fault.kind) is not fault:  # another thread has ended or replaced it
+                    return
+                del self._on[fault.kind]
+            self._tell(fault, False)
 
 
 class BatchingSwitch(Switch):

@@ -55,8 +55,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse letters that there are not, before any test runs."""
+    """Refuse marks that say anything else, and letters that there are not, before any test runs."""
     for item in items:
+        if any(mark.args or set(mark.kwargs) - {"debug"} for mark in item.iter_markers("aslab")):
+            raise pytest.UsageError(
+                f"{item.nodeid}: the mark aslab takes debug and nothing else, by its name: "
+                'write @pytest.mark.aslab(debug="FZPU")'
+            )
         try:
             letters("debug", _letters_of(item))
         except ConfigError as exc:
@@ -65,7 +70,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _letters_of(item: pytest.Item) -> Any:
     mark = item.get_closest_marker("aslab")
-    return item.config.getini("aslab_debug") if mark is None else mark.kwargs.get("debug", "")
+    if mark is None or "debug" not in mark.kwargs:
+        return item.config.getini("aslab_debug")
+    return mark.kwargs["debug"]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -40,11 +41,14 @@ def top(
     once: Annotated[bool, typer.Option("--once", "-o", help="Print one table and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and exit.")] = False,
 ) -> int:
-    """Show the caches of a running service, as slabtop does for the kernel. Rows of DEADLOCKED caches are red."""
+    """Show the caches of a running service, as slabtop does for the kernel. Rows of DEADLOCKED caches are red.
+
+    Without a terminal it is as with --once.
+    """
     snapshot = ask(address)
     if as_json:
         print(json.dumps(snapshot, indent=2))
-    elif once:
+    elif once or not at_a_terminal():
         print_table(console(), heading(snapshot), rows_of(snapshot, sort), holders_of(snapshot))
     else:
         try:
@@ -55,3 +59,8 @@ def top(
             raise BadInput(NEEDS) from None
         Top(partial(ask, address), delay, sort, snapshot).run()
     return 0
+
+
+def at_a_terminal() -> bool:
+    """Whether somebody sees the screen, and has the keys."""
+    return all(each is not None and each.isatty() for each in (sys.stdin, sys.stdout, sys.stderr))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..._checks import format_size
+from .._errors import escaped
 
 BARS = " ▁▂▃▄▅▆▇█"
 HOLDERS = 5
@@ -84,7 +85,7 @@ def rows_of(snapshot: dict[str, Any], order: Order) -> list[Row]:
 
 def _row(cache: dict[str, Any]) -> Row:
     return Row(
-        name=cache["name"],
+        name=escaped(cache["name"]),
         objects=cache["obj_total"],
         active=cache["obj_held"],
         size=cache["size"],
@@ -106,7 +107,7 @@ def _note(cache: dict[str, Any]) -> str:
     if cache["growth_failing"]:
         return "grows fail"
     if cache["waiters"] and cache["at_limit"]:
-        return "at its limit"
+        return "at limit"
     return "growing" if cache["growing"] else ""
 
 
@@ -119,12 +120,13 @@ def heading(snapshot: dict[str, Any]) -> list[str]:
         return format_size(nbytes) + ("" if limit is None else f" of {format_size(limit)}")
 
     kicked = f", {stats['kicked']} stuck grows set aside" if stats["kicked"] else ""
-    return [
+    lines = [
         f"process {snapshot['pid']} is {health['state']}",
         f"slabs {memory('slab')}, emergency objects {memory('emergency')}{kicked}",
         *(f"- {reason}" for reason in health["reasons"]),
         *(f"- fault on: {fault}" for fault in stats.get("faults", ())),
     ]
+    return [escaped(line) for line in lines]
 
 
 def holders_of(snapshot: dict[str, Any]) -> list[dict[str, str]]:
@@ -132,9 +134,9 @@ def holders_of(snapshot: dict[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "HELD": seconds(holder["seconds"]),
-            "CACHE": holder["cache"],
-            "BY": holder["task"],
-            "ALLOCATED AT": holder["place"],
+            "CACHE": escaped(holder["cache"]),
+            "BY": escaped(holder["task"]),
+            "ALLOCATED AT": escaped(holder["place"]),
         }
         for holder in snapshot.get("holders", ())[:HOLDERS]
     ]

@@ -9,16 +9,14 @@ from typing import Any, ClassVar
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
-from textual.widgets import DataTable, Footer, Static
+from textual.widgets import DataTable, Static
 
-from .._errors import BadInput
+from .._errors import BadInput, escaped
 from ._rows import Order, cells, heading, holders_of, rows_of, sparkline
-from ._text import LATE, LEFT, holders_table
+from ._text import LATE, LEFT, SPARK, fitting, holders_table
 
 WIDTH = 10
 """Snapshots in a sparkline."""
-SPARK = "LATELY"
-"""The column of the sparklines, of active objects."""
 TITLES = {
     Order.ACTIVE: "active",
     Order.PER_SLAB: "per slab",
@@ -31,6 +29,11 @@ TITLES = {
     Order.ACTIVE_SLABS: "active slabs",
     Order.WAIT: "wait",
 }
+KEYS = Text.assemble(
+    *(("q", "bold"), " quit, ", ("space", "bold"), " now; sort by "),
+    Text(", ").join(Text.assemble((order.value, "bold"), f" {title}") for order, title in TITLES.items()),
+)
+"""The keys and what they do: wrapped to the width of the screen, where a Footer shows as many as fit."""
 
 
 class Top(App[None]):
@@ -41,9 +44,14 @@ class Top(App[None]):
     :param first: the snapshot to begin with
     """
 
-    CSS = "#heading { height: auto; padding: 0 0 1 0; } #holders { height: auto; } DataTable { height: 1fr; }"
+    CSS = (
+        "#heading { height: auto; max-height: 40%; padding: 0 0 1 0; } "
+        "#holders { height: auto; max-height: 30%; } #keys { height: auto; } "
+        "DataTable { height: 1fr; min-height: 3; scrollbar-size-vertical: 1; }"
+    )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "quit"),
+        Binding("ctrl+c", "quit", "quit", priority=True),
         Binding("space", "look", "now"),
         *(Binding(order.value, f"sort('{order.value}')", title) for order, title in TITLES.items()),
     ]
@@ -66,12 +74,17 @@ class Top(App[None]):
         yield Static(id="heading")
         yield DataTable(cursor_type="none", zebra_stripes=True, cell_padding=0)
         yield Static(id="holders")
-        yield Footer()
+        yield Static(KEYS, id="keys")
 
     def on_mount(self) -> None:
         """Show the first snapshot, and begin to ask for more."""
         self._show(self._snapshot)
         self.set_interval(self._delay, self.action_look)
+
+    def on_resize(self) -> None:
+        """Show the columns that fit now."""
+        if self._active:  # else there is nothing to fit, or no snapshot has been shown yet
+            self.call_later(self._draw)  # `size` is the new one by then
 
     def action_sort(self, letter: str) -> None:
         """Sort by another column."""
@@ -98,7 +111,8 @@ class Top(App[None]):
         self._snapshot, self._lost = snapshot, ""
         before, self._active = self._active, {}
         for cache in snapshot["stats"]["caches"]:
-            lately = self._active[cache["name"]] = before.get(cache["name"], deque(maxlen=WIDTH))
+            name = escaped(cache["name"])
+            lately = self._active[name] = before.get(name, deque(maxlen=WIDTH))
             lately.append(cache["obj_held"])
         self._draw()
 
@@ -113,16 +127,21 @@ class Top(App[None]):
         table = self.query_one(DataTable)
         table.clear(columns=True)
         rows = rows_of(self._snapshot, self.order)
-        for name in [*cells(rows[0]), SPARK] if rows else ["NO CACHES"]:
-            table.add_column(_cell(name, name), key=name)
-        for row in rows:
+        texts = [cells(row) | {SPARK: sparkline(self._active[row.name]).ljust(WIDTH)} for row in rows]
+        columns = fitting(texts, self.size.width - 1) if rows else {"NO CACHES": 9}  # 1 for a bar to scroll by
+        for name, width in columns.items():
+            table.add_column(_cell(name, name, width), key=name)
+        for row, found in zip(rows, texts, strict=True):
             style = LATE if row.late_for is not None else ""
-            shown = cells(row) | {SPARK: sparkline(self._active[row.name])}
-            table.add_row(*(_cell(name, text, style) for name, text in shown.items()), key=row.name)
+            shown = (_cell(name, found[name], width, style) for name, width in columns.items())
+            table.add_row(*shown, key=row.name)
         holders = holders_of(self._snapshot)
         self.query_one("#holders", Static).update(holders_table(holders) if holders else "")
 
 
-def _cell(column: str, text: str, style: str = "") -> Text:
-    """One space apart from the next, so that a row fits into 100 columns."""
-    return Text(f"{text} ", style, justify="left" if column in (*LEFT, SPARK) else "right")
+def _cell(column: str, text: str, width: int, style: str = "") -> Text:
+    """No wider than its column, and one space apart from the next."""
+    cell = Text(text, style)
+    cell.truncate(width, overflow="ellipsis")
+    cell.align("left" if column in (*LEFT, SPARK) else "right", width)
+    return cell.append(" ")
