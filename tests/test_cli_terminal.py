@@ -48,9 +48,9 @@ def not_measured(env: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if not name.startswith("COVERAGE_")}
 
 
-def start(command: str) -> subprocess.Popen[bytes]:
-    """Run it in a group of its own, until it is at work, whatever it says before."""
-    module, name = AT_WORK[command]
+def start(command: str, at: tuple[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Run it in a group of its own, until it is at work, or calls that function, whatever it says before."""
+    module, name = at or AT_WORK[command]
     code = (
         f"import signal, sys, threading, {module} as module\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a job in the background has not
@@ -112,7 +112,8 @@ def test_a_signal_ends_the_demo_and_its_other_process_without_a_traceback(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    process = start("demo --act 1")
+    connected = ("aslab.cli._demo._frames", "_Pooled.turn")
+    process = start("demo --act 1", at=connected)
     process.send_signal(number)
     try:
         _, err = process.communicate(timeout=60)
