@@ -63,8 +63,15 @@ async def test_buffer_that_tasks_wait_for_costs_few_calls(rests: int, most: int)
         assert calls <= most
 
 
+async def least_bytes_per_task(wait: Callable[[], Awaitable[object]]) -> float:
+    """Memory of each of many tasks that sleep in ``wait``.
+
+    The least of three: sets of the loop grow once, and other threads may allocate meanwhile.
+    """
+    return min([await bytes_per_task(wait) for _ in range(3)])
+
+
 async def bytes_per_task(wait: Callable[[], Awaitable[object]]) -> float:
-    """Memory of each of many tasks that sleep in ``wait``."""
     asleep = 0
 
     async def sleep() -> None:
@@ -96,4 +103,5 @@ async def test_waiter_costs_at_most_1700_bytes_beyond_its_task_and_its_future(ti
             async def bare() -> None:
                 await make_future()
 
-            assert await bytes_per_task(partial(cache.alloc, timeout=timeout)) - await bytes_per_task(bare) < 1700
+            ours = await least_bytes_per_task(partial(cache.alloc, timeout=timeout))
+            assert ours - await least_bytes_per_task(bare) < 1700
