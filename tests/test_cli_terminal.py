@@ -107,6 +107,18 @@ def test_ctrl_c_ends_all_of_it(command: str, send: object) -> None:
     assert (process.returncode, out, told) == (130, b"", ["aslab: interrupted"])
 
 
+@pytest.mark.parametrize("caught", ["", "\n    except KeyboardInterrupt: loop = None; raise"])
+def test_ctrl_c_while_an_event_loop_is_made_is_one_line(caught: str) -> None:
+    code = (
+        "import asyncio, aslab.cli\ndef run(args):\n    try:\n"
+        "        loop = asyncio.SelectorEventLoop.__new__(asyncio.SelectorEventLoop)\n"
+        f"        loop._closed = False; raise KeyboardInterrupt{caught or chr(10) + '    finally: pass'}\n"
+        "aslab.cli._run = run\naslab.cli.main([])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, b"aslab: interrupted\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_the_demo_and_its_other_process_without_a_traceback(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

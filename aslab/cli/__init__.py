@@ -82,7 +82,7 @@ def _interrupts_come_again() -> Iterator[None]:
             again = threading.Timer(0.05, signal.pthread_kill, (caller, signal.SIGINT))
             again.daemon = True
             again.start()
-        else:
+        elif not _of_half_a_loop(ignored):
             before(ignored)
 
     sys.unraisablehook = hook
@@ -90,6 +90,12 @@ def _interrupts_come_again() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+
+
+def _of_half_a_loop(ignored: sys.UnraisableHookArgs) -> bool:
+    """Whether the finaliser of an event loop failed since Ctrl-C came while that was being made."""
+    name = getattr(ignored.object, "__qualname__", "")
+    return ignored.exc_type is AttributeError and name == "BaseEventLoop.__del__"
 
 
 @contextmanager
@@ -124,6 +130,8 @@ def _in_main_thread() -> bool:
 def _interrupted(ended_by: Sequence[signal.Signals]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python exits, another Ctrl-C ends it at once
     warnings.filterwarnings("ignore", NEVER_AWAITED, RuntimeWarning)
+    before = sys.unraisablehook  # for what the interrupted functions had, and which goes after this
+    sys.unraisablehook = lambda ignored: None if _of_half_a_loop(ignored) else before(ignored)
     try:
         sys.stdout.flush()
     except OSError:  # Ctrl-C has also ended the reader
