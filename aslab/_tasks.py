@@ -165,8 +165,9 @@ class Tasks:
             await take_turns(number)
         with anyio.move_on_after(CLOSING_GRACE):
             await self.worker.idle()
-            await arena.slabs.idle()
-            await arena.singles.idle()
+            while not (arena.slabs.at_rest and arena.singles.at_rest):  # the end of a view may bring another one
+                await arena.slabs.idle()
+                await arena.singles.idle()
         for pool, since in self.worker.under_way.items():
             found.append(
                 f"the allocator was closed while a grow of cache {pool.config.name!r} had been stuck for "

@@ -339,3 +339,26 @@ async def test_backend_error_of_a_backends_own_kind_reaches_the_caller() -> None
     async with allocator(slabs=Breaks(), grow_timeout=100) as kmem:
         with pytest.raises(Mine, match="home"):
             await kmem.create_cache("c", SIZE).alloc()
+
+
+async def test_what_the_last_release_brings_is_released_too_before_the_allocator_is_closed() -> None:
+    kept: list[memoryview] = []
+
+    class Last(Instant):
+        async def release(self, region: Region) -> None:
+            for _ in range(10):
+                await anyio.lowlevel.checkpoint()
+            kept.clear()  # now a slab can be released
+            await super().release(region)
+
+    slabs, emergency = Instant(), Last()
+    async with aslab.open_allocator(slabs=slabs, emergency=emergency) as kmem:
+        cache = kmem.create_cache("c", SIZE, objects_per_slab=1)
+        bufs = [await cache.alloc()]
+        while not bufs[-1].emergency:
+            bufs.append(cache.alloc_nowait())
+        kept.append(bufs[0].view)
+        for buf in bufs:
+            buf.free()
+    assert not slabs.outstanding
+    assert not emergency.outstanding

@@ -192,7 +192,7 @@ class Supply:
                 self._idle.set()
 
     async def idle(self) -> None:
-        """Suspend until all queued regions have been released."""
+        """Suspend until all queued regions have been released; more may have come by then."""
         self.attend()
         await self._idle.wait()
 
