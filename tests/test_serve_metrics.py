@@ -234,6 +234,7 @@ async def test_with_no_thread_to_be_had_it_is_not_begun_but_ends(monkeypatch: py
 
 async def test_a_child_made_by_fork_keeps_neither_port_nor_connection() -> None:
     read, write = os.pipe()
+    begins, begun = os.pipe()
     async with serve_metrics(CollectorRegistry(), 0) as port:
         sock = connect(port)
         sock.sendall(REQUEST)
@@ -244,17 +245,19 @@ async def test_a_child_made_by_fork_keeps_neither_port_nor_connection() -> None:
         if child == 0:
             try:
                 os.close(write)
+                os.write(begun, b"!")
                 os.read(read, 1)
             finally:
                 os._exit(0)
+        await to_thread.run_sync(os.read, begins, 1)  # what closes its copies has run
     try:
         assert await to_thread.run_sync(sock.recv, 1) == b""
         async with serve_metrics(CollectorRegistry(), port):
             pass
     finally:
         sock.close()
-        os.close(write)
-        os.close(read)
+        for end in (write, read, begins, begun):
+            os.close(end)
         await to_thread.run_sync(os.waitpid, child, 0)
 
 
