@@ -22,7 +22,7 @@ from aslab import _tasks
 from aslab._allocator import tasks_of
 from aslab._cache import Cache, pool_of
 from aslab._config import CacheConfig
-from aslab._fastpath import COMPILED, Slot, _views
+from aslab._fastpath import COMPILED, EmergencySlot, Slot, _views
 from aslab._kmem import _budget, _frees, _held
 from aslab._kmem._depot import Depot
 from aslab._kmem._handover import Handover
@@ -35,7 +35,7 @@ from aslab._kmem._waiters import Waiter
 from aslab._kmem._wakeup import UrgentWork, Wakeup
 from aslab.backends import Region
 
-from .helpers import SHAPE, Loop
+from .helpers import Loop
 from .support import SIZE, Gate, Instant, allocator, settle
 
 pytestmark = pytest.mark.anyio
@@ -519,8 +519,9 @@ async def test_very_many_spares_are_given_back_some_at_a_time() -> None:
 def test_the_objects_held_are_in_small_tables_the_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_held, "PART", 4)
     held: _held.Held[Any] = _held.Held()
-    backend = Instant()
-    slots = [_held.EmergencySlot[Any](backend.acquire_nowait(64, 64, aslab.GFP.KERNEL), SHAPE) for _ in range(20)]
+    slots: list[EmergencySlot[Any]] = [
+        EmergencySlot(None, memoryview(bytearray(64)), 64 * number, 0, 64) for number in range(20)
+    ]
     for slot in slots:
         held.add(slot)
     assert max(len(slot.part) for slot in slots) == 4

@@ -9,33 +9,14 @@ and removing cost the same whether 10 or 1,000,000 objects are held.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from .._config import Shape
-from .._fastpath import Slot
-from ..backends._protocol import Region
+from .._fastpath import EmergencySlot
 
 T = TypeVar("T")
 
 PART = 2**13
 """Objects in one part; their dictionary then grows at most within about 0.2 ms."""
-
-
-class EmergencySlot(Slot[T]):
-    """The slot of one emergency object, which has a region of its own."""
-
-    __slots__ = ("part", "record", "region")
-
-    region: Region
-    record: Any
-    """What the debug letters know of it, or None."""
-    part: dict[int, EmergencySlot[T]]
-    """Where it stands among those held."""
-
-    def __init__(self, region: Region, shape: Shape) -> None:
-        super().__init__(None, region.memory, region.address, shape.lead, shape.size)
-        self.region = region
-        self.record = None
 
 
 class Held(Generic[T]):
