@@ -9,6 +9,7 @@ import copy
 import gc
 import threading
 import warnings
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -33,7 +34,7 @@ from aslab._kmem._slab import AT_ONCE as SLOTS_AT_ONCE
 from aslab._kmem._supply import Supply
 from aslab._kmem._waiters import Waiter
 from aslab._kmem._wakeup import UrgentWork, Wakeup
-from aslab.backends import Region
+from aslab.backends import Backend, Heap, Region
 
 from .helpers import Loop
 from .support import SIZE, Gate, Instant, allocator, settle
@@ -485,6 +486,7 @@ def test_a_collection_looks_at_no_closed_cache_without_a_slot_that_lingers() -> 
                 return [await cache.alloc() for cache in caches(kmem, 3, "c")]
 
     held = anyio.run(close)
+    gc.collect()  # what other tests have left is looked at for the last time
     with counted(_frees, "look_at_lingering") as looks:
         gc.collect()
         assert looks.all == 0
@@ -529,6 +531,51 @@ def test_the_objects_held_are_in_small_tables_the_oldest_first(monkeypatch: pyte
         held.remove(slot)
     assert list(held) == slots[6:19]
     assert len(held) == 13
+
+
+COUNTED = 100
+
+
+class Returned(Heap):
+    """A heap that has each region back."""
+
+    async def release(self, region: Region) -> None:
+        await super().release(region)
+
+
+PURE_SLOT = {"EmergencySlot": 1, "c_ubyte_Array_64": 1, "dict": 1, "memoryview": 1, "managedbuffer": 1}
+
+
+@pytest.mark.parametrize(
+    ("emergency", "options", "tracked"),
+    [
+        (Heap, {}, {} if COMPILED else {**PURE_SLOT, "EmergencyBuffer": 1}),
+        (Heap, {"reclaim": lambda n: 0}, {"ManagedBuffer": 1} | ({} if COMPILED else PURE_SLOT)),
+        (
+            Returned,
+            {},
+            {"Region": 1, "memoryview": 1, "managedbuffer": 1}
+            | ({} if COMPILED else {**PURE_SLOT, "EmergencyBuffer": 1, "memoryview": 2}),
+        ),
+    ],
+    ids=["heap", "with a callback", "another backend"],
+)
+async def test_an_emergency_object_has_no_container_that_the_collector_visits(
+    emergency: type[Backend], options: dict[str, Any], tracked: dict[str, int]
+) -> None:
+    gate = Gate()
+    async with allocator(slabs=gate, emergency=emergency(), expire=None, kick_after=None) as kmem:
+        cache = kmem.create_cache("c", 64, **options)
+        cache.alloc_nowait().free()
+        gc.collect()
+        before = set(map(id, gc.get_objects()))
+        bufs = [cache.alloc_nowait() for _ in range(COUNTED)]
+        gc.collect()
+        made = Counter(type(one).__name__ for one in gc.get_objects() if id(one) not in before)
+        assert {name: count // COUNTED for name, count in made.items() if count >= COUNTED} == tracked
+        for buf in bufs:
+            buf.free()
+        gate.open()
 
 
 # -- regions on their way back
