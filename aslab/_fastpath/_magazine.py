@@ -115,7 +115,7 @@ class EmergencySlot(Slot[T]):
     """What is kept of that: its region, or what owns the memory."""
     record: Any
     """What the debug letters know of it, or None."""
-    part: dict[int, EmergencySlot[T]]
+    part: dict[EmergencySlot[T], None]
     """Where it stands among those held."""
 
 

@@ -6,7 +6,7 @@ Always true, between calls:
        and once to the allocator's `Permits`, and both are within their bounds
     2. each object belongs to a caller (`objects`), is spare, lingers, or is on its way to or from the backend
 
-Objects are in a hash table by address, so a free costs the same whether 10 or 100,000 are outstanding (SPL's
+Objects are in a hash table, so a free costs the same whether 10 or 100,000 are outstanding (SPL's
 change of 2012 walked a list, today's SPL walks a tree). A free of any other object does not look here at all: its
 handle knows what it is.
 
