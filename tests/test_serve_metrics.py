@@ -5,12 +5,11 @@ from __future__ import annotations
 import http.client
 import os
 import re
-import resource
 import socket
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from unittest import mock
 
 import anyio.lowlevel
@@ -22,6 +21,7 @@ from aslab import ConfigError, _unix
 from aslab.observe import _http, _serving
 from aslab.observe.prometheus import AllocatorCollector, serve_metrics
 
+from .helpers import no_descriptors
 from .support import allocator
 
 pytestmark = pytest.mark.anyio
@@ -39,17 +39,6 @@ def read_all(sock: socket.socket) -> bytes:
 
 def names_of_threads() -> set[str]:
     return {thread.name for thread in threading.enumerate()}
-
-
-@contextmanager
-def no_descriptors() -> Iterator[None]:
-    """Let the kernel give out no descriptor."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_a_connection_is_kept_and_answered_while_the_loop_is_blocked() -> None:
