@@ -11,6 +11,7 @@ import pickle
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -497,14 +498,17 @@ class TestGarbage:
             await until(lambda: not cache.stats().obj_held)
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-    async def test_another_user_is_refused_even_where_the_socket_lets_them_in(self, path: Path) -> None:
+    async def test_another_user_is_refused_even_where_the_socket_lets_them_in(self) -> None:
+        with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # each pytest that begins closes its own to others
+            Path(folder).chmod(0o755)
+            await self.refused(Path(folder, "socket"))
+
+    async def refused(self, path: Path) -> None:
         script = (
             "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); "
             "s.connect(sys.argv[1]); s.settimeout(60); print(s.recv(10))"
         )
         async with opened(path) as (_, service):
-            for parent in list(path.parents)[:-2]:
-                parent.chmod(0o755)
             for mode, told in ((0o600, b"PermissionError"), (0o666, b"b''")):
                 path.chmod(mode)
                 command = [sys.executable, "-c", script, str(path)]
