@@ -17,12 +17,13 @@ import trio
 from anyio import to_thread
 
 import aslab
-from aslab import KM, CacheClosedError
+from aslab import KM, CacheClosedError, lab
 from aslab._cache import pool_of
 from aslab._kmem._depot import Depot
 from aslab._kmem._errands import Errand
 from aslab._kmem._line import Waiters
 from aslab.backends import Heap, Mmap, _threads
+from aslab.faults import Latency
 from aslab.testing import check_consistency
 
 from .helpers import all_slots, new_depot
@@ -191,7 +192,7 @@ class TestAllocBlocking:
 
         def thread() -> None:
             try:
-                cache.alloc_blocking(timeout=1)
+                cache.alloc_blocking(timeout=60)  # not what ends it
             except Exception as exc:
                 told.append(type(exc))
 
@@ -229,7 +230,7 @@ class TestAllocBlocking:
 
             def thread() -> None:
                 try:
-                    cache.alloc_blocking(timeout=1).free()
+                    cache.alloc_blocking(timeout=60).free()  # not what ends it
                 except Exception as exc:
                     ends.append(type(exc))
 
@@ -432,18 +433,21 @@ class TestLate:
             async with anyio.create_task_group() as tasks:
 
                 async def busy() -> None:
-                    for _ in range(20):
-                        time.sleep(0.01)  # noqa: ASYNC251  (what a busy loop does)
+                    while True:  # to the end: on an idle loop the thread would have 20 ms, which a busy machine exceeds
+                        time.sleep(0.015)  # noqa: ASYNC251  (what a busy loop does)
                         await anyio.lowlevel.checkpoint()
 
                 async def caller() -> None:
-                    for _ in range(3):
+                    for _ in range(2):
                         async with cache.lease():
                             await anyio.lowlevel.checkpoint()
 
-                for _ in range(3):
+                for _ in range(2):
                     tasks.start_soon(busy)
-                    tasks.start_soon(caller)
+                async with anyio.create_task_group() as callers:
+                    for _ in range(3):
+                        callers.start_soon(caller)
+                tasks.cancel_scope.cancel()
             stats = cache.stats()
             assert (stats.timeouts, stats.obj_deadlock, stats.obj_emergency_max) == (0, 0, 0)
 
@@ -464,35 +468,39 @@ class TestLate:
                         assert buf.emergency
                 over.set()
 
-    async def test_one_hiccup_of_the_loop_before_the_worker_has_its_turn_is_no_lateness(self) -> None:
-        def acquire(nbytes: int, align: int, gfp: aslab.GFP) -> bytearray:
-            time.sleep(0.02)
-            return bytearray(nbytes + align)
+    @pytest.mark.parametrize("loop", ["asyncio", "trio"])
+    def test_one_hiccup_of_the_loop_before_the_worker_has_its_turn_is_no_lateness(self, loop: str) -> None:
+        async def main() -> None:
+            async with aslab.open_allocator(slabs=Latency(Instant(), 0.09), grow_timeout=0.1) as kmem:
+                cache = kmem.create_cache("c", SIZE)
 
-        slabs = aslab.backends.Callback(acquire, lambda _: None)
-        async with aslab.open_allocator(slabs=slabs, grow_timeout=0.1) as kmem:
-            cache = kmem.create_cache("c", SIZE)
+                async def hiccup() -> None:
+                    lab.current().spend(0.15)
 
-            async def hiccup() -> None:
-                time.sleep(0.15)  # noqa: ASYNC251
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(cache.prefill, 1)
+                    tasks.start_soon(hiccup)
+                    async with cache.lease() as buf:
+                        assert not buf.emergency
+                assert cache.stats().obj_deadlock == 0
 
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(cache.prefill, 1)
-                tasks.start_soon(hiccup)
-                async with cache.lease() as buf:
-                    assert not buf.emergency
-            assert cache.stats().obj_deadlock == 0
+        for seed in range(4):  # another order of tasks each
+            lab.run(main, seed=seed, loop=loop)
 
-    async def test_objects_that_take_long_to_construct_do_not_make_growth_late(self) -> None:
+    @pytest.mark.parametrize("loop", ["asyncio", "trio"])
+    def test_objects_that_take_long_to_construct_do_not_make_growth_late(self, loop: str) -> None:
         def ctor(memory: memoryview) -> int:
-            time.sleep(0.005)
+            lab.current().spend(0.005)
             return len(memory)
 
-        async with allocator(grow_timeout=0.01) as kmem:
-            cache = kmem.create_cache("c", SIZE, ctor=ctor)
-            async with cache.lease() as buf:
-                assert not buf.emergency
-            assert cache.stats().timeouts == 0
+        async def main() -> None:
+            async with allocator(grow_timeout=0.01) as kmem:
+                cache = kmem.create_cache("c", SIZE, ctor=ctor, objects_per_slab=32)
+                async with cache.lease() as buf:
+                    assert not buf.emergency
+                assert cache.stats().timeouts == 0
+
+        lab.run(main, loop=loop)
 
 
 def test_an_interrupt_at_any_step_leaves_no_lock_taken() -> None:
