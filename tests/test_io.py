@@ -81,7 +81,7 @@ def still_open(*paths: Path) -> list[str]:
     found = []
     for fd in Path("/proc/self/fd").iterdir():
         with suppress(OSError):  # closed meanwhile
-            found.append(os.readlink(fd))
+            found.append(str(fd.readlink()))
     return [file for file in found if file.startswith(tuple(map(str, paths)))]
 
 
