@@ -112,6 +112,7 @@ class Growth(Generic[T]):
         self._config = config
         self._budget = arena.budget
         self._clock = arena.clock
+        self._gfp = _GFP[config.has_emergency]
         self._waiters = waiters
         self._depot = depot
         self._reserve = reserve
@@ -209,15 +210,10 @@ class Growth(Generic[T]):
         return most is not None and self._depot.slabs.slots_total + self._config.shape.objects > most
 
     @property
-    def sealed(self) -> bool:
-        """Whether the allocator is sealed: nothing grows any more."""
-        return self._budget.sealed
-
-    @property
     def gfp(self) -> GFP:
         """What a grow may do now: never less than the most urgent waiter needs."""
         first = self._waiters.first
-        return _GFP[self._config.has_emergency][KM.SLEEP if first is None else first.flags]
+        return self._gfp[KM.SLEEP if first is None else first.flags]
 
     @property
     def claim(self) -> Claim | None:
@@ -296,10 +292,6 @@ class Growth(Generic[T]):
         level = LEVEL[flags]
         kept = self._config.memalloc_reserve or 0
         return (level == ORDINARY) * self._config.reserve + (level >= URGENT) * kept
-
-    def note_limit(self) -> None:
-        """Report that a caller waits at the limit."""
-        self.reports.at_limit()
 
     # -- one grow
 

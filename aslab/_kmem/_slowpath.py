@@ -127,7 +127,7 @@ def get_now(pool: Pool[T], flags: KM, member: Member) -> Slot[T]:
     pool.growth.missed = True
     pool.arena.attend(pool, pool.ask)
     if pool.growth.limit_reached:
-        member.counters.sealed += pool.growth.sealed
+        member.counters.sealed += pool.arena.budget.sealed
         why = "its limit is reached"
     elif not pool.emergency.try_charge(1, level):
         pool.arena.permits.clear_spares()  # makes room for the next caller that asks
@@ -266,8 +266,8 @@ def _decide(pool: Pool[T], waiter: Waiter[T]) -> Wait:
             waiter.untimed = True
             pool.waiters.untimed += 1
         if at_limit:
-            growth.note_limit()
-            if growth.sealed and not waiter.sealed:
+            growth.reports.at_limit()
+            if pool.arena.budget.sealed and not waiter.sealed:
                 waiter.sealed = True
                 waiter.counters.sealed += 1
     else:

@@ -145,7 +145,7 @@ class Worker:
                     queue.take_out(pool)
                     pool.call_off()
                     off.append(pool)
-                elif (not overtaking or account.within_guarantee) and budget.try_charge(account):
+                elif (not overtaking or budget.within_guarantee(account)) and budget.try_charge(account):
                     queue.take_out(pool)
                     chosen = pool
                 else:
@@ -202,7 +202,8 @@ class Worker:
             self._queue.wake()
         if error is None:
             pool.grown(slabs)
-            take_step(pool)
+            if pool.debug is not None:
+                take_step(pool)
         elif pause := pool.grow_failed(error):
             await anyio.sleep(pause)
             pool.grow_again()
