@@ -1,10 +1,9 @@
 """The allocator itself, floor by floor: each file imports only those listed before it.
 
 words       _state        marks of a cache, states of a waiting caller, and their tables
-            _wakeup       waking the event loop from any thread, and a task by its work
             _trio         a future for trio
             _clock        the loop's clock and futures
-            _alarms       one timer for all waiting callers
+            _wakeup       waking the loop from any thread, a task by its work, a caller at its time
 memory      _lingering    freed slots whose memory may still be written to
             _orphans      lingering and parked slots of a closed pool
             _parking      slots of forgotten buffers that are still exported

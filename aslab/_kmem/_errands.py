@@ -85,6 +85,11 @@ class Errand(Generic[T]):
         self._error = error
         self._settled.set()
 
+    @property
+    def given_up(self) -> bool:
+        """Whether the thread has stopped waiting."""
+        return self._over
+
     def cancel(self) -> None:
         """Cancel the fetch, as the thread has stopped waiting. Event loop's thread only."""
         if self._scope is not None:
@@ -94,7 +99,7 @@ class Errand(Generic[T]):
         """Fetch the result for the thread. Runs as a task of the allocator, so no client's error may get out."""
         try:
             with anyio.CancelScope() as self._scope:
-                if self._over:  # the thread has given up
+                if self.given_up:
                     return
                 what = await self._fetch()
                 with self._lock:

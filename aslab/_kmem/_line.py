@@ -23,9 +23,8 @@ from typing import Any, Generic, TypeVar
 from .._fastpath import FILLERS, Magazine
 from .._flags import FINISHES, ORDINARY
 from .._stats import Counters
-from ._alarms import Alarms
 from ._waiters import Waiter
-from ._wakeup import AT_ONCE
+from ._wakeup import AT_ONCE, Alarms
 
 T = TypeVar("T")
 LEVELS = range(FINISHES, ORDINARY + 1)

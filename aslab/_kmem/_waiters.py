@@ -20,8 +20,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from .._fastpath import Slot
 from .._flags import KM, LEVEL
 from .._stats import Counters
-from ._alarms import SWEPT, Alarms, Entry
 from ._clock import Future
+from ._wakeup import SWEPT, Alarms, Entry
 
 T = TypeVar("T")
 
