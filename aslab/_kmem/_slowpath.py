@@ -5,8 +5,8 @@
     an error                       the cache was closed, or a backend broke its contract
     cancellation                   objects handed over meanwhile go to the next in line
 
-Each caller is a small state machine: its states and transitions are `WAITS` in _state.py, and docs/states.md draws
-them.
+Each caller is a small state machine: its states and transitions are `WAITS` in _waiters.py, and docs/states.md
+draws them.
 
 Always true, between calls:
 
@@ -44,8 +44,8 @@ from ._invariants import take_step
 from ._member import Member
 from ._pool import Pool
 from ._snapshot import one_too_many, situation
-from ._state import Mark, Wait, go
-from ._waiters import Waiter
+from ._state import Mark
+from ._waiters import Wait, Waiter, go
 
 T = TypeVar("T")
 

@@ -33,7 +33,7 @@ from .._flags import ORDINARY
 from ..backends._threads import LAG
 from ._arena import Arena
 from ._arrivals import Arrivals
-from ._demand import BATCH_SECONDS
+from ._growth import BATCH_SECONDS
 from ._invariants import take_step
 from ._pool import Pool
 from ._slab import Slab, construct
