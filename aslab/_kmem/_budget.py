@@ -123,15 +123,14 @@ class Budget:
         self._change(account, promised=account.slab_size, asked=-account.asked)
         return True
 
-    def leaves_as_much(self, account: Account, slabs: int) -> bool:
-        """Whether one slab more in a grow that has ``slabs`` leaves others as much free room as it then has."""
-        return self.within_guarantee(account) or self._fits(
-            account, self.used + slabs * account.slab_size + account.slab_size
-        )
-
     def try_charge_more(self, account: Account, slabs: int) -> bool:
-        """Set room aside for one slab more of a grow that has room for ``slabs``, if others lose little by it."""
-        return self.leaves_as_much(account, slabs) and not self.yields(account) and self.try_charge(account)
+        """Set room aside for one slab more of a grow that has room for ``slabs``, if others lose little by it.
+
+        Beyond its guarantee, others must have as much free room left as the grow then has.
+        """
+        so_many = self.used + (slabs + 1) * account.slab_size
+        leaves_as_much = self.within_guarantee(account) or self._fits(account, so_many)
+        return leaves_as_much and not self.yields(account) and self.try_charge(account)
 
     def within_guarantee(self, account: Account) -> bool:
         """Whether this pool's guarantee covers one more slab."""
@@ -318,7 +317,7 @@ class Budget:
         if missing > 0:
             missing, all_seen = self._spare(account, missing)
         if missing > 0 and all_seen and not self.short:
-            self._may_spare = dict.fromkeys(self.accounts)
+            self.all_may_spare()
             missing, all_seen = self._spare(account, missing)
         if missing > 0:
             self.set_short(short=True)
@@ -345,7 +344,7 @@ class Budget:
         self._may_spare[account] = None
 
     def all_may_spare(self) -> None:
-        """Note that each pool may have idle slabs again, as an interval has passed."""
+        """Note that each pool may have idle slabs again."""
         self._may_spare = dict.fromkeys(self.accounts)
 
     def set_short(self, *, short: bool) -> None:

@@ -101,7 +101,9 @@ class Waiters(Generic[T]):
         """
         if waiter.after is not None:
             return
-        end = self._ends.get(waiter.level) or self._begin(waiter.level)
+        end = self._ends.get(waiter.level)
+        if end is None:
+            end = self._ends[waiter.level] = End()
         before = end.before
         while before is not end and before.rank > waiter.rank:
             before = before.before
@@ -127,10 +129,6 @@ class Waiters(Generic[T]):
         if self.ended is None:
             self._count -= 1
         return True
-
-    def _begin(self, level: int) -> End:
-        end = self._ends[level] = End()
-        return end
 
     def _behind(self, waiter: Waiter[T]) -> Waiter[T] | None:
         after: Any = waiter.after
