@@ -27,8 +27,7 @@ decisions   _handover     who gets a freed object
             _admission    who may have emergency objects made
             _working_set  how many objects a pool has needed lately
             _moving       the mover's state for one pool
-            _holders      who holds which buffer, of some or of all
-            _member       a cache, as its pool sees it
+            _holders      a cache, as its pool sees it, and who holds which of its buffers
 together    _pool         the parts of one pool, put together
 actions     _snapshot     the counters at one moment
             _invariants   all parts recount themselves

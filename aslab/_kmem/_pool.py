@@ -27,8 +27,8 @@ from ._depot import Depot
 from ._emergency import Emergency
 from ._growth import Growth
 from ._handover import Handover
+from ._holders import Member
 from ._line import Waiters
-from ._member import Member
 from ._moving import Moving
 from ._parking import Parking
 from ._reserve import Reserve

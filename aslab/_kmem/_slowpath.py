@@ -39,9 +39,8 @@ from .._flags import FINISHES, KM, LEVEL, ORDINARY
 from .._stats import Counters
 from ._attempts import make, put_back
 from ._frees import unpark
-from ._holders import LONG
+from ._holders import LONG, Member
 from ._invariants import take_step
-from ._member import Member
 from ._pool import Pool
 from ._snapshot import one_too_many, situation
 from ._state import Mark
