@@ -4,9 +4,7 @@ words       _state        marks of a cache, and the table of their events
             _trio         a future for trio
             _clock        the loop's clock and futures
             _wakeup       waking the loop from any thread, a task by its work, a caller at its time
-memory      _lingering    freed slots whose memory may still be written to
-            _orphans      lingering and parked slots of a closed pool
-            _parking      slots of forgotten buffers that are still exported
+memory      _lingering    slots that nobody holds, but whose memory somebody can still reach
             _slab         a region and its slots; the lists of slabs
             _depot        the slabs behind the magazine, and the one lock
             _reserve      objects set aside for callers whose progress frees memory

@@ -29,8 +29,8 @@ from ._growth import Growth
 from ._handover import Handover
 from ._holders import Member
 from ._line import Waiters
+from ._lingering import Parking
 from ._moving import Moving
-from ._parking import Parking
 from ._reserve import Reserve
 from ._slab import Slab
 from ._state import Mark, Marks
