@@ -4,7 +4,8 @@ words       _state        marks of a cache, and the table of their events
             _trio         a future for trio
             _clock        the loop's clock and futures
             _wakeup       waking the loop from any thread, a task by its work, a caller at its time
-memory      _lingering    slots that nobody holds, but whose memory somebody can still reach
+            _holders      a cache, as its pool sees it, and who holds which of its buffers
+memory      _lingering    slots without a handle whose memory somebody can still reach
             _slab         a region and its slots; the lists of slabs
             _depot        the slabs behind the magazine, and the one lock
             _reserve      objects set aside for callers whose progress frees memory
@@ -25,7 +26,6 @@ decisions   _handover     who gets a freed object
             _admission    who may have emergency objects made
             _working_set  how many objects a pool has needed lately
             _moving       the mover's state for one pool
-            _holders      a cache, as its pool sees it, and who holds which of its buffers
 together    _pool         the parts of one pool, put together
 actions     _snapshot     the counters at one moment
             _invariants   all parts recount themselves

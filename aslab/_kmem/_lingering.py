@@ -1,4 +1,4 @@
-"""Slots that nobody holds, but whose memory somebody can still reach: they must not be reused, or not yet.
+"""Slots without a handle whose memory somebody can still reach: they must not be reused, or not yet.
 
     lingering    freed, and the object of an ended view is alive: it may still be written to
     parked       forgotten by its owner, and still exported
