@@ -26,8 +26,7 @@ from .._fastpath import KEPT, WAITERS, Buffer, EmergencySlot, KeptView, Noted, S
 from .._sites import Site
 from .._stats import Counters
 from ._debug import site_of
-from ._orphans import look_after_collections
-from ._parking import AT_ONCE, Parked
+from ._lingering import AT_ONCE, Parked, look_after_collections
 from ._pool import Pool
 from ._slab import zero_out
 from ._state import Mark

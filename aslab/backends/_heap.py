@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from .._flags import GFP
-from ._libc import address_of
 from ._mmap import Mmap
-from ._protocol import Region
+from ._protocol import Region, address_of
 from ._threads import NoThread
 
 INLINE = 256 * 2**10  # bytes; up to here allocating and zeroing is faster than a hop to a thread (about 50 µs)
