@@ -614,6 +614,7 @@ def test_several_share_the_files_and_none_is_hashed_twice(tree: Path, monkeypatc
 
 def test_a_hasher_that_is_given_up_closes_its_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aslab.cli._demo._hashing.CALL", -1.0)
+
     def is_open() -> bool:
         """Others come and go: the garbage collector, or a thread of another test, closes what nobody counts on."""
         for fd in Path("/proc/self/fd").iterdir():

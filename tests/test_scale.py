@@ -26,8 +26,8 @@ from aslab._fastpath import COMPILED, Slot, _views
 from aslab._kmem import _budget, _frees, _held
 from aslab._kmem._depot import Depot
 from aslab._kmem._handover import Handover
-from aslab._kmem._parking import AT_ONCE as PARKED_AT_ONCE
-from aslab._kmem._parking import Parked
+from aslab._kmem._lingering import AT_ONCE as PARKED_AT_ONCE
+from aslab._kmem._lingering import Parked
 from aslab._kmem._pool import Pool
 from aslab._kmem._slab import AT_ONCE as SLOTS_AT_ONCE
 from aslab._kmem._supply import Supply
