@@ -18,7 +18,7 @@ import anyio.to_thread
 import pytest
 
 import aslab
-from aslab import GFP, Buffer, CacheClosedError
+from aslab import GFP, Buffer, CacheClosedError, lab
 from aslab._allocator import tasks_of
 from aslab.backends import Callback, Mmap, Region
 from aslab.testing import check_consistency
@@ -151,6 +151,26 @@ async def test_closing_with_a_release_stuck_says_so() -> None:
     with pytest.warns(ResourceWarning, match="still to be released"):
         async with aslab.open_allocator(slabs=StuckRelease()) as kmem:
             await kmem.create_cache("c", SIZE).prefill(1)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_closing_does_not_take_its_own_loop_being_late_for_a_release_that_is_stuck(loop: str) -> None:
+    class Slow(Instant):
+        async def release(self, region: Region) -> None:
+            await anyio.sleep(0.1)
+            await super().release(region)
+
+    async def hiccup() -> None:
+        await anyio.sleep(0.05)
+        lab.current().spend(0.6)  # longer than closing waits for releases
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks, aslab.open_allocator(slabs=Slow()) as kmem:
+            await kmem.create_cache("c", SIZE).prefill(1)
+            tasks.start_soon(hiccup)
+
+    for seed in range(4):  # another order of tasks each
+        lab.run(main, seed=seed, loop=loop)  # a warning would be an error
 
 
 async def test_warning_turned_into_an_error_does_not_stop_the_closing() -> None:
