@@ -371,7 +371,7 @@ def test_buffer_that_outlives_the_program_does_not_keep_it_from_ending() -> None
         "import asyncio, aslab, warnings\n"
         "warnings.simplefilter('ignore')\n"
         "async def main():\n"
-        "    async with aslab.open_allocator() as kmem:\n"
+        "    async with aslab.open_allocator(grow_timeout=60) as kmem:\n"
         "        return await kmem.create_cache('c', 4096).alloc()\n"
         "buf = asyncio.run(main())\n"
     )
@@ -383,7 +383,7 @@ def test_a_program_ends_though_its_last_free_comes_when_no_thread_can_be_started
     code = (
         "import asyncio, threading, aslab\n"
         "async def main():\n"
-        "    async with aslab.open_allocator() as kmem:\n"
+        "    async with aslab.open_allocator(grow_timeout=60) as kmem:\n"
         "        return await kmem.create_cache('c', 4096).alloc()\n"
         "buf = asyncio.run(main())\n"
         "start = threading.Thread.start\n"
@@ -406,7 +406,7 @@ def test_what_ends_after_the_modules_were_cleared_prints_nothing(pure: str) -> N
     code = (
         "import string, sys, asyncio, aslab\n"
         "async def main(**options):\n"
-        "    async with aslab.open_allocator() as kmem:\n"
+        "    async with aslab.open_allocator(grow_timeout=60) as kmem:\n"
         "        cache = kmem.create_cache('c', 64, **options)\n"
         "        bufs = [await cache.alloc() for _ in range(4)]\n"
         "        string.kept = [bufs[0].view[:1], bufs[1].view, bufs[2], bufs[3].view]\n"
