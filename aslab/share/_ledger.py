@@ -49,7 +49,7 @@ class Ledger:
     def give(self, holder: object, descriptor: Descriptor) -> bool:
         """One claim more for a holder; False if nothing is shared under that very descriptor."""
         entry = self._entries.get(descriptor.generation)
-        if entry is None or entry.descriptor != descriptor:
+        if entry is None or (entry.descriptor is not descriptor and entry.descriptor != descriptor):
             return False
         try:
             _ = entry.buf.address
@@ -65,15 +65,16 @@ class Ledger:
     def release(self, holder: object, generation: int) -> bool:
         """One claim less; False if the holder has none."""
         held = self._held.get(holder)
-        if held is None or generation not in held:
+        count = 0 if held is None else held.get(generation, 0)
+        if held is None or not count:
             return False
-        held[generation] -= 1
-        if not held[generation]:
+        if count > 1:
+            held[generation] = count - 1
+        else:
             del held[generation]
-        if not held:
-            del self._held[holder]
-        entry = self._entries[generation]
-        entry.count -= 1
+            if not held:
+                del self._held[holder]
+        self._entries[generation].count -= 1
         self.drop_unheld(generation)
         return True
 
@@ -83,8 +84,7 @@ class Ledger:
         if not entry.count:
             del self._entries[generation]
             self._buffers.discard(id(entry.buf))
-            self._unfreed.append(entry.buf)
-            self.free()
+            self._free(entry.buf)
 
     def lose(self, holder: object) -> None:
         """Release whatever a holder has: it is gone."""
@@ -100,12 +100,15 @@ class Ledger:
         """Free what nobody holds any more, as far as the producer's own exports allow."""
         buffers, self._unfreed = self._unfreed, []
         for buf in buffers:
-            try:
-                buf.free()
-            except (BufferFreedError, CorruptionError):  # what a debug letter finds is logged, and it is free
-                pass
-            except BufferError:  # an array of the producer's own: tried again later
-                self._unfreed.append(buf)
+            self._free(buf)
+
+    def _free(self, buf: Buffer[Any]) -> None:
+        try:
+            buf.free()
+        except (BufferFreedError, CorruptionError):  # what a debug letter finds is logged, and it is free
+            pass
+        except BufferError:  # an array of the producer's own: tried again later
+            self._unfreed.append(buf)
 
     def abandon(self) -> list[Buffer[Any]]:
         """All that is shared still, for somebody to keep: it must never be freed."""

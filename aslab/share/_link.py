@@ -25,7 +25,7 @@ from . import _sockets as sockets
 from ._claim import Claim
 from ._descriptor import Descriptor
 from ._errors import DisconnectedError, RefusedError
-from ._wire import MOST_RELEASES, Decoder, Garbage, Kind, Message, encode
+from ._wire import LONGEST, Decoder, Garbage, Kind, Message, encode, encode_release
 
 if TYPE_CHECKING:
     import socket
@@ -68,7 +68,7 @@ class Link:
         self._slabs: dict[int, _Slab] = {}
         self._held: dict[int, weakref.ref[object]] = {}
         self._released: deque[int] = deque()
-        self._out = bytearray()
+        self._out = b""
         self._sending = threading.Lock()
         self._sent = 0.0  # when something was sent last
 
@@ -158,8 +158,12 @@ class Link:
             self.lose("the service is gone")
         else:
             try:
-                for message in self._decoder.feed(data):
-                    self._take(message)
+                frames = self._decoder.frames(data)
+                if frames is not None:
+                    self._take_frames(frames)
+                else:
+                    for message in self._decoder.feed(data):
+                        self._take(message)
             except (Garbage, OSError) as exc:
                 self.lose(f"the service could not be understood: {exc}")
         return not self.lost
@@ -179,9 +183,7 @@ class Link:
         elif kind is Kind.GONE:
             self._slabs.pop(number, None)
         elif kind is Kind.FRAME:
-            if number in self.frames:  # what comes after a LEAVE, the service releases itself
-                self.frames[number].append(place)
-                self._seen[number] = self._seen.get(number, 0) + 1
+            self._take_frames([(number, place)])
         elif kind is Kind.END:
             self.ended.add(number)
         elif kind is Kind.ERROR:
@@ -192,6 +194,12 @@ class Link:
             self._answered(number, place if kind is Kind.GRANTED else None)
         else:
             raise Garbage(f"{kind.name} is not for a service to say")
+
+    def _take_frames(self, frames: list[tuple[int, Descriptor]]) -> None:
+        for number, place in frames:
+            if number in self.frames:  # what comes after a LEAVE, the service releases itself
+                self.frames[number].append(place)
+                self._seen[number] = self._seen.get(number, 0) + 1
 
     def _answered(self, number: int, place: Descriptor | None) -> None:
         if place is not None and place.generation in self._handed:  # given unasked, and then asked for
@@ -238,19 +246,16 @@ class Link:
             try:
                 self._gather()
                 self._sent = time.monotonic()
-                del self._out[: sockets.send(self.sock, bytes(self._out))]
+                self._out = self._out[sockets.send(self.sock, self._out) :]
             except BlockingIOError:
                 return False
             except OSError:  # the reader will see why
-                self._out.clear()
+                self._out = b""
                 self._released.clear()
             finally:
                 self._sending.release()
         return not self._out
 
     def _gather(self) -> None:
-        generations: list[int] = []
-        while self._released and len(generations) < MOST_RELEASES:
-            generations.append(self._released.popleft())
-        if generations:
-            self._out += encode(Message(Kind.RELEASE, generations=tuple(generations)))
+        while self._released and len(self._out) < LONGEST:
+            self._out += encode_release(self._released.popleft())

@@ -26,7 +26,7 @@ from . import _sockets as sockets
 from ._descriptor import Descriptor
 from ._ledger import Ledger
 from ._peer import Channel, Member, Peer
-from ._wire import Garbage, Kind, Message, encode, encode_placed
+from ._wire import Garbage, Kind, Message, encode, encode_frame
 
 log = logging.getLogger("aslab")
 
@@ -122,7 +122,7 @@ class Service:
             raise ConfigError("clients", clients, "there must be one at least")
         descriptor = self._enter(buf, nbytes)
         for peer in clients:
-            self._give(peer, descriptor, Kind.GRANTED, 0)
+            self._grant(peer, descriptor, 0)
         self._ledger.drop_unheld(descriptor.generation)  # they all went just now
         return descriptor
 
@@ -136,10 +136,12 @@ class Service:
         """Take over a buffer and give it to all receivers of a channel."""
         descriptor = self._enter(buf, nbytes)
         for member in list(channel.members):
-            if self._give(member.peer, descriptor, Kind.FRAME, member.number):
-                member.peer.frames[descriptor.generation] = member, member.sent
+            peer = member.peer
+            if self._give(peer, descriptor):
+                peer.frames[descriptor.generation] = member, member.sent
                 member.unreleased += 1
                 member.sent += 1
+                peer.send(encode_frame(member.number, descriptor))
         self._ledger.drop_unheld(descriptor.generation)
         return descriptor
 
@@ -188,7 +190,14 @@ class Service:
             self._numbers[segment], self._slabs[number] = number, segment
         return number
 
-    def _give(self, peer: Peer, descriptor: Descriptor, kind: Kind, to: int) -> bool:
+    def _grant(self, peer: Peer, descriptor: Descriptor, request: int) -> bool:
+        given = self._give(peer, descriptor)
+        if given:
+            peer.send(encode(Message(Kind.GRANTED, request, descriptor)))
+        return given
+
+    def _give(self, peer: Peer, descriptor: Descriptor) -> bool:
+        """A claim for a client, which knows the slab then. Tell it of the claim next."""
         if peer.gone or not self._ledger.give(peer, descriptor):
             return False
         number = descriptor.slab
@@ -196,19 +205,22 @@ class Service:
             segment = self._slabs[number]
             peer.slabs.add(number)
             peer.send(encode(Message(Kind.SLAB, number, size=segment.size)), segment)
-        peer.send(encode_placed(kind, to, descriptor))
         return True
 
     # -- what clients say
 
     def hear(self, peer: Peer) -> bool:
         """Take in what a client has sent; False if that is nothing. One that sends garbage is told and dropped."""
-        messages = peer.receive()
-        if messages is None:
+        data = peer.receive()
+        if data is None:
             return False
         try:
-            for message in messages:
-                self._handle(peer, message)
+            releases = peer.decoder.releases(data)
+            if releases is not None:
+                self._let_go(peer, releases)
+            else:
+                for message in peer.decoder.feed(data):
+                    self._handle(peer, message)
         except Garbage as exc:
             log.warning("process %d is dropped: it sent %s", peer.pid, exc)
             peer.error(str(exc))
@@ -218,18 +230,21 @@ class Service:
     def _handle(self, peer: Peer, message: Message) -> None:
         kind, number = message.kind, message.number
         if kind is Kind.CLAIM:
-            if not self._give(peer, message.place, Kind.GRANTED, number):
+            if not self._grant(peer, message.place, number):
                 peer.send(encode(Message(Kind.REFUSED, number)))
         elif kind is Kind.RELEASE:
-            for generation in message.generations:
-                self._release(peer, generation)
-            self._note_change()
+            self._let_go(peer, message.generations)
         elif kind is Kind.JOIN:
             self._join(peer, number, message.text)
         elif kind is Kind.LEAVE and number in peer.members:
             self._left(peer.members.pop(number), message.size)
         else:
             raise Garbage(f"{kind.name} is not for a client to say")
+
+    def _let_go(self, peer: Peer, generations: Iterable[int]) -> None:
+        for generation in generations:
+            self._release(peer, generation)
+        self._note_change()
 
     def _release(self, peer: Peer, generation: int) -> None:
         if not self._ledger.release(peer, generation):
