@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -77,10 +76,13 @@ class Peer:
         if self.gone:
             return
         if segment is None and not self._out:
-            with suppress(OSError):  # if it has no room, or is gone, `_flush` will see
-                data = data[sockets.send(self.sock, data) :]
-                if not data:
-                    return
+            try:
+                sent = sockets.send(self.sock, data)
+            except OSError:  # it has no room, or is gone: `_flush` will see
+                sent = 0
+            if sent == len(data):
+                return
+            data = data[sent:]
         self._out.append((data, segment))
         self._flush()
         if len(self._out) > MOST_QUEUED:

@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import warnings
-import weakref
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -20,12 +19,11 @@ from .._allocator import Allocator
 from .._cache import Cache
 from .._errors import ConfigError
 from .._fastpath import Buffer
-from ..backends import Segment
-from ..backends._shared import segment_at
 from . import _sockets as sockets
 from ._descriptor import Descriptor
 from ._ledger import Ledger
 from ._peer import Channel, Member, Peer
+from ._places import Places
 from ._wire import Garbage, Kind, Message, encode, encode_frame
 
 log = logging.getLogger("aslab")
@@ -65,15 +63,12 @@ class Service:
     """Shares buffers with the clients on one socket. Made by `serve`. Event loop's thread only."""
 
     def __init__(self, of: Allocator | Cache[Any] | Iterable[Cache[Any]], path: str | os.PathLike[str]) -> None:
-        self._of = of if isinstance(of, Allocator) else (of,) if isinstance(of, Cache) else tuple(of)
+        self._places = Places(of if isinstance(of, Allocator) else (of,) if isinstance(of, Cache) else tuple(of))
         self.listener: socket.socket = sockets.listen(path)
         self._path = Path(path)
         self._inode = self._path.stat().st_ino
         self._peers: set[Peer] = set()
         self._ledger = Ledger()
-        self._slabs: dict[int, Segment] = {}
-        self._numbers: weakref.WeakKeyDictionary[Segment, int] = weakref.WeakKeyDictionary()
-        self._slab_number = 0
         self._channels: dict[str, Channel] = {}
         self._changed: anyio.Event | None = None  # made by those who wait
         self.portal: BlockingPortal = BlockingPortal()
@@ -168,27 +163,15 @@ class Service:
     def _enter(self, buf: Buffer[Any], nbytes: int | None) -> Descriptor:
         if self.closed:
             raise anyio.ClosedResourceError("the service is closed")
-        caches = self._of.caches if isinstance(self._of, Allocator) else self._of
-        if not _among(buf.cache, caches):
-            raise ConfigError("buf", buf, "it must be of a cache that this service was opened for")
-        if nbytes is not None and not 0 < nbytes <= len(buf):
-            raise ConfigError("nbytes", nbytes, f"it must be from 1 to {len(buf)}")
+        size = len(buf)
+        if nbytes is not None:
+            if not 0 < nbytes <= size:
+                raise ConfigError("nbytes", nbytes, f"it must be from 1 to {size}")
+            size = nbytes
         if self._ledger.shares(buf):
             raise ConfigError("buf", buf, "it must not be shared already")
-        _ = buf.view  # from now on it does not move
-        segment = segment_at(buf.address)
-        if segment is None:
-            both = "slabs=SharedMemory(), emergency=SharedMemory()"
-            raise ConfigError("buf", buf, f"it must lie in shared memory: open_allocator({both})")
-        size = len(buf) if nbytes is None else nbytes
-        return self._ledger.enter(buf, self._number(segment), buf.address - segment.address, size)
-
-    def _number(self, segment: Segment) -> int:
-        number = self._numbers.get(segment)
-        if number is None:
-            self._slab_number = number = self._slab_number + 1
-            self._numbers[segment], self._slabs[number] = number, segment
-        return number
+        place = self._places.find(buf)
+        return self._ledger.enter(buf, place.number, place.offset, size)
 
     def _grant(self, peer: Peer, descriptor: Descriptor, request: int) -> bool:
         given = self._give(peer, descriptor)
@@ -202,7 +185,7 @@ class Service:
             return False
         number = descriptor.slab
         if number not in peer.slabs:
-            segment = self._slabs[number]
+            segment = self._places.segment(number)
             peer.slabs.add(number)
             peer.send(encode(Message(Kind.SLAB, number, size=segment.size)), segment)
         return True
@@ -325,13 +308,11 @@ class Service:
         while True:
             await anyio.sleep(LOOK)
             self._ledger.free()
-            for number, segment in list(self._slabs.items()):
-                if segment.closed:
-                    del self._slabs[number]
-                    for peer in self._peers:
-                        if number in peer.slabs:
-                            peer.slabs.discard(number)
-                            peer.send(encode(Message(Kind.GONE, number)))
+            for number in self._places.forget_gone():
+                for peer in self._peers:
+                    if number in peer.slabs:
+                        peer.slabs.discard(number)
+                        peer.send(encode(Message(Kind.GONE, number)))
 
     def shut(self) -> None:
         """No new clients, no more frames."""
@@ -355,14 +336,6 @@ class Service:
         if not kept:
             return ""
         return f"a service was closed while {len(left)} clients held {len(kept)} buffers: they stay allocated"
-
-
-def _among(cache: object, caches: Iterable[object]) -> bool:
-    """Whether it is one of them; `in` would compare."""
-    for one in caches:  # noqa: SIM110  (a generator costs more than the search)
-        if one is cache:
-            return True
-    return False
 
 
 @asynccontextmanager
