@@ -97,7 +97,8 @@ class Receiver:
         :raises anyio.EndOfStream: if the sender is closed and all is read
         :raises DisconnectedError: if the service is gone
         """
-        await self._until(self._ready)  # type: ignore[misc]
+        if not self._link.frames.get(self._number):
+            await self._until(self._ready)  # type: ignore[misc]
         return _next(self._link, self._number, writable=writable)
 
     def close(self) -> None:
@@ -147,8 +148,6 @@ class BlockingClient(_Connection):
         return BlockingReceiver(self._link, self._link.join(channel), self._until)
 
     def _until(self, ready: Callable[[], bool], timeout: float | None) -> None:
-        if ready():
-            return
         link, end = self._link, None if timeout is None else time.monotonic() + timeout
         with self._reading:
             while not ready():
@@ -187,7 +186,8 @@ class BlockingReceiver:
 
         :raises TimeoutError: if none came within ``timeout`` seconds
         """
-        self._until(self._ready, timeout)
+        if not self._link.frames.get(self._number):
+            self._until(self._ready, timeout)
         return _next(self._link, self._number, writable=writable)
 
     def close(self) -> None:
@@ -212,12 +212,12 @@ def _has_come(link: Link, number: int) -> bool:
 
 
 def _next(link: Link, number: int, *, writable: bool) -> Claim:
-    if number not in link.frames:
+    frames = link.frames.get(number)
+    if frames is None:
         raise anyio.ClosedResourceError("the receiver is closed")
-    if not link.frames[number]:
+    if not frames:
         raise anyio.EndOfStream
-    place = link.frames[number].popleft()
-    return link.claim(place, writable=writable)
+    return link.claim(frames.popleft(), writable=writable)
 
 
 async def connect(path: str | os.PathLike[str]) -> Client:

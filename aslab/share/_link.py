@@ -229,8 +229,8 @@ class Link:
 
     def _let_go(self, generation: int) -> None:
         self._released.append(generation)
-        late = time.monotonic() - self._sent > PAUSE
-        if late or len(self._released) >= BATCH or not any(list(self.frames.values())):
+        waiting = any(list(self.frames.values()))
+        if not waiting or len(self._released) >= BATCH or time.monotonic() - self._sent > PAUSE:
             self.flush()
 
     def _send(self, data: bytes) -> None:
@@ -244,7 +244,8 @@ class Link:
         """Send what can be sent; True if that is all. Any thread, a finaliser's too: it waits for no lock."""
         while (self._out or self._released) and not self.lost and self._sending.acquire(blocking=False):
             try:
-                self._gather()
+                while self._released and len(self._out) < LONGEST:
+                    self._out += encode_release(self._released.popleft())
                 self._sent = time.monotonic()
                 self._out = self._out[sockets.send(self.sock, self._out) :]
             except BlockingIOError:
@@ -255,7 +256,3 @@ class Link:
             finally:
                 self._sending.release()
         return not self._out
-
-    def _gather(self) -> None:
-        while self._released and len(self._out) < LONGEST:
-            self._out += encode_release(self._released.popleft())
