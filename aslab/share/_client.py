@@ -6,8 +6,9 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
+from typing import Any
 
 import anyio
 from anyio import to_thread
@@ -83,12 +84,38 @@ class Client(_Connection):
         self.close()
 
 
-class Receiver:
-    """The frames of one channel, as claims, in order: ``async for claim in receiver``. Release each."""
+class _Inbox:
+    """The frames of one channel."""
 
-    def __init__(self, link: Link, number: int, until: Callable[[Callable[[], bool]], object]) -> None:
+    def __init__(self, link: Link, number: int) -> None:
         self._link = link
         self._number = number
+
+    def close(self) -> None:
+        """Receive no more; what was not read goes back. Closing twice does nothing."""
+        self._link.leave(self._number)
+
+    def _ready(self) -> bool:
+        """Whether `_next` returns or raises at once for good."""
+        frames = self._link.frames.get(self._number)
+        return bool(frames) or frames is None or self._number in self._link.ended
+
+    def _next(self, *, writable: bool) -> Claim:
+        frames = self._link.frames.get(self._number)
+        if frames is None:
+            raise anyio.ClosedResourceError("the receiver is closed")
+        if not frames:
+            raise anyio.EndOfStream
+        return self._link.claim(frames.popleft(), writable=writable)
+
+
+class Receiver(_Inbox):
+    """The frames of one channel, as claims, in order: ``async for claim in receiver``. Release each."""
+
+    def __init__(
+        self, link: Link, number: int, until: Callable[[Callable[[], bool]], Coroutine[Any, Any, None]]
+    ) -> None:
+        super().__init__(link, number)
         self._until = until
 
     async def receive(self, *, writable: bool = False) -> Claim:
@@ -97,13 +124,9 @@ class Receiver:
         :raises anyio.EndOfStream: if the sender is closed and all is read
         :raises DisconnectedError: if the service is gone
         """
-        if not self._link.frames.get(self._number):
-            await self._until(self._ready)  # type: ignore[misc]
-        return _next(self._link, self._number, writable=writable)
-
-    def close(self) -> None:
-        """Receive no more; what was not read goes back. Closing twice does nothing."""
-        self._link.leave(self._number)
+        if not self._ready():
+            await self._until(self._ready)
+        return self._next(writable=writable)
 
     def __aiter__(self) -> Receiver:
         return self
@@ -113,9 +136,6 @@ class Receiver:
             return await self.receive()
         except anyio.EndOfStream:
             raise StopAsyncIteration from None
-
-    def _ready(self) -> bool:
-        return _has_come(self._link, self._number)
 
 
 class BlockingClient(_Connection):
@@ -173,12 +193,11 @@ class BlockingClient(_Connection):
         self.close()
 
 
-class BlockingReceiver:
+class BlockingReceiver(_Inbox):
     """As `Receiver`, for programs without an event loop: ``for claim in receiver``."""
 
     def __init__(self, link: Link, number: int, until: Callable[[Callable[[], bool], float | None], None]) -> None:
-        self._link = link
-        self._number = number
+        super().__init__(link, number)
         self._until = until
 
     def receive(self, *, writable: bool = False, timeout: float | None = None) -> Claim:
@@ -186,13 +205,9 @@ class BlockingReceiver:
 
         :raises TimeoutError: if none came within ``timeout`` seconds
         """
-        if not self._link.frames.get(self._number):
+        if not self._ready():
             self._until(self._ready, timeout)
-        return _next(self._link, self._number, writable=writable)
-
-    def close(self) -> None:
-        """As `Receiver.close`."""
-        self._link.leave(self._number)
+        return self._next(writable=writable)
 
     def __iter__(self) -> BlockingReceiver:
         return self
@@ -202,22 +217,6 @@ class BlockingReceiver:
             return self.receive()
         except anyio.EndOfStream:
             raise StopIteration from None
-
-    def _ready(self) -> bool:
-        return _has_come(self._link, self._number)
-
-
-def _has_come(link: Link, number: int) -> bool:
-    return number not in link.frames or bool(link.frames[number]) or number in link.ended
-
-
-def _next(link: Link, number: int, *, writable: bool) -> Claim:
-    frames = link.frames.get(number)
-    if frames is None:
-        raise anyio.ClosedResourceError("the receiver is closed")
-    if not frames:
-        raise anyio.EndOfStream
-    return link.claim(frames.popleft(), writable=writable)
 
 
 async def connect(path: str | os.PathLike[str]) -> Client:

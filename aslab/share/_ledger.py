@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .._errors import BufferFreedError, CorruptionError
+from .._errors import BufferFreedError, ConfigError, CorruptionError
 from .._fastpath import Buffer
 from ._descriptor import Descriptor
 
@@ -35,16 +35,17 @@ class Ledger:
         return len(self._entries)
 
     def enter(self, buf: Buffer[Any], slab: int, offset: int, size: int) -> Descriptor:
-        """Take over a buffer; `give` somebody a claim on it next."""
+        """Take over a buffer; `give` somebody a claim on it next.
+
+        :raises ConfigError: if it has been taken over already
+        """
+        if id(buf) in self._buffers:
+            raise ConfigError("buf", buf, "it must not be shared already")
         self._generation += 1
         descriptor = Descriptor(slab, offset, size, self._generation)
         self._entries[self._generation] = _Entry(descriptor, buf)
         self._buffers.add(id(buf))
         return descriptor
-
-    def shares(self, buf: Buffer[Any]) -> bool:
-        """Whether it has been taken over."""
-        return id(buf) in self._buffers
 
     def give(self, holder: object, descriptor: Descriptor) -> bool:
         """One claim more for a holder; False if nothing is shared under that very descriptor."""
@@ -74,17 +75,22 @@ class Ledger:
             del held[generation]
             if not held:
                 del self._held[holder]
-        self._entries[generation].count -= 1
-        self.drop_unheld(generation)
+        entry = self._entries[generation]
+        entry.count -= 1
+        if not entry.count:
+            self._drop(entry)
         return True
 
     def drop_unheld(self, generation: int) -> None:
         """Free a buffer that nobody has a claim on."""
         entry = self._entries[generation]
         if not entry.count:
-            del self._entries[generation]
-            self._buffers.discard(id(entry.buf))
-            self._free(entry.buf)
+            self._drop(entry)
+
+    def _drop(self, entry: _Entry) -> None:
+        del self._entries[entry.descriptor.generation]
+        self._buffers.discard(id(entry.buf))
+        self._free(entry.buf)
 
     def lose(self, holder: object) -> None:
         """Release whatever a holder has: it is gone."""

@@ -130,14 +130,17 @@ class Service:
     def send(self, channel: Channel, buf: Buffer[Any], nbytes: int | None) -> Descriptor:
         """Take over a buffer and give it to all receivers of a channel."""
         descriptor = self._enter(buf, nbytes)
-        for member in list(channel.members):
+        given = False
+        for member in channel.members:
             peer = member.peer
             if self._give(peer, descriptor):
                 peer.frames[descriptor.generation] = member, member.sent
                 member.unreleased += 1
                 member.sent += 1
                 peer.send(encode_frame(member.number, descriptor))
-        self._ledger.drop_unheld(descriptor.generation)
+                given = True
+        if not given:
+            self._ledger.drop_unheld(descriptor.generation)
         return descriptor
 
     def end(self, channel: Channel) -> None:
@@ -168,8 +171,6 @@ class Service:
             if not 0 < nbytes <= size:
                 raise ConfigError("nbytes", nbytes, f"it must be from 1 to {size}")
             size = nbytes
-        if self._ledger.shares(buf):
-            raise ConfigError("buf", buf, "it must not be shared already")
         place = self._places.find(buf)
         return self._ledger.enter(buf, place.number, place.offset, size)
 
