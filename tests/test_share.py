@@ -12,6 +12,7 @@ import random
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -345,24 +346,42 @@ class TestChannels:
     async def test_a_sender_reads_releases_itself_but_lets_others_run(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Of 101 sends with a window of 4, every 8th waits for the event loop: not every 4th, and not none."""
-        waits = 0
+        """Of 101 sends with a window of 4, every 7th lets others run: not every 4th, and not none."""
+        turns = 0
 
-        async def change(service: share.Service) -> None:
-            nonlocal waits
-            waits += 1
-            await real(service)
+        async def checkpoint() -> None:
+            nonlocal turns
+            turns += 1
+            await real()
 
-        real = share.Service.change
+        real = anyio.lowlevel.checkpoint
         async with opened(path) as (cache, service):
             with await to_thread.run_sync(share.connect_blocking, path) as client:
                 receiver, sender = client.receiver("frames"), share.Sender(service, "frames")
                 await until(lambda: sender.receivers)
-                monkeypatch.setattr(share.Service, "change", change)
-                for _ in range(101):
-                    await sender.send(await cache.alloc())
-                    receiver.receive(timeout=5).release()
-                assert waits == 12
+                with monkeypatch.context() as patched:
+                    patched.setattr(anyio.lowlevel, "checkpoint", checkpoint)
+                    patched.delattr(share.Service, "change")  # there is always something to hear
+                    for _ in range(101):
+                        await sender.send(await cache.alloc())
+                        receiver.receive(timeout=5).release()
+                assert turns == 14
+
+    async def test_closing_a_client_ends_a_wait_in_another_thread(self, path: Path) -> None:
+        def wait() -> None:
+            with pytest.raises(share.DisconnectedError, match="this client was closed"):
+                receiver.receive()
+            ended.set()
+
+        async with opened(path) as (_, service):
+            client, ended = await to_thread.run_sync(share.connect_blocking, path), threading.Event()
+            receiver = client.receiver("frames")
+            thread = threading.Thread(target=wait)
+            thread.start()
+            await until(lambda: service.channel("frames").members)
+            client.close()
+            assert await to_thread.run_sync(ended.wait, 10)
+            thread.join()
 
     async def test_a_timeout_of_one_that_blocks(self, path: Path) -> None:
         def wait() -> None:

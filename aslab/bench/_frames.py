@@ -185,7 +185,9 @@ def by_ours(source: bytes, frames: int) -> Values:
 
 async def _send_ours(source: bytes, frames: int, path: str) -> Values:
     async with aslab.open_allocator(slabs=backends.SharedMemory(), emergency=backends.SharedMemory()) as kmem:
-        cache = kmem.create_cache("frames", len(source), max_objects=FLIGHT, objects_per_slab=1, magazine_size=FLIGHT)
+        cache = kmem.create_cache(
+            "frames", len(source), max_objects=FLIGHT, objects_per_slab=1, magazine_size=FLIGHT
+        )
         async with share.serve(kmem, path) as service:
             consumer = Consumer(_read_ours, path)
             sender = share.Sender(service, "frames", window=FLIGHT - 1)  # one more is being filled

@@ -22,6 +22,7 @@ from ._link import Link
 class _Connection:
     def __init__(self, link: Link) -> None:
         self._link = link
+        self._pid = os.getpid()  # a child by fork that closes its copy leaves the connection to its parent
 
     def close(self) -> None:
         """Disconnect: all claims are lost, and the memory of those that are held may be overwritten.
@@ -32,7 +33,7 @@ class _Connection:
             self._link.flush()
             if isinstance(self, Client):
                 anyio.notify_closing(self._link.sock)
-            self._link.lose("this client was closed")
+            self._link.lose("this client was closed", wake=self._pid == os.getpid())
 
 
 class Client(_Connection):
@@ -149,6 +150,7 @@ class BlockingClient(_Connection):
         self._reading = threading.RLock()
         self._poll = select.poll()
         self._poll.register(link.sock, select.POLLIN)
+        link.sock.setblocking(True)  # whoever does not want to wait says so in each call
 
     def attach(self, descriptor: Descriptor, *, writable: bool = False, timeout: float | None = None) -> Claim:
         """As `Client.attach`.
@@ -174,6 +176,9 @@ class BlockingClient(_Connection):
                 if link.lost:
                     raise link.lose("")
                 unsent = not link.flush()
+                if not unsent and end is None:
+                    link.feed(wait=True)
+                    continue
                 if unsent:
                     self._poll.modify(link.sock, select.POLLIN | select.POLLOUT)
                 left = None if end is None else max(0.0, end - time.monotonic()) * 1000

@@ -42,7 +42,7 @@ class Ledger:
         if id(buf) in self._buffers:
             raise ConfigError("buf", buf, "it must not be shared already")
         self._generation += 1
-        descriptor = Descriptor(slab, offset, size, self._generation)
+        descriptor = tuple.__new__(Descriptor, (slab, offset, size, self._generation))  # as in _wire.py
         self._entries[self._generation] = _Entry(descriptor, buf)
         self._buffers.add(id(buf))
         return descriptor

@@ -10,13 +10,14 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import socket
 import struct
 import threading
 import time
 import weakref
 from collections import deque
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
 
 from .._errors import ConfigError
 from ..backends._libc import address_of
@@ -26,9 +27,6 @@ from ._claim import Claim
 from ._descriptor import Descriptor
 from ._errors import DisconnectedError, RefusedError
 from ._wire import LONGEST, Decoder, Garbage, Kind, Message, encode, encode_release
-
-if TYPE_CHECKING:
-    import socket
 
 BATCH, PAUSE = 16, 0.0005
 """While frames wait to be read: releases that are sent together at most, and for how many seconds they gather."""
@@ -140,19 +138,24 @@ class Link:
 
     # -- what comes
 
-    def feed(self) -> bool:
-        """Take in what has come; False if that is nothing."""
+    def feed(self, *, wait: bool = False) -> bool:
+        """Take in what has come; False if that is nothing.
+
+        :param wait: until something comes, if the socket blocks
+        """
         if self.lost:
             return False
         try:
-            data, fds, short = sockets.receive(self.sock)
+            data, fds, short = sockets.receive(self.sock, wait=wait)
         except BlockingIOError:
             return False
         except OSError as exc:
             self.lose(f"the connection broke: {exc}")
             return False
         self._fds.extend(fds)
-        if short:
+        if self.sock.fileno() < 0:  # another thread has closed this client meanwhile
+            self._close_files()
+        elif short:
             self.lose("a slab's file could not be received: too many open files")
         elif not data:
             self.lose("the service is gone")
@@ -211,15 +214,24 @@ class Link:
         elif place is not None:  # who asked was cancelled
             self._let_go(place.generation)
 
-    def lose(self, why: str) -> DisconnectedError:
-        """Give the connection up. Memory that is claimed stays mapped."""
+    def lose(self, why: str, *, wake: bool = False) -> DisconnectedError:
+        """Give the connection up. Memory that is claimed stays mapped.
+
+        :param wake: end it for a thread that waits in `feed`, too, and for whatever process has a copy by fork
+        """
         if not self.lost:
             self.lost = why
+            if wake:
+                with suppress(OSError):  # the service is gone
+                    self.sock.shutdown(socket.SHUT_RDWR)
             self.sock.close()
-            while self._fds:
-                os.close(self._fds.popleft())
+            self._close_files()
             self._slabs.clear()
         return DisconnectedError(self.lost)
+
+    def _close_files(self) -> None:
+        while self._fds:
+            os.close(self._fds.popleft())
 
     # -- letting go
 
