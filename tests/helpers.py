@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from aslab._config import Shape
@@ -30,6 +33,17 @@ def new_depot(slabs: int, *, objects: int = 4, capacity: int = 4) -> tuple[Depot
     for _ in range(slabs):
         depot.add(new_slab(objects))
     return depot, magazine
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Let the kernel give out no descriptor, also where the garbage collector closes one meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def all_slots(depot: Depot[Any], magazine: Magazine[Any]) -> list[Slot[Any]]:

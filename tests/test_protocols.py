@@ -39,7 +39,7 @@ def run(request: pytest.FixtureRequest) -> Callable[..., None]:
             async with allocator(limit=buffers * SIZE * (2 if debug else 1), debug=debug) as kmem:
                 options = {"max_objects": buffers, "objects_per_slab": 1, "max_emergency": 0}
                 cache: Cache = kmem.create_cache("c", SIZE, **options)  # type: ignore[call-overload]
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     await test(cache)
                     while cache.stats().obj_held:
                         await asyncio.sleep(0.001)

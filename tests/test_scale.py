@@ -485,9 +485,10 @@ def test_a_collection_looks_at_no_closed_cache_without_a_slot_that_lingers() -> 
                 return [await cache.alloc() for cache in caches(kmem, 3, "c")]
 
     held = anyio.run(close)
+    pools = {pool_of(buf.cache) for buf in held}
     with counted(_frees, "look_at_lingering") as looks:
         gc.collect()
-        assert looks.all == 0
+        assert not looks.by & pools  # what an earlier test has left may still linger
         for buf in held:
             buf.free()
     join_late_threads()
