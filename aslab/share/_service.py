@@ -227,15 +227,12 @@ class Service:
 
     def _let_go(self, peer: Peer, generations: Iterable[int]) -> None:
         for generation in generations:
-            self._release(peer, generation)
+            if not self._ledger.release(peer, generation):
+                raise Garbage("a release of what it does not hold")
+            sent = peer.frames.pop(generation, None)
+            if sent is not None:
+                sent[0].unreleased -= 1
         self._note_change()
-
-    def _release(self, peer: Peer, generation: int) -> None:
-        if not self._ledger.release(peer, generation):
-            raise Garbage("a release of what it does not hold")
-        member, _ = peer.frames.pop(generation, (None, 0))
-        if member is not None:
-            member.unreleased -= 1
 
     def _join(self, peer: Peer, number: int, name: str) -> None:
         if number in peer.members or len(peer.members) >= MOST_RECEIVERS:
@@ -250,9 +247,9 @@ class Service:
     def _left(self, member: Member, seen: int) -> None:
         """It releases what it has seen; the rest is on its way to nobody."""
         peer = member.peer
-        for generation, (receiver, number) in list(peer.frames.items()):
-            if receiver is member and number >= seen:
-                self._release(peer, generation)
+        sent = peer.frames.items()
+        unseen = [generation for generation, (to, number) in sent if to is member and number >= seen]
+        self._let_go(peer, unseen)
         self._leave(member)
 
     def _leave(self, member: Member) -> None:
