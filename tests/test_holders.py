@@ -123,9 +123,9 @@ class TestNotes:
             assert plain.holders() == ()
 
     @pytest.mark.parametrize(
-        ("size", "sample"), [(64, MOST_SAMPLED), (2**16, 512), (2**20, 32), (2**24, 2), (2**24 + 1, 1)]
+        ("size", "sample"), [(64, MOST_SAMPLED), (2**16, 1024), (2**20, 64), (2**25, 2), (2**25 + 1, 1)]
     )
-    async def test_are_by_default_of_one_buffer_for_each_32_mib(self, size: int, sample: int) -> None:
+    async def test_are_by_default_of_one_buffer_for_each_64_mib(self, size: int, sample: int) -> None:
         async with allocator() as kmem:
             assert pool_of(kmem.create_cache("frames", size)).config.holders_sample == sample
             assert pool_of(kmem.create_cache("all", size, holders_sample=1)).config.holders_sample == 1
