@@ -2,8 +2,8 @@
 
 The producer fills each frame with one copy, as a driver or a decoder does; the consumer reads it with one copy,
 too, so that no work hides what the way costs. At most eight frames are on their way. The ways run interleaved,
-each with a consumer process of its own. Its start, and the first eight frames, are not timed. Ours does as it does by
-default, but for the magazine, which holds as many frames as there are.
+each with a consumer process of its own. Its start, and the first eight frames, are not timed. Ours has
+the default options, but for a magazine that holds as many frames as there are.
 """
 
 from __future__ import annotations
