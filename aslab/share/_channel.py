@@ -41,14 +41,12 @@ class Sender:
         :raises anyio.ClosedResourceError: if the sender or the service is closed
         :raises ConfigError: as `Service.share`
         """
-        while True:
-            if self._unbroken >= 2 * self._window:
+        while not self._has_room():
+            self._unbroken += 1
+            if self._unbroken > 2 * self._window:
                 self._unbroken = 0
                 await anyio.lowlevel.checkpoint()
-            if self._has_room():
-                break
-            self._unbroken += 1
-            if not self._hear():
+            elif not self._hear():
                 self._unbroken = 0
                 await self._service.change()
         self._unbroken += 1

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -225,8 +225,10 @@ class Service:
         else:
             raise Garbage(f"{kind.name} is not for a client to say")
 
-    def _let_go(self, peer: Peer, generations: Iterable[int]) -> None:
-        for generation in generations:
+    def _let_go(self, peer: Peer, generations: Sequence[int]) -> None:
+        # What is freed last is allocated first: let that be what was read first. What has just been read is in the
+        # cache of the reader's processor, and writing there takes up to three times as long.
+        for generation in reversed(generations):
             if not self._ledger.release(peer, generation):
                 raise Garbage("a release of what it does not hold")
             sent = peer.frames.pop(generation, None)
