@@ -374,6 +374,23 @@ class TestChannels:
                         receiver.receive(timeout=60).release()
                 assert turns == 12
 
+    async def test_what_was_read_first_is_allocated_first(self, path: Path) -> None:
+        """What has just been read is in the cache of the reader's processor, where writing takes longer."""
+        async with opened(path, objects=5) as (cache, service), await share.connect(path) as client:
+            receiver, sender = client.receiver("frames"), share.Sender(service, "frames")
+            await cache.prefill(5)
+            bufs = [await cache.alloc() for _ in range(5)]
+            places = [buf.address for buf in bufs]
+            for buf in bufs[:4]:
+                await sender.send(buf)
+            for claim in [await receiver.receive() for _ in range(4)]:
+                claim.release()
+            await sender.send(bufs[4])
+            again = [await cache.alloc() for _ in range(4)]
+            assert [buf.address for buf in again] == places[:4]
+            for buf in again:
+                buf.free()
+
     async def test_closing_a_client_ends_a_wait_in_another_thread(self, path: Path) -> None:
         def wait() -> None:
             with pytest.raises(share.DisconnectedError, match="this client was closed"):
