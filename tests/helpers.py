@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from aslab.backends import Region
 
 Loop = tuple[str, dict[str, Any]]
 SHAPE = Shape(64, 64, 4)
+LATE_THREAD = "aslab late releases"
 
 
 def new_slab(objects: int = 4) -> Slab[Any]:
@@ -44,6 +46,13 @@ def no_descriptors() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def join_late_threads() -> None:
+    """Those that release what closed allocators get back: each has an event loop of its own, and its files."""
+    for thread in threading.enumerate():
+        if thread.name == LATE_THREAD:
+            thread.join()
 
 
 def all_slots(depot: Depot[Any], magazine: Magazine[Any]) -> list[Slot[Any]]:

@@ -28,7 +28,7 @@ from aslab.pressure._cgroup import find_directory
 from aslab.pressure._inotify import DELETE, MODIFY, Inotify
 from aslab.pressure._psi import arm
 
-from .helpers import Loop
+from .helpers import Loop, join_late_threads
 from .support import settle, start
 
 pytestmark = pytest.mark.anyio
@@ -65,6 +65,7 @@ async def ended(source: Source, heard: Heard) -> None:
 
 def open_files() -> set[str]:
     """What this process has open, by number and target."""
+    join_late_threads()  # of earlier tests
     found = set()
     for link in Path("/proc/self/fd").iterdir():
         with suppress(OSError):  # the listing's own

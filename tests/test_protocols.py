@@ -70,6 +70,11 @@ async def take_all(receiver: BufferedReceiver[memoryview]) -> list[bytes]:
     return parts
 
 
+async def until_paused(receiver: BufferedReceiver[memoryview]) -> None:
+    while receiver.transport.is_reading():
+        await asyncio.sleep(0.001)
+
+
 def pieces(data: bytes) -> list[bytes]:
     return [data[at : at + SIZE] for at in range(0, len(data), SIZE)]
 
@@ -164,6 +169,7 @@ def test_reading_pauses_without_a_buffer_and_goes_on_with_one(run: Callable[...,
         with peer:
             sending = asyncio.create_task(send(peer, data))
             sending.add_done_callback(lambda _: peer.shutdown(socket.SHUT_WR))
+            await until_paused(receiver)
             await asyncio.sleep(0.05)
             assert not receiver.transport.is_reading()
             assert not sending.done()  # the bytes wait in the sockets
@@ -180,6 +186,7 @@ def test_reading_pauses_while_the_iterator_has_enough(run: Callable[..., None]) 
         with peer:
             await send(peer, content(4 * SIZE))
             peer.shutdown(socket.SHUT_WR)
+            await until_paused(receiver)
             await asyncio.sleep(0.05)
             assert not receiver.transport.is_reading()
             assert cache.stats().obj_held <= 3
@@ -294,9 +301,10 @@ def test_what_deliver_raises_goes_to_the_loop(run: Callable[..., None]) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["exception"]))
         receiver, peer = await connected(lambda: BufferedReceiver(cache, deliver, at_least=1))
         with peer:
-            for _ in range(2):
+            for number in range(2):
                 await send(peer, b"x")
-                await asyncio.sleep(0.01)
+                while len(told) == number:
+                    await asyncio.sleep(0.001)
         await receiver.aclose()
 
     run(test)

@@ -16,7 +16,7 @@ import pytest
 
 from aslab import GFP
 from aslab.backends import Region, Segment, SharedMemory, _memfd
-from aslab.backends._libc import address_of
+from aslab.backends._protocol import address_of
 from aslab.backends._shared import segment_at
 
 from .helpers import no_descriptors

@@ -66,6 +66,8 @@ def snapshot() -> dict[str, Any]:
                 buf.free()
         cache = found["stats"]["caches"][0]
         cache.update(obj_total=8, slab_total=1)
+        for held_by in found["holders"]:
+            held_by["seconds"] = 0.012  # however long it took to look
         return dict(found)
 
     return anyio.run(main)

@@ -20,8 +20,8 @@ from contextlib import suppress
 from functools import partial
 
 from .._errors import ConfigError
-from ..backends._libc import address_of
 from ..backends._memfd import make_writable, map_shared
+from ..backends._protocol import address_of
 from . import _sockets as sockets
 from ._claim import Claim
 from ._descriptor import Descriptor
