@@ -8,7 +8,6 @@ import itertools
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +20,8 @@ from aslab.cli import main
 from aslab.lab._simulation._asyncio import SimulatedLoop
 from aslab.lab._simulation._idle import Idle
 from aslab.lab._simulation._trio import simulated_clock
+
+from .helpers import join_late_threads
 
 hypothesis.settings.register_profile("aslab", deadline=None)  # how long an example takes says nothing
 hypothesis.settings.load_profile("aslab")
@@ -72,9 +73,7 @@ def _what_a_test_leaves_ends_with_it() -> Iterator[None]:
     """Else its garbage goes in the middle of another test, with warnings, or in a thread that opens files."""
     yield
     gc.collect()  # what is older is frozen
-    for thread in threading.enumerate():
-        if thread.name == "aslab late releases":
-            thread.join(30)
+    join_late_threads()
 
 
 @pytest.fixture(params=list(LOOPS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from aslab._config import Shape
 from aslab._fastpath import Magazine, Slot
 from aslab._kmem._depot import Depot
+from aslab._kmem._late import unfinished
 from aslab._kmem._slab import Slab
 from aslab.backends import Region
 
@@ -50,9 +52,12 @@ def no_descriptors() -> Iterator[None]:
 
 def join_late_threads() -> None:
     """Those that release what closed allocators get back: each has an event loop of its own, and its files."""
+    until = time.monotonic() + 60
+    while any(work.under_way for work in list(unfinished)) and time.monotonic() < until:
+        time.sleep(0.001)
     for thread in threading.enumerate():
         if thread.name == LATE_THREAD:
-            thread.join()
+            thread.join(60)
 
 
 def all_slots(depot: Depot[Any], magazine: Magazine[Any]) -> list[Slot[Any]]:

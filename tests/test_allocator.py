@@ -401,6 +401,27 @@ def test_a_program_ends_though_its_last_free_comes_when_no_thread_can_be_started
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_a_region_freed_as_a_program_ends_goes_back_though_no_thread_came_to_it() -> None:
+    code = (
+        "import asyncio, threading, aslab\n"
+        "class Slow(aslab.backends.Heap):\n"
+        "    async def release(self, region):\n"
+        "        print('released in', threading.current_thread().name)\n"
+        "async def main():\n"
+        "    async with aslab.open_allocator(slabs=Slow(), grow_timeout=60) as kmem:\n"
+        "        return await kmem.create_cache('c', 4096).alloc()\n"
+        "buf = asyncio.run(main())\n"
+        "def refuse(thread):\n"
+        "    raise RuntimeError('no more threads')\n"
+        "threading.Thread.start = refuse\n"
+        "buf.free()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], timeout=60, check=False, capture_output=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"released in MainThread\n", b"")
+
+
 @pytest.mark.parametrize("pure", ["0", "1"])
 def test_what_ends_after_the_modules_were_cleared_prints_nothing(pure: str) -> None:
     code = (

@@ -287,6 +287,24 @@ async def test_a_late_release_that_raises_is_logged(caplog: pytest.LogCaptureFix
     ]
 
 
+async def test_a_free_within_threading_itself_waits_for_no_thread() -> None:
+    """As by the garbage collector, while threads are listed: a new thread waits for the lock held then."""
+    slabs = Odd()
+    with pytest.warns(ResourceWarning, match="still held"):
+        async with aslab.open_allocator(slabs=slabs, grow_timeout=3600) as kmem:
+            buf = await kmem.create_cache("c", SIZE).alloc()
+
+    def free() -> None:
+        with threading._active_limbo_lock:  # type: ignore[attr-defined]
+            buf.free()
+
+    thread = threading.Thread(target=free, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+    await until(lambda: bool(slabs.released))
+
+
 async def test_late_release_without_a_thread_to_do_it_crashes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -13,6 +13,7 @@ memory      _lingering    slots without a handle whose memory somebody can still
 limits      _account      what one pool holds, and what is asked of it
             _budget       bytes of slabs over all pools: who may grow, and in which order
             _rescue       slabs for callers that starve at the limit
+            _late         what a closed allocator has left to do, in a thread
             _supply       regions from a backend, and back to it
             _waiters      a waiting caller: its states, its patience
             _line         waiting callers, in order

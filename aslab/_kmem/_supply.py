@@ -9,15 +9,13 @@ Always true, between calls:
 An emergency object is freed synchronously, in any thread, but a backend's ``release`` is async and may be slow. So
 releases go through a queue and one task, and a cancelled `reap` leaves nothing half done. Slabs and emergency
 objects have a queue each, so that single objects do not wait behind slabs. After the allocator is closed, a thread
-releases what is left, with a small event loop of its own.
+releases what is left (`_late`).
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 
 import anyio
@@ -27,6 +25,7 @@ from .._clients import log_failure, must_end
 from .._errors import BackendError
 from .._flags import GFP
 from ..backends._protocol import Backend, Region, address_of, batching, owning, streaming
+from ._late import LateWork
 from ._wakeup import Wakeup, WorkQueue, take_turns
 
 log = logging.getLogger("aslab")
@@ -51,7 +50,7 @@ class Supply:
         self._idle.set()
         self._releasing = False
         self.closed: bool = False
-        self._late = threading.Lock()  # held while a thread releases
+        self._late = LateWork(lambda: self._queue, self._release_queued)
 
     def interpose(self, wrapper: Backend) -> None:
         """Call a wrapper of the backend from now on. Event loop's thread only, before the first call."""
@@ -151,14 +150,14 @@ class Supply:
         self._queue.leave((region, gone, iter(before)))
         self._wakeup.wake()
         if self.closed:
-            self._release_late()
+            self._late.begin()
 
     def do_soon(self, steps: Iterator[object]) -> None:
         """Queue steps alone, each short enough for other tasks to wait for. Any thread."""
         self._queue.leave((None, _nothing, steps))
         self._wakeup.wake()
         if self.closed:
-            self._release_late()
+            self._late.begin()
 
     def attend(self) -> None:
         """Wake the releasing task if regions are queued. Called after each wake-up of the event loop."""
@@ -180,7 +179,7 @@ class Supply:
                 self._queue.return_first(item)
                 self._releasing = False  # it is in the queue again
                 if self.closed:
-                    self._release_late()
+                    self._late.begin()
                 raise
             try:
                 if isinstance(region, Region):
@@ -204,25 +203,8 @@ class Supply:
         """Leave all releases to a thread from now on. Returns the number of regions still to be released."""
         self.closed = True
         left = len(self._queue) + self._releasing
-        self._release_late()
+        self._late.begin()
         return left
-
-    def _release_late(self) -> None:
-        """Release queued regions in a thread with an event loop of its own, unless one is doing so already."""
-        if sys.is_finalizing():
-            return  # no thread can start any more, and the end of the process releases all memory
-        if self._queue and self._late.acquire(blocking=False):
-            try:
-                threading.Thread(target=self._run_late, name="aslab late releases").start()
-            except RuntimeError:  # newer Pythons refuse to start a thread then
-                self._late.release()
-
-    def _run_late(self) -> None:
-        try:
-            anyio.run(self._release_queued)
-        finally:
-            self._late.release()
-        self._release_late()  # for regions queued while this thread was ending
 
     async def _release_queued(self) -> None:
         while (late := self._queue.take_nowait()) is not None:
