@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -22,13 +23,14 @@ import pytest
 
 from aslab import ConfigError
 from aslab._checks import format_size, parse_size
+from aslab.backends import Mmap
 from aslab.cli._demo._checksums import Both, checksums
 from aslab.cli._demo._files import Found, check_paths, find_files
 from aslab.cli._demo._frames import fitting_size, room_for_segments
 from aslab.cli._demo._hashing import Done, Hasher
 from aslab.cli._demo._other import Other
 from aslab.cli._demo._pair import Pair
-from aslab.cli._demo._service import Service, Settings
+from aslab.cli._demo._service import Service, Settings, checksum
 from aslab.cli._errors import BadInput
 
 ROOT = Path(__file__).parent.parent
@@ -154,6 +156,11 @@ def test_the_sums_are_those_of_hashlib_sorted_by_path(tree: Path) -> None:
     sums = aslab("demo", "--sums", *SMALL, folder)
     expected = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path}" for path in sorted(folder.iterdir())]
     assert sums.stdout.decode().splitlines() == expected
+
+
+def test_sums_alone_need_no_extra(tree: Path) -> None:
+    verify(aslab("demo", tree.name, "--sums", cwd=tree.parent, without="typer"), tree.parent)
+    assert "No such file" in told(aslab("demo", "--sums", "missing", cwd=tree, without="typer"), 2)
 
 
 def test_names_are_escaped_as_sha256sum_escapes_them(tree: Path) -> None:
@@ -314,8 +321,8 @@ def test_what_is_not_well_with_checksums_is_told(tree: Path) -> None:
     code = (
         "import aslab.cli._demo._service as service\n"
         "class Wrong(service.Hasher):\n"
-        "    def go_on(self, view):\n"
-        "        done = super().go_on(view)\n"
+        "    def go_on(self, view, *, alone):\n"
+        "        done = super().go_on(view, alone=alone)\n"
         "        done.sums = {path: digest[::-1] for path, digest in done.sums.items()}\n"
         "        return done\n"
         "service.Hasher = Wrong\n"
@@ -395,7 +402,8 @@ def test_a_command_imports_what_it_needs_alone(tree: Path) -> None:
     code = (
         "import sys\nbefore = set(sys.modules)  # coverage brings its own\nfrom aslab.cli import main\n"
         "try: main(['demo', '--sums', 'deep'])\nexcept SystemExit: pass\n"
-        "print({'rich', 'trio', 'multiprocessing', 'aslab.bench', 'aslab.lab'} & set(sys.modules) - before)"
+        "print({'typer', 'pydantic', 'rich', 'trio', 'importlib.metadata', 'multiprocessing', 'aslab.bench',\n"
+        "'aslab.lab'} & set(sys.modules) - before)"
     )
     assert python("-c", code, cwd=tree).stdout.endswith(b"\nset()\n")
 
@@ -586,17 +594,62 @@ def test_a_call_ends_in_time_even_within_a_file_and_else_when_no_file_is_left(
 ) -> None:
     files = [os.fspath(tree / name) for name in ("empty", "missing", "large", "exactly one buffer")]
     expected = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files[::2] + files[3:]}
+    monkeypatch.setattr("aslab.cli._demo._hashing.TOGETHER", math.inf)
     for seconds in (-1.0, math.inf):
         monkeypatch.setattr("aslab.cli._demo._hashing.CALL", seconds)
         paths, calls = deque(files), list[Done]()
         hasher = Hasher(paths)
-        while hasher.within or paths:
+        while not hasher.finished:
             calls.append(hasher.go_on(memoryview(bytearray(BUFFER))))
-        # reads: 1 of what is empty; none of what is missing; 5 full ones, a short one and one more; 1 and 1
-        assert len(calls) == (1 + 1 + 7 + 2 if seconds < 0 else 1)
+        # one for what is empty; for what is missing; for 5 full pieces and the rest; for a full one and the end
+        assert len(calls) == (1 + 1 + 6 + 2 if seconds < 0 else 1)
         assert {path: digest for done in calls for path, digest in done.sums.items()} == expected
         assert [one.error for done in calls for one in done.unreadable] == ["No such file or directory"]
         assert sum(done.nbytes for done in calls) == 6 * BUFFER + 3
+
+
+@pytest.mark.parametrize(
+    ("alone", "slow", "large", "several"),
+    [
+        (True, True, False, True),
+        (True, False, False, None),
+        (False, True, False, False),
+        (False, True, True, None),
+    ],
+)
+def test_a_call_ends_where_more_threads_or_fewer_are_worth_it(
+    tree: Path, alone: bool, slow: bool, large: bool, several: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone it goes by the time that a piece takes; among others, where that says nothing, by its bytes."""
+    limits = {"ALONE": -1.0, "TOGETHER": -1.0, "WORTH": 0.0 if slow else math.inf, "SMALL": 0 if large else BUFFER}
+    for name, limit in limits.items():
+        monkeypatch.setattr(f"aslab.cli._demo._hashing.{name}", limit)
+    paths = deque(os.fspath(path) for path in sorted((tree / "deep" / "er").iterdir()))
+    done = Hasher(paths).go_on(memoryview(bytearray(BUFFER)), alone=alone)
+    assert (done.several, len(done.sums)) == (several, 40 if several is None else 1)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_one_thread_is_alone_until_a_call_says_that_several_are_worth_it(
+    loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    two = threading.Barrier(2)
+
+    class Told(Hasher):
+        """A path is whether others are at work; and what the call says of it afterwards."""
+
+        def go_on(self, view: memoryview, *, alone: bool = False) -> Done:
+            said = self._paths.popleft()
+            calls.append(f"{'alone' if alone else 'together'}: {said}")
+            if not alone:
+                two.wait(timeout=10)
+            return Done(several={"more": True, "fewer": False, "": None}[said])
+
+    monkeypatch.setattr("aslab.cli._demo._service.Hasher", Told)
+    paths = ["", "more", "fewer", "fewer", "", ""]
+    anyio.run(checksum, paths, Settings.parse(tasks=2), Mmap(), 1.0, lambda *_: None, backend=loop)
+    assert calls == ["alone: ", "alone: more", "together: fewer", "together: fewer", "alone: ", "alone: "]
 
 
 def test_several_share_the_files_and_none_is_hashed_twice(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -604,7 +657,7 @@ def test_several_share_the_files_and_none_is_hashed_twice(tree: Path, monkeypatc
     shared = deque(map(os.fspath, files_in(tree)))
     hashers = [Hasher(shared), Hasher(shared)]
     hashed: list[str] = []
-    while shared or any(hasher.within for hasher in hashers):
+    while not all(hasher.finished for hasher in hashers):
         for hasher in hashers:
             hashed += hasher.go_on(memoryview(bytearray(BUFFER))).sums
     assert sorted(hashed) == sorted(map(os.fspath, files_in(tree)))

@@ -5,6 +5,11 @@ Handing a call to a thread and back costs more than to hash a small file. So one
 in the middle of a file, so that there is progress to show, others get the buffer, and Ctrl-C never waits long.
 
 All threads take their next file from one list, so that they end at about the same time, whatever the sizes.
+
+How many threads are worth it depends on the files. A thread gives the GIL away at each system call, and takes it
+back. Alone it does so within nanoseconds; two threads that do little else wake each other each time, and take
+several times as long together. So one thread goes first, alone. Others join it once pieces take longer than
+`WORTH` seconds: their hashing, for which nobody needs the GIL, or their way from the disk is worth it then.
 """
 
 from __future__ import annotations
@@ -24,6 +29,14 @@ if TYPE_CHECKING:
 
 CALL = 0.5
 """Seconds after which a call ends, at the end of a piece."""
+WORTH = 50e-6
+"""Seconds for a piece, on average, from which on several threads are faster than one."""
+SMALL = 64 * 2**10
+"""Bytes of a piece, on average, up to which one thread may still be faster."""
+ALONE = 0.5e-3
+"""Seconds that a thread is alone at least, before it looks whether several are worth it."""
+TOGETHER = 0.05
+"""Seconds that several are together at least, before one looks whether it would be faster alone."""
 ADVISES = hasattr(os, "posix_fadvise")
 FLAGS = os.O_RDONLY | os.O_CLOEXEC
 
@@ -37,6 +50,10 @@ class Done:
     unreadable: list[Unreadable] = field(default_factory=list)
     nbytes: int = 0
     """Bytes read."""
+    pieces: int = 0
+    """How many times a buffer was filled, or a file ended before it was full."""
+    several: bool | None = None
+    """Whether several threads should go on from here, or one alone; None for as many as before."""
 
 
 class Hasher:
@@ -50,30 +67,35 @@ class Hasher:
         self._path = ""
         self._fd: int | None = None
         self._digest: _Hash = hashlib.sha256()
+        self._advised = False
 
     @property
-    def within(self) -> bool:
-        """Whether the last call ended within a file."""
-        return self._fd is not None
+    def finished(self) -> bool:
+        """Whether nothing is left to do: no file, and no rest of one."""
+        return self._fd is None and not self._paths
 
-    def go_on(self, view: memoryview) -> Done:
-        """Hash through ``view`` for `CALL` seconds, or until no file is left. Blocks; call it in a thread."""
+    def go_on(self, view: memoryview, *, alone: bool = False) -> Done:
+        """Hash through ``view`` for `CALL` seconds, or until no file is left. Blocks; call it in a thread.
+
+        :param alone: whether this is the only thread at work; it ends earlier where that should change
+        """
         done = Done()
-        until = time.monotonic() + CALL
         whole = [view]
-        while True:
+        began = time.monotonic()
+        while not self.finished and done.several is None:
             try:
-                if self._fd is None:
-                    self._path, self._digest = self._paths.popleft(), hashlib.sha256()
-                    self._fd = _open(self._path)
-                self._read(self._fd, view, whole, done)
-            except IndexError:
-                return done
+                self._read(view, whole, done)
+            except IndexError:  # another thread has taken the last one
+                break
             except OSError as exc:
                 done.unreadable.append(Unreadable(self._path, why(exc)))
                 self.close()
-            if time.monotonic() > until:
-                return done
+            passed = time.monotonic() - began
+            if _should_change(alone, passed, done):
+                done.several = alone
+            elif passed > CALL:
+                break
+        return done
 
     def close(self) -> None:
         """Close the file that is open, if any."""
@@ -81,17 +103,33 @@ class Hasher:
         if fd is not None:
             os.close(fd)
 
-    def _read(self, fd: int, view: memoryview, whole: list[memoryview], done: Done) -> None:
+    def _read(self, view: memoryview, whole: list[memoryview], done: Done) -> None:
         """Read a piece and hash it. Slices are released, or they would keep the buffer in use."""
-        nbytes = os.readv(fd, whole)
-        if nbytes == len(view):
-            _read_ahead(fd)
-        done.nbytes += nbytes
-        with view[:nbytes] as part:
-            self._digest.update(part)
-        if not nbytes:  # only that is the end of a file: some file systems give less than there is
-            done.sums[self._path] = self._digest.hexdigest()
-            self.close()
+        if self._fd is None:
+            self._path, self._digest, self._advised = self._paths.popleft(), hashlib.sha256(), False
+            self._fd = _open(self._path)
+        done.pieces += 1
+        for _ in range(2):  # what is in a small file, and its end
+            nbytes = os.readv(self._fd, whole)
+            if not nbytes:  # only that is the end of a file: some file systems give less than there is
+                done.sums[self._path] = self._digest.hexdigest()
+                self.close()
+                return
+            done.nbytes += nbytes
+            with view[:nbytes] as part:
+                self._digest.update(part)
+            if nbytes == len(view):
+                break
+        if not self._advised:
+            self._advised = True
+            _read_ahead(self._fd)
+
+
+def _should_change(alone: bool, passed: float, done: Done) -> bool:
+    """Whether several threads should go on where one was alone, or one alone where several were together."""
+    if alone:
+        return passed > ALONE and passed > done.pieces * WORTH
+    return passed > TOGETHER and done.nbytes < done.pieces * SMALL
 
 
 def _read_ahead(fd: int) -> None:

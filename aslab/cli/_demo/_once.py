@@ -7,8 +7,8 @@ import enum
 from anyio import to_thread
 
 from .._errors import complain
-from .._loops import run_on
-from ._files import Found, Where, name_unreadable
+from .._loops import Loop, run_on
+from ._files import Found, Where, check_paths, name_unreadable
 from ._output import run_as_json, write_json, write_sums
 from ._run import Run, perform, wrong_with
 from ._service import Settings
@@ -51,6 +51,15 @@ def do_one_run(run: Run, settings: Settings, where: Where, form: Form) -> int:
     else:
         write_json(run_as_json(result))
     return 1 if wrong_with(result) or result.outcome.unreadable else 0
+
+
+def print_sums(paths: list[str]) -> int:
+    """What ``aslab demo --sums PATH ...`` does. Returns the exit code.
+
+    :raises BadInput: if a path cannot be read
+    """
+    check_paths(paths)
+    return do_one_run(Run(Loop.ASYNCIO), Settings.parse(), Where(paths, (), given=True), Form.SUMS)
 
 
 async def _find(where: Where) -> Found:
