@@ -611,6 +611,7 @@ def test_a_call_ends_in_time_even_within_a_file_and_else_when_no_file_is_left(
 @pytest.mark.parametrize(
     ("alone", "slow", "large", "several"),
     [
+        (True, False, True, True),
         (True, True, False, True),
         (True, False, False, None),
         (False, True, False, False),
@@ -620,13 +621,19 @@ def test_a_call_ends_in_time_even_within_a_file_and_else_when_no_file_is_left(
 def test_a_call_ends_where_more_threads_or_fewer_are_worth_it(
     tree: Path, alone: bool, slow: bool, large: bool, several: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Alone it goes by the time that a piece takes; among others, where that says nothing, by its bytes."""
-    limits = {"ALONE": -1.0, "TOGETHER": -1.0, "WORTH": 0.0 if slow else math.inf, "SMALL": 0 if large else BUFFER}
+    """It goes by the bytes of a piece; alone also by the time, which says nothing of one among others."""
+    limits = {
+        "ALONE": -1.0,
+        "WAITING": -1.0,
+        "TOGETHER": -1.0,
+        "QUICK": 0.0 if slow else math.inf,
+        "SMALL": 0 if large else BUFFER,
+    }
     for name, limit in limits.items():
         monkeypatch.setattr(f"aslab.cli._demo._hashing.{name}", limit)
-    paths = deque(os.fspath(path) for path in sorted((tree / "deep" / "er").iterdir()))
+    paths = deque(os.fspath(tree / "deep" / "er" / f"small {number}") for number in range(1, 40))
     done = Hasher(paths).go_on(memoryview(bytearray(BUFFER)), alone=alone)
-    assert (done.several, len(done.sums)) == (several, 40 if several is None else 1)
+    assert (done.several, len(done.sums)) == (several, 39 if several is None else 1)
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])

@@ -7,9 +7,9 @@ in the middle of a file, so that there is progress to show, others get the buffe
 All threads take their next file from one list, so that they end at about the same time, whatever the sizes.
 
 How many threads are worth it depends on the files. A thread gives the GIL away at each system call, and takes it
-back. Alone it does so within nanoseconds; two threads that do little else wake each other each time, and take
-several times as long together. So one thread goes first, alone. Others join it once pieces take longer than
-`WORTH` seconds: their hashing, for which nobody needs the GIL, or their way from the disk is worth it then.
+back. Alone it does so within nanoseconds; two threads that do little else wake each other each time, and together
+take several times as long. So one thread goes first, alone. Others join it where its pieces are large, as hashing
+those needs no GIL, or where it waits for the disk.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ if TYPE_CHECKING:
 
 CALL = 0.5
 """Seconds after which a call ends, at the end of a piece."""
-WORTH = 50e-6
-"""Seconds for a piece, on average, from which on several threads are faster than one."""
 SMALL = 64 * 2**10
-"""Bytes of a piece, on average, up to which one thread may still be faster."""
-ALONE = 0.5e-3
-"""Seconds that a thread is alone at least, before it looks whether several are worth it."""
-TOGETHER = 0.05
-"""Seconds that several are together at least, before one looks whether it would be faster alone."""
+"""Bytes of a piece, on average, up to which a thread spends less time hashing than with system calls."""
+QUICK = 100e-6
+"""Seconds for a small piece, on average, up to which it cannot have come from a disk."""
+ALONE, WAITING, TOGETHER = 0.5e-3, 5e-3, 50e-3
+"""Seconds of a call after which it looks whether pieces are large, whether they come from a disk, and whether one
+thread might be faster again."""
 ADVISES = hasattr(os, "posix_fadvise")
 FLAGS = os.O_RDONLY | os.O_CLOEXEC
 
@@ -127,9 +126,10 @@ class Hasher:
 
 def _should_change(alone: bool, passed: float, done: Done) -> bool:
     """Whether several threads should go on where one was alone, or one alone where several were together."""
+    large = done.nbytes > done.pieces * SMALL
     if alone:
-        return passed > ALONE and passed > done.pieces * WORTH
-    return passed > TOGETHER and done.nbytes < done.pieces * SMALL
+        return (large and passed > ALONE) or passed > max(WAITING, done.pieces * QUICK)
+    return passed > TOGETHER and not large
 
 
 def _read_ahead(fd: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import anyio
@@ -83,7 +83,7 @@ class Settings:
 class Outcome:
     """The outcome of one run."""
 
-    sums: dict[str, str]
+    sums: dict[str, str] = field(repr=False)  # asyncio.Runner makes a repr of what it returns
     """SHA-256 in hexadecimal, by path."""
     unreadable: list[Unreadable]
     nbytes: int
