@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -14,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, cast
@@ -30,6 +32,7 @@ from aslab.cli._demo._frames import fitting_size, room_for_segments
 from aslab.cli._demo._hashing import Done, Hasher
 from aslab.cli._demo._other import Other
 from aslab.cli._demo._pair import Pair
+from aslab.cli._demo._processes import FITS, Lost, Shared, in_processes
 from aslab.cli._demo._service import Service, Settings, checksum
 from aslab.cli._errors import BadInput
 
@@ -668,6 +671,62 @@ def test_several_share_the_files_and_none_is_hashed_twice(tree: Path, monkeypatc
         for hasher in hashers:
             hashed += hasher.go_on(memoryview(bytearray(BUFFER))).sums
     assert sorted(hashed) == sorted(map(os.fspath, files_in(tree)))
+
+
+def test_processes_share_the_files_and_what_they_find(tree: Path) -> None:
+    (tree / "gone").write_bytes(b"gone")
+    code = (
+        "import os, aslab.cli._demo._hashing as hashing, aslab.cli._demo._run as run\n"
+        "run.FROM, os.sched_getaffinity = 2, lambda pid: {1, 2, 3}\n"
+        "first, real = os.getpid(), hashing._open\n"
+        "def sharing(path):\n"  # the first one works when each of the others has read a file
+        "    if os.getpid() == first: os.read(read, 1)\n"
+        "    elif not told: told.append(os.write(write, b'.' * 99))\n"
+        "    return real('nowhere' if path.endswith('gone') else path)\n"
+        "told, (read, write), hashing._open = [], os.pipe(), sharing\n"
+        "from aslab.cli import main\n"
+        f"main(['demo', '--sums', {tree.name!r}])"
+    )
+    sums = python("-c", code, cwd=tree.parent)
+    assert sums.stderr.decode() == f"aslab: cannot read '{tree.name}/gone': No such file or directory\n"
+    assert sums.returncode == 1
+    (tree / "gone").unlink()
+    assert sums.stdout == aslab("demo", "--sums", tree.name, cwd=tree.parent).stdout
+
+
+def test_files_are_taken_in_parts_that_fit_a_pipe() -> None:
+    files = list(map(str, range(FITS * 2 + 1)))
+    with closing(Shared(files)) as shared:
+        assert [shared.popleft() for _ in files] == files
+        assert len(shared) > 0
+        with pytest.raises(IndexError):
+            shared.popleft()
+        assert len(shared) == 0
+
+
+def test_a_process_that_ends_early_is_told_and_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, pids, fork = os.getpid(), list[int](), os.fork
+
+    def fork_and_note() -> int:
+        pids.append(fork())
+        return pids[-1]
+
+    def fail(here: type[BaseException] | None) -> None:
+        if os.getpid() != first and here is None:
+            os._exit(1)
+        elif os.getpid() != first:
+            signal.pause()
+        elif here is not None:
+            raise here
+
+    monkeypatch.setattr(os, "fork", fork_and_note)
+    for here, raised in ((None, Lost), (KeyboardInterrupt, KeyboardInterrupt)):
+        with pytest.raises(raised):
+            in_processes(3, partial(fail, here))
+    assert len(pids) == 4
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_a_hasher_that_is_given_up_closes_its_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

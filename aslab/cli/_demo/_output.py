@@ -17,7 +17,7 @@ def write_sums(sums: Mapping[str, str]) -> None:
     """Print lines for ``sha256sum -c``, sorted by path; names are printed as their original bytes."""
     by_name = {os.fsencode(path): hexadecimal for path, hexadecimal in sums.items()}
     sys.stdout.flush()
-    sys.stdout.buffer.writelines(_line(path, by_name[path]) for path in sorted(by_name))
+    sys.stdout.buffer.write(b"".join([_line(path, by_name[path]) for path in sorted(by_name)]))
     sys.stdout.buffer.flush()
 
 
