@@ -23,7 +23,8 @@ import os
 import weakref
 from pathlib import Path
 
-from ._libc import PAGE_SIZE, address_of
+from ._libc import PAGE_SIZE
+from ._protocol import address_of
 
 PIECE = 16 * 2**20
 """Bytes allocated in one system call: one that a signal interrupts begins again."""
@@ -78,9 +79,11 @@ def _available() -> int:
 
 def _create_and_unlink(nbytes: int) -> int:
     """The same where memfd is missing: a POSIX segment, whose name is gone at once. It cannot be sealed."""
+    import secrets  # takes long to import, and is seldom needed
+
     import _posixshmem  # type: ignore[import-not-found]
 
-    name = f"/aslab-{os.urandom(8).hex()}"
+    name = f"/aslab-{secrets.token_hex(8)}"
     fd: int = _posixshmem.shm_open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode=0o600)
     try:
         _posixshmem.shm_unlink(name)
