@@ -84,10 +84,8 @@ def _to_sum(args: Sequence[str]) -> list[str]:
     That is compared with programs that start in no time. To import typer, and all that it imports, takes longer
     than all else until the first file is read.
     """
-    if args[:1] != ["demo"] or list(args).count("--sums") != 1:
-        return []
-    paths = [one for one in args[1:] if one != "--sums"]
-    return [] if any(path.startswith("-") for path in paths) else paths
+    options = [one for one in args if one.startswith("-")]
+    return [one for one in args[1:] if one != "--sums"] if options == ["--sums"] and args[0] == "demo" else []
 
 
 @contextmanager
