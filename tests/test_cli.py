@@ -7,12 +7,15 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, cast
@@ -22,6 +25,7 @@ import pytest
 
 from aslab import ConfigError
 from aslab._checks import format_size, parse_size
+from aslab.backends import Mmap
 from aslab.cli._demo._acts import Act, play
 from aslab.cli._demo._checksums import Both, checksums
 from aslab.cli._demo._files import Found, check_paths, find_files
@@ -29,7 +33,8 @@ from aslab.cli._demo._frames import fitting_size, room_for_segments
 from aslab.cli._demo._hashing import Done, Hasher
 from aslab.cli._demo._other import Other
 from aslab.cli._demo._pair import Pair
-from aslab.cli._demo._service import Service, Settings
+from aslab.cli._demo._processes import FITS, Lost, Shared, in_processes
+from aslab.cli._demo._service import Service, Settings, checksum
 from aslab.cli._demo._words import Told
 from aslab.cli._errors import BadInput
 from aslab.cli._loops import Loop
@@ -157,6 +162,11 @@ def test_the_sums_are_those_of_hashlib_sorted_by_path(tree: Path) -> None:
     sums = aslab("demo", "--sums", *SMALL, folder)
     expected = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path}" for path in sorted(folder.iterdir())]
     assert sums.stdout.decode().splitlines() == expected
+
+
+def test_sums_alone_need_no_extra(tree: Path) -> None:
+    verify(aslab("demo", tree.name, "--sums", cwd=tree.parent, without="typer"), tree.parent)
+    assert "No such file" in told(aslab("demo", "--sums", "missing", cwd=tree, without="typer"), 2)
 
 
 def test_names_are_escaped_as_sha256sum_escapes_them(tree: Path) -> None:
@@ -329,8 +339,8 @@ def test_what_is_not_well_with_checksums_is_told(tree: Path) -> None:
     code = (
         "import aslab.cli._demo._service as service\n"
         "class Wrong(service.Hasher):\n"
-        "    def go_on(self, view):\n"
-        "        done = super().go_on(view)\n"
+        "    def go_on(self, view, *, alone):\n"
+        "        done = super().go_on(view, alone=alone)\n"
         "        done.sums = {path: digest[::-1] for path, digest in done.sums.items()}\n"
         "        return done\n"
         "service.Hasher = Wrong\n"
@@ -410,7 +420,8 @@ def test_a_command_imports_what_it_needs_alone(tree: Path) -> None:
     code = (
         "import sys\nbefore = set(sys.modules)  # coverage brings its own\nfrom aslab.cli import main\n"
         "try: main(['demo', '--sums', 'deep'])\nexcept SystemExit: pass\n"
-        "print({'rich', 'trio', 'multiprocessing', 'aslab.bench', 'aslab.lab'} & set(sys.modules) - before)"
+        "print({'typer', 'pydantic', 'rich', 'trio', 'importlib.metadata', 'multiprocessing', 'aslab.bench',\n"
+        "'aslab.lab'} & set(sys.modules) - before)"
     )
     assert python("-c", code, cwd=tree).stdout.endswith(b"\nset()\n")
 
@@ -601,17 +612,69 @@ def test_a_call_ends_in_time_even_within_a_file_and_else_when_no_file_is_left(
 ) -> None:
     files = [os.fspath(tree / name) for name in ("empty", "missing", "large", "exactly one buffer")]
     expected = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files[::2] + files[3:]}
+    monkeypatch.setattr("aslab.cli._demo._hashing.TOGETHER", math.inf)
     for seconds in (-1.0, math.inf):
         monkeypatch.setattr("aslab.cli._demo._hashing.CALL", seconds)
         paths, calls = deque(files), list[Done]()
         hasher = Hasher(paths)
-        while hasher.within or paths:
+        while not hasher.finished:
             calls.append(hasher.go_on(memoryview(bytearray(BUFFER))))
-        # reads: 1 of what is empty; none of what is missing; 5 full ones, a short one and one more; 1 and 1
-        assert len(calls) == (1 + 1 + 7 + 2 if seconds < 0 else 1)
+        # one for what is empty; for what is missing; for 5 full pieces and the rest; for a full one and the end
+        assert len(calls) == (1 + 1 + 6 + 2 if seconds < 0 else 1)
         assert {path: digest for done in calls for path, digest in done.sums.items()} == expected
         assert [one.error for done in calls for one in done.unreadable] == ["No such file or directory"]
         assert sum(done.nbytes for done in calls) == 6 * BUFFER + 3
+
+
+@pytest.mark.parametrize(
+    ("alone", "slow", "large", "several"),
+    [
+        (True, False, True, True),
+        (True, True, False, True),
+        (True, False, False, None),
+        (False, True, False, False),
+        (False, True, True, None),
+    ],
+)
+def test_a_call_ends_where_more_threads_or_fewer_are_worth_it(
+    tree: Path, alone: bool, slow: bool, large: bool, several: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes by the bytes of a piece; alone also by the time, which says nothing of one among others."""
+    limits = {
+        "ALONE": -1.0,
+        "WAITING": -1.0,
+        "TOGETHER": -1.0,
+        "QUICK": 0.0 if slow else math.inf,
+        "SMALL": 0 if large else BUFFER,
+    }
+    for name, limit in limits.items():
+        monkeypatch.setattr(f"aslab.cli._demo._hashing.{name}", limit)
+    paths = deque(os.fspath(tree / "deep" / "er" / f"small {number}") for number in range(1, 40))
+    done = Hasher(paths).go_on(memoryview(bytearray(BUFFER)), alone=alone)
+    assert (done.several, len(done.sums)) == (several, 39 if several is None else 1)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_one_thread_is_alone_until_a_call_says_that_several_are_worth_it(
+    loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    two = threading.Barrier(2)
+
+    class Told(Hasher):
+        """A path is whether others are at work; and what the call says of it afterwards."""
+
+        def go_on(self, view: memoryview, *, alone: bool = False) -> Done:
+            said = self._paths.popleft()
+            calls.append(f"{'alone' if alone else 'together'}: {said}")
+            if not alone:
+                two.wait(timeout=10)
+            return Done(several={"more": True, "fewer": False, "": None}[said])
+
+    monkeypatch.setattr("aslab.cli._demo._service.Hasher", Told)
+    paths = ["", "more", "fewer", "fewer", "", ""]
+    anyio.run(checksum, paths, Settings.parse(tasks=2), Mmap(), 1.0, lambda *_: None, backend=loop)
+    assert calls == ["alone: ", "alone: more", "together: fewer", "together: fewer", "alone: ", "alone: "]
 
 
 def test_several_share_the_files_and_none_is_hashed_twice(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -619,10 +682,66 @@ def test_several_share_the_files_and_none_is_hashed_twice(tree: Path, monkeypatc
     shared = deque(map(os.fspath, files_in(tree)))
     hashers = [Hasher(shared), Hasher(shared)]
     hashed: list[str] = []
-    while shared or any(hasher.within for hasher in hashers):
+    while not all(hasher.finished for hasher in hashers):
         for hasher in hashers:
             hashed += hasher.go_on(memoryview(bytearray(BUFFER))).sums
     assert sorted(hashed) == sorted(map(os.fspath, files_in(tree)))
+
+
+def test_processes_share_the_files_and_what_they_find(tree: Path) -> None:
+    (tree / "gone").write_bytes(b"gone")
+    code = (
+        "import os, aslab.cli._demo._hashing as hashing, aslab.cli._demo._run as run\n"
+        "run.FROM, os.sched_getaffinity = 2, lambda pid: {1, 2, 3}\n"
+        "first, real = os.getpid(), hashing._open\n"
+        "def sharing(path):\n"  # the first one works when each of the others has read a file
+        "    if os.getpid() == first: os.read(read, 1)\n"
+        "    elif not told: told.append(os.write(write, b'.' * 99))\n"
+        "    return real('nowhere' if path.endswith('gone') else path)\n"
+        "told, (read, write), hashing._open = [], os.pipe(), sharing\n"
+        "from aslab.cli import main\n"
+        f"main(['demo', '--sums', {tree.name!r}])"
+    )
+    sums = python("-c", code, cwd=tree.parent)
+    assert sums.stderr.decode() == f"aslab: cannot read '{tree.name}/gone': No such file or directory\n"
+    assert sums.returncode == 1
+    (tree / "gone").unlink()
+    assert sums.stdout == aslab("demo", "--sums", tree.name, cwd=tree.parent).stdout
+
+
+def test_files_are_taken_in_parts_that_fit_a_pipe() -> None:
+    files = list(map(str, range(FITS * 2 + 1)))
+    with closing(Shared(files)) as shared:
+        assert [shared.popleft() for _ in files] == files
+        assert len(shared) > 0
+        with pytest.raises(IndexError):
+            shared.popleft()
+        assert len(shared) == 0
+
+
+def test_a_process_that_ends_early_is_told_and_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, pids, fork = os.getpid(), list[int](), os.fork
+
+    def fork_and_note() -> int:
+        pids.append(fork())
+        return pids[-1]
+
+    def fail(here: type[BaseException] | None) -> None:
+        if os.getpid() != first and here is None:
+            os._exit(1)
+        elif os.getpid() != first:
+            signal.pause()
+        elif here is not None:
+            raise here
+
+    monkeypatch.setattr(os, "fork", fork_and_note)
+    for here, raised in ((None, Lost), (KeyboardInterrupt, KeyboardInterrupt)):
+        with pytest.raises(raised):
+            in_processes(3, partial(fail, here))
+    assert len(pids) == 4
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_a_hasher_that_is_given_up_closes_its_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,6 @@ import errno
 import fcntl
 import mmap
 import os
-import secrets
 import weakref
 from pathlib import Path
 
@@ -81,6 +80,7 @@ def _available() -> int:
 def _create_and_unlink(nbytes: int) -> int:
     """The same where memfd is missing: a POSIX segment, whose name is gone at once. It cannot be sealed."""
     import _posixshmem  # type: ignore[import-not-found]
+    import secrets  # takes long to import, and is seldom needed
 
     name = f"/aslab-{secrets.token_hex(8)}"
     fd: int = _posixshmem.shm_open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode=0o600)

@@ -12,7 +12,6 @@ import functools
 import logging
 import mmap
 import os
-import platform
 import sys
 import threading
 from collections.abc import Callable
@@ -167,6 +166,8 @@ def _mbind() -> Callable[..., int]:
     try:
         return ctypes.CDLL("libnuma.so.1", use_errno=True).mbind
     except (OSError, AttributeError):
+        import platform  # takes long to import
+
         number = _MBIND.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, "libnuma is not installed")

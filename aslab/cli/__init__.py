@@ -28,8 +28,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ._errors import EXTRA, INTERRUPTED, complain
-from ._version import version
+from ._errors import EXTRA, INTERRUPTED, complain, refusals_told
 
 NEVER_AWAITED = "coroutine .* was never awaited"
 
@@ -58,10 +57,17 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run(args: Sequence[str] | None) -> int:
     given = sys.argv[1:] if args is None else args
-    if list(given) == ["--version"]:
-        print(version())
-        return 0
+    logging.getLogger("aslab").addHandler(logging.NullHandler())  # what is to be told, commands tell
     try:
+        if list(given) == ["--version"]:
+            from ._version import version
+
+            print(version())
+            return 0
+        if paths := _to_sum(given):
+            from ._demo._once import print_sums
+
+            return refusals_told(print_sums, paths)
         from ._app import run
 
         return run(given)
@@ -70,6 +76,16 @@ def _run(args: Sequence[str] | None) -> int:
             raise
         complain(f"the command line {EXTRA}")
         return 2
+
+
+def _to_sum(args: Sequence[str]) -> list[str]:
+    """The paths of ``demo --sums PATH ...``, if there is no other option.
+
+    That is compared with programs that start in no time. To import typer, and all that it imports, takes longer
+    than all else until the first file is read.
+    """
+    options = [one for one in args if one.startswith("-")]
+    return [one for one in args[1:] if one != "--sums"] if options == ["--sums"] and args[0] == "demo" else []
 
 
 @contextmanager

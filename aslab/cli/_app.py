@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Annotated, cast
 
 import typer
 
-from .. import ConfigError
-from ._errors import INTERRUPTED, BadInput, complain
+from ._errors import INTERRUPTED, complain, refusals_told
 from ._version import version as version_line
 
 # The base class of all errors about options; typer does not export it, and its place depends on the version.
@@ -83,8 +81,10 @@ def run(args: Sequence[str]) -> int:
 
     :raises KeyboardInterrupt: after Ctrl-C
     """
-    # The summary shows what the library logs anyway.
-    logging.getLogger("aslab").addHandler(logging.NullHandler())
+    return refusals_told(_run, args)
+
+
+def _run(args: Sequence[str]) -> int:
     try:
         code: object = _app(args)(args, prog_name="aslab", standalone_mode=False)
     except _UsageError as exc:
@@ -92,9 +92,6 @@ def run(args: Sequence[str]) -> int:
             exc.show()
         else:
             complain(" ".join(exc.format_message().split()))
-        return 2
-    except (BadInput, ConfigError) as exc:
-        complain(str(exc))
         return 2
     except typer.Abort:  # what a KeyboardInterrupt becomes, or exit code 130, depending on the version of typer
         raise KeyboardInterrupt from None

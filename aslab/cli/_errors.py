@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import TypeVarTuple
+
+from .. import ConfigError
+
+Args = TypeVarTuple("Args")
 
 EXTRA = "needs the extra 'demo': run pip install '.[demo]' in a clone of aslab"
 INTERRUPTED = 130
@@ -17,6 +23,15 @@ def complain(message: str) -> None:
     """Write one line to stderr."""
     sys.stdout.flush()  # or the lines are out of order if both go to one file
     print(f"aslab: {message}", file=sys.stderr, flush=True)
+
+
+def refusals_told(command: Callable[[*Args], int], *args: *Args) -> int:
+    """Run a command and return its exit code: 2 if it raises `BadInput` or `ConfigError`, which is told."""
+    try:
+        return command(*args)
+    except (BadInput, ConfigError) as exc:
+        complain(str(exc))
+        return 2
 
 
 def printable(path: str) -> str:

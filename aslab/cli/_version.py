@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 from .._fastpath import COMPILED
 
 
 def version() -> str:
     """The version, and which fast path is in use, in one line."""
+    import importlib.metadata  # takes long to import
+
     try:
         number = importlib.metadata.version("aslab")
     except importlib.metadata.PackageNotFoundError:

@@ -7,19 +7,16 @@ from typing import Annotated
 
 import typer
 
-from ..._checks import parse_size
 from .._errors import BadInput
 from .._loops import Loop, check_installed
 from ._files import Where, check_paths
 from ._once import Form, do_one_run
 from ._run import Run
-from ._service import Settings
+from ._service import BUFFER, LIMIT, TASKS, Settings
 
 ACTS = (1, 2, 3)
 CHECKSUMS = 3
 """The act that reads files."""
-BUFFER_MOST = 2**30
-LIMIT_MOST = 2**40
 TASKS_MOST = 10_000
 NOT_STDLIB = ("site-packages", "dist-packages")
 """Folders inside the standard library's folder that are not part of it."""
@@ -48,9 +45,9 @@ def demo(
     ] = None,
     buffer: Annotated[
         str, typer.Option(metavar="SIZE", help="Size of one buffer, such as 65536, 64KiB, 1M.")
-    ] = "256KiB",
-    limit: Annotated[str, typer.Option(metavar="SIZE", help="Most memory for slabs.")] = "8MiB",
-    tasks: Annotated[int, typer.Option(min=1, max=TASKS_MOST, help="Number of concurrent tasks.")] = 64,
+    ] = BUFFER,
+    limit: Annotated[str, typer.Option(metavar="SIZE", help="Most memory for slabs.")] = LIMIT,
+    tasks: Annotated[int, typer.Option(min=1, max=TASKS_MOST, help="Number of concurrent tasks.")] = TASKS,
     sums: Annotated[bool, typer.Option("--sums", help="Do one run; print lines for `sha256sum -c`.")] = False,
     table: Annotated[
         bool, typer.Option("--table", help="Do one run; show /proc/spl/kmem/slab, 150 columns wide.")
@@ -66,10 +63,7 @@ def demo(
 
     The exit code is 0 if all is well, 1 if not, 2 for bad input.
     """
-    settings = Settings(
-        buffer=parse_size("buffer", buffer, BUFFER_MOST), limit=parse_size("limit", limit, LIMIT_MOST), tasks=tasks
-    )
-    settings.check()
+    settings = Settings.parse(buffer, limit, tasks)
     check_installed(loop or Loop.ASYNCIO)
     where = Where(paths or [sysconfig.get_path("stdlib")], () if paths else NOT_STDLIB, given=bool(paths))
     one_run = {"--sums": sums, "--table": table, "--inject": inject, "--loop": loop and not act}

@@ -33,7 +33,7 @@ BROKEN = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 class Found:
     """The result of a walk."""
 
-    files: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list, repr=False)  # asyncio.Runner makes a repr of what it returns
     """Paths of regular files, and of symlinks to such."""
     unreadable: list[Unreadable] = field(default_factory=list)
     broken: int = 0

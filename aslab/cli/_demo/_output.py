@@ -15,21 +15,20 @@ _ESCAPES = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\r", b"\\r"))
 
 def write_sums(sums: Mapping[str, str]) -> None:
     """Print lines for ``sha256sum -c``, sorted by path; names are printed as their original bytes."""
-    lines = [_line(os.fsencode(path), hexadecimal) for path, hexadecimal in sums.items()]
-    lines.sort()
+    by_name = {os.fsencode(path): hexadecimal for path, hexadecimal in sums.items()}
     sys.stdout.flush()
-    sys.stdout.buffer.writelines(line for _, line in lines)
+    sys.stdout.buffer.write(b"".join([_line(path, by_name[path]) for path in sorted(by_name)]))
     sys.stdout.buffer.flush()
 
 
-def _line(path: bytes, hexadecimal: str) -> tuple[bytes, bytes]:
-    """The path to sort by, and the line, which starts with a backslash if the name is escaped."""
+def _line(path: bytes, hexadecimal: str) -> bytes:
+    """A line, which starts with a backslash if the name is escaped."""
     name = b"./-" if path == b"-" else path  # "-" alone would mean stdin
     escaped = name
     for plain, escape in _ESCAPES:
         escaped = escaped.replace(plain, escape)
     mark = b"\\" if escaped != name else b""
-    return path, b"%b%b  %b\n" % (mark, hexadecimal.encode(), escaped)
+    return b"%b%b  %b\n" % (mark, hexadecimal.encode(), escaped)
 
 
 def write_json(told: Mapping[str, object]) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from dataclasses import dataclass
+import threading
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 
 from ...backends import Backend, Mmap
 from ...faults import parse_fault
 from .._loops import Loop, run_on
-from ._files import Found
+from ._processes import Shared, in_processes
 from ._progress import progress_bar
 from ._resume import patience
 from ._service import Outcome, Settings, checksum
+
+FROM = 2_000
+"""So many files are worth several processes: to make one takes as long as to hash some hundreds."""
+MOST = 4
+"""Processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +54,35 @@ class Result:
     """Whether the fault never ends, so that normal operation cannot resume."""
 
 
-def perform(run: Run, settings: Settings, found: Found) -> Result:
+def perform(run: Run, settings: Settings, files: Sequence[str] | Shared) -> Result:
     """Run the service once, with a progress bar on a terminal.
 
     :raises ConfigError: if a buffer does not fit the limit
     """
     slabs = run.slabs()
     wait = patience(slabs)
-    with progress_bar(str(run), len(found.files), shown=sys.stderr.isatty()) as advance:
-        outcome = run_on(run.loop, checksum, found.files, settings, slabs, wait, advance)
-    outcome.unreadable[:0] = found.unreadable
+    with progress_bar(str(run), len(files), shown=sys.stderr.isatty()) as advance:
+        outcome = run_on(run.loop, checksum, files, settings, slabs, wait, advance)
     return Result(run, outcome, endless=wait == 0)
+
+
+def processes(run: Run, settings: Settings, files: Sequence[str]) -> int:
+    """How many are worth it: one for few files, and where progress or a fault is to be seen."""
+    if len(files) < FROM or run.injected or sys.stderr.isatty():
+        return 1
+    if threading.active_count() > 1 or not hasattr(os, "sched_getaffinity"):  # elsewhere forks are frail
+        return 1
+    return max(1, min(len(os.sched_getaffinity(0)), MOST, settings.limit // settings.stride))
+
+
+def perform_in(number: int, run: Run, settings: Settings, files: Sequence[str]) -> list[Result]:
+    """Run the service in so many processes at once, each with its share of the limit.
+
+    :raises Lost: if one of them ended early
+    """
+    share = replace(settings, limit=settings.limit // number)
+    with closing(Shared(files)) as shared:
+        return in_processes(number, lambda: perform(run, share, shared))
 
 
 def wrong_with(result: Result) -> list[str]:

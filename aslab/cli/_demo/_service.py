@@ -10,21 +10,30 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import anyio
 from anyio import to_thread
 
 from ... import Allocator, Cache, CacheStats, ConfigError, open_allocator
+from ..._checks import parse_size
 from ...backends import Backend
 from ._files import Unreadable
 from ._hashing import Done, Hasher
+from ._processes import Shared
 from ._resume import slab_serves
 
 ALIGN = 4096
 SLAB_MOST = 8
 """Buffers per slab; fewer if the limit is too low."""
 SLAB_SIZE_MOST = 32 * 2**20
+BUFFER_MOST = 2**30
+LIMIT_MOST = 2**40
+BUFFER, LIMIT, TASKS = "256KiB", "8MiB", 64
+"""The settings if nothing else is given."""
+THREADS = 16
+"""Threads at once, where several are worth it: more than processors, as they also wait for the disk."""
 
 Progress = Callable[[int, int], object]
 """Called with the bytes read and the files finished since the last call."""
@@ -40,13 +49,20 @@ class Settings:
     """Most bytes in slabs."""
     tasks: int
 
-    def check(self) -> None:
-        """Refuse a limit below one buffer.
+    @classmethod
+    def parse(cls, buffer: str = BUFFER, limit: str = LIMIT, tasks: int = TASKS) -> Settings:
+        """Settings from the command line, with sizes such as 64KiB.
 
-        :raises ConfigError: if it is
+        :raises ConfigError: if a size is not valid, or the limit is below one buffer
         """
-        if self.limit < self.stride:
-            raise ConfigError("limit", self.limit, f"it must be at least {self.stride}, for one buffer")
+        settings = cls(
+            buffer=parse_size("buffer", buffer, BUFFER_MOST),
+            limit=parse_size("limit", limit, LIMIT_MOST),
+            tasks=tasks,
+        )
+        if settings.limit < settings.stride:
+            raise ConfigError("limit", settings.limit, f"it must be at least {settings.stride}, for one buffer")
+        return settings
 
     @property
     def stride(self) -> int:
@@ -68,7 +84,7 @@ class Settings:
 class Outcome:
     """The outcome of one run."""
 
-    sums: dict[str, str]
+    sums: dict[str, str] = field(repr=False)  # asyncio.Runner makes a repr of what it returns
     """SHA-256 in hexadecimal, by path."""
     unreadable: list[Unreadable]
     nbytes: int
@@ -87,7 +103,7 @@ class Outcome:
 
 
 async def checksum(
-    files: Sequence[str], settings: Settings, slabs: Backend, patience: float, progress: Progress
+    files: Sequence[str] | Shared, settings: Settings, slabs: Backend, patience: float, progress: Progress
 ) -> Outcome:
     """Hash all files with memory from ``slabs``, and check at the end whether all is well.
 
@@ -132,11 +148,12 @@ class Service:
         self._nbytes = 0
         self._times: list[float] = []
         self._emergency_used = 0
+        self._at_work = anyio.CapacityLimiter(1)
 
-    async def hash(self, files: Sequence[str]) -> None:
+    async def hash(self, files: Sequence[str] | Shared) -> None:
         """Hash these files."""
         began = anyio.current_time()
-        paths = deque(files)
+        paths = files if isinstance(files, Shared) else deque(files)
         async with anyio.create_task_group() as group:
             for _ in range(min(self._tasks, len(files))):
                 group.start_soon(self._work, paths)
@@ -163,9 +180,9 @@ class Service:
             table=table,
         )
 
-    async def _work(self, paths: deque[str]) -> None:
+    async def _work(self, paths: deque[str] | Shared) -> None:
         with closing(Hasher(paths)) as hasher:
-            while hasher.within or paths:
+            while not hasher.finished:
                 await self._go_on(hasher)
 
     async def _go_on(self, hasher: Hasher) -> None:
@@ -173,11 +190,21 @@ class Service:
         async with self.cache.lease() as buf:
             self._times.append(anyio.current_time() - asked)
             self._emergency_used += buf.emergency
-            done: Done = await to_thread.run_sync(hasher.go_on, buf.view)
+            done = await self._call(hasher, buf.view)
         self.sums |= done.sums
         self.unreadable += done.unreadable
         self._nbytes += done.nbytes
         self._progress(done.nbytes, len(done.sums) + len(done.unreadable))
+
+    async def _call(self, hasher: Hasher, view: memoryview) -> Done:
+        async with self._at_work:
+            if hasher.finished:  # others were faster
+                return Done()
+            alone = self._at_work.total_tokens == 1
+            done = await to_thread.run_sync(partial(hasher.go_on, view, alone=alone))
+            if done.several is not None:
+                self._at_work.total_tokens = THREADS if done.several else 1
+            return done
 
 
 def _longest(times: list[float], number: int) -> list[float]:
