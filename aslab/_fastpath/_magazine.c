@@ -151,6 +151,7 @@ static PyMethodDef origin_methods[] = {METHOD("__class_getitem__", Py_GenericAli
                                        {NULL, NULL, 0, NULL}};
 static PyMemberDef origin_members[] = {{"size", T_PYSSIZET, offsetof(Origin, size), 0, NULL},
                                        {"seen", T_BOOL, offsetof(Origin, seen), 0, NULL},
+                                       {"movable", T_BOOL, offsetof(Origin, movable), 0, NULL},
                                        {NULL, 0, 0, 0, NULL}};
 static PyGetSetDef origin_getset[] = {{"magazine", origin_get_magazine, origin_set_magazine, NULL, NULL},
                                       {NULL, NULL, NULL, NULL, NULL}};
