@@ -86,6 +86,7 @@ class Cache(Front[T]):
         if self._asks_for_more or config.movable:
             pool.magazine.divert(OPTIONS)
         self._home.movable = config.movable and not self._asks_for_more
+        self._home.lingering = None if self._asks_for_more else pool.depot.lingering
         pool.join(self._member)
 
     @property

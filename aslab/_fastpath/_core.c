@@ -108,9 +108,11 @@ static int core_exec(PyObject *module)
                  {&core->seen, &seen_spec, NULL, "SeenBuffer"},
                  {&core->managed, &managed_spec, NULL, "ManagedBuffer"},
                  {&core->pin, &pin_spec, NULL, "Pin"},
+                 {&core->kept, &kept_spec, &_PyWeakref_RefType, "KeptView"},
                  {&core->front, &front_spec, NULL, "Front"},
                  {&core->lease, &lease_spec, NULL, "Lease"},
-                 {&core->ready, &ready_spec, NULL, "Ready"}};
+                 {&core->ready, &ready_spec, NULL, "Ready"},
+                 {&core->awaited, &awaited_spec, NULL, "Awaited"}};
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         int handles = types[i].place == &core->seen || types[i].place == &core->managed;
         PyTypeObject *base = handles ? core->handle : types[i].base;
@@ -119,7 +121,8 @@ static int core_exec(PyObject *module)
         if (type == NULL || (types[i].name != NULL && PyModule_AddObjectRef(module, types[i].name, type)))
             return -1;
     }
-    if ((core->settle = PyUnicode_InternFromString("settle")) == NULL ||
+    if ((core->haunted = PySet_New(NULL)) == NULL || PyModule_AddObjectRef(module, "HAUNTED", core->haunted) ||
+        (core->settle = PyUnicode_InternFromString("settle")) == NULL ||
         (core->let_go = PyUnicode_InternFromString("_let_go")) == NULL ||
         (core->view = PyUnicode_InternFromString("view")) == NULL ||
         (core->alloc = PyUnicode_InternFromString("alloc")) == NULL ||
@@ -145,13 +148,16 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(core->seen);
     Py_VISIT(core->managed);
     Py_VISIT(core->pin);
+    Py_VISIT(core->kept);
     Py_VISIT(core->front);
     Py_VISIT(core->lease);
     Py_VISIT(core->ready);
+    Py_VISIT(core->awaited);
     Py_VISIT(core->lost);
     Py_VISIT(core->free.python);
     Py_VISIT(core->free_managed.python);
     Py_VISIT(core->slowly);
+    Py_VISIT(core->haunted);
     for (int i = 0; i < core->n_handles; i++)
         Py_VISIT(Py_TYPE(core->handles[i])); /* they have kept their type */
     for (int i = 0; i < core->n_manageds; i++)
@@ -186,13 +192,16 @@ static int core_clear(PyObject *module)
     Py_CLEAR(core->seen);
     Py_CLEAR(core->managed);
     Py_CLEAR(core->pin);
+    Py_CLEAR(core->kept);
     Py_CLEAR(core->front);
     Py_CLEAR(core->lease);
     Py_CLEAR(core->ready);
+    Py_CLEAR(core->awaited);
     Py_CLEAR(core->lost);
     Py_CLEAR(core->free.python);
     Py_CLEAR(core->free_managed.python);
     Py_CLEAR(core->slowly);
+    Py_CLEAR(core->haunted);
     Py_CLEAR(core->settle);
     Py_CLEAR(core->let_go);
     Py_CLEAR(core->view);

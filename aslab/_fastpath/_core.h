@@ -11,6 +11,7 @@
        _handle.c     Buffer: claim, view, free
        _managed.c    ManagedBuffer, where objects may move and nothing else is asked for
        _pin.c        Pin
+       _kept.c       KeptView, and a free while somebody keeps the view
        _front.c      alloc, alloc_nowait, lease
        _ready.c      an awaitable that has its answer
 
@@ -78,10 +79,11 @@ typedef struct {
 typedef struct {
     PyObject *module; /* borrowed */
     PyTypeObject *method, *bound, *getter, *ground, *anchor, *slot, *magazine, *origin, *handle, *seen,
-        *managed, *pin, *front, *lease, *ready;
+        *managed, *pin, *kept, *front, *lease, *ready, *awaited;
     PyObject *lost;   /* `Buffer.__del__`, in Python, */
     PyObject *slowly; /* and `Front.alloc` */
     Direct free, free_managed;
+    PyObject *haunted; /* `_views.HAUNTED` */
     PyObject *settle, *let_go, *view, *alloc, *release, *remember, *view_gone; /* names */
     Handle *handles[KEPT_HANDLES];
     Managed *manageds[KEPT_HANDLES];
@@ -133,6 +135,8 @@ typedef struct {
     Py_ssize_t size;
     char seen;    /* whether the collector is to see its handles: see `_handle.c` */
     char movable; /* whether its objects may move, and an allocation takes nothing else */
+    PyObject *lingering; /* NULL, or the dict of the slots that linger, where neither a free nor they ask for more */
+    PyObject *gone;      /* what is called when a view that made a slot linger has gone */
 } Origin;
 
 struct Handle {
@@ -181,7 +185,7 @@ typedef struct {
 } Entry;
 
 extern PyType_Spec method_spec, bound_spec, getter_spec, ground_spec, anchor_spec, slot_spec, magazine_spec, origin_spec, handle_spec, seen_spec,
-    managed_spec, pin_spec, front_spec, lease_spec, ready_spec;
+    managed_spec, pin_spec, kept_spec, front_spec, lease_spec, ready_spec, awaited_spec;
 extern struct PyModuleDef core_module;
 
 Core *core_of(PyTypeObject *type);
@@ -253,6 +257,7 @@ void handle_finalise(PyObject *self);
 int handle_traverse(PyObject *self, visitproc visit, void *arg);
 int handle_clear(PyObject *self);
 void handle_clear_kept(Core *core);
+int handle_is_plain(Handle *handle);
 PyObject *handle_fresh_view(Core *core, Handle *handle);
 int handle_keep_pinned(Handle *handle, PyObject *view);
 int handle_drop_pinned(Handle *handle, PyObject *view);
@@ -267,6 +272,9 @@ PyObject *managed_new(Core *core, Origin *home, Slot *slot);
 void managed_clear_kept(Core *core);
 PyObject *managed_free_directly(PyObject *self, PyObject *ignored);
 PyObject *managed_view(Core *core, PyObject *const *args);
+
+extern PyMethodDef kept_gone;
+PyObject *kept_free(Handle *handle);
 
 void pin_clear_kept(Core *core);
 PyObject *pin_new(Core *core, PyObject *const *args);

@@ -145,17 +145,19 @@ int handle_keep_pinned(Handle *handle, PyObject *view)
     return 0;
 }
 
-/* Keep it no longer. */
+/* Keep it no longer. 1 if it was kept, 0 if it has been noted in the slot since, -1 with an error. */
 int handle_drop_pinned(Handle *handle, PyObject *view)
 {
     PyObject *pinned = handle->pinned;
     if (pinned == view) {
         handle->pinned = NULL;
         Py_DECREF(view);
-    } else if (pinned != NULL && PyList_Check(pinned)) {
+        return 1;
+    }
+    if (pinned != NULL && PyList_Check(pinned)) {
         for (Py_ssize_t i = PyList_GET_SIZE(pinned); i-- > 0;)
             if (PyList_GET_ITEM(pinned, i) == view)
-                return PyList_SetSlice(pinned, i, i + 1, NULL);
+                return PyList_SetSlice(pinned, i, i + 1, NULL) ? -1 : 1;
     }
     return 0;
 }
@@ -198,13 +200,15 @@ static inline int is_unpinned(Handle *handle)
     return handle->pinned == NULL || (!PyList_Check(handle->pinned) && view_is_forgotten(handle->pinned));
 }
 
-/* Whether the magazine is all that a free of this object takes. A pin that is just made in Python, under the guard, is an
-   export without a view. */
-static inline int is_plain(Handle *handle)
+/* Whether the magazine is all that a free of this object takes: never for a subclass, which may free in its own way. A pin
+   that is just made in Python, under the guard, is an export without a view. */
+int handle_is_plain(Handle *handle)
 {
     Managed *managed = (Managed *)handle;
-    return Py_TYPE(handle) != handle->home->magazine->core->managed ||
-           (handle->home->movable && !managed->moving && !managed->emergency &&
+    Core *core = handle->home->magazine->core;
+    PyTypeObject *type = Py_TYPE(handle);
+    return type == core->handle || type == core->seen ||
+           (type == core->managed && handle->home->movable && !managed->moving && !managed->emergency &&
             (managed->note == NULL || managed->note == Py_None) && (handle->view != NULL || handle->slot->exports == 0));
 }
 
@@ -217,7 +221,7 @@ PyObject *handle_free(Core *Py_UNUSED(core), PyObject *const *args)
     Slot *slot = NULL;
     PyObject *view = NULL, *pinned = NULL;
     BEGIN(handle)
-    if (handle_is_whole(handle) && handle->lent == NULL && is_unpinned(handle) && is_plain(handle) &&
+    if (handle_is_whole(handle) && handle->lent == NULL && is_unpinned(handle) && handle_is_plain(handle) &&
         (handle->slot->extra == NULL || handle->slot->extra->kept == NULL) &&
         (handle->view == NULL || is_alone(handle->view, handle->slot))) {
         home = handle->home;
@@ -231,7 +235,7 @@ PyObject *handle_free(Core *Py_UNUSED(core), PyObject *const *args)
     }
     END()
     if (slot == NULL)
-        return NULL;
+        return kept_free(handle);
     Py_INCREF(home); /* the end of the view may call weak references, and they anything */
     Py_XDECREF(view);
     Py_XDECREF(pinned);
@@ -312,9 +316,7 @@ PyObject *handle_exit(Core *core, PyObject *const *args)
 {
     if (((Handle *)args[0])->slot == NULL)
         Py_RETURN_NONE;
-    PyTypeObject *type = Py_TYPE(args[0]);
-    int own = type == core->handle || type == core->seen || type == core->managed;
-    return own ? handle_free(core, args) : NULL; /* a subclass frees in its own way */
+    return handle_free(core, args);
 }
 
 /* -- its own buffer protocol: each consumer gets a view of its own */

@@ -84,13 +84,11 @@ static void managed_dealloc(PyObject *self)
 
 PyObject *managed_free_directly(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    Core *core = core_of(Py_TYPE(self));
-    if (core == NULL)
-        return NULL;
-    PyObject *result = Py_IS_TYPE(self, core->managed) ? handle_free(core, &self) : NULL;
+    PyObject *result = handle_free(NULL, &self);
     if (result != NULL || PyErr_Occurred())
         return result;
-    return PyObject_CallOneArg(core->free_managed.python, self);
+    Core *core = core_of(Py_TYPE(self));
+    return core == NULL ? NULL : PyObject_CallOneArg(core->free_managed.python, self);
 }
 
 PyObject *managed_view(Core *core, PyObject *const *args)

@@ -59,10 +59,11 @@ static int pin_lose(Core *core, Pin *pin)
     int failed = 0;
     pin->view = NULL;
     if (Py_REFCNT(view) - (handle->pinned == view) == 1 && Py_REFCNT(memory->mbuf) == 1) {
-        failed = handle_drop_pinned(handle, view); /* nobody else knows it */
+        failed = handle_drop_pinned(handle, view) < 0; /* nobody else knows it */
     } else if (!(memory->flags & _Py_MEMORYVIEW_RELEASED)) { /* it lasts: what ends later is noted now, as in Python */
         Slot *slot = (Slot *)Py_NewRef(memory->mbuf->master.obj);
-        failed = handle_drop_pinned(handle, view) || slot_remember(core, slot, view, handle->home);
+        int found = handle_drop_pinned(handle, view);
+        failed = found < 0 || (found && slot_remember(core, slot, view, handle->home));
         Py_DECREF(slot);
     }
     Py_DECREF(view);
@@ -76,7 +77,7 @@ PyObject *pin_exit(Core *core, PyObject *const *args)
     if (view == NULL || !is_outermost(pin))
         return NULL;
     int known = Py_REFCNT(view) - (((Handle *)pin->buffer)->pinned == view) > 1;
-    if (known && ((PyMemoryViewObject *)view)->exports == 0) {
+    if (known && ((PyMemoryViewObject *)view)->exports == 0 && core->release != NULL) {
         pin->view = NULL;
         done = PyObject_CallMethodNoArgs(view, core->release); /* does nothing if it was released */
         Py_DECREF(view);
@@ -136,7 +137,7 @@ static void pin_dealloc(PyObject *self)
     }
     Py_CLEAR(pin->view);
     Py_CLEAR(pin->views);
-    if (core != NULL && core->n_pins < KEPT_PINS) {
+    if (core != NULL && type == core->pin && core->n_pins < KEPT_PINS) {
         core->pins[core->n_pins++] = pin;
         Py_CLEAR(pin->buffer);
         return;

@@ -334,7 +334,7 @@ static int slot_set_owner(PyObject *self, PyObject *value, void *offset)
 /* Have the method in Python note that somebody may know the address by a view that has ended, or will. */
 int slot_remember(Core *core, Slot *slot, PyObject *view, Origin *home)
 {
-    if (home == NULL) /* the collector has taken the handle apart */
+    if (home == NULL || core->view_gone == NULL) /* the collector has taken the handle or the module apart */
         return 0;
     PyObject *call = PyObject_GetAttr((PyObject *)home, core->view_gone);
     PyObject *done = call == NULL ? NULL : PyObject_CallMethodObjArgs((PyObject *)slot, core->remember, view, call, NULL);
