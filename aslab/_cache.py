@@ -34,9 +34,8 @@ from ._holder import Holder
 from ._home import CacheHome
 from ._kmem._errands import Errand
 from ._kmem._frees import admit, give_back, hand_out_all, orphan
-from ._kmem._holders import Holders
+from ._kmem._holders import Holders, Member
 from ._kmem._invariants import left_behind, validate
-from ._kmem._member import Member
 from ._kmem._move import defragment
 from ._kmem._moving import Move
 from ._kmem._pool import Pool

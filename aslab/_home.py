@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from ._fastpath import Buffer, KeptView, Noted, Origin, Slot
 from ._kmem import _frees as frees
-from ._kmem._member import Member
+from ._kmem._holders import Member
 from ._kmem._pool import Pool
 
 T = TypeVar("T")

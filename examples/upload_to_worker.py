@@ -35,7 +35,7 @@ from aslab.backends import SharedMemory
 
 LARGEST = 2**20
 BUFFERS = 4
-PATIENCE = 0.5
+PATIENCE = 1.0
 """Seconds that an upload has for getting a buffer and filling it."""
 TRIES = 3
 PROCESSES = multiprocessing.get_context("spawn")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from aslab._config import Shape
@@ -12,6 +16,7 @@ from aslab.backends import Region
 
 Loop = tuple[str, dict[str, Any]]
 SHAPE = Shape(64, 64, 4)
+LATE_THREAD = "aslab late releases"
 
 
 def new_slab(objects: int = 4) -> Slab[Any]:
@@ -30,6 +35,24 @@ def new_depot(slabs: int, *, objects: int = 4, capacity: int = 4) -> tuple[Depot
     for _ in range(slabs):
         depot.add(new_slab(objects))
     return depot, magazine
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Let the kernel give out no descriptor, also where the garbage collector closes one meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def join_late_threads() -> None:
+    """Those that release what closed allocators get back: each has an event loop of its own, and its files."""
+    for thread in threading.enumerate():
+        if thread.name == LATE_THREAD:
+            thread.join()
 
 
 def all_slots(depot: Depot[Any], magazine: Magazine[Any]) -> list[Slot[Any]]:

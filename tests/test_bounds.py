@@ -703,7 +703,7 @@ def test_demo_has_no_more_outstanding_than_its_bounds(
     monkeypatch.setattr("aslab.cli._demo._service.open_allocator", books.open)
     files = [str(path) for path in Path(aslab.__file__).parent.rglob("*.py")]
     settings = Settings(buffer=64 * 2**10, limit=2**20, tasks=64)
-    slabs = Deadlock(Mmap(), duration=0.3) if stuck else Mmap()
+    slabs = Deadlock(Mmap(), duration=0.6) if stuck else Mmap()
     outcome = anyio.run(checksum, files, settings, slabs, 10.0, lambda *_: None, backend=loop)
     assert len(outcome.sums) == len(files)
     assert outcome.emergency_used or not stuck

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_view_is_the_memory_writable_of_the_exact_size_and_aligned() -> None:
-    async with aslab.open_allocator() as kmem:
+    async with aslab.open_allocator(grow_timeout=60) as kmem:
         for size, align in [(1, 8), (100, 64), (5000, 4096), (1 << 20, 64)]:
             cache = kmem.create_cache(f"{size}", size, align=align)
             bufs = [await cache.alloc() for _ in range(3)]
@@ -225,7 +225,7 @@ async def test_lost_buffer_wakes_who_waits_for_it() -> None:
             with pytest.warns(ResourceWarning):
                 held.clear()
                 gc.collect()
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 await got.wait()
 
 
@@ -256,7 +256,7 @@ async def test_lost_buffer_whose_memory_is_exported_comes_back_when_the_last_hol
             await start(tasks, caller)
             assert not got.is_set()
             del part
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 await got.wait()
         assert cache.stats().obj_held == 0
         check_consistency(cache)
@@ -301,7 +301,7 @@ async def test_exception_ends_the_handle_and_a_holder_keeps_the_memory(options: 
             buf.view
         assert cache.stats().obj_held == 1
         parts.pop().release()
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while cache.stats().obj_held:
                 await anyio.sleep(0.01)
         check_consistency(cache)
@@ -324,7 +324,7 @@ async def test_exception_in_the_block_is_not_hidden_by_a_holder_in_its_frames() 
         assert cache.stats().obj_held == 1, "the frames still hold the slice"
         caught.clear()
         gc.collect()
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while cache.stats().obj_held:
                 await anyio.sleep(0.01)
         check_consistency(cache)

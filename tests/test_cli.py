@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, cast
@@ -250,11 +250,12 @@ def test_faults_stack(tree: Path) -> None:
 
 
 def test_people_get_the_figures_and_the_table(tree: Path) -> None:
-    finished = aslab("demo", "--inject", "deadlock:300ms", *SMALL, tree)
+    # growth is late after 100 ms, however long the machine then does something else
+    finished = aslab("demo", "--inject", "deadlock:600ms", *SMALL, tree)
     assert finished.returncode == 0
     assert finished.stderr == b""
     text = finished.stdout.decode()
-    for word in ("asyncio, deadlock:300ms", "median", "growth was late once", "back to normal"):
+    for word in ("asyncio, deadlock:600ms", "median", "growth was late once", "back to normal"):
         assert word in text
     assert "\x1b" not in text
 
@@ -268,7 +269,8 @@ def test_the_acts_are_played_with_aslab_and_without_on_both_loops(tree: Path, lo
     assert (stuck["act"], stuck["name"], stuck["resumed"], stuck["plain_served"]) == (2, "stuck", True, 0)
     assert stuck["served"] > 0
     assert stuck["plain_afterwards"] > 0, "the service without aslab works when it has memory"
-    assert stuck["seconds"] >= 0.5 > stuck["longest"] > 0
+    assert stuck["seconds"] >= 0.5
+    assert stuck["seconds"] > stuck["longest"] > 0
     assert (checksums["act"], checksums["name"], checksums["differing"]) == (3, "checksums", [])
     assert (checksums["files"], checksums["left"]) == (len(files_in(tree)), 0)
     assert checksums["nbytes"] == sum(path.stat().st_size for path in files_in(tree))
@@ -612,12 +614,19 @@ def test_several_share_the_files_and_none_is_hashed_twice(tree: Path, monkeypatc
 
 def test_a_hasher_that_is_given_up_closes_its_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aslab.cli._demo._hashing.CALL", -1.0)
-    folder = Path("/proc/self/fd")
-    before = len(list(folder.iterdir()))
+
+    def is_open() -> bool:
+        """Others come and go: the garbage collector, or a thread of another test, closes what nobody counts on."""
+        for fd in Path("/proc/self/fd").iterdir():
+            with suppress(OSError):  # closed meanwhile
+                if fd.readlink() == tree / "large":
+                    return True
+        return False
+
     with closing(Hasher(deque([os.fspath(tree / "large")]))) as hasher:
         hasher.go_on(memoryview(bytearray(BUFFER)))
-        assert len(list(folder.iterdir())) == before + 1
-    assert len(list(folder.iterdir())) == before
+        assert is_open()
+    assert not is_open()
 
 
 def test_no_file_is_found_twice(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

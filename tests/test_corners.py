@@ -169,7 +169,7 @@ async def test_a_caller_that_is_refused_has_the_room_that_a_thread_makes_then(
 
         def fail(*_: object) -> Region:
             asked.set()
-            assert go_on.wait(5)
+            assert go_on.wait(30)
             raise MemoryError
 
         def alloc_in_vain() -> None:
@@ -180,7 +180,7 @@ async def test_a_caller_that_is_refused_has_the_room_that_a_thread_makes_then(
             patch.setattr(singles, "acquire_nowait", fail)
             thread = threading.Thread(target=alloc_in_vain)
             thread.start()
-            assert asked.wait(5)  # it has the only permit
+            assert asked.wait(30)  # it has the only permit
         possible = emergency.possible
 
         def and_meanwhile(objects: int, level: int) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import aslab
 from aslab import GFP, BackendError, Cache
 from aslab._cache import pool_of
-from aslab._kmem._demand import BATCH, BATCH_SECONDS, CALM, INSTANT, MOST, SLOW, SOON, Demand
+from aslab._kmem._growth import BATCH, BATCH_SECONDS, CALM, INSTANT, MOST, SLOW, SOON, Demand
 from aslab.backends import Batching, Region
 
 from .support import SIZE, Instant, allocator, settle, start

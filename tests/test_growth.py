@@ -15,7 +15,7 @@ import aslab
 from aslab import GFP, KM, BackendError, CacheClosedError, ConstructorError
 from aslab._allocator import tasks_of
 from aslab._cache import pool_of
-from aslab._kmem._growth import AT_FIRST
+from aslab._kmem._waiters import AT_FIRST
 from aslab.backends import Region
 from aslab.faults import Deadlock, Failslab, Latency
 from aslab.testing import check_consistency

@@ -63,14 +63,14 @@ class Stalled:
                 "aslab._fastpath._buffer.lease_view", lambda source: self._stop(lease_view(source))
             )
         self._thread.start()
-        assert self._inside.wait(10)
+        assert self._inside.wait(30)
 
     def _stop(self, thing: Any) -> Any:
         if threading.current_thread() is self._thread:
             if isinstance(thing, memoryview):
                 self.made.append(thing)
             self._inside.set()
-            assert self._go_on.wait(10)
+            assert self._go_on.wait(30)
         return thing
 
     def _run(self) -> None:
@@ -81,7 +81,7 @@ class Stalled:
 
     def finish(self) -> None:
         self._go_on.set()
-        self._thread.join(10)
+        self._thread.join(30)
 
 
 @pytest.mark.parametrize("way", ["view before it is made", "view", "pin"])
@@ -143,7 +143,7 @@ async def test_of_view_free_view_in_three_threads_none_gets_memory_of_the_next_o
                 asked.append(None)
                 third = threading.Thread(target=ask)
                 third.start()
-                third.join(10)
+                third.join(30)
 
     bufs: list[Buffer[memoryview]] = []
     asked: list[None] = []

@@ -6,6 +6,7 @@ way that it does not report.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Coroutine
 from types import FrameType
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 
 def calls_of(action: Callable[[], object]) -> list[str]:
-    """Every Python function and every C function that ``action`` calls."""
+    """Every Python function and every C function that ``action`` calls; not what finalisers of garbage call."""
     seen: list[str] = []
 
     def profile(frame: FrameType, event: str, arg: Any) -> None:
@@ -32,11 +33,13 @@ def calls_of(action: Callable[[], object]) -> list[str]:
         elif event == "c_call":
             seen.append(arg.__name__)
 
+    gc.disable()
     sys.setprofile(profile)
     try:
         action()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return [name for name in seen if name != "setprofile"][1:]
 
 

@@ -25,13 +25,12 @@ backends
 pressure
 faults
 _options _config _lease
-_kmem/__init__ _kmem/_trio _kmem/_clock _kmem/_wakeup _kmem/_alarms _kmem/_state _kmem/_working_set
-_kmem/_holders _kmem/_member _kmem/_moving
-_kmem/_slab _kmem/_account _kmem/_budget _kmem/_demand _kmem/_rescue _kmem/_lingering _kmem/_orphans
-_kmem/_parking _kmem/_supply _kmem/_filled _kmem/_held _kmem/_debug _kmem/_waiters _kmem/_line _kmem/_reserve
-_kmem/_depot _kmem/_emergency _kmem/_arena _kmem/_errands _kmem/_reports _kmem/_growth _kmem/_handover
-_kmem/_admission _kmem/_pool _kmem/_arrivals _kmem/_attempts _kmem/_snapshot _kmem/_invariants _kmem/_frees
-_kmem/_worker _kmem/_reclaim _kmem/_slowpath _kmem/_move
+_kmem/__init__ _kmem/_trio _kmem/_clock _kmem/_wakeup _kmem/_state _kmem/_working_set _kmem/_holders
+_kmem/_moving _kmem/_slab _kmem/_account _kmem/_budget _kmem/_rescue _kmem/_lingering _kmem/_supply _kmem/_filled
+_kmem/_held _kmem/_debug _kmem/_waiters _kmem/_line _kmem/_reserve _kmem/_depot _kmem/_emergency _kmem/_arena
+_kmem/_errands _kmem/_reports _kmem/_growth _kmem/_handover _kmem/_admission _kmem/_pool _kmem/_arrivals
+_kmem/_attempts _kmem/_snapshot _kmem/_invariants _kmem/_frees _kmem/_worker _kmem/_reclaim _kmem/_slowpath
+_kmem/_move
 _home _checked _cache _reaper _faults _tasks _requests _allocator
 _gather __init__
 arrays
@@ -61,7 +60,7 @@ KNOWS = {"_kmem/_trio": "trio"}
 SOURCES = ("pressure/", "emulation/_shrinker")
 """Sources of pressure, whose protocol is a callback."""
 OF_OTHERS = {
-    "_kmem/_orphans reads _objects",
+    "_kmem/_lingering reads _objects",
     "lab/_simulation/_asyncio reads _waiter",
     "lab/_simulation/_queue reads _loop",
     "lab/_simulation/_queue reads _run",

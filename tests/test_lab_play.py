@@ -169,7 +169,7 @@ def in_process(loop: str, seed: int, hash_seed: str) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

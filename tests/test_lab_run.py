@@ -715,7 +715,7 @@ def in_process(program: str, *arguments: str, hash_seed: str = "0") -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -74,7 +74,7 @@ async def test_several_threads_touch_every_page(monkeypatch: pytest.MonkeyPatch)
     def touch(address: int, nbytes: int) -> None:
         threads.append(threading.get_ident())
         if threads.count(threads[-1]) == 1:  # each of the two waits for the other one before its first piece
-            both.wait(5)
+            both.wait(60)
         prefault(address, nbytes)
 
     monkeypatch.setattr("aslab.backends._mmap.prefault", touch)
@@ -117,18 +117,18 @@ async def test_abandoned_it_is_unmapped_when_the_last_thread_is_done(monkeypatch
     def touch(address: int, nbytes: int) -> None:
         addresses.append(address)
         stuck.set()
-        assert go.wait(5)
+        assert go.wait(60)
 
     monkeypatch.setattr("aslab.backends._mmap.prefault", touch)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(Mmap(populate_threads=2).acquire, 32 * MIB, 64, GFP.KERNEL)
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             while not stuck.is_set():
                 await anyio.sleep(0.001)
         tasks.cancel_scope.cancel()
     assert resident(addresses[0], PAGE) is not None
     go.set()
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         while resident(addresses[0], PAGE) is not None:
             await anyio.sleep(0.001)
 

@@ -772,7 +772,7 @@ def test_cancelled_by_the_loop_itself_a_copy_is_finished_before_its_places_are_u
 
             def memmove(to: int, source: int, size: int) -> None:
                 copying.set()
-                go_on.wait(10)
+                go_on.wait(60)
                 really(to, source, size)
 
             monkeypatch.setattr("aslab._kmem._move.ctypes", type("ctypes", (), {"memmove": staticmethod(memmove)}))

@@ -627,9 +627,12 @@ async def test_nothing_is_left_of_many_allocations(movable: bool) -> None:
 
         for _ in range(20):
             await each_way()
-        gc.collect()
-        before = sys.getallocatedblocks()
-        for _ in range(300):
-            await each_way()
-        gc.collect()
-        assert sys.getallocatedblocks() - before < 100
+        left: list[int] = []
+        for _ in range(3):  # what other threads allocate meanwhile is in one of them at most
+            gc.collect()
+            before = sys.getallocatedblocks()
+            for _ in range(150):
+                await each_way()
+            gc.collect()
+            left.append(sys.getallocatedblocks() - before)
+        assert min(left) < 50, left

@@ -21,6 +21,7 @@ from aslab.testing import check_consistency
 from .support import SIZE, Gate, Instant
 
 pytestmark = pytest.mark.anyio
+PATIENT: dict[str, Any] = {"grow_timeout": 3600, "kick_after": None}  # a grow that is late brings no other memory
 
 
 class Segments:
@@ -42,14 +43,14 @@ class Segments:
         segment.close()
         segment.unlink()
 
-    def gone(self) -> bool:
+    def gone(self, *, collect: bool = True) -> bool:
         """Whether they are, once the garbage collector has been at work; a thread may be about to do it."""
-        for _ in range(500):
-            if not self.left:
-                return True
-            gc.collect()  # the object of the last export may be kept: that is looked at afterwards
+        end = time.monotonic() + 60
+        while self.left and time.monotonic() < end:
+            if collect:
+                gc.collect()  # the object of the last export may be kept: that is looked at afterwards
             time.sleep(0.001)
-        return False
+        return not self.left
 
 
 def raises_plainly(memory: memoryview) -> Any:
@@ -91,7 +92,7 @@ async def test_ctor_that_raises_leaves_no_region_behind(
 ) -> None:
     segments = Segments()
     errors: list[ConstructorError] = []
-    async with aslab.open_allocator(slabs=segments.backend, grow_timeout=60) as kmem:
+    async with aslab.open_allocator(slabs=segments.backend, **PATIENT) as kmem:
         cache = kmem.create_cache("c", SIZE, ctor=ctor)
         for _ in range(10):
             with pytest.raises(ConstructorError) as told:
@@ -164,7 +165,7 @@ async def test_region_of_a_forgotten_buffer_goes_back_when_its_export_does_after
     hold: str, when: str, emergency: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     segments, gate = Segments(), Gate()
-    options: dict[str, Any] = {"slabs": segments.backend}
+    options: dict[str, Any] = {"slabs": segments.backend, **PATIENT}
     if emergency:
         options = {"slabs": gate, "emergency": segments.backend, "grow_timeout": 0, "kick_after": None}
     with pytest.warns(ResourceWarning):
@@ -204,7 +205,7 @@ async def test_export_that_a_finaliser_brings_back_after_closing_is_still_waited
 
     segments = Segments()
     with pytest.warns(ResourceWarning):
-        async with aslab.open_allocator(slabs=segments.backend) as kmem:
+        async with aslab.open_allocator(slabs=segments.backend, **PATIENT) as kmem:
             cache = kmem.create_cache("c", SIZE)
             buf = await cache.alloc()
             holder = Resurrects()
@@ -223,7 +224,7 @@ async def test_export_that_a_finaliser_brings_back_after_closing_is_still_waited
 async def test_region_under_a_kept_slice_that_was_released_goes_back_after_closing() -> None:
     """Nobody tells of a slice, so it is looked for after each garbage collection."""
     segments = Segments()
-    async with aslab.open_allocator(slabs=segments.backend) as kmem:
+    async with aslab.open_allocator(slabs=segments.backend, **PATIENT) as kmem:
         cache = kmem.create_cache("c", SIZE)
         buf = await cache.alloc()
         with buf.view[:8] as part:
@@ -237,7 +238,7 @@ async def test_region_under_a_kept_slice_that_was_released_goes_back_after_closi
 
 async def test_what_a_collection_itself_frees_is_found_at_the_end_of_it() -> None:
     segments = Segments()
-    async with aslab.open_allocator(slabs=segments.backend) as kmem:
+    async with aslab.open_allocator(slabs=segments.backend, **PATIENT) as kmem:
         cache = kmem.create_cache("c", SIZE)
         buf = await cache.alloc()
         with buf.view[:8] as part:
@@ -249,9 +250,6 @@ async def test_what_a_collection_itself_frees_is_found_at_the_end_of_it() -> Non
         del part, cycle
         assert len(segments.left) == 1
         gc.collect()
-        for _ in range(500):
-            if segments.left:  # a thread may be about to release it
-                time.sleep(0.001)  # noqa: ASYNC251
-        assert not segments.left
+        assert segments.gone(collect=False)
     finally:
         gc.enable()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from aslab import GFP, KM, Cache
 from aslab._cache import pool_of
 from aslab._flags import FINISHES, ORDINARY, URGENT
-from aslab._kmem._growth import AT_FIRST, GROWS, LEAST, MOST, SLOW, TIMES, Patience
+from aslab._kmem._waiters import AT_FIRST, GROWS, LEAST, MOST, SLOW, TIMES, Patience
 from aslab.backends import Region, _threads
 from aslab.backends._threads import LAG, run_blocking
 

@@ -36,7 +36,7 @@ class Work:
         try:
             if address == self.stuck_at:
                 self.stuck.set()
-                assert self.go.wait(5)
+                assert self.go.wait(60)
             if address == self.fails_at:
                 raise MemoryError("as it is")
             with self._lock:
@@ -52,7 +52,7 @@ class Work:
 
 
 async def until(told: Callable[[], bool]) -> None:
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         while not told():
             await anyio.sleep(0.001)
 
@@ -120,7 +120,7 @@ async def test_it_does_with_the_threads_that_the_limiter_has() -> None:
     limiter = anyio.CapacityLimiter(1)
     _threads._limiter.set(limiter)
     work = Work()
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         await each_piece(PIECES, work.call, undo=work.undo, threads=4)
     assert len(work.threads) == 1
     await until(lambda: limiter.borrowed_tokens == 0)  # of a thread that found nothing left to do

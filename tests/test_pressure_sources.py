@@ -28,7 +28,7 @@ from aslab.pressure._cgroup import find_directory
 from aslab.pressure._inotify import DELETE, MODIFY, Inotify
 from aslab.pressure._psi import arm
 
-from .helpers import Loop
+from .helpers import Loop, join_late_threads
 from .support import settle, start
 
 pytestmark = pytest.mark.anyio
@@ -50,7 +50,7 @@ class Heard:
 
     async def next(self) -> int | None:
         """The first that was not told yet; each is told once."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not self.asked:
                 self._event = anyio.Event()
                 await self._event.wait()
@@ -59,12 +59,13 @@ class Heard:
 
 async def ended(source: Source, heard: Heard) -> None:
     """Run it; it has to end by itself."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         await source.run(heard)
 
 
 def open_files() -> set[str]:
     """What this process has open, by number and target."""
+    join_late_threads()  # of earlier tests
     found = set()
     for link in Path("/proc/self/fd").iterdir():
         with suppress(OSError):  # the listing's own
@@ -315,7 +316,7 @@ class TestOnARealCgroup:
         self, cgroup: Path, child: subprocess.Popen[bytes]
     ) -> None:
         events = cgroup / "cgroup.events"
-        with Inotify() as inotify, anyio.fail_after(10):
+        with Inotify() as inotify, anyio.fail_after(60):
             inotify.watch(str(events), MODIFY)
             assert "populated 0" in events.read_text()
             (cgroup / "cgroup.procs").write_text(str(child.pid))
@@ -329,7 +330,7 @@ class TestOnARealCgroup:
             assert scope.cancelled_caught, "each change was told once"
 
     async def test_the_removal_of_a_group_is_told_by_the_directory_above(self, cgroup: Path) -> None:
-        with Inotify() as inotify, anyio.fail_after(10):
+        with Inotify() as inotify, anyio.fail_after(60):
             inotify.watch(str(cgroup / ".."), DELETE)
             remove(cgroup)
             await inotify.changed()

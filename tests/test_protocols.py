@@ -39,7 +39,7 @@ def run(request: pytest.FixtureRequest) -> Callable[..., None]:
             async with allocator(limit=buffers * SIZE * (2 if debug else 1), debug=debug) as kmem:
                 options = {"max_objects": buffers, "objects_per_slab": 1, "max_emergency": 0}
                 cache: Cache = kmem.create_cache("c", SIZE, **options)  # type: ignore[call-overload]
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     await test(cache)
                     while cache.stats().obj_held:
                         await asyncio.sleep(0.001)
@@ -68,6 +68,11 @@ async def take_all(receiver: BufferedReceiver[memoryview]) -> list[bytes]:
         parts.append(bytes(buf.view[:n]))
         buf.free()
     return parts
+
+
+async def until_paused(receiver: BufferedReceiver[memoryview]) -> None:
+    while receiver.transport.is_reading():
+        await asyncio.sleep(0.001)
 
 
 def pieces(data: bytes) -> list[bytes]:
@@ -164,6 +169,7 @@ def test_reading_pauses_without_a_buffer_and_goes_on_with_one(run: Callable[...,
         with peer:
             sending = asyncio.create_task(send(peer, data))
             sending.add_done_callback(lambda _: peer.shutdown(socket.SHUT_WR))
+            await until_paused(receiver)
             await asyncio.sleep(0.05)
             assert not receiver.transport.is_reading()
             assert not sending.done()  # the bytes wait in the sockets
@@ -180,6 +186,7 @@ def test_reading_pauses_while_the_iterator_has_enough(run: Callable[..., None]) 
         with peer:
             await send(peer, content(4 * SIZE))
             peer.shutdown(socket.SHUT_WR)
+            await until_paused(receiver)
             await asyncio.sleep(0.05)
             assert not receiver.transport.is_reading()
             assert cache.stats().obj_held <= 3
@@ -294,9 +301,10 @@ def test_what_deliver_raises_goes_to_the_loop(run: Callable[..., None]) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["exception"]))
         receiver, peer = await connected(lambda: BufferedReceiver(cache, deliver, at_least=1))
         with peer:
-            for _ in range(2):
+            for number in range(2):
                 await send(peer, b"x")
-                await asyncio.sleep(0.01)
+                while len(told) == number:
+                    await asyncio.sleep(0.001)
         await receiver.aclose()
 
     run(test)

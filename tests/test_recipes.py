@@ -98,7 +98,7 @@ def serving(name: str, folder: Path, module: str = "", **env: str) -> Iterator[i
         wait_until(lambda: is_listening(port) or process.poll() is not None)
         yield port
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=20)
+        process.wait(timeout=60)
         assert "Traceback" not in log.read_text(), log.read_text()
         ours = re.findall("ResourceWarning: (?:cache|the allocator).*", log.read_text())
         assert not ours, ours
@@ -108,7 +108,7 @@ def serving(name: str, folder: Path, module: str = "", **env: str) -> Iterator[i
 
 
 def wait_until(true: Callable[[], bool]) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while not true():
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -123,7 +123,7 @@ def is_listening(port: int) -> bool:
 
 
 def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[http.client.HTTPResponse, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request(method, path, body)
     response = connection.getresponse()
     answer = response.read()

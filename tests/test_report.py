@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PATIENCE = 120_000.0
+"""Milliseconds that the browser may take on a busy machine."""
 EVIL = "<script>alert(1)</script>&amp;'\"</title>$x"
 RESULT = Result(
     scenario=f"stuck for three seconds {EVIL}",
@@ -332,7 +334,7 @@ def browser() -> Iterator[Browser]:
         pytest.skip("no chromium found")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=PATIENCE)
         yield started
         started.close()
 
@@ -347,6 +349,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 def visit(browser: Browser, address: str, **options: Any) -> tuple[Page, list[str]]:
     """The page, and whatever it asked for or complained about."""
     page = browser.new_page(**options)
+    page.set_default_timeout(PATIENCE)
     seen: list[str] = []
     page.on("request", lambda request: seen.append(request.url))
     page.on("console", lambda message: seen.append(message.text))

@@ -246,7 +246,7 @@ async def test_it_works_at_the_socket_while_the_loop_is_blocked(tmp_path: Path) 
     def block(request: str) -> dict[str, Any]:
         thread = threading.Thread(target=lambda: answers.append(ask(path, request)))
         thread.start()
-        thread.join(10)  # blocks the loop
+        thread.join(60)  # blocks the loop
         return answers[-1]
 
     async with (
@@ -272,7 +272,7 @@ async def test_events_come_in_order_though_another_thread_turned_the_fault_on_wh
         with kmem.events() as events:
             thread = threading.Thread(target=kmem.faults.growth.stick)
             thread.start()
-            thread.join(10)  # blocks the loop
+            thread.join(60)  # blocks the loop
             kmem.faults.heal()
             assert [(await anext(events)).kind for _ in range(2)] == ["fault", "healed"]
 
@@ -287,7 +287,7 @@ def test_changes_by_two_threads_are_told_in_their_order() -> None:
         told.append(on)
 
     def heal() -> None:
-        telling.wait(10)
+        telling.wait(60)
         switch.heal()
         healed.set()
 
@@ -295,7 +295,7 @@ def test_changes_by_two_threads_are_told_in_their_order() -> None:
     other = threading.Thread(target=heal)
     other.start()
     switch.stick()
-    other.join(10)
+    other.join(60)
     assert told == [True, False]
 
 

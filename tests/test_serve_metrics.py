@@ -5,12 +5,11 @@ from __future__ import annotations
 import http.client
 import os
 import re
-import resource
 import socket
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from unittest import mock
 
 import anyio.lowlevel
@@ -22,6 +21,7 @@ from aslab import ConfigError, _unix
 from aslab.observe import _http, _serving
 from aslab.observe.prometheus import AllocatorCollector, serve_metrics
 
+from .helpers import no_descriptors
 from .support import allocator
 
 pytestmark = pytest.mark.anyio
@@ -30,7 +30,7 @@ REQUEST = b"GET / HTTP/1.1\r\n\r\n"
 
 
 def connect(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=10)
+    return socket.create_connection(("127.0.0.1", port), timeout=60)
 
 
 def read_all(sock: socket.socket) -> bytes:
@@ -39,17 +39,6 @@ def read_all(sock: socket.socket) -> bytes:
 
 def names_of_threads() -> set[str]:
     return {thread.name for thread in threading.enumerate()}
-
-
-@contextmanager
-def no_descriptors() -> Iterator[None]:
-    """Let the kernel give out no descriptor."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_a_connection_is_kept_and_answered_while_the_loop_is_blocked() -> None:
@@ -70,7 +59,7 @@ async def test_a_connection_is_kept_and_answered_while_the_loop_is_blocked() -> 
             client = http.client.HTTPConnection("127.0.0.1", port)
             thread = threading.Thread(target=scrape_twice, args=(client,))
             thread.start()
-            thread.join(10)  # blocks the loop
+            thread.join(60)  # blocks the loop
             with pytest.raises(OSError, match="in use"):
                 async with serve_metrics(registry, port):
                     pass
@@ -114,9 +103,19 @@ async def test_a_client_that_asks_nothing_more_is_closed_in_the_end(
     monkeypatch: pytest.MonkeyPatch, limit: str, sent: bytes
 ) -> None:
     monkeypatch.setattr(_serving, limit, 0.01)
+    sent_all = threading.Event()
+    accept = _unix.accept
+
+    def accept_then(listener: socket.socket) -> socket.socket:
+        sock = accept(listener)
+        sent_all.wait(60)  # its time begins when it has sent: what came later would be answered by a reset
+        return sock
+
+    monkeypatch.setattr(_unix, "accept", accept_then)
     async with serve_metrics(CollectorRegistry(), 0) as port:
         with connect(port) as sock:
             sock.sendall(sent)
+            sent_all.set()
             assert (await to_thread.run_sync(read_all, sock))[:12] == (b"HTTP/1.1 200" if sent == REQUEST else b"")
 
 
@@ -142,7 +141,7 @@ async def test_a_client_that_does_not_read_is_closed(monkeypatch: pytest.MonkeyP
     def read_late() -> bytes:
         with connect(port) as sock:
             sock.sendall(REQUEST)
-            large.asked.wait(10)
+            large.asked.wait(60)
             with connect(port) as other:
                 other.recv(1)  # that it is accepted is the last of the same turn
             return read_all(sock)
@@ -161,11 +160,11 @@ async def test_a_block_ends_when_answers_under_way_are_sent_or_their_clients_do_
         async with serve_metrics(CollectorRegistry(), 0) as port:
             stack.enter_context(connect(port))  # asks nothing
             sock = stack.enter_context(connect(port))
-            rescue = threading.Timer(5, sock.shutdown, [socket.SHUT_RDWR])  # else a fault would be a hang
+            rescue = threading.Timer(60, sock.shutdown, [socket.SHUT_RDWR])  # else a fault would be a hang
             stack.callback(rescue.cancel)
             rescue.start()
             sock.sendall(REQUEST)
-            await to_thread.run_sync(large.asked.wait, 10)
+            await to_thread.run_sync(large.asked.wait, 60)
             reader = threading.Thread(target=lambda: got.append(len(read_all(sock)) if reads else 0))
             reader.start()
         reader.join()

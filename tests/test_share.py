@@ -9,9 +9,9 @@ import multiprocessing
 import os
 import pickle
 import random
-import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -36,6 +36,7 @@ from aslab.testing import check_consistency
 
 from . import share_programs as programs
 from .conftest import LOOPS
+from .helpers import no_descriptors
 
 pytestmark = [
     pytest.mark.anyio,
@@ -47,15 +48,16 @@ Opened = tuple[aslab.Cache[memoryview], share.Service]
 
 @contextlib.asynccontextmanager
 async def opened(path: Path, objects: int = 16, **options: Any) -> AsyncIterator[Opened]:
-    async with aslab.open_allocator(slabs=SharedMemory(), emergency=SharedMemory()) as kmem:
+    """Slabs alone: on a busy machine a grow may be late, and each emergency object would be a file of its own."""
+    async with aslab.open_allocator(slabs=SharedMemory(), emergency=SharedMemory(), grow_timeout=3600) as kmem:
         cache = kmem.create_cache("frames", SIZE, max_objects=objects)
         async with share.serve(kmem, path, **options) as service:
             yield cache, service
         check_consistency(cache)
 
 
-async def until(ready: Callable[[], object], seconds: float = 10) -> None:
-    with anyio.fail_after(seconds):
+async def until(ready: Callable[[], object]) -> None:
+    with anyio.fail_after(60):
         while not ready():
             await anyio.sleep(0.002)
 
@@ -66,8 +68,10 @@ def files() -> int:
     return sum("memfd:aslab" in os.readlink(link) for link in links if os.path.lexists(link))  # noqa: PTH115
 
 
-def slabs_mapped() -> int:
-    return Path("/proc/self/maps").read_text().count("memfd:aslab")
+def slabs_mapped() -> set[str]:
+    """The mappings of slabs in this process: their addresses, and the numbers of their files."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {f"{line.split()[0]} {line.split()[4]}" for line in lines if "memfd:aslab" in line}
 
 
 @pytest.fixture
@@ -75,9 +79,9 @@ def path(tmp_path: Path) -> Iterator[Path]:
     gc.collect()
     before = files(), slabs_mapped()
     yield tmp_path / "socket"
-    end = time.monotonic() + 5
-    while slabs_mapped() > before[1] or files() > before[0]:  # the rest is released by a thread
-        assert time.monotonic() < end, f"{slabs_mapped()} slabs are mapped, {files() - before[0]} descriptors left"
+    end = time.monotonic() + 60
+    while (mapped := slabs_mapped() - before[1]) or files() > before[0]:  # the rest is released by a thread
+        assert time.monotonic() < end, f"{mapped} are mapped, {files() - before[0]} descriptors left"
         gc.collect()
         time.sleep(0.01)
 
@@ -206,15 +210,17 @@ class TestClaims:
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(_service, "LOOK", 0.01)
+        before = slabs_mapped()
         async with opened(path) as (cache, service), await share.connect(path) as client:
             with service.share(await cache.alloc()) as shared, await client.attach(shared.descriptor):
-                mapped = slabs_mapped()
+                mapped = slabs_mapped() - before
+            assert len(mapped) == 2
             await until(lambda: not cache.stats().obj_held)
             await cache.reap()
-            receiver = client.receiver("x")
-            with anyio.move_on_after(0.2):
-                await receiver.receive()
-            assert slabs_mapped() == mapped - 2
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(client.receiver("x").receive)  # hears of it
+                await until(lambda: not mapped & slabs_mapped())
+                tasks.cancel_scope.cancel()
 
 
 class TestFindings:
@@ -236,7 +242,7 @@ class TestClosing:
                 client = await share.connect(path)
                 with service.share(await cache.alloc()) as shared:
                     claim = await client.attach(shared.descriptor)
-        assert "1 clients held 1 buffers" in str(told[0].message)
+        assert any("1 clients held 1 buffers" in str(one.message) for one in told)
         with pytest.raises(share.DisconnectedError):
             await client.attach(shared.descriptor)
         assert cache.stats().obj_held == 1
@@ -305,7 +311,7 @@ class TestChannels:
             with service.share(await cache.alloc()) as other, await client.attach(other.descriptor):
                 pass
             held.pop().release()
-            with anyio.fail_after(5):
+            with anyio.fail_after(60):
                 await sender.send(buf)
             held.pop().release()
             receiver.close()
@@ -355,13 +361,14 @@ class TestChannels:
 
         real = share.Service.change
         async with opened(path) as (cache, service):
+            await cache.prefill(16)  # no send waits for memory
             with await to_thread.run_sync(share.connect_blocking, path) as client:
                 receiver, sender = client.receiver("frames"), share.Sender(service, "frames")
                 await until(lambda: sender.receivers)
                 monkeypatch.setattr(share.Service, "change", change)
                 for _ in range(101):
                     await sender.send(await cache.alloc())
-                    receiver.receive(timeout=5).release()
+                    receiver.receive(timeout=60).release()
                 assert waits == 12
 
     async def test_a_timeout_of_one_that_blocks(self, path: Path) -> None:
@@ -471,7 +478,7 @@ class TestGarbage:
         async with opened(path) as (_, service):
             raw = sockets.connect(path)
             ask = encode(Message(Kind.CLAIM, 1, share.Descriptor(1, 2, 3, 4)))
-            with anyio.fail_after(20), pytest.raises(OSError):  # noqa: PT011  (reset, or a broken pipe)
+            with anyio.fail_after(60), pytest.raises(OSError):  # noqa: PT011  (reset, or a broken pipe)
                 while True:
                     with contextlib.suppress(BlockingIOError):
                         raw.send(ask * 100)
@@ -482,27 +489,26 @@ class TestGarbage:
     async def test_a_client_without_descriptors_left_says_so(self, path: Path) -> None:
         async with opened(path) as (cache, service), await share.connect(path) as client:
             await until(lambda: service.clients)
-            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            with service.share(await cache.alloc()) as shared:
-                spare = os.open("/dev/null", os.O_RDONLY)
-                os.close(spare)
-                resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
-                try:
-                    with pytest.raises(share.DisconnectedError, match="too many open files"):
-                        await client.attach(shared.descriptor)
-                finally:
-                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            with (
+                service.share(await cache.alloc()) as shared,
+                no_descriptors(),
+                pytest.raises(share.DisconnectedError, match="too many open files"),
+            ):
+                await client.attach(shared.descriptor)
             await until(lambda: not cache.stats().obj_held)
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-    async def test_another_user_is_refused_even_where_the_socket_lets_them_in(self, path: Path) -> None:
+    async def test_another_user_is_refused_even_where_the_socket_lets_them_in(self) -> None:
+        with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # each pytest that begins closes its own to others
+            Path(folder).chmod(0o755)
+            await self.refused(Path(folder, "socket"))
+
+    async def refused(self, path: Path) -> None:
         script = (
             "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); "
-            "s.connect(sys.argv[1]); s.settimeout(5); print(s.recv(10))"
+            "s.connect(sys.argv[1]); s.settimeout(60); print(s.recv(10))"
         )
         async with opened(path) as (_, service):
-            for parent in list(path.parents)[:-2]:
-                parent.chmod(0o755)
             for mode, told in ((0o600, b"PermissionError"), (0o666, b"b''")):
                 path.chmod(mode)
                 command = [sys.executable, "-c", script, str(path)]
@@ -573,17 +579,17 @@ async def kill_consumers(path: Path, kind: str, times: int) -> None:
 
 
 async def kill_producers(path: Path, kind: str, times: int) -> None:
-    chosen = random.Random(times)
+    chosen, before = random.Random(times), slabs_mapped()
     for _ in range(times):
         await kill_producer(path, kind, chosen.uniform(0, 0.02))
         gc.collect()
-        assert slabs_mapped() == 0
+        assert slabs_mapped() <= before
 
 
 async def kill_producer(path: Path, kind: str, after: float) -> None:
     producer = Process(kind, "produce", path)
     client: share.Client | None = None
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while client is None:
             with contextlib.suppress(OSError):
                 client = await share.connect(path)
@@ -632,10 +638,16 @@ class TestDeath:
         async with opened(path) as (_, service):
             client = await share.connect(path)
             await until(lambda: service.clients)
+            reading, writing = os.pipe()
             child = os.fork()
             if not child:
-                time.sleep(0.3)
+                os.close(writing)
+                os.read(reading, 1)
                 os._exit(0)
             client.close()
-            await until(lambda: not service.clients, 0.2)
-            os.waitpid(child, 0)
+            try:
+                await until(lambda: not service.clients)
+            finally:
+                os.close(reading)
+                os.close(writing)  # the child lives until here
+                os.waitpid(child, 0)

@@ -13,7 +13,7 @@ from aslab._config import Shape
 from aslab._fastpath import Slot, lease_view
 from aslab._kmem._slab import Slab, SlabLists, construct
 from aslab.backends import Region
-from aslab.backends._libc import address_of
+from aslab.backends._protocol import address_of
 
 from .helpers import SHAPE, new_slab
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from aslab import ImpossibleTransition
-from aslab._kmem._state import NONE, TABLE, WAITS, Mark, Marks, Wait, fire, go, reachable, words
+from aslab._kmem._state import NONE, TABLE, Mark, Marks, fire, reachable, words
+from aslab._kmem._waiters import WAITS, Wait, go
 
 G, D, R, X = Mark.GROWING, Mark.DEADLOCKED, Mark.REAPING, Mark.DESTROY
 EVENTS = ["grow", "late", "grown", "reap", "reaped", "close"]
@@ -131,7 +132,7 @@ def test_marks_say_what_they_are() -> None:
 
 def test_the_docs_hold_the_generated_tables_verbatim() -> None:
     assert generated("from _state.TABLE") == as_markdown()
-    assert generated("from _state.WAITS") == as_mermaid()
+    assert generated("from _waiters.WAITS") == as_mermaid()
 
 
 def test_a_caller_that_waits_can_reach_each_state_and_always_an_end() -> None:

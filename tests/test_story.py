@@ -204,7 +204,7 @@ class TestSeeds:
                 [sys.executable, "-c", program],
                 env={**os.environ, "PYTHONHASHSEED": hashing, "PYTHONPATH": str(ROOT)},
                 capture_output=True,
-                timeout=60,
+                timeout=300,
                 check=True,
             ).stdout
             for hashing in ("1", "2")

@@ -63,7 +63,7 @@ def serving(loop: str, stuck: float) -> Iterator[tuple[subprocess.Popen[str], in
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
         try:
-            process.communicate(timeout=20)
+            process.communicate(timeout=60)
         finally:
             process.kill()
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from aslab._fastpath._views import Exported, Exporter, exporter, has_company, lease_view
-from aslab.backends._libc import address_of
+from aslab.backends._protocol import address_of
 
 HOLDERS: dict[str, Callable[[memoryview], object]] = {
     "slice": lambda view: view[2:4],

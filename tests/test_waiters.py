@@ -18,11 +18,10 @@ from hypothesis import strategies as st
 
 from aslab import KM
 from aslab._fastpath import Magazine
-from aslab._kmem._alarms import Alarms
 from aslab._kmem._clock import clock_of_this_loop, futures_of_this_loop
-from aslab._kmem._line import Waiters
-from aslab._kmem._waiters import Expired, Waiter, WaitQueue
-from aslab._kmem._wakeup import AT_ONCE
+from aslab._kmem._line import Waiters, WaitQueue
+from aslab._kmem._waiters import Expired, Waiter
+from aslab._kmem._wakeup import AT_ONCE, Alarms
 from aslab._stats import Counters
 
 from .helpers import Loop
@@ -286,7 +285,7 @@ async def test_what_is_given_just_before_the_wait_begins_ends_it_at_once() -> No
     given, failed = (a_waiter(KM.SLEEP, ticket, alarms) for ticket in range(2))
     given.give([])
     failed.fail(ValueError())
-    with anyio.fail_after(1):
+    with anyio.fail_after(60):
         await given.suspend(math.inf)
         await failed.suspend(math.inf)
 

@@ -1,13 +1,11 @@
 """The allocator itself, floor by floor: each file imports only those listed before it.
 
-words       _state        marks of a cache, states of a waiting caller, and their tables
-            _wakeup       waking the event loop from any thread, and a task by its work
+words       _state        marks of a cache, and the table of their events
             _trio         a future for trio
             _clock        the loop's clock and futures
-            _alarms       one timer for all waiting callers
-memory      _lingering    freed slots whose memory may still be written to
-            _orphans      lingering and parked slots of a closed pool
-            _parking      slots of forgotten buffers that are still exported
+            _wakeup       waking the loop from any thread, a task by its work, a caller at its time
+            _holders      a cache, as its pool sees it, and who holds which of its buffers
+memory      _lingering    slots without a handle whose memory somebody can still reach
             _slab         a region and its slots; the lists of slabs
             _depot        the slabs behind the magazine, and the one lock
             _reserve      objects set aside for callers whose progress frees memory
@@ -15,9 +13,8 @@ memory      _lingering    freed slots whose memory may still be written to
 limits      _account      what one pool holds, and what is asked of it
             _budget       bytes of slabs over all pools: who may grow, and in which order
             _rescue       slabs for callers that starve at the limit
-            _demand       how many slabs a pool is to grow
             _supply       regions from a backend, and back to it
-            _waiters      a waiting caller
+            _waiters      a waiting caller: its states, its patience
             _line         waiting callers, in order
             _held         emergency objects that callers hold
             _debug        debug letters: what is known of each object, and what is wrong with it
@@ -25,12 +22,10 @@ limits      _account      what one pool holds, and what is asked of it
 shared      _arena        what all pools of an allocator share: supplies, limits, work queues
 decisions   _handover     who gets a freed object
             _reports      what is logged and told of growth, and how long it has been late
-            _growth       whether to grow, whether growth is late, what to do after a failure
+            _growth       whether to grow and how far, whether growth is late, what to do after a failure
             _admission    who may have emergency objects made
             _working_set  how many objects a pool has needed lately
             _moving       the mover's state for one pool
-            _holders      who holds which buffer, of some or of all
-            _member       a cache, as its pool sees it
 together    _pool         the parts of one pool, put together
 actions     _snapshot     the counters at one moment
             _invariants   all parts recount themselves

@@ -106,8 +106,3 @@ class Account:
     def beyond(self) -> int:
         """Bytes that it keeps beyond its guarantee; negative if below it."""
         return self.used - self.returning - self.guaranteed
-
-    @property
-    def within_guarantee(self) -> bool:
-        """Whether its guarantee covers one more slab."""
-        return self.used + self.promised + self.slab_size <= self.guaranteed

@@ -29,13 +29,12 @@ from .._events import Listeners
 from .._histogram import Times
 from .._stats import Counters
 from ._account import Tenant
-from ._alarms import Alarms
 from ._budget import Budget
 from ._clock import Clock, clock_of_this_loop, futures_of_this_loop
 from ._emergency import Permits
 from ._holders import Holders
 from ._supply import Supply
-from ._wakeup import UrgentWork, Wakeup, WorkQueue, take_turns
+from ._wakeup import Alarms, UrgentWork, Wakeup, WorkQueue, take_turns
 
 AGEING_STEPS = 3
 """Times the ageing task runs within ``expire`` (SPL: every 5 s, for 15 s)."""

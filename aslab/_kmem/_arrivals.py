@@ -22,7 +22,7 @@ from typing import Any
 from .._errors import BackendError
 from ..backends._protocol import Region
 from ._arena import Arena
-from ._demand import BATCH, BATCH_SECONDS
+from ._growth import BATCH, BATCH_SECONDS
 from ._pool import Pool
 from ._slab import Slab
 

@@ -123,15 +123,18 @@ class Budget:
         self._change(account, promised=account.slab_size, asked=-account.asked)
         return True
 
-    def leaves_as_much(self, account: Account, slabs: int) -> bool:
-        """Whether one slab more in a grow that has ``slabs`` leaves others as much free room as it then has."""
-        return account.within_guarantee or self._fits(
-            account, self.used + slabs * account.slab_size + account.slab_size
-        )
-
     def try_charge_more(self, account: Account, slabs: int) -> bool:
-        """Set room aside for one slab more of a grow that has room for ``slabs``, if others lose little by it."""
-        return self.leaves_as_much(account, slabs) and not self.yields(account) and self.try_charge(account)
+        """Set room aside for one slab more of a grow that has room for ``slabs``, if others lose little by it.
+
+        Beyond its guarantee, others must have as much free room left as the grow then has.
+        """
+        so_many = self.used + (slabs + 1) * account.slab_size
+        leaves_as_much = self.within_guarantee(account) or self._fits(account, so_many)
+        return leaves_as_much and not self.yields(account) and self.try_charge(account)
+
+    def within_guarantee(self, account: Account) -> bool:
+        """Whether this pool's guarantee covers one more slab."""
+        return account.used + account.promised + account.slab_size <= account.guaranteed
 
     def arriving(self, account: Account) -> bool:
         """Whether there is room for a slab once everything on its way back has arrived."""
@@ -154,7 +157,7 @@ class Budget:
 
     def ask_for(self, account: Account) -> None:
         """Note that a pool has asked for a slab: until it is promised or called off, others have less room."""
-        if not account.within_guarantee:  # that room is set aside for it anyway
+        if not self.within_guarantee(account):  # that room is set aside for it anyway
             self._change(account, asked=account.slab_size)
 
     def call_off(self, account: Account) -> None:
@@ -239,7 +242,7 @@ class Budget:
 
         Their callers are more urgent or have waited longer, or they have asked for all the room there is.
         """
-        if self.limit is None or account.within_guarantee:
+        if self.limit is None or self.within_guarantee(account):
             return False
         first = self.first()
         if (first is None or first is account) and (self._late or self._fits(account, self._wanted)):
@@ -314,7 +317,7 @@ class Budget:
         if missing > 0:
             missing, all_seen = self._spare(account, missing)
         if missing > 0 and all_seen and not self.short:
-            self._may_spare = dict.fromkeys(self.accounts)
+            self.all_may_spare()
             missing, all_seen = self._spare(account, missing)
         if missing > 0:
             self.set_short(short=True)
@@ -341,7 +344,7 @@ class Budget:
         self._may_spare[account] = None
 
     def all_may_spare(self) -> None:
-        """Note that each pool may have idle slabs again, as an interval has passed."""
+        """Note that each pool may have idle slabs again."""
         self._may_spare = dict.fromkeys(self.accounts)
 
     def set_short(self, *, short: bool) -> None:

@@ -161,9 +161,7 @@ class Depot(Generic[T]):
 
     def recorded(self) -> list[Slot[T]]:
         """Return the slots that the debug letters know something of."""
-        slabs = self.slabs
-        every = [*slabs.partial, *slabs.complete, *([slabs.condemned] if slabs.condemned else [])]
-        return [slot for slab in every for slot in list(slab.records)]
+        return [slot for slab in self.slabs for slot in list(slab.records)]
 
     def check(self) -> None:
         """Check what is always true between calls.
@@ -180,7 +178,7 @@ class Depot(Generic[T]):
         :raises AssertionError: naming what does not hold
         """
         slabs = self.slabs
-        every = [*slabs.partial, *slabs.complete, *([slabs.condemned] if slabs.condemned else [])]
+        every = list(slabs)
         slots = {slot for slab in every for slot in slab.slots}
         free = [slot for slab in every for slot in (*slab.freed, *slab.slots[slab.used :])]
         unmade = sum(slab.objects - len(slab.slots) for slab in every)

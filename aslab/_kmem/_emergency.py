@@ -36,11 +36,12 @@ from ..backends._protocol import Region
 from ._account import Tenant
 from ._held import EmergencySlot as EmergencySlot
 from ._held import Held
+from ._line import WaitQueue
 from ._lingering import Lingering
 from ._reserve import Reserve
 from ._slab import AT_ONCE, construct, destroy
 from ._supply import Supply
-from ._waiters import Waiter, WaitQueue
+from ._waiters import Waiter
 
 T = TypeVar("T")
 

@@ -27,8 +27,7 @@ from .._sites import Site
 from .._stats import Counters
 from ._debug import site_of
 from ._emergency import EmergencySlot
-from ._orphans import look_after_collections
-from ._parking import AT_ONCE, Parked
+from ._lingering import AT_ONCE, Parked, look_after_collections
 from ._pool import Pool
 from ._slab import zero_out
 from ._state import Mark

@@ -1,4 +1,4 @@
-"""When a pool grows: whether a slab is wanted and allowed, whether it is late, and what to do after a failure.
+"""When a pool grows, and how far: are slabs wanted, and allowed; are they late; what follows a failure.
 
 Always true, between calls:
 
@@ -25,29 +25,31 @@ from .._errors import ConfigError
 from .._flags import GFP, KM, LEVEL, ORDINARY, URGENT, gfp_for
 from ._account import Account, Claim, Tenant
 from ._arena import Arena
-from ._demand import BATCH, Demand
+from ._clock import Clock
 from ._depot import Depot
 from ._line import Waiters
 from ._reports import Reports
 from ._reserve import Reserve
 from ._slab import Slab
 from ._state import Mark, Marks
-from ._waiters import Waiter
+from ._waiters import Patience, Waiter
 
 T = TypeVar("T")
 
 PAUSE_FIRST, PAUSE_MOST = 0.01, 1.0
 """Seconds between tries while memory is short: doubled each time, from the first to the most."""
-LEAST, MOST = 0.01, 1.0
-"""Bounds of a learned patience, in seconds."""
-AT_FIRST = 0.1
-"""Seconds of patience before any grow has ended: SPL's HZ/10."""
-SLOW = 256 * 2**20
-"""Bytes per second that even slow memory is assumed to deliver."""
-TIMES = 4
-"""A grow is late after this many times the usual duration."""
-GROWS = 8
-"""Durations of grows that are remembered."""
+MOST, MOST_BYTES = 4, 32 * 2**20
+"""Slabs ahead, and bytes of them."""
+BATCH, BATCH_SECONDS = 16, 0.004
+"""The most slabs in one grow, and the seconds after which none is begun."""
+SOON = 4
+"""Callers that find it empty within this many times the duration of the last grow find it empty soon."""
+INSTANT, SLOW = 20e-6, 10e-3
+"""Seconds: no slab is taken ahead if the last one took less, or more."""
+QUICK = 2**30
+"""Bytes per second with which a large slab is not slow, however long it takes."""
+CALM = 15.0
+"""Seconds after slabs were given back in which none is taken ahead."""
 _GFP = {has: {flags: gfp_for(flags, alone=not has) for flags in KM} for has in (False, True)}
 _GROWING = Mark.GROWING.value
 _DEADLOCKED = Mark.DEADLOCKED.value
@@ -55,43 +57,56 @@ _DESTROY = Mark.DESTROY.value
 _BLOCKED = (Mark.GROWING | Mark.REAPING | Mark.DESTROY).value
 
 
-class Patience:
-    """How long a caller waits for growth before it takes an emergency object: fixed, or learned from the grows.
+class Demand:
+    """How many slabs a pool grows: one, but more while its callers empty it about as fast as it can grow.
 
-    The usual duration of a grow is the median of the last few: a single stuck one changes nothing, a backend that
-    has become slow is believed after a handful. A grow is late after four times that; a caller whose progress
-    frees memory waits half as long. Nothing is late within a timer tick of 2012 (HZ=100), and everything is late
-    after a second. Until the first grow has ended, SPL's HZ/10 is used, or if longer the time that slow memory
-    takes for a slab.
+    Callers that find a pool empty soon after slabs have come would wait for each slab. So the pool then goes on
+    growing until one slab is free, the next time two, up to `MOST`: a task that fills its objects with I/O finds
+    the next ones ready. And one grow may bring several slabs by one call of the backend, unless that was slow the
+    last time: as many as it can begin within `BATCH_SECONDS`, by which the first of them comes later, less than
+    makes a grow late. A call that gets stuck keeps what it has, as if it had got stuck that much earlier.
 
-    :param fixed: seconds for all callers; None to learn them
+    Memory that is slow is short: nothing is then taken ahead of need. Nor is it where memory comes at once, or for
+    a while after slabs were given back.
     """
 
-    def __init__(self, fixed: float | None, slab_size: int) -> None:
-        self._fixed = fixed
-        self._at_first = slab_size / SLOW
-        self._took: tuple[float, ...] = ()  # not a deque, whose first entry takes 0.6 KB
-        self.of: tuple[float, ...] = ()
-        """The current patience in seconds, by level."""
-        self._look()
+    def __init__(self, slab_size: int, clock: Clock) -> None:
+        self._clock = clock
+        self._most = min(MOST, MOST_BYTES // slab_size)
+        self._slow = max(SLOW, slab_size / QUICK)
+        self._slabs = 0
+        self._took, self._came = 0.0, 1
+        self._until = -math.inf
+        self._not_before = -math.inf
 
-    def note(self, seconds: float) -> None:
-        """Remember that the backend took this many seconds for a slab."""
-        self._took = (*self._took, seconds)[-GROWS:]
-        self._look()
+    @property
+    def quick(self) -> bool:
+        """Whether the backend was not slow when last asked."""
+        return 0 < self._took < self._slow
 
-    def _look(self) -> None:
-        took, fixed = sorted(self._took), self._fixed
-        if fixed is not None:
-            ordinary = urgent = fixed
-        elif not took or (len(took) == 1 and took[0] > MOST):  # nor does a first grow that was stuck
-            ordinary, urgent = max(self._at_first, AT_FIRST), self._at_first
-        else:
-            ordinary = TIMES * took[(len(took) - 1) // 2]
-            urgent = ordinary / 2
-        if fixed is None:
-            ordinary, urgent = (min(max(late, LEAST), MOST) for late in (ordinary, urgent))
-        self.of = (urgent, urgent, ordinary)  # by level: FINISHES, URGENT, ORDINARY
+    @property
+    def slabs_ahead(self) -> int:
+        """How many slabs should be free."""
+        return self._slabs if self._slabs and self._clock() < self._until else 0
+
+    def found_empty(self, now: float) -> None:
+        """Note that callers have found no object, and a slab is asked for."""
+        again = self._not_before <= now < self._until
+        self._slabs = min(max(1, 2 * self._slabs), self._most) if again else 0
+
+    def delivered(self, seconds: float, slabs: int) -> None:
+        """Note how many slabs a grow brings, and how long the backend took for each."""
+        self._took, self._came = seconds, slabs
+
+    def grown(self) -> None:
+        """Note that they can be used from now on."""
+        soon = SOON * self._took * self._came
+        self._until = self._clock() + soon if INSTANT < self._took < self._slow else -math.inf
+
+    def subsides(self) -> None:
+        """Note that slabs cannot be had, or are given back."""
+        self._slabs, self._not_before = 0, self._clock() + CALM
+        self._took = 0.0
 
 
 class Growth(Generic[T]):
@@ -112,6 +127,7 @@ class Growth(Generic[T]):
         self._config = config
         self._budget = arena.budget
         self._clock = arena.clock
+        self._gfp = _GFP[config.has_emergency]
         self._waiters = waiters
         self._depot = depot
         self._reserve = reserve
@@ -209,15 +225,10 @@ class Growth(Generic[T]):
         return most is not None and self._depot.slabs.slots_total + self._config.shape.objects > most
 
     @property
-    def sealed(self) -> bool:
-        """Whether the allocator is sealed: nothing grows any more."""
-        return self._budget.sealed
-
-    @property
     def gfp(self) -> GFP:
         """What a grow may do now: never less than the most urgent waiter needs."""
         first = self._waiters.first
-        return _GFP[self._config.has_emergency][KM.SLEEP if first is None else first.flags]
+        return self._gfp[KM.SLEEP if first is None else first.flags]
 
     @property
     def claim(self) -> Claim | None:
@@ -243,18 +254,23 @@ class Growth(Generic[T]):
 
         :raises ConfigError: if ``max_objects`` or ``limit`` can never allow ``n`` objects for ``flags``
         """
+        if (error := self._hopeless(n, flags)) is not None:
+            raise error
+
+    def _hopeless(self, n: int, flags: KM) -> ConfigError | None:
         config, shape = self._config, self._config.shape
         most, limit = config.max_objects, None if self._budget.limit is None else self._budget.unpromised
         if most is None and limit is None:
-            return
+            return None
         reserved = self._reserved(flags)
         slabs = -(-(n + reserved) // shape.objects)
         but = f", less the reserve of {reserved}" if reserved else ""
         if most is not None and slabs * shape.objects > most:
-            raise ConfigError("n", n, f"it must fit into max_objects, {most}, in whole slabs{but}")
+            return ConfigError("n", n, f"it must fit into max_objects, {most}, in whole slabs{but}")
         if limit is not None and slabs * shape.slab_size > limit + config.guaranteed:
             room = f"the limit less other guarantees, {limit + config.guaranteed} bytes"
-            raise ConfigError("n", n, f"it must fit into {room}, in whole slabs{but}")
+            return ConfigError("n", n, f"it must fit into {room}, in whole slabs{but}")
+        return None
 
     def refuse_hopeless(self) -> None:
         """Fail callers that wait in vain, as other pools have since been guaranteed what theirs needs for them.
@@ -285,21 +301,10 @@ class Growth(Generic[T]):
             refuse(filler)
         self._waiters.walk(refuse, "hopeless")
 
-    def _hopeless(self, need: int, flags: KM) -> ConfigError | None:
-        try:
-            self.check_possible(need, flags)
-        except ConfigError as exc:
-            return exc
-        return None
-
     def _reserved(self, flags: KM) -> int:
         level = LEVEL[flags]
         kept = self._config.memalloc_reserve or 0
         return (level == ORDINARY) * self._config.reserve + (level >= URGENT) * kept
-
-    def note_limit(self) -> None:
-        """Report that a caller waits at the limit."""
-        self.reports.at_limit()
 
     # -- one grow
 

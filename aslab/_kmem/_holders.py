@@ -1,10 +1,10 @@
-"""Who holds what: notes of held buffers, one for each n-th allocation, or for each.
+"""A cache, as the pool behind it sees it, and who holds what of it: notes of held buffers.
 
-A note says when a buffer was allocated, by which task and where. Making one takes a microsecond or two, so by
-default one is made for about 8 MiB of buffers handed out, the way heap profilers sample. A hit that is not noted
-pays one comparison: the magazine counts hits anyway, and at the number that is `Magazine.due` it sends the next
-allocation on the detour, where the note is made. The buffer then gets a managed handle, whose end ends the note;
-so other frees pay nothing.
+Several caches may share one pool. One in n allocations is noted, or each. A note says when a buffer was allocated,
+by which task and where. Making one takes a microsecond or two, so by default one is made for about 8 MiB of
+buffers handed out, the way heap profilers sample. A hit that is not noted pays one comparison: the magazine counts
+hits anyway, and at the number that is `Magazine.due` it sends the next allocation on the detour, where the note is
+made. The buffer then gets a managed handle, whose end ends the note; so other frees pay nothing.
 
 An allocation that had to wait for long is always noted: where buffers are short it matters most who has them.
 
@@ -14,6 +14,8 @@ Always true:
     2. there are at most `MOST` notes, unless each allocation is noted: before there would be more, every other one
        is dropped, and from then on half as many are made
     3. a note refers to no buffer, task or frame
+    4. an open cache is one of its pool's `members`. A member's counters count its own callers only; hits on the
+       fast path, which shared pools do not use, are counted in the magazine
 
 Any thread. `Note.end` also in finalisers: each step is one operation on a dict.
 """
@@ -25,6 +27,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -33,6 +36,7 @@ from .._fastpath import NOTED, Magazine
 from .._histogram import Times
 from .._holder import Holder
 from .._sites import Site, here
+from .._stats import Counters
 from ._clock import Clock
 
 LONG = 0.1
@@ -171,6 +175,18 @@ class Holders:
             magazine.let_pop(NOTED)
         else:
             magazine.divert(NOTED)
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One cache of a pool."""
+
+    name: str
+    holders: Holders
+    """Who holds its buffers."""
+    reclaim: Callable[[int], int] | None = None
+    """The client's callback: asked to free that many objects, it returns how many it has freed."""
+    counters: Counters = field(default_factory=Counters)
 
 
 def oldest(of: Iterable[Holders], most: int | None = None) -> list[Holder]:

@@ -16,8 +16,7 @@ from .._errors import ConsistencyError, CorruptionError
 from .._fastpath import CLOSED, REPACK, SHORT, Slot
 from .._stats import Counters
 from ._debug import Debug, record_of
-from ._holders import who_holds
-from ._member import Member
+from ._holders import Member, who_holds
 from ._pool import Pool
 from ._snapshot import held, in_handover
 from ._state import Mark, reachable

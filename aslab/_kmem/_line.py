@@ -1,6 +1,6 @@
-"""The line of waiting callers of one pool: their order, and what wakes very many of them.
+"""Where callers wait: the line of one pool, and queues that they join in any order.
 
-Always true, between calls:
+Always true of a line, between calls:
 
     1. `first` is the waiter with the smallest rank of those that have joined and not left
     2. the magazine is watched (WAITERS, FILLERS) while anyone waits, except from when the first in line is told of
@@ -12,20 +12,20 @@ MEMALLOC comes before PUSHPAGE before SLEEP, and within each the oldest first. C
 tickets, so the line is a ring for each level, linked through the waiters. Joining, leaving and closing cost the
 same however long it is, and nothing is copied as it grows, as a heap or a dictionary would be.
 
-Event loop's thread only; `first` may be read, and a level walked, from any thread.
+Event loop's thread only; the `first` of a line or queue may be read, and a level walked, from any thread.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Generic, TypeVar
 
 from .._fastpath import FILLERS, Magazine
 from .._flags import FINISHES, ORDINARY
 from .._stats import Counters
-from ._alarms import Alarms
 from ._waiters import Waiter
-from ._wakeup import AT_ONCE
+from ._wakeup import AT_ONCE, SWEPT, Alarms
 
 T = TypeVar("T")
 LEVELS = range(FINISHES, ORDINARY + 1)
@@ -101,7 +101,9 @@ class Waiters(Generic[T]):
         """
         if waiter.after is not None:
             return
-        end = self._ends.get(waiter.level) or self._begin(waiter.level)
+        end = self._ends.get(waiter.level)
+        if end is None:
+            end = self._ends[waiter.level] = End()
         before = end.before
         while before is not end and before.rank > waiter.rank:
             before = before.before
@@ -127,10 +129,6 @@ class Waiters(Generic[T]):
         if self.ended is None:
             self._count -= 1
         return True
-
-    def _begin(self, level: int) -> End:
-        end = self._ends[level] = End()
-        return end
 
     def _behind(self, waiter: Waiter[T]) -> Waiter[T] | None:
         after: Any = waiter.after
@@ -261,6 +259,69 @@ class Waiters(Generic[T]):
         assert len(self) == len(line), "the length of the line"
         assert not [waiter for waiter in line if waiter.slots is not None], "served waiters have left the line"
         self._magazine.check(FILLERS, self.fillers)
+
+
+Place = tuple[int, int, int, Waiter[T]]
+"""Urgency, ticket, serial number, and the waiter. Void without its serial in `WaitQueue._places`."""
+
+
+class WaitQueue(Generic[T]):
+    """Waiters that come in any order, the most urgent and oldest first: a heap by (urgency, ticket).
+
+    Leaving only voids the entry, so joining and leaving cost O(log n).
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[Place[T]] = []
+        self._old: list[Place[T]] = []  # another heap, being emptied into the first one without its void entries
+        self._places: dict[Waiter[T], int] = {}
+        self._serial = 0
+        self.first: Waiter[T] | None = None
+        """The next waiter, stored because it is read far more often than it changes. May be read in any thread."""
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Waiter[T]]:
+        return iter(tuple(self._places))
+
+    def join(self, waiter: Waiter[T]) -> None:
+        """Add a waiter at the place that its rank gives. Joining twice changes nothing."""
+        if waiter in self._places:
+            return
+        self._serial += 1
+        self._places[waiter] = self._serial
+        heapq.heappush(self._heap, (*waiter.rank, self._serial, waiter))
+        if self.first is None or waiter.rank < self.first.rank:
+            self.first = waiter
+
+    def leave(self, waiter: Waiter[T]) -> bool:
+        """Remove a waiter. Returns whether it was here."""
+        if self._places.pop(waiter, None) is None:
+            return False
+        if self._old:
+            self._sweep()
+        elif len(self._heap) > 2 * len(self._places) + 64:
+            self._heap, self._old = self._old, self._heap
+        if waiter is self.first:
+            self.first = self._find_first()
+        return True
+
+    def _sweep(self) -> None:
+        """Move a few entries from the old heap: all at once would take 40 ms for 100,000."""
+        for _ in range(min(SWEPT, len(self._old))):
+            entry = self._old.pop()
+            if self._places.get(entry[3]) == entry[2]:
+                heapq.heappush(self._heap, entry)
+
+    def _find_first(self) -> Waiter[T] | None:
+        places, first = self._places, None
+        for heap in (self._heap, self._old):
+            while heap and places.get(heap[0][3]) != heap[0][2]:
+                heapq.heappop(heap)
+            if heap and (first is None or heap[0] < first):
+                first = heap[0]
+        return None if first is None else first[3]
 
 
 def _ring(end: End) -> Iterator[Waiter[Any]]:

@@ -30,7 +30,7 @@ class Moving:
     in_hand: int = 0
     """New objects of moves under way."""
     in_vain: bool = False
-    """The last repacking moved nothing; tried again after the next tick."""
+    """The last repacking moved nothing: until the next tick, frees do not ask for another."""
     asked: bool = False
     """The pool is in the queue of moves."""
     gently: bool = False
@@ -39,8 +39,3 @@ class Moving:
     """The next gentle pass empties slabs that are at most this many eighths full."""
     since_pause: int = 0
     """Bytes moved since other tasks last had a chance to run."""
-
-    @property
-    def hungry(self) -> bool:
-        """Whether emergency objects are to move into slabs as soon as they can."""
-        return self.able and not self.in_vain

@@ -27,10 +27,10 @@ from ._depot import Depot
 from ._emergency import Emergency
 from ._growth import Growth
 from ._handover import Handover
+from ._holders import Member
 from ._line import Waiters
-from ._member import Member
+from ._lingering import Parking
 from ._moving import Moving
-from ._parking import Parking
 from ._reserve import Reserve
 from ._slab import Slab
 from ._state import Mark, Marks
@@ -353,8 +353,8 @@ class Pool(Generic[T]):
 
     @property
     def could_repack(self) -> bool:
-        """Whether emergency objects could move into slabs now: nobody waits, and it is not DEADLOCKED."""
-        if not self.moving.hungry or not len(self.emergency):
+        """Whether emergency objects, if any can move, could do so now: nobody waits, and it is not DEADLOCKED."""
+        if self.moving.in_vain or not len(self.emergency):
             return False
         return self.waiters.first is None and Mark.DEADLOCKED not in self.marks and self.depot.free > 0
 
@@ -367,7 +367,7 @@ class Pool(Generic[T]):
 
     def note_moving(self) -> None:
         """Watch for frees (REPACK) while there are emergency objects that could move into slabs."""
-        self.magazine.set_watch(REPACK, on=self.moving.hungry and len(self.emergency) > 0)
+        self.magazine.set_watch(REPACK, on=not self.moving.in_vain and len(self.emergency) > 0)
 
     # -- closing
 

@@ -23,7 +23,7 @@ import anyio
 from .._checks import whole_number
 from .._clients import log_failure
 from ._arena import AGEING_STEPS
-from ._member import Member
+from ._holders import Member
 from ._pool import Pool
 from ._snapshot import held
 from ._state import Mark

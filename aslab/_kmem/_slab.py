@@ -183,6 +183,9 @@ class SlabLists(Generic[T]):
     def __len__(self) -> int:
         return len(self.partial) + len(self.complete) + (self.condemned is not None)
 
+    def __iter__(self) -> Iterator[Slab[T]]:
+        return iter([*self.partial, *self.complete, *([self.condemned] if self.condemned else [])])
+
     @property
     def free(self) -> int:
         """The number of free slots that may be taken."""

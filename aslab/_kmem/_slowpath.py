@@ -5,8 +5,8 @@
     an error                       the cache was closed, or a backend broke its contract
     cancellation                   objects handed over meanwhile go to the next in line
 
-Each caller is a small state machine: its states and transitions are `WAITS` in _state.py, and docs/states.md draws
-them.
+Each caller is a small state machine: its states and transitions are `WAITS` in _waiters.py, and docs/states.md
+draws them.
 
 Always true, between calls:
 
@@ -39,13 +39,12 @@ from .._flags import FINISHES, KM, LEVEL, ORDINARY
 from .._stats import Counters
 from ._attempts import make, put_back
 from ._frees import unpark
-from ._holders import LONG
+from ._holders import LONG, Member
 from ._invariants import take_step
-from ._member import Member
 from ._pool import Pool
 from ._snapshot import one_too_many, situation
-from ._state import Mark, Wait, go
-from ._waiters import Waiter
+from ._state import Mark
+from ._waiters import Wait, Waiter, go
 
 T = TypeVar("T")
 
@@ -127,7 +126,7 @@ def get_now(pool: Pool[T], flags: KM, member: Member) -> Slot[T]:
     pool.growth.missed = True
     pool.arena.attend(pool, pool.ask)
     if pool.growth.limit_reached:
-        member.counters.sealed += pool.growth.sealed
+        member.counters.sealed += pool.arena.budget.sealed
         why = "its limit is reached"
     elif not pool.emergency.try_charge(1, level):
         pool.arena.permits.clear_spares()  # makes room for the next caller that asks
@@ -266,8 +265,8 @@ def _decide(pool: Pool[T], waiter: Waiter[T]) -> Wait:
             waiter.untimed = True
             pool.waiters.untimed += 1
         if at_limit:
-            growth.note_limit()
-            if growth.sealed and not waiter.sealed:
+            growth.reports.at_limit()
+            if pool.arena.budget.sealed and not waiter.sealed:
                 waiter.sealed = True
                 waiter.counters.sealed += 1
     else:

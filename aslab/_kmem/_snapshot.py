@@ -12,9 +12,8 @@ from .._checks import format_size
 from .._errors import TooManyWaiting
 from .._flags import ORDINARY
 from .._stats import CacheStats, Counters
-from ._holders import who_holds
+from ._holders import Member, who_holds
 from ._line import LEVELS
-from ._member import Member
 from ._pool import Pool
 from ._state import Mark
 from ._waiters import Waiter

@@ -1,24 +1,24 @@
-"""The two state machines: the marks of a cache, and a waiting caller.
+"""The marks of a cache: a state machine.
 
-Four marks, with SPL's bit numbers, because ``/proc/spl/kmem/slab`` prints them:
+There are four, with SPL's bit numbers, because ``/proc/spl/kmem/slab`` prints them:
 
     GROWING     a slab has been asked for and has not arrived yet
     DEADLOCKED  a caller has waited too long for that slab: callers stop waiting for it
     REAPING     free slabs are on their way back: nothing grows meanwhile
     DESTROY     the cache is closing or closed: nothing new starts
 
-The marks change only by the events of `TABLE`, and a caller goes from state to state only as `WAITS` allows. The
-code goes through `fire` and `go`, the tests walk all states that the tables can reach, and a test keeps
-docs/states.md equal to both.
+They change only by the events of `TABLE`. The code goes through `Marks.fire`, the tests walk all states that the
+table can reach, and a test keeps docs/states.md equal to it. The other state machine, a waiting caller, is in
+_waiters.py.
 
-Always true: each machine is in a state that its table can reach.
+Always true: they are in a state that the table can reach.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from .._errors import ImpossibleTransition
 
@@ -161,64 +161,3 @@ class Marks:
         self.bits = (before | sets) & ~clears
         if self.observer is not None:
             self.observer(event, Mark(before), self.state)
-
-
-class Wait(enum.Enum):
-    """The states of a waiting caller (_slowpath.py)."""
-
-    LOOKING = "looking"
-    """It runs, and decides what to do next."""
-    UNTIMED = "untimed"
-    """It sleeps without a timer."""
-    TIMED = "timed"
-    """It sleeps until its patience runs out."""
-    JUDGING = "judging"
-    """Its patience has run out: it lets the event loop catch up, to see whether growth is late."""
-    MAKING = "making"
-    """Emergency objects are being made for it."""
-    REFUSED = "refused"
-    """It sleeps until there is room for emergency objects."""
-    BACKING_OFF = "backing off"
-    """It sleeps, as the backend had no emergency object the last time."""
-    SERVED = "served"
-    """It has all the objects it needs."""
-    FAILED = "failed"
-    """Waiting longer cannot help."""
-
-    if not TYPE_CHECKING:
-        __hash__ = object.__hash__  # as in `KM`
-
-
-WAITS: dict[Wait, dict[Wait, str]] = {
-    Wait.LOOKING: {
-        Wait.SERVED: "all the objects it needs were handed over",
-        Wait.FAILED: "the cache was closed, or a backend broke its contract",
-        Wait.UNTIMED: "only a free can help, or its slab is being built",
-        Wait.TIMED: "a slab is on its way, and not late",
-        Wait.JUDGING: "its patience has run out",
-        Wait.MAKING: "growth is late, and there is room for emergency objects",
-        Wait.REFUSED: "growth is late, and there is no room",
-        Wait.BACKING_OFF: "growth is late, and the backend had no emergency object",
-    },
-    Wait.UNTIMED: {Wait.LOOKING: "woken by a free, a new grow, the end of its own grow, or an error"},
-    Wait.TIMED: {Wait.LOOKING: "woken, or its patience has run out"},
-    Wait.JUDGING: {Wait.LOOKING: "growth is late, or was not after all"},
-    Wait.REFUSED: {Wait.LOOKING: "woken by room, by a free, or by the end of the grow"},
-    Wait.BACKING_OFF: {Wait.LOOKING: "woken, or the pause is over and it is the first in line"},
-    Wait.MAKING: {
-        Wait.SERVED: "the emergency objects are made",
-        Wait.LOOKING: "the backend had none, or objects were handed over meanwhile",
-    },
-    Wait.SERVED: {},
-    Wait.FAILED: {},
-}
-
-
-def go(state: Wait, to: Wait) -> Wait:
-    """Return ``to``, the next state of a waiting caller.
-
-    :raises ImpossibleTransition: if the table does not lead there from ``state``
-    """
-    if to not in WAITS[state]:
-        raise ImpossibleTransition(f"a caller that is {state.value} cannot be {to.value} next")
-    return to

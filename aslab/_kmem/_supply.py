@@ -26,8 +26,7 @@ import anyio.lowlevel
 from .._clients import log_failure, must_end
 from .._errors import BackendError
 from .._flags import GFP
-from ..backends._libc import address_of
-from ..backends._protocol import Backend, Region, batching, streaming
+from ..backends._protocol import Backend, Region, address_of, batching, streaming
 from ._wakeup import Wakeup, WorkQueue, take_turns
 
 log = logging.getLogger("aslab")

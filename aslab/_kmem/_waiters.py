@@ -1,29 +1,41 @@
-"""One waiting caller, and a queue of them in any order.
+"""A waiting caller: its states, its patience with growth, and what it is given.
+
+It goes from state to state only as `WAITS` allows (`go`); a test keeps docs/states.md equal to that table.
 
 Always true, between calls:
 
     1. a waiter with `slots` or an `error` has been woken or has not suspended yet: nobody sleeps on what is there
     2. the slots of a waiter belong to it alone: it uses them or gives them back
 
-Where they wait for free objects is the line (_line.py).
-
-Event loop's thread only; `WaitQueue.first` may be read from any thread.
+Where it waits for free objects is the line (_line.py). Event loop's thread only.
 """
 
 from __future__ import annotations
 
-import heapq
+import enum
 import math
-from collections.abc import Awaitable, Iterator
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from .._errors import ImpossibleTransition
 from .._fastpath import Slot
 from .._flags import KM, LEVEL
 from .._stats import Counters
-from ._alarms import SWEPT, Alarms, Entry
 from ._clock import Future
+from ._wakeup import Alarms, Entry
 
 T = TypeVar("T")
+
+LEAST, MOST = 0.01, 1.0
+"""Bounds of a learned patience, in seconds."""
+AT_FIRST = 0.1
+"""Seconds of patience before any grow has ended: SPL's HZ/10."""
+SLOW = 256 * 2**20
+"""Bytes per second that even slow memory is assumed to deliver."""
+TIMES = 4
+"""A grow is late after this many times the usual duration."""
+GROWS = 8
+"""Durations of grows that are remembered."""
 
 
 class Expired(Exception):
@@ -44,6 +56,106 @@ class Refuser(Protocol):
     def bound_here(self, waiter: Waiter[Any]) -> bool:
         """Whether the bound of its own cache, ``max_emergency``, is what refuses ``waiter``."""
         ...
+
+
+class Wait(enum.Enum):
+    """The states of a waiting caller (_slowpath.py)."""
+
+    LOOKING = "looking"
+    """It runs, and decides what to do next."""
+    UNTIMED = "untimed"
+    """It sleeps without a timer."""
+    TIMED = "timed"
+    """It sleeps until its patience runs out."""
+    JUDGING = "judging"
+    """Its patience has run out: it lets the event loop catch up, to see whether growth is late."""
+    MAKING = "making"
+    """Emergency objects are being made for it."""
+    REFUSED = "refused"
+    """It sleeps until there is room for emergency objects."""
+    BACKING_OFF = "backing off"
+    """It sleeps, as the backend had no emergency object the last time."""
+    SERVED = "served"
+    """It has all the objects it needs."""
+    FAILED = "failed"
+    """Waiting longer cannot help."""
+
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__  # as in `KM`
+
+
+WAITS: dict[Wait, dict[Wait, str]] = {
+    Wait.LOOKING: {
+        Wait.SERVED: "all the objects it needs were handed over",
+        Wait.FAILED: "the cache was closed, or a backend broke its contract",
+        Wait.UNTIMED: "only a free can help, or its slab is being built",
+        Wait.TIMED: "a slab is on its way, and not late",
+        Wait.JUDGING: "its patience has run out",
+        Wait.MAKING: "growth is late, and there is room for emergency objects",
+        Wait.REFUSED: "growth is late, and there is no room",
+        Wait.BACKING_OFF: "growth is late, and the backend had no emergency object",
+    },
+    Wait.UNTIMED: {Wait.LOOKING: "woken by a free, a new grow, the end of its own grow, or an error"},
+    Wait.TIMED: {Wait.LOOKING: "woken, or its patience has run out"},
+    Wait.JUDGING: {Wait.LOOKING: "growth is late, or was not after all"},
+    Wait.REFUSED: {Wait.LOOKING: "woken by room, by a free, or by the end of the grow"},
+    Wait.BACKING_OFF: {Wait.LOOKING: "woken, or the pause is over and it is the first in line"},
+    Wait.MAKING: {
+        Wait.SERVED: "the emergency objects are made",
+        Wait.LOOKING: "the backend had none, or objects were handed over meanwhile",
+    },
+    Wait.SERVED: {},
+    Wait.FAILED: {},
+}
+
+
+def go(state: Wait, to: Wait) -> Wait:
+    """Return ``to``, the next state of a waiting caller.
+
+    :raises ImpossibleTransition: if the table does not lead there from ``state``
+    """
+    if to not in WAITS[state]:
+        raise ImpossibleTransition(f"a caller that is {state.value} cannot be {to.value} next")
+    return to
+
+
+class Patience:
+    """How long a caller waits for growth before it takes an emergency object: fixed, or learned from the grows.
+
+    The usual duration of a grow is the median of the last few: a single stuck one changes nothing, a backend that
+    has become slow is believed after a handful. A grow is late after four times that; a caller whose progress
+    frees memory waits half as long. Nothing is late within a timer tick of 2012 (HZ=100), and everything is late
+    after a second. Until the first grow has ended, SPL's HZ/10 is used, or if longer the time that slow memory
+    takes for a slab.
+
+    :param fixed: seconds for all callers; None to learn them
+    """
+
+    def __init__(self, fixed: float | None, slab_size: int) -> None:
+        self._fixed = fixed
+        self._at_first = slab_size / SLOW
+        self._took: tuple[float, ...] = ()  # not a deque, whose first entry takes 0.6 KB
+        self.of: tuple[float, ...] = ()
+        """The current patience in seconds, by level."""
+        self._look()
+
+    def note(self, seconds: float) -> None:
+        """Remember that the backend took this many seconds for a slab."""
+        self._took = (*self._took, seconds)[-GROWS:]
+        self._look()
+
+    def _look(self) -> None:
+        took, fixed = sorted(self._took), self._fixed
+        if fixed is not None:
+            ordinary = urgent = fixed
+        elif not took or (len(took) == 1 and took[0] > MOST):  # nor does a first grow that was stuck
+            ordinary, urgent = max(self._at_first, AT_FIRST), self._at_first
+        else:
+            ordinary = TIMES * took[(len(took) - 1) // 2]
+            urgent = ordinary / 2
+        if fixed is None:
+            ordinary, urgent = (min(max(late, LEAST), MOST) for late in (ordinary, urgent))
+        self.of = (urgent, urgent, ordinary)  # by level: FINISHES, URGENT, ORDINARY
 
 
 class Waiter(Generic[T]):
@@ -195,66 +307,3 @@ class Waiter(Generic[T]):
         """Wake it with an error to raise."""
         self.error = error
         self.wake()
-
-
-Place = tuple[int, int, int, Waiter[T]]
-"""Urgency, ticket, serial number, and the waiter. Void without its serial in `WaitQueue._places`."""
-
-
-class WaitQueue(Generic[T]):
-    """Waiters that come in any order, the most urgent and oldest first: a heap by (urgency, ticket).
-
-    Leaving only voids the entry, so joining and leaving cost O(log n).
-    """
-
-    def __init__(self) -> None:
-        self._heap: list[Place[T]] = []
-        self._old: list[Place[T]] = []  # another heap, being emptied into the first one without its void entries
-        self._places: dict[Waiter[T], int] = {}
-        self._serial = 0
-        self.first: Waiter[T] | None = None
-        """The next waiter, stored because it is read far more often than it changes. May be read in any thread."""
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __iter__(self) -> Iterator[Waiter[T]]:
-        return iter(tuple(self._places))
-
-    def join(self, waiter: Waiter[T]) -> None:
-        """Add a waiter at the place that its rank gives. Joining twice changes nothing."""
-        if waiter in self._places:
-            return
-        self._serial += 1
-        self._places[waiter] = self._serial
-        heapq.heappush(self._heap, (*waiter.rank, self._serial, waiter))
-        if self.first is None or waiter.rank < self.first.rank:
-            self.first = waiter
-
-    def leave(self, waiter: Waiter[T]) -> bool:
-        """Remove a waiter. Returns whether it was here."""
-        if self._places.pop(waiter, None) is None:
-            return False
-        if self._old:
-            self._sweep()
-        elif len(self._heap) > 2 * len(self._places) + 64:
-            self._heap, self._old = self._old, self._heap
-        if waiter is self.first:
-            self.first = self._find_first()
-        return True
-
-    def _sweep(self) -> None:
-        """Move a few entries from the old heap: all at once would take 40 ms for 100,000."""
-        for _ in range(min(SWEPT, len(self._old))):
-            entry = self._old.pop()
-            if self._places.get(entry[3]) == entry[2]:
-                heapq.heappush(self._heap, entry)
-
-    def _find_first(self) -> Waiter[T] | None:
-        places, first = self._places, None
-        for heap in (self._heap, self._old):
-            while heap and places.get(heap[0][3]) != heap[0][2]:
-                heapq.heappop(heap)
-            if heap and (first is None or heap[0] < first):
-                first = heap[0]
-        return None if first is None else first[3]

@@ -33,7 +33,7 @@ from .._flags import ORDINARY
 from ..backends._threads import LAG
 from ._arena import Arena
 from ._arrivals import Arrivals
-from ._demand import BATCH_SECONDS
+from ._growth import BATCH_SECONDS
 from ._invariants import take_step
 from ._pool import Pool
 from ._slab import Slab, construct
@@ -145,7 +145,7 @@ class Worker:
                     queue.take_out(pool)
                     pool.call_off()
                     off.append(pool)
-                elif (not overtaking or account.within_guarantee) and budget.try_charge(account):
+                elif (not overtaking or budget.within_guarantee(account)) and budget.try_charge(account):
                     queue.take_out(pool)
                     chosen = pool
                 else:
@@ -202,7 +202,8 @@ class Worker:
             self._queue.wake()
         if error is None:
             pool.grown(slabs)
-            take_step(pool)
+            if pool.debug is not None:
+                take_step(pool)
         elif pause := pool.grow_failed(error):
             await anyio.sleep(pause)
             pool.grow_again()

@@ -15,11 +15,6 @@ _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
-def address_of(view: memoryview) -> int:
-    """The address of the first byte of a writable, contiguous view."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(view)) if view.nbytes else 0
-
-
 def madvise(address: int, nbytes: int, advice: int) -> None:
     """Tell the kernel how whole pages will be used (madvise).
 

@@ -24,7 +24,8 @@ import secrets
 import weakref
 from pathlib import Path
 
-from ._libc import PAGE_SIZE, address_of
+from ._libc import PAGE_SIZE
+from ._protocol import address_of
 
 PIECE = 16 * 2**20
 """Bytes allocated in one system call: one that a signal interrupts begins again."""

@@ -19,9 +19,9 @@ from .._checks import boolean, optional, whole_number
 from .._errors import ConfigError
 from .._flags import GFP
 from ._huge import QuickHugePages
-from ._libc import PAGE_SIZE, address_of, prefault
+from ._libc import PAGE_SIZE, prefault
 from ._pieces import Piece, cut, each_piece
-from ._protocol import Region
+from ._protocol import Region, address_of
 from ._threads import MAX_THREADS, run_blocking
 from ._wishes import HUGE_PAGE, MOST_NODES, Wishes, ask_for_huge_pages, map_explicit
 

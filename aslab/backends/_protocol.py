@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from .._flags import GFP
-from ._libc import address_of
+
+
+def address_of(view: memoryview) -> int:
+    """The address of the first byte of a writable, contiguous view."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(view)) if view.nbytes else 0
 
 
 @dataclass(slots=True, eq=False)

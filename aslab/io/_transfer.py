@@ -21,7 +21,7 @@ from anyio.lowlevel import RunVar
 from .._checks import whole_number
 from .._errors import ConfigError, clear_frames
 from .._fastpath import Buffer
-from ..backends._libc import address_of
+from ..backends._protocol import address_of
 from ._direct import PLAIN, explained, is_direct, needs_of
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]

@@ -19,8 +19,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .._errors import ConfigError
-from ..backends._libc import address_of
 from ..backends._memfd import make_writable, map_shared
+from ..backends._protocol import address_of
 from . import _sockets as sockets
 from ._claim import Claim
 from ._descriptor import Descriptor
