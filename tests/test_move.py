@@ -23,6 +23,7 @@ from aslab._cache import pool_of
 from aslab._fastpath import ManagedBuffer, Slot, lease_view
 from aslab._kmem import _move as move
 from aslab._kmem._pool import Pool
+from aslab._kmem._slab import Slab, SlabLists
 from aslab.faults import Deadlock
 from aslab.testing import check_consistency
 
@@ -562,6 +563,24 @@ async def test_what_is_written_by_a_pin_between_the_look_and_the_copy_is_not_los
         for buf in kept:
             buf.free()
         check_consistency(cache)
+
+
+async def test_sparse_slabs_are_found_under_the_lock_as_other_threads_change_the_lists(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with allocator() as kmem:
+        cache, kept = await sparse(kmem, slabs=3)
+        depot, look, locked = pool_of(cache).depot, SlabLists.may_empty, []
+
+        def looks(slabs: SlabLists[memoryview], slab: Slab[memoryview], steps: int, of: int) -> bool:
+            locked.append(depot.lock.locked())
+            return look(slabs, slab, steps, of)
+
+        monkeypatch.setattr(SlabLists, "may_empty", looks)
+        await cache.defragment()
+        assert set(locked) == {True}
+        for buf in kept:
+            buf.free()
 
 
 async def test_handle_is_moving_until_it_leads_to_the_new_place(monkeypatch: pytest.MonkeyPatch) -> None:

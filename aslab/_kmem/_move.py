@@ -154,8 +154,8 @@ async def _consolidate(pool: Pool[T], steps: int) -> None:
     if pool.reserve:
         pool.handover.empty_reserve()  # refilled from the fullest slabs
         pool.serve_all()
-    for slab in pool.depot.slabs.sparse(steps, STEPS):
-        if pool.waiters.first is not None or not pool.depot.slabs.may_empty(slab, steps, STEPS):
+    for slab in pool.depot.sparse(steps, STEPS):
+        if pool.waiters.first is not None or not pool.depot.may_empty(slab, steps, STEPS):
             break  # the rest are fuller
         if slab.in_use and slab.free and not slab.stays:
             await _empty(pool, slab)
