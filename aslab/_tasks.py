@@ -163,11 +163,7 @@ class Tasks:
         for number, pool in enumerate(tuple(self._pools)):  # do what other threads have left to the loop
             pool.attend()
             await take_turns(number)
-        with anyio.move_on_after(CLOSING_GRACE):
-            await self.worker.idle()
-            while not (arena.slabs.at_rest and arena.singles.at_rest):  # the end of a view may bring another one
-                await arena.slabs.idle()
-                await arena.singles.idle()
+        await self._rest()
         for pool, since in self.worker.under_way.items():
             found.append(
                 f"the allocator was closed while a grow of cache {pool.config.name!r} had been stuck for "
@@ -177,6 +173,24 @@ class Tasks:
         if late:
             found.append(f"the allocator was closed with {late} regions still to be released: a thread does it")
         return found
+
+    async def _rest(self) -> None:
+        """Suspend until no grow or release is under way, `CLOSING_GRACE` seconds at most.
+
+        If the loop ends that late, it is as late in hearing of what has come, and gets as long again.
+        """
+        arena, grace = self.arena, CLOSING_GRACE
+        for _ in range(2):
+            until = arena.clock() + grace
+            with anyio.move_on_after(grace):
+                await self.worker.idle()
+                while not (
+                    arena.slabs.at_rest and arena.singles.at_rest
+                ):  # the end of a view may bring another one
+                    await arena.slabs.idle()
+                    await arena.singles.idle()
+                return
+            grace = arena.clock() - until
 
     def stop(self) -> None:
         """Cancel all tasks; calls stuck in a thread are left behind."""

@@ -8,7 +8,8 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
@@ -64,6 +65,16 @@ def pytest_runtest_setup() -> None:
         gc.unfreeze()
         gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _what_a_test_leaves_ends_with_it() -> Iterator[None]:
+    """Else its garbage goes in the middle of another test, with warnings, or in a thread that opens files."""
+    yield
+    gc.collect()  # what is older is frozen
+    for thread in threading.enumerate():
+        if thread.name == "aslab late releases":
+            thread.join(30)
 
 
 @pytest.fixture(params=list(LOOPS))

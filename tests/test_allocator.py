@@ -18,7 +18,7 @@ import anyio.to_thread
 import pytest
 
 import aslab
-from aslab import GFP, Buffer, CacheClosedError
+from aslab import GFP, Buffer, CacheClosedError, lab
 from aslab._allocator import tasks_of
 from aslab.backends import Callback, Mmap, Region
 from aslab.testing import check_consistency
@@ -151,6 +151,26 @@ async def test_closing_with_a_release_stuck_says_so() -> None:
     with pytest.warns(ResourceWarning, match="still to be released"):
         async with aslab.open_allocator(slabs=StuckRelease()) as kmem:
             await kmem.create_cache("c", SIZE).prefill(1)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_closing_does_not_take_its_own_loop_being_late_for_a_release_that_is_stuck(loop: str) -> None:
+    class Slow(Instant):
+        async def release(self, region: Region) -> None:
+            await anyio.sleep(0.1)
+            await super().release(region)
+
+    async def hiccup() -> None:
+        await anyio.sleep(0.05)
+        lab.current().spend(0.6)  # longer than closing waits for releases
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks, aslab.open_allocator(slabs=Slow()) as kmem:
+            await kmem.create_cache("c", SIZE).prefill(1)
+            tasks.start_soon(hiccup)
+
+    for seed in range(4):  # another order of tasks each
+        lab.run(main, seed=seed, loop=loop)  # a warning would be an error
 
 
 async def test_warning_turned_into_an_error_does_not_stop_the_closing() -> None:
@@ -351,7 +371,7 @@ def test_buffer_that_outlives_the_program_does_not_keep_it_from_ending() -> None
         "import asyncio, aslab, warnings\n"
         "warnings.simplefilter('ignore')\n"
         "async def main():\n"
-        "    async with aslab.open_allocator() as kmem:\n"
+        "    async with aslab.open_allocator(grow_timeout=60) as kmem:\n"
         "        return await kmem.create_cache('c', 4096).alloc()\n"
         "buf = asyncio.run(main())\n"
     )
@@ -363,7 +383,7 @@ def test_a_program_ends_though_its_last_free_comes_when_no_thread_can_be_started
     code = (
         "import asyncio, threading, aslab\n"
         "async def main():\n"
-        "    async with aslab.open_allocator() as kmem:\n"
+        "    async with aslab.open_allocator(grow_timeout=60) as kmem:\n"
         "        return await kmem.create_cache('c', 4096).alloc()\n"
         "buf = asyncio.run(main())\n"
         "start = threading.Thread.start\n"
@@ -386,7 +406,7 @@ def test_what_ends_after_the_modules_were_cleared_prints_nothing(pure: str) -> N
     code = (
         "import string, sys, asyncio, aslab\n"
         "async def main(**options):\n"
-        "    async with aslab.open_allocator() as kmem:\n"
+        "    async with aslab.open_allocator(grow_timeout=60) as kmem:\n"
         "        cache = kmem.create_cache('c', 64, **options)\n"
         "        bufs = [await cache.alloc() for _ in range(4)]\n"
         "        string.kept = [bufs[0].view[:1], bufs[1].view, bufs[2], bufs[3].view]\n"

@@ -368,6 +368,7 @@ async def test_view_made_while_another_thread_frees_reaches_nobody(monkeypatch: 
     made: list[memoryview] = []
     async with allocator() as kmem:
         cache = kmem.create_cache("c", SIZE)
+        await cache.prefill(1)  # who has waited for long is noted, which makes another view
         buf = await cache.alloc()
 
         def view_and_free_in_between(source: Any) -> memoryview:

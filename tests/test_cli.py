@@ -22,6 +22,7 @@ import pytest
 
 from aslab import ConfigError
 from aslab._checks import format_size, parse_size
+from aslab.cli._demo._acts import Act, play
 from aslab.cli._demo._checksums import Both, checksums
 from aslab.cli._demo._files import Found, check_paths, find_files
 from aslab.cli._demo._frames import fitting_size, room_for_segments
@@ -29,7 +30,9 @@ from aslab.cli._demo._hashing import Done, Hasher
 from aslab.cli._demo._other import Other
 from aslab.cli._demo._pair import Pair
 from aslab.cli._demo._service import Service, Settings
+from aslab.cli._demo._words import Told
 from aslab.cli._errors import BadInput
+from aslab.cli._loops import Loop
 
 ROOT = Path(__file__).parent.parent
 BUFFER = 16 * 2**10
@@ -309,6 +312,16 @@ def test_an_act_that_cannot_be_played_is_told_and_the_others_are_played(tree: Pa
     assert "1. Not played: the other process ended early" in text
     assert "3. SHA-256" in text
     assert "Verdict: NOT well: the other process ended early" in text
+
+
+def test_an_act_that_takes_far_too_long_says_so() -> None:
+    async def hang(pair: Pair) -> Told:
+        with anyio.fail_after(0):
+            await anyio.sleep_forever()
+        raise AssertionError
+
+    act = Act(number=1, name="", title="", ways=("", ""), unit="", play=hang)
+    assert play(act, Loop.ASYNCIO, Pair()).wrong() == ["it took far too long"]
 
 
 def test_what_is_not_well_with_checksums_is_told(tree: Path) -> None:

@@ -119,6 +119,18 @@ def test_ctrl_c_while_an_event_loop_is_made_is_one_line(caught: str) -> None:
     assert (done.returncode, done.stderr) == (130, b"aslab: interrupted\n")
 
 
+def test_ctrl_c_while_a_task_is_made_is_one_line() -> None:
+    code = (
+        "import asyncio, aslab.cli\n"
+        "def run(args):\n"
+        "    task = asyncio.ensure_future(asyncio.sleep(1), loop=asyncio.new_event_loop())\n"
+        "    raise KeyboardInterrupt\n"
+        "aslab.cli._run = run\naslab.cli.main([])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, b"aslab: interrupted\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_the_demo_and_its_other_process_without_a_traceback(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -310,7 +310,7 @@ def test_tensors_may_live_to_the_end_of_the_process_and_beyond_the_interpreters(
         kept = []
 
         async def main():
-            async with aslab.open_allocator() as kmem:
+            async with aslab.open_allocator(grow_timeout=60) as kmem:
                 cache = kmem.create_cache("c", 4096)
                 for _ in range(4):
                     kept.append(await cache.alloc())
@@ -368,7 +368,7 @@ FROMBUFFER = """
         return tensor
 
     async def ours():
-        async with aslab.open_allocator() as kmem:
+        async with aslab.open_allocator(grow_timeout=60) as kmem:
             cache = kmem.create_cache("c", 2**20)
             buf = await cache.alloc()
             tensor = torch.frombuffer(buf.view, dtype=uint8)

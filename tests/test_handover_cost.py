@@ -56,7 +56,8 @@ async def calls_per_buffer(cache: aslab.Cache[memoryview], rests: int) -> float:
 @pytest.mark.parametrize(("rests", "most"), [(0, 9), (1, 40)], ids=["comes again", "rests"])
 async def test_buffer_that_tasks_wait_for_costs_few_calls(rests: int, most: int) -> None:
     async with allocator() as kmem:
-        cache = kmem.create_cache("c", SIZE, objects_per_slab=BUFFERS, max_objects=BUFFERS)
+        options: dict[str, Any] = {"objects_per_slab": BUFFERS, "max_objects": BUFFERS}
+        cache = kmem.create_cache("c", SIZE, **options, holders_sample=0)  # nor is noted who has waited for long
         await cache.prefill(BUFFERS)
         pool_of(cache).handover.beside = math.inf  # who is passed, and how often, depends on no clock
         calls = await calls_per_buffer(cache, rests)

@@ -330,6 +330,23 @@ def test_ctrl_c_waits_for_a_checkpoint_and_a_second_one_for_nothing(lab: LabRunn
     assert passed == ["a line of the task"] * 2
 
 
+def test_ctrl_c_is_not_lost_where_its_cancellation_is_taken_for_another(lab: LabRunner) -> None:
+    """As a task group of anyio does that is being cancelled just then, about once in thirty runs of the story."""
+
+    async def main() -> None:
+        signal.raise_signal(signal.SIGINT)
+        with contextlib.suppress(anyio.get_cancelled_exc_class()):
+            await anyio.sleep(1)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background has not
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            lab(main)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("error", [Odd(7), KeyboardInterrupt(), SystemExit(3), TimeoutError()], ids=repr)
 def test_an_exception_comes_out_as_it_is_and_in_no_group(lab: LabRunner, error: BaseException) -> None:
     async def main() -> None:

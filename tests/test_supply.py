@@ -230,7 +230,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_a_slab_freed_after_the_allocator_is_closed_goes_back_in_a_thread() -> None:
     slabs = Odd()
     with pytest.warns(ResourceWarning, match="closed with 1 buffers still held"):
-        async with aslab.open_allocator(slabs=slabs) as kmem:
+        async with aslab.open_allocator(slabs=slabs, grow_timeout=3600) as kmem:
             buf = await kmem.create_cache("c", SIZE).alloc()
     assert len(slabs.outstanding) == 1
     buf.view[:] = b"x" * SIZE
@@ -274,7 +274,7 @@ async def test_late_release_works_with_an_async_backend() -> None:
 async def test_a_late_release_that_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     slabs = Odd()
     with pytest.warns(ResourceWarning, match="still held"):
-        async with aslab.open_allocator(slabs=slabs) as kmem:
+        async with aslab.open_allocator(slabs=slabs, grow_timeout=3600) as kmem:
             buf = await kmem.create_cache("c", SIZE).alloc()
     slabs.spoil_release = True
     with caplog.at_level(logging.ERROR, "aslab"):

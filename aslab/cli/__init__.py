@@ -18,6 +18,7 @@ Nothing here is imported until `main` is called, because typer and rich come wit
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -130,6 +131,7 @@ def _in_main_thread() -> bool:
 def _interrupted(ended_by: Sequence[signal.Signals]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python exits, another Ctrl-C ends it at once
     warnings.filterwarnings("ignore", NEVER_AWAITED, RuntimeWarning)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # which complains of a task that was just being made
     before = sys.unraisablehook  # for what the interrupted functions had, and which goes after this
     sys.unraisablehook = lambda ignored: None if _of_half_a_loop(ignored) else before(ignored)
     try:

@@ -110,6 +110,8 @@ def play(act: Act, loop: Loop, pair: Pair) -> Told:
     """
     try:
         return run_on(loop, act.play, pair)
+    except TimeoutError:  # an OSError without words
+        return Failed("it took far too long")
     except OSError as exc:
         return Failed(why(exc))
     except (MemoryError, BackendError, Lost) as exc:

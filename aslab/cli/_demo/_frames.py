@@ -32,7 +32,7 @@ SEGMENTS = Path("/dev/shm")
 WARM = 2 * FLIGHT
 """Frames of each way that are not timed."""
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Seconds for all that is not timed."""
 
 

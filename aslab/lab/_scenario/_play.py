@@ -19,7 +19,7 @@ from ..._cache import pool_of
 from ...emulation import Shrinker
 from ...pressure import Signal, Source
 from ...testing import check_consistency
-from .._simulation._interrupts import TRIO_OPTIONS
+from .._simulation._interrupts import TRIO_OPTIONS, never_lost
 from .._simulation._log import EventLog
 from .._simulation._run import Lab, current, housekeeping, wait_for_timers
 from .._simulation._run import run as run_simulated
@@ -68,7 +68,8 @@ def play(
         machine, recording = Machine(scenario, lab.seed), Recording() if record else None
         notes = Notes(scenario, lab, machine.memory, recording, progress, real_time=real_time)
         run = Run(scenario, machine, notes, real_time=real_time)
-        await run.play()
+        with never_lost():
+            await run.play()
         return Played(run.result(loop), lab.log, recording)
 
     if real_time:

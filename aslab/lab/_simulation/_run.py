@@ -26,7 +26,7 @@ from ..._errors import ConfigError, SlabError
 from ..._kmem._clock import Clock, clock_of_this_loop
 from ..._kmem._wakeup import HOUSEKEEPING
 from ._idle import Idle, StuckInCleanUp
-from ._interrupts import TRIO_OPTIONS, second_at_once
+from ._interrupts import TRIO_OPTIONS, never_lost, second_at_once
 from ._log import EventLog
 from ._stuck import StuckTask
 
@@ -175,19 +175,20 @@ async def _root(
     value: T | None = None
     error: BaseException | None = None
     finished = False
-    async with anyio.create_task_group() as tasks:
-        with anyio.CancelScope() as scope, second_at_once():
-            idle.end = scope.cancel
-            if until is not None:
-                tasks.start_soon(_end_after, until, scope, name="aslab.lab end")
-            try:
-                value = await main(*args)
-                finished = True
-            except BaseException as exc:  # raised again below, outside of the task group
-                if scope.cancel_called and not isinstance(exc, Exception):
-                    raise
-                error = exc
-        tasks.cancel_scope.cancel()
+    with never_lost():
+        async with anyio.create_task_group() as tasks:
+            with anyio.CancelScope() as scope, second_at_once():
+                idle.end = scope.cancel
+                if until is not None:
+                    tasks.start_soon(_end_after, until, scope, name="aslab.lab end")
+                try:
+                    value = await main(*args)
+                    finished = True
+                except BaseException as exc:  # raised again below, outside of the task group
+                    if scope.cancel_called and not isinstance(exc, Exception):
+                        raise
+                    error = exc
+            tasks.cancel_scope.cancel()
     if error is not None:
         raise error
     if idle.found and not finished:
