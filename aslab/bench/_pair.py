@@ -47,7 +47,7 @@ def pair(
             "aslab: the same, view kept": _alloc_and_keep_view,
             "aslab: await alloc, pin, free": _alloc_and_pin,
             "aslab, movable: await alloc, free": partial(_alloc, movable=True),
-            "aslab, movable: await alloc, pin, free": partial(_alloc_and_pin, movable=True),
+            "aslab, movable: alloc, pin, free": partial(_alloc_and_pin, movable=True),
             names(loop)[1]: partial(_queue, loop),
             "anyio memory stream": _stream,
         }
