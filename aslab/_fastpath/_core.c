@@ -102,10 +102,12 @@ static int core_exec(PyObject *module)
                  {&core->ground, &ground_spec, NULL, NULL},
                  {&core->anchor, &anchor_spec, NULL, NULL},
                  {&core->slot, &slot_spec, NULL, "Slot"},
+                 {&core->single, &single_spec, NULL, "EmergencySlot"},
                  {&core->magazine, &magazine_spec, &PyList_Type, "Magazine"},
                  {&core->origin, &origin_spec, NULL, "Origin"},
                  {&core->handle, &handle_spec, NULL, "Buffer"},
                  {&core->seen, &seen_spec, NULL, "SeenBuffer"},
+                 {&core->emergency, &emergency_spec, NULL, "EmergencyBuffer"},
                  {&core->managed, &managed_spec, NULL, "ManagedBuffer"},
                  {&core->pin, &pin_spec, NULL, "Pin"},
                  {&core->kept, &kept_spec, &_PyWeakref_RefType, "KeptView"},
@@ -114,10 +116,13 @@ static int core_exec(PyObject *module)
                  {&core->ready, &ready_spec, NULL, "Ready"},
                  {&core->awaited, &awaited_spec, NULL, "Awaited"}};
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
-        int handles = types[i].place == &core->seen || types[i].place == &core->managed;
-        PyTypeObject *base = handles ? core->handle : types[i].base;
+        PyTypeObject **place = types[i].place, *base = types[i].base;
+        if (place == &core->seen || place == &core->emergency || place == &core->managed)
+            base = core->handle;
+        else if (place == &core->single)
+            base = core->slot;
         PyObject *type = PyType_FromModuleAndSpec(module, types[i].spec, (PyObject *)base);
-        *types[i].place = (PyTypeObject *)type;
+        *place = (PyTypeObject *)type;
         if (type == NULL || (types[i].name != NULL && PyModule_AddObjectRef(module, types[i].name, type)))
             return -1;
     }
@@ -142,10 +147,12 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(core->ground);
     Py_VISIT(core->anchor);
     Py_VISIT(core->slot);
+    Py_VISIT(core->single);
     Py_VISIT(core->magazine);
     Py_VISIT(core->origin);
     Py_VISIT(core->handle);
     Py_VISIT(core->seen);
+    Py_VISIT(core->emergency);
     Py_VISIT(core->managed);
     Py_VISIT(core->pin);
     Py_VISIT(core->kept);
@@ -186,10 +193,12 @@ static int core_clear(PyObject *module)
     Py_CLEAR(core->ground);
     Py_CLEAR(core->anchor);
     Py_CLEAR(core->slot);
+    Py_CLEAR(core->single);
     Py_CLEAR(core->magazine);
     Py_CLEAR(core->origin);
     Py_CLEAR(core->handle);
     Py_CLEAR(core->seen);
+    Py_CLEAR(core->emergency);
     Py_CLEAR(core->managed);
     Py_CLEAR(core->pin);
     Py_CLEAR(core->kept);

@@ -78,8 +78,8 @@ typedef struct {
    handles: the garbage collector may take types and module apart before the last handle is gone. */
 typedef struct {
     PyObject *module; /* borrowed */
-    PyTypeObject *method, *bound, *getter, *ground, *anchor, *slot, *magazine, *origin, *handle, *seen,
-        *managed, *pin, *kept, *front, *lease, *ready, *awaited;
+    PyTypeObject *method, *bound, *getter, *ground, *anchor, *slot, *single, *magazine, *origin, *handle,
+        *seen, *emergency, *managed, *pin, *kept, *front, *lease, *ready, *awaited;
     PyObject *lost;   /* `Buffer.__del__`, in Python, */
     PyObject *slowly; /* and `Front.alloc` */
     Direct free, free_managed;
@@ -101,7 +101,9 @@ typedef struct {
     PyObject *slab;   /* a weak reference, or NULL for an emergency object */
     PyObject *near;   /* the slab, as long as it has its anchor: the collector ends weak references first */
     PyObject *anchor; /* borrowed */
-    PyObject *memory; /* a memoryview, which keeps the region where it is */
+    PyObject *memory; /* a memoryview, or a bytearray that is exported: it keeps the region where it is */
+    char *start;
+    Py_ssize_t nbytes;
     Py_ssize_t size;
     Py_ssize_t shift; /* from where the memory is to where its region says it is: 0 unless a backend translates */
 } Ground;
@@ -120,6 +122,12 @@ typedef struct {
     int exports; /* Py_buffers of this memory: a memoryview and all its slices have one together */
     char out, detached;
 } Slot;
+
+/* The slot of an emergency object. */
+typedef struct {
+    Slot slot;
+    PyObject *part, *record, *region;
+} Single;
 
 typedef struct {
     PyListObject list;
@@ -184,8 +192,8 @@ typedef struct {
     Shortcut shortcut;
 } Entry;
 
-extern PyType_Spec method_spec, bound_spec, getter_spec, ground_spec, anchor_spec, slot_spec, magazine_spec, origin_spec, handle_spec, seen_spec,
-    managed_spec, pin_spec, kept_spec, front_spec, lease_spec, ready_spec, awaited_spec;
+extern PyType_Spec method_spec, bound_spec, getter_spec, ground_spec, anchor_spec, slot_spec, single_spec, magazine_spec, origin_spec, handle_spec, seen_spec,
+    emergency_spec, managed_spec, pin_spec, kept_spec, front_spec, lease_spec, ready_spec, awaited_spec;
 extern struct PyModuleDef core_module;
 
 Core *core_of(PyTypeObject *type);

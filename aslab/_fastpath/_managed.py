@@ -1,5 +1,7 @@
 """Managed buffers: handles that are counted, and that may be led from one slot to another.
 
+Emergency objects are counted, too, and have a smaller class where that is all.
+
 Always true between calls: except in a finaliser, ``_slot``, ``moving`` and ``left`` change only under
 `Home.guard`. Compiled code does without where it is one single step and the handle is not ``moving``. So the mover
 sets that before it looks at a handle, and clears it last. It holds a reference to such a handle, so a finaliser
@@ -21,11 +23,33 @@ T = TypeVar("T")
 
 
 @compiled
+class EmergencyBuffer(Buffer[T]):
+    """A buffer of an emergency object that needs nothing else of a `ManagedBuffer`.
+
+    As a plain `Buffer`, the garbage collector does not see it if it is compiled.
+    """
+
+    __slots__ = ()
+
+    emergency = True
+
+    def free(self) -> None:
+        """As `Buffer.free`."""
+        self._home.take_back(self._claim())
+
+    def _claim(self, *, quiet: bool = False) -> Slot[T]:
+        slot = Buffer._claim(self, quiet=quiet)  # `super` would look for this class, which is not the compiled one
+        self._home.count_return(True)
+        return slot
+
+
+@compiled
 class ManagedBuffer(Buffer[T]):
     """A buffer whose allocation and free take more than the magazine.
 
-    Used for emergency objects, for buffers of which it is noted who holds them, and in caches that zero on free,
-    share their slabs, or move their objects. Whatever may race with a move is done under `Home.guard`.
+    Used for buffers of which it is noted who holds them, in caches that zero on free, share their slabs, or move
+    their objects, and for emergency objects of caches with callbacks. Whatever may race with a move is done under
+    `Home.guard`.
     """
 
     __slots__ = ("_note", "emergency", "left", "moving", "touched")
