@@ -82,8 +82,10 @@ class Cache(Front[T]):
         self._home: CacheHome[T] = CacheHome(self, pool, self._member, self._wrap)
         self._closing: anyio.Event | None = None
         self._managed = bool(config.init_on_free or config.movable or config.merge or config.debug)
-        if pool.arena.config.checkpoints or config.init_on_alloc or self._managed or config.watermark:
+        if self._asks_for_more or config.movable:
             pool.magazine.divert(OPTIONS)
+        self._home.movable = config.movable and not self._asks_for_more
+        self._home.lingering = None if self._asks_for_more else pool.depot.lingering
         pool.join(self._member)
 
     @property
@@ -107,6 +109,13 @@ class Cache(Front[T]):
             f"<Cache {self.name!r}, {self.size} bytes: {stats.obj_held} held, {self._pool.depot.free} free, "
             f"{stats.waiters} waiting, marks {self._pool.marks}>"
         )
+
+    @property
+    def _asks_for_more(self) -> bool:
+        """Whether by its options an allocation or a free takes more than the magazine, moves apart."""
+        config = self._config
+        at_alloc = self._arena.config.checkpoints or config.init_on_alloc or config.watermark
+        return bool(at_alloc or config.init_on_free or config.merge or config.debug)
 
     # -- the hot path is that of `Front`; beside it:
 
@@ -279,7 +288,8 @@ class Cache(Front[T]):
         ``callback(old, new, size)`` gets the client's handle and a new handle for another slot, both allocated
         and constructed. It moves the contents and the client's references, frees neither, and returns a
         `KMEM_CBRC`. It runs on the event loop, so keep it short. An exception or any other return value is
-        logged and counts as NO. With a callback set, an allocation and its free cost about 2 µs more.
+        logged and counts as NO. With a callback set, an allocation and its free cost about 2 µs more where the
+        fast path is not compiled.
 
         :raises ConfigError: if ``callback`` is not callable, objects have already been allocated, or the cache
             is ``movable`` or has ``merge``
@@ -293,7 +303,8 @@ class Cache(Front[T]):
         if self._magazine.hits or self._counters.hits or self._counters.misses or self._pool.moving.able:
             raise ConfigError("callback", callback, "it must be set once, before the first allocation")
         self._pool.moving.callback, self._pool.moving.able = callback, True
-        self._managed = True
+        self._managed = self._home.seen = True
+        self._home.movable = not self._asks_for_more
         self._magazine.divert(OPTIONS)
 
     async def defragment(self) -> int:

@@ -48,6 +48,8 @@ class CacheHome(Origin[T]):
         self.size = pool.config.shape.size
         config = pool.config
         self.seen = config.ctor is not None or config.reclaim is not None
+        self.movable = False
+        self.lingering = None
         self.ctor: Callable[[memoryview], T] | None = pool.config.ctor
         self.magazine = pool.magazine
         self.guard: AbstractContextManager[Any] = pool.guard

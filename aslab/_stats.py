@@ -11,7 +11,8 @@ from ._histogram import Histogram, Times
 class Counters:
     """Counters of one cache, kept apart even where several caches share their slabs.
 
-    Those from ``handed_out`` on count managed buffers only: each allocation and free of one takes the slow path.
+    Those from ``handed_out`` on count managed buffers. Compiled code does not count those of a movable cache: the
+    counters are read only where caches share their slabs.
     """
 
     hits: int = 0

@@ -91,7 +91,7 @@ async def test_view_that_a_free_overtakes_reaches_nobody(way: str, monkeypatch: 
         buf = await cache.alloc()
         if way == "pin":
             buf.view[0] = 1
-        look = (lambda: buf.pin().__enter__()) if way == "pin" else buf._look
+        look = buf._pinned_view if way == "pin" else buf._look
         stalled = Stalled(monkeypatch, look, before=way != "view")
         slot = buf._slot
         buf.free()
@@ -115,7 +115,7 @@ async def test_error_of_a_view_that_a_free_overtook_may_be_kept(way: str, monkey
         address = buf.address
         if way == "pin":
             buf.view[0] = 1
-        look = (lambda: buf.pin().__enter__()) if way == "pin" else buf._look
+        look = buf._pinned_view if way == "pin" else buf._look
         stalled = Stalled(monkeypatch, look, before=way != "view")
         buf.free()
         stalled.finish()

@@ -78,6 +78,29 @@ async def test_alloc_nowait_hit_calls_nothing_but_pop_append_len_and_the_finalis
         assert calls == (["free"] if COMPILED else ["alloc_nowait", "pop", "free", "append", "len", "__del__"])
 
 
+@pytest.mark.skipif(not COMPILED, reason="in Python they take more")
+@pytest.mark.parametrize("movable", [False, True])
+async def test_pins_views_and_buffers_that_may_move_call_nothing_in_python(movable: bool) -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, movable=movable)
+        await warm(cache)
+
+        def pin() -> None:
+            buf = cache.alloc_nowait()
+            with buf.pin() as view:
+                view[0] = 1
+            buf.free()  # though the view is kept
+
+        def look() -> None:
+            buf = run(cache.alloc())
+            kept = buf.view
+            buf.free()
+            del kept
+
+        assert calls_of(pin) == ["free"]
+        assert calls_of(look) == ["run", "send", "free"]
+
+
 async def test_free_of_a_slab_object_makes_the_same_calls_while_emergency_objects_are_outstanding() -> None:
     async with allocator() as kmem:
         cache = kmem.create_cache("c", SIZE, objects_per_slab=1, max_objects=1)

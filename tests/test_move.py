@@ -20,9 +20,10 @@ import pytest
 
 from aslab import KM, KMEM_CBRC, Allocator, Buffer, BufferFreedError, Cache, CacheClosedError, ConfigError
 from aslab._cache import pool_of
-from aslab._fastpath import lease_view
+from aslab._fastpath import ManagedBuffer, Slot, lease_view
 from aslab._kmem import _move as move
 from aslab._kmem._pool import Pool
+from aslab._kmem._slab import Slab, SlabLists
 from aslab.faults import Deadlock
 from aslab.testing import check_consistency
 
@@ -528,6 +529,74 @@ async def test_a_slab_is_emptied_though_something_of_it_is_freed_meanwhile_and_n
             assert (cache.stats().slab_total, cache.stats().move_yes) == (2, 3)
             pin.__exit__(None, None, None)
         for buf in bufs:
+            buf.free()
+
+
+async def test_what_is_written_by_a_pin_between_the_look_and_the_copy_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with allocator() as kmem:
+        cache, kept = await sparse(kmem, slabs=2)
+        look, copy = move._may_move, ctypes.memmove
+        pins: list[Any] = []
+
+        def looks(pool: Pool[Any], owner: Any, slot: Any) -> bool:
+            found = look(pool, owner, slot)
+            if found and owner.moving and not pins:  # as another thread may do at this moment
+                pins.append((owner.pin(), owner))
+                pins.append(pins[0][0].__enter__())
+            return found
+
+        def copies(*args: Any) -> None:
+            copy(*args)
+            if len(pins) == 2:
+                pins[1][:] = b"x" * SIZE
+                pins.pop()
+                pins[0][0].__exit__(None, None, None)
+
+        monkeypatch.setattr(move, "_may_move", looks)
+        monkeypatch.setattr("aslab._kmem._move.ctypes", type("ctypes", (), {"memmove": staticmethod(copies)}))
+        await cache.defragment()
+        with pins[0][1].pin() as view:
+            assert bytes(view) == b"x" * SIZE
+        del view
+        for buf in kept:
+            buf.free()
+        check_consistency(cache)
+
+
+async def test_sparse_slabs_are_found_under_the_lock_as_other_threads_change_the_lists(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with allocator() as kmem:
+        cache, kept = await sparse(kmem, slabs=3)
+        depot, look, locked = pool_of(cache).depot, SlabLists.may_empty, []
+
+        def looks(slabs: SlabLists[memoryview], slab: Slab[memoryview], steps: int, of: int) -> bool:
+            locked.append(depot.lock.locked())
+            return look(slabs, slab, steps, of)
+
+        monkeypatch.setattr(SlabLists, "may_empty", looks)
+        await cache.defragment()
+        assert set(locked) == {True}
+        for buf in kept:
+            buf.free()
+
+
+async def test_handle_is_moving_until_it_leads_to_the_new_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with allocator() as kmem:
+        cache, kept = await sparse(kmem, slabs=2)
+        seen, lead = [], ManagedBuffer.lead_to
+
+        def leads(buf: ManagedBuffer[memoryview], slot: Slot[memoryview]) -> None:
+            seen.append(buf.moving)
+            lead(buf, slot)
+
+        monkeypatch.setattr(ManagedBuffer, "lead_to", leads)
+        await cache.defragment()
+        assert seen == [True]
+        for buf in kept:
+            assert not buf.moving  # type: ignore[attr-defined]
             buf.free()
 
 

@@ -87,6 +87,8 @@ async def test_a_hit_passes_for_a_coroutine() -> None:
     async with allocator() as kmem:
         cache = await warmed(kmem)
         hit: Any = cache.alloc()
+        with pytest.raises(TypeError, match="not an iterator"):
+            next(hit)
         assert inspect.isawaitable(hit)
         assert inspect.iscoroutine(hit)
         assert asyncio.iscoroutine(hit)
@@ -99,6 +101,10 @@ async def test_a_hit_passes_for_a_coroutine() -> None:
         with pytest.raises(RuntimeError, match="cannot reuse already awaited coroutine"):
             hit.send(None)
         hit.close()
+        awaited: Any = cache.alloc()
+        with pytest.raises(StopIteration) as other:
+            next(awaited.__await__())
+        other.value.value.free()
         first: Buffer[memoryview] = stop.value.value
         second = await cache.alloc()
         assert stop.value.value is first, "who keeps the StopIteration keeps its value"
@@ -314,9 +320,11 @@ async def test_what_a_handle_has_lent_has_its_type_checked() -> None:
 
 @compiled
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="the collector runs between two steps of Python alone")
-async def test_collector_that_frees_the_handle_while_its_view_is_made() -> None:
+@pytest.mark.parametrize("way", ["view", "pin"])
+@pytest.mark.parametrize("movable", [False, True])
+async def test_collector_that_frees_the_handle_while_its_view_is_made(way: str, movable: bool) -> None:
     async with allocator() as kmem:
-        cache = await warmed(kmem)
+        cache = await warmed(kmem, movable=movable)
         before = gc.get_threshold()
         ran: list[bool] = []
         for steps in range(1, 6):  # the collector runs at one after the other
@@ -333,7 +341,11 @@ async def test_collector_that_frees_the_handle_while_its_view_is_made() -> None:
             gc.callbacks.append(free)
             gc.set_threshold(steps)
             try:
-                buf.view
+                if way == "view":
+                    buf.view
+                else:
+                    with buf.pin():
+                        pass
                 buf.free()
             except BufferFreedError:
                 pass
@@ -393,6 +405,7 @@ class Model:
         self.held: dict[int, Buffer[memoryview]] = {}
         self.stale: list[Buffer[memoryview]] = []
         self.exports: list[tuple[int, memoryview]] = []
+        self.kept: list[memoryview] = []
         self.number = 0
 
     def step(self) -> None:
@@ -403,6 +416,7 @@ class Model:
             self.free,
             self.free,
             self.export,
+            self.keep,
             self.end,
             self.end,
             self.touch,
@@ -461,7 +475,15 @@ class Model:
             given: Any = buf
             self.exports.append((number, memoryview(given)))
 
+    def keep(self) -> None:
+        """Keep the view object of a pin that has ended."""
+        if self.held and len(self.kept) < 6:
+            with self.held[self.pick()].pin() as pinned:
+                self.kept.append(pinned)
+
     def end(self) -> None:
+        if self.kept and self.random.random() < 0.5:
+            self.kept.pop(self.random.randrange(len(self.kept)))
         if self.exports:
             _, view = self.exports.pop(self.random.randrange(len(self.exports)))
             if self.random.random() < 0.5:
@@ -486,20 +508,22 @@ class Model:
 
     def finish(self) -> None:
         self.exports.clear()
+        self.kept.clear()
         for buf in self.held.values():
             buf.free()
         self.held.clear()
         self.stale.clear()
 
 
-async def play(seed: int, steps: int) -> None:
+async def play(seed: int, steps: int, *, movable: bool = False) -> None:
     async with allocator(expire=None) as kmem:
-        cache = await warmed(kmem, objects_per_slab=16)
+        cache = await warmed(kmem, objects_per_slab=4 if movable else 16, movable=movable)
         await cache.prefill(32)
         model = Model(cache, seed)
         for number in range(steps):
             model.step()
             if number % 64 == 0:
+                await cache.defragment()
                 await anyio.lowlevel.checkpoint()
         model.finish()
         gc.collect()
@@ -511,15 +535,16 @@ async def play(seed: int, steps: int) -> None:
         check_consistency(cache)
 
 
-async def test_any_sequence_of_calls_gives_each_place_one_owner() -> None:
-    await play(1, 600)
+@pytest.mark.parametrize("movable", [False, True])
+async def test_any_sequence_of_calls_gives_each_place_one_owner(movable: bool) -> None:
+    await play(1, 600, movable=movable)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("seed", range(10))
 async def test_a_million_random_calls_give_each_place_one_owner(seed: int) -> None:
-    await play(seed, 100_000)
+    await play(seed, 100_000, movable=seed % 2 == 1)
 
 
 def work(cache: Cache[memoryview], number: int, steps: int, wrong: list[str]) -> None:
@@ -571,11 +596,22 @@ async def test_threads_share_no_place_in_a_million_calls() -> None:
     await race(250_000)
 
 
-async def test_nothing_is_left_of_many_allocations() -> None:
+@pytest.mark.parametrize("movable", [False, True])
+async def test_nothing_is_left_of_many_allocations(movable: bool) -> None:
     async with allocator() as kmem:
-        cache = await warmed(kmem)
+        cache = await warmed(kmem, movable=movable)
 
         async def each_way() -> None:
+            buf = cache.alloc_nowait()
+            with buf.pin() as first:
+                first[0] = 1
+            with buf.pin() as second, buf.pin(), pytest.raises(BufferError):
+                buf.free()
+            buf.free()  # though two views are kept
+            buf = cache.alloc_nowait()
+            kept = buf.view
+            buf.free()
+            del first, second, kept
             cache.alloc_nowait().free()
             (await cache.alloc()).free()
             async with cache.lease() as buf:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from aslab import BufferFreedError
+from aslab.testing import check_consistency
 
 from .support import SIZE, allocator
 
@@ -111,3 +112,63 @@ async def test_it_works_in_other_threads(options: dict[str, Any]) -> None:
         await anyio.to_thread.run_sync(write)
         with buf.pin() as view:
             assert bytes(view[:5]) == b"there"
+
+
+async def test_free_is_refused_while_a_pin_lasts_that_nobody_leaves(options: dict[str, Any]) -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, **options)
+        buf = await cache.alloc()
+        slot = buf._slot
+        view = buf.pin().__enter__()
+        view[0] = 1
+        with pytest.raises(BufferError, match="still in use"):
+            buf.free()
+        del view
+        assert not slot.in_use(bool(buf._view)), "it may move again, unless it has a view of its own"
+        buf.free()
+        check_consistency(cache)
+
+
+async def test_array_that_outlives_it_is_the_last_that_keeps_the_buffer_in_place(options: dict[str, Any]) -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, **options)
+        buf = await cache.alloc()
+        slot = buf._slot
+        with buf.pin() as view:
+            array = np.frombuffer(view, np.uint8)
+        del view
+        assert slot.in_use()
+        del array
+        assert not slot.in_use(bool(buf._view))
+        buf.free()
+        check_consistency(cache)
+
+
+async def test_buffer_lingers_as_long_as_the_view_of_any_of_its_pins_is_kept(options: dict[str, Any]) -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, **options)
+        buf = await cache.alloc()
+        views = []
+        for _ in range(3):
+            with buf.pin() as view:
+                views.append(view)
+        del view
+        buf.free()
+        while views:
+            assert cache.stats().obj_lingering == 1
+            views.pop(0)
+        assert cache.stats().obj_lingering == 0
+        check_consistency(cache)
+
+
+async def test_view_that_ended_before_its_pin_makes_the_buffer_linger(options: dict[str, Any]) -> None:
+    async with allocator() as kmem:
+        cache = kmem.create_cache("c", SIZE, **options)
+        buf = await cache.alloc()
+        with buf.pin() as view:
+            view.release()
+            buf.free()
+            assert cache.stats().obj_lingering == 1
+        del view
+        assert cache.stats().obj_lingering == 0
+        check_consistency(cache)

@@ -351,6 +351,7 @@ class SeenBuffer(Buffer[T]):
     __slots__ = ()
 
 
+@compiled
 class Pin:
     """What `Buffer.pin` returns. Reentrant, and can be entered again.
 

@@ -3,12 +3,13 @@
 #include "_core.h"
 
 static const Entry entries[] = {
-                                                {"Buffer", "__enter__", 1, handle_enter},
+    {"Buffer", "pin", 1, pin_new},              {"Buffer", "__enter__", 1, handle_enter},
     {"Buffer", "__exit__", 4, handle_exit},     {"Buffer", "view", -1, handle_view},
     {"Buffer", "address", -1, handle_address},  {"Front", "alloc", 1, front_alloc},
     {"Front", "alloc_nowait", 1, front_alloc_nowait}, {"Front", "lease", 1, front_lease},
     {"Lease", "__aenter__", 1, lease_enter},    {"Lease", "__aexit__", 4, lease_exit},
-    {NULL, NULL, 0, NULL}};
+    {"Pin", "__enter__", 1, pin_enter},         {"Pin", "__exit__", 4, pin_exit},
+    {"ManagedBuffer", "view", -1, managed_view}, {NULL, NULL, 0, NULL}};
 
 /* The state of the module that a type, or a type that it derives from, belongs to. */
 Core *core_of(PyTypeObject *type)
@@ -28,6 +29,20 @@ PyObject *core_plain_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return type->tp_alloc(type, 0);
 }
 
+/* `free` is called most, and so is a method descriptor: the interpreter calls those by a way of their own. */
+static PyObject *core_direct(Direct *direct, PyTypeObject *type, PyObject *python, PyCFunction function)
+{
+    PyObject *doc = PyObject_GetAttrString(python, "__doc__");
+    Py_XSETREF(direct->doc, doc == NULL ? NULL : PyUnicode_FromFormat("free($self, /)\n--\n\n%S", doc));
+    Py_XDECREF(doc);
+    const char *text = direct->doc == NULL ? NULL : PyUnicode_AsUTF8(direct->doc);
+    if (text == NULL)
+        return NULL;
+    Py_XSETREF(direct->python, Py_NewRef(python));
+    direct->definition = (PyMethodDef){"free", function, METH_NOARGS, text};
+    return PyDescr_NewMethod(type, &direct->definition);
+}
+
 /* The method `python`, named `name`, of a type, with its shortcut; or itself if there is none. */
 static PyObject *core_with_shortcut(PyObject *module, PyObject *args)
 {
@@ -41,17 +56,10 @@ static PyObject *core_with_shortcut(PyObject *module, PyObject *args)
         Py_XSETREF(core->lost, Py_NewRef(python));
         return PyObject_GetAttrString((PyObject *)type, name);
     }
-    if (type == core->handle && strcmp(name, "free") == 0) {
-        PyObject *doc = PyObject_GetAttrString(python, "__doc__");
-        Py_XSETREF(core->direct_doc, doc == NULL ? NULL : PyUnicode_FromFormat("free($self, /)\n--\n\n%S", doc));
-        Py_XDECREF(doc);
-        const char *text = core->direct_doc == NULL ? NULL : PyUnicode_AsUTF8(core->direct_doc);
-        if (text == NULL)
-            return NULL;
-        Py_XSETREF(core->free, Py_NewRef(python));
-        core->direct = (PyMethodDef){"free", handle_free_directly, METH_NOARGS, text};
-        return PyDescr_NewMethod(type, &core->direct);
-    }
+    if (type == core->handle && strcmp(name, "free") == 0)
+        return core_direct(&core->free, type, python, handle_free_directly);
+    if (type == core->managed && strcmp(name, "free") == 0)
+        return core_direct(&core->free_managed, type, python, managed_free_directly);
     if (type == core->front && strcmp(name, "alloc") == 0)
         Py_XSETREF(core->slowly, Py_NewRef(python));
     const char *dot = strrchr(type->tp_name, '.');
@@ -100,12 +108,16 @@ static int core_exec(PyObject *module)
                  {&core->handle, &handle_spec, NULL, "Buffer"},
                  {&core->seen, &seen_spec, NULL, "SeenBuffer"},
                  {&core->emergency, &emergency_spec, NULL, "EmergencyBuffer"},
+                 {&core->managed, &managed_spec, NULL, "ManagedBuffer"},
+                 {&core->pin, &pin_spec, NULL, "Pin"},
+                 {&core->kept, &kept_spec, &_PyWeakref_RefType, "KeptView"},
                  {&core->front, &front_spec, NULL, "Front"},
                  {&core->lease, &lease_spec, NULL, "Lease"},
-                 {&core->ready, &ready_spec, NULL, "Ready"}};
+                 {&core->ready, &ready_spec, NULL, "Ready"},
+                 {&core->awaited, &awaited_spec, NULL, "Awaited"}};
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         PyTypeObject **place = types[i].place, *base = types[i].base;
-        if (place == &core->seen || place == &core->emergency)
+        if (place == &core->seen || place == &core->emergency || place == &core->managed)
             base = core->handle;
         else if (place == &core->single)
             base = core->slot;
@@ -114,10 +126,14 @@ static int core_exec(PyObject *module)
         if (type == NULL || (types[i].name != NULL && PyModule_AddObjectRef(module, types[i].name, type)))
             return -1;
     }
-    if ((core->settle = PyUnicode_InternFromString("settle")) == NULL ||
+    if ((core->haunted = PySet_New(NULL)) == NULL || PyModule_AddObjectRef(module, "HAUNTED", core->haunted) ||
+        (core->settle = PyUnicode_InternFromString("settle")) == NULL ||
         (core->let_go = PyUnicode_InternFromString("_let_go")) == NULL ||
         (core->view = PyUnicode_InternFromString("view")) == NULL ||
-        (core->alloc = PyUnicode_InternFromString("alloc")) == NULL)
+        (core->alloc = PyUnicode_InternFromString("alloc")) == NULL ||
+        (core->release = PyUnicode_InternFromString("release")) == NULL ||
+        (core->remember = PyUnicode_InternFromString("remember")) == NULL ||
+        (core->view_gone = PyUnicode_InternFromString("view_gone")) == NULL)
         return -1;
     return 0;
 }
@@ -137,14 +153,24 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(core->handle);
     Py_VISIT(core->seen);
     Py_VISIT(core->emergency);
+    Py_VISIT(core->managed);
+    Py_VISIT(core->pin);
+    Py_VISIT(core->kept);
     Py_VISIT(core->front);
     Py_VISIT(core->lease);
     Py_VISIT(core->ready);
+    Py_VISIT(core->awaited);
     Py_VISIT(core->lost);
-    Py_VISIT(core->free);
+    Py_VISIT(core->free.python);
+    Py_VISIT(core->free_managed.python);
     Py_VISIT(core->slowly);
+    Py_VISIT(core->haunted);
     for (int i = 0; i < core->n_handles; i++)
         Py_VISIT(Py_TYPE(core->handles[i])); /* they have kept their type */
+    for (int i = 0; i < core->n_manageds; i++)
+        Py_VISIT(Py_TYPE(core->manageds[i]));
+    for (int i = 0; i < core->n_pins; i++)
+        Py_VISIT(Py_TYPE(core->pins[i]));
     for (int i = 0; i < core->n_leases; i++)
         Py_VISIT(Py_TYPE(core->leases[i]));
     for (int i = 0; i < core->n_bounds; i++)
@@ -156,6 +182,8 @@ static int core_clear(PyObject *module)
 {
     Core *core = PyModule_GetState(module);
     handle_clear_kept(core);
+    managed_clear_kept(core);
+    pin_clear_kept(core);
     lease_clear_kept(core);
     bound_clear_kept(core);
     ready_clear_kept(core);
@@ -171,16 +199,25 @@ static int core_clear(PyObject *module)
     Py_CLEAR(core->handle);
     Py_CLEAR(core->seen);
     Py_CLEAR(core->emergency);
+    Py_CLEAR(core->managed);
+    Py_CLEAR(core->pin);
+    Py_CLEAR(core->kept);
     Py_CLEAR(core->front);
     Py_CLEAR(core->lease);
     Py_CLEAR(core->ready);
+    Py_CLEAR(core->awaited);
     Py_CLEAR(core->lost);
-    Py_CLEAR(core->free);
+    Py_CLEAR(core->free.python);
+    Py_CLEAR(core->free_managed.python);
     Py_CLEAR(core->slowly);
+    Py_CLEAR(core->haunted);
     Py_CLEAR(core->settle);
     Py_CLEAR(core->let_go);
     Py_CLEAR(core->view);
     Py_CLEAR(core->alloc);
+    Py_CLEAR(core->release);
+    Py_CLEAR(core->remember);
+    Py_CLEAR(core->view_gone);
     return 0;
 }
 
@@ -189,7 +226,8 @@ static void core_free(void *module)
     Core *core = PyModule_GetState((PyObject *)module);
     if (core != NULL) {
         core_clear((PyObject *)module);
-        Py_CLEAR(core->direct_doc);
+        Py_CLEAR(core->free.doc);
+        Py_CLEAR(core->free_managed.doc);
     }
 }
 

@@ -9,6 +9,9 @@
        _slot.c       the place of one object, which counts its exports; carving
        _magazine.c   the magazine, and what a handle needs at once of its home
        _handle.c     Buffer: claim, view, free
+       _managed.c    ManagedBuffer, where objects may move and nothing else is asked for
+       _pin.c        Pin
+       _kept.c       KeptView, and a free while somebody keeps the view
        _front.c      alloc, alloc_nowait, lease
        _ready.c      an awaitable that has its answer
 
@@ -55,29 +58,40 @@ typedef struct {
 #define KEPT_READIES 64
 #define KEPT_LEASES 64
 #define KEPT_BOUNDS 16
+#define KEPT_PINS 16
 #endif
 
 typedef struct Handle Handle;
+typedef struct Managed Managed;
+typedef struct Pin Pin;
 typedef struct Bound Bound;
 typedef struct Lease Lease;
 typedef struct Ready Ready;
+
+/* `free` of a type of handles: a method descriptor in C, and what it was made of. */
+typedef struct {
+    PyMethodDef definition;
+    PyObject *doc, *python;
+} Direct;
 
 /* The state of one module, and so of one interpreter. Each magazine refers to the module, and so keeps it for its
    handles: the garbage collector may take types and module apart before the last handle is gone. */
 typedef struct {
     PyObject *module; /* borrowed */
-    PyTypeObject *method, *bound, *getter, *ground, *anchor, *slot, *single, *magazine, *origin, *handle, *seen, *emergency, *front, *lease, *ready;
-    PyObject *lost;     /* `Buffer.__del__`, in Python, */
-    PyObject *free;     /* and `Buffer.free`, */
-    PyObject *slowly;   /* and `Front.alloc` */
-    PyMethodDef direct; /* `Buffer.free`, in C */
-    PyObject *direct_doc;
-    PyObject *settle, *let_go, *view, *alloc; /* names */
+    PyTypeObject *method, *bound, *getter, *ground, *anchor, *slot, *single, *magazine, *origin, *handle,
+        *seen, *emergency, *managed, *pin, *kept, *front, *lease, *ready, *awaited;
+    PyObject *lost;   /* `Buffer.__del__`, in Python, */
+    PyObject *slowly; /* and `Front.alloc` */
+    Direct free, free_managed;
+    PyObject *haunted; /* `_views.HAUNTED` */
+    PyObject *settle, *let_go, *view, *alloc, *release, *remember, *view_gone; /* names */
     Handle *handles[KEPT_HANDLES];
+    Managed *manageds[KEPT_HANDLES];
+    Pin *pins[KEPT_PINS];
     Lease *leases[KEPT_LEASES];
     Ready *readies[KEPT_READIES];
     Bound *bounds[KEPT_BOUNDS];
-    int n_handles, n_leases, n_readies, n_bounds;
+    int n_handles, n_manageds, n_pins, n_leases, n_readies, n_bounds;
 } Core;
 
 /* What the slots of one slab share. A slot must not keep its slab alive, or both would live for ever: the garbage
@@ -97,6 +111,7 @@ typedef struct {
 /* What few slots have. */
 typedef struct {
     PyObject *obj, *owner, *kept, *tell;
+    Handle *holder; /* borrowed: the managed handle that leads here, until somebody asks for the owner */
 } Extra;
 
 typedef struct {
@@ -126,7 +141,10 @@ typedef struct {
     PyObject_HEAD
     Magazine *magazine;
     Py_ssize_t size;
-    char seen; /* whether the collector is to see its handles: see `_handle.c` */
+    char seen;    /* whether the collector is to see its handles: see `_handle.c` */
+    char movable; /* whether its objects may move, and an allocation takes nothing else */
+    PyObject *lingering; /* NULL, or the dict of the slots that linger, where neither a free nor they ask for more */
+    PyObject *gone;      /* what is called when a view that made a slot linger has gone */
 } Origin;
 
 struct Handle {
@@ -136,6 +154,20 @@ struct Handle {
     PyObject *view; /* NULL before the first look, and after a free */
     PyObject *lent;
     PyObject *weak;
+    PyObject *pinned; /* the view of the last pin; or a list, with those before it that are still referred to */
+};
+
+struct Managed {
+    Handle handle;
+    PyObject *note;
+    char emergency, moving, touched, left;
+};
+
+struct Pin {
+    PyObject_HEAD
+    PyObject *buffer;
+    PyObject *view;  /* what a shortcut entered: the outermost one */
+    PyObject *views; /* a list of the others */
 };
 
 typedef struct {
@@ -160,8 +192,8 @@ typedef struct {
     Shortcut shortcut;
 } Entry;
 
-extern PyType_Spec method_spec, bound_spec, getter_spec, ground_spec, anchor_spec, slot_spec, single_spec, magazine_spec, origin_spec, handle_spec, seen_spec, emergency_spec,
-    front_spec, lease_spec, ready_spec;
+extern PyType_Spec method_spec, bound_spec, getter_spec, ground_spec, anchor_spec, slot_spec, single_spec, magazine_spec, origin_spec, handle_spec, seen_spec,
+    emergency_spec, managed_spec, pin_spec, kept_spec, front_spec, lease_spec, ready_spec, awaited_spec;
 extern struct PyModuleDef core_module;
 
 Core *core_of(PyTypeObject *type);
@@ -171,10 +203,14 @@ void bound_clear_kept(Core *core);
 
 PyObject *slot_view(Slot *slot);
 void slot_export(Slot *slot, PyObject *view);
+Extra *slot_extra(Slot *slot);
+int slot_show_owner(Slot *slot);
+int slot_remember(Core *core, Slot *slot, PyObject *view, Origin *home);
 
 int magazine_settle(Origin *home);
 
-#define NOTED (1 << 9) /* in `detour`: see _magazine.py */
+#define OPTIONS (1 << 8) /* in `detour`: see _magazine.py */
+#define NOTED (1 << 9)
 
 /* Take the newest slot, or NULL: the list is empty, or holds something else. No code of others runs in here. */
 static inline Slot *magazine_pop(Magazine *magazine)
@@ -212,14 +248,46 @@ static inline int magazine_push(Magazine *magazine, Slot *slot)
     return failed;
 }
 
+static inline int handle_is_whole(Handle *handle)
+{
+    return handle->slot != NULL && handle->home != NULL && handle->home->magazine != NULL;
+}
+
+/* Whether a view has ended, and nobody else refers to it or to what is behind it. */
+static inline int view_is_forgotten(PyObject *view)
+{
+    return Py_REFCNT(view) == 1 && Py_REFCNT(((PyMemoryViewObject *)view)->mbuf) == 1;
+}
+
 PyObject *handle_new(Core *core, Origin *home, Slot *slot);
+int handle_ends(PyObject *self);
+void handle_finalise(PyObject *self);
+int handle_traverse(PyObject *self, visitproc visit, void *arg);
+int handle_clear(PyObject *self);
 void handle_clear_kept(Core *core);
+int handle_is_plain(Handle *handle);
+PyObject *handle_fresh_view(Core *core, Handle *handle);
+int handle_keep_pinned(Handle *handle, PyObject *view);
+int handle_drop_pinned(Handle *handle, PyObject *view);
 PyObject *handle_free_directly(PyObject *self, PyObject *ignored);
 PyObject *handle_free(Core *core, PyObject *const *args);
 PyObject *handle_view(Core *core, PyObject *const *args);
 PyObject *handle_address(Core *core, PyObject *const *args);
 PyObject *handle_enter(Core *core, PyObject *const *args);
 PyObject *handle_exit(Core *core, PyObject *const *args);
+
+PyObject *managed_new(Core *core, Origin *home, Slot *slot);
+void managed_clear_kept(Core *core);
+PyObject *managed_free_directly(PyObject *self, PyObject *ignored);
+PyObject *managed_view(Core *core, PyObject *const *args);
+
+extern PyMethodDef kept_gone;
+PyObject *kept_free(Handle *handle);
+
+void pin_clear_kept(Core *core);
+PyObject *pin_new(Core *core, PyObject *const *args);
+PyObject *pin_enter(Core *core, PyObject *const *args);
+PyObject *pin_exit(Core *core, PyObject *const *args);
 
 void lease_clear_kept(Core *core);
 PyObject *front_hit(Core *core, Front *front);

@@ -2,13 +2,21 @@
 
 #include "_core.h"
 
+/* Whether an allocation may simply pop, or does so after all that the detour is for. */
+static inline int front_is_direct(Front *front)
+{
+    return front->magazine != NULL && front->home != NULL &&
+           (front->magazine->detour == 0 ||
+            (front->magazine->detour == OPTIONS && ((Origin *)front->home)->movable));
+}
+
 PyObject *front_hit(Core *core, Front *front)
 {
-    Magazine *magazine = front->magazine;
-    if (magazine == NULL || front->home == NULL || magazine->detour)
+    if (!front_is_direct(front))
         return NULL;
-    Slot *slot = magazine_pop(magazine);
-    return slot == NULL ? NULL : handle_new(core, (Origin *)front->home, slot);
+    Slot *slot = magazine_pop(front->magazine);
+    Origin *home = (Origin *)front->home;
+    return slot == NULL ? NULL : home->movable ? managed_new(core, home, slot) : handle_new(core, home, slot);
 }
 
 PyObject *front_alloc_nowait(Core *core, PyObject *const *args)
@@ -19,8 +27,7 @@ PyObject *front_alloc_nowait(Core *core, PyObject *const *args)
 PyObject *front_alloc(Core *core, PyObject *const *args)
 {
     Front *front = (Front *)args[0];
-    Magazine *magazine = front->magazine;
-    if (magazine == NULL || front->home == NULL || magazine->detour || Py_SIZE(magazine) == 0)
+    if (!front_is_direct(front) || Py_SIZE(front->magazine) == 0)
         return NULL;
     return ready_later(core, front); /* it takes its object when it is awaited, as a coroutine does */
 }
@@ -123,7 +130,8 @@ PyObject *lease_exit(Core *core, PyObject *const *args)
 {
     Lease *lease = (Lease *)args[0];
     PyObject *buffer = lease->buffer;
-    if (buffer == NULL || (Py_TYPE(buffer) != core->handle && Py_TYPE(buffer) != core->seen))
+    if (buffer == NULL ||
+        (Py_TYPE(buffer) != core->handle && Py_TYPE(buffer) != core->seen && Py_TYPE(buffer) != core->managed))
         return NULL;
     lease->buffer = NULL;
     PyObject *done = handle_exit(core, &buffer);

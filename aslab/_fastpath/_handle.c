@@ -11,11 +11,6 @@
 
 #include "_core.h"
 
-static inline int is_whole(Handle *handle)
-{
-    return handle->slot != NULL && handle->home != NULL && handle->home->magazine != NULL;
-}
-
 PyObject *handle_new(Core *core, Origin *home, Slot *slot) /* takes over the slot's reference */
 {
     Handle *handle;
@@ -33,7 +28,7 @@ PyObject *handle_new(Core *core, Origin *home, Slot *slot) /* takes over the slo
     }
     handle->home = (Origin *)Py_NewRef((PyObject *)home);
     handle->slot = slot;
-    handle->view = handle->lent = handle->weak = NULL;
+    handle->view = handle->lent = handle->weak = handle->pinned = NULL;
     if (home->seen)
         PyObject_GC_Track(handle);
     return (PyObject *)handle;
@@ -47,27 +42,29 @@ void handle_clear_kept(Core *core)
     }
 }
 
-static int handle_traverse(PyObject *self, visitproc visit, void *arg)
+int handle_traverse(PyObject *self, visitproc visit, void *arg)
 {
     Handle *handle = (Handle *)self;
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(handle->home);
     Py_VISIT(handle->view);
     Py_VISIT(handle->lent);
+    Py_VISIT(handle->pinned);
     return 0;
 }
 
-static int handle_clear(PyObject *self)
+int handle_clear(PyObject *self)
 {
     Handle *handle = (Handle *)self;
     Py_CLEAR(handle->home);
     Py_CLEAR(handle->view);
     Py_CLEAR(handle->lent);
+    Py_CLEAR(handle->pinned);
     return 0;
 }
 
 /* Lost without a free, or its own buffer protocol was used: `Buffer.__del__` sees to it. */
-static void handle_finalise(PyObject *self)
+void handle_finalise(PyObject *self)
 {
     Handle *handle = (Handle *)self;
     if (handle->slot == NULL && handle->lent == NULL)
@@ -84,20 +81,29 @@ static void handle_finalise(PyObject *self)
     GO_ON(pending);
 }
 
+/* The last reference to it has gone. -1 if somebody has taken it up again. */
+int handle_ends(PyObject *self)
+{
+    Handle *handle = (Handle *)self;
+    if ((handle->slot != NULL || handle->lent != NULL) && PyObject_CallFinalizerFromDealloc(self) < 0)
+        return -1;
+    if (PyType_IS_GC(Py_TYPE(self)))
+        PyObject_GC_UnTrack(self);
+    if (handle->weak != NULL)
+        PyObject_ClearWeakRefs(self);
+    return 0;
+}
+
 static void handle_dealloc(PyObject *self)
 {
     Handle *handle = (Handle *)self;
     PyTypeObject *type = Py_TYPE(self);
-    if ((handle->slot != NULL || handle->lent != NULL) && PyObject_CallFinalizerFromDealloc(self) < 0)
-        return; /* lost without a free; and somebody has taken it up again */
-    if (PyType_IS_GC(type))
-        PyObject_GC_UnTrack(self);
-    if (handle->weak != NULL)
-        PyObject_ClearWeakRefs(self);
+    if (handle_ends(self))
+        return;
     Origin *home = handle->home;
     Core *core = home == NULL || home->magazine == NULL ? NULL : home->magazine->core;
     if (core != NULL && type == core->handle && core->n_handles < KEPT_HANDLES &&
-        handle->slot == NULL && handle->view == NULL && handle->lent == NULL) {
+        handle->slot == NULL && handle->view == NULL && handle->lent == NULL && handle->pinned == NULL) {
         core->handles[core->n_handles++] = handle;
         Py_DECREF(home);
         return;
@@ -110,6 +116,73 @@ static void handle_dealloc(PyObject *self)
 
 /* -- shortcuts */
 
+/* -- views of pins
+
+   A pin that has ended may have left its view object with somebody, who may know the address. In Python each pin notes
+   that at once in the slot (`_views.remember`). Here the handle keeps the view of its last pin, and at the claim, or before a
+   move, those that somebody still refers to are noted. So whatever the methods in Python see of a slot that is nobody's is
+   as if they had done it. What is kept here belongs to a pin that is entered, or has ended. */
+
+/* Keep the view of a pin that begins. -1 with an error. */
+int handle_keep_pinned(Handle *handle, PyObject *view)
+{
+    PyObject *pinned = handle->pinned;
+    if (pinned != NULL && PyList_Check(pinned)) {
+        for (Py_ssize_t i = PyList_GET_SIZE(pinned); i-- > 0;)
+            if (view_is_forgotten(PyList_GET_ITEM(pinned, i)) && PyList_SetSlice(pinned, i, i + 1, NULL))
+                return -1;
+        return PyList_Append(pinned, view);
+    }
+    PyObject *kept = NULL;
+    if (pinned != NULL && !view_is_forgotten(pinned)) {
+        if ((kept = PyList_New(2)) == NULL)
+            return -1;
+        PyList_SET_ITEM(kept, 0, Py_NewRef(pinned));
+        PyList_SET_ITEM(kept, 1, Py_NewRef(view));
+    }
+    handle->pinned = kept != NULL ? kept : Py_NewRef(view);
+    Py_XDECREF(pinned);
+    return 0;
+}
+
+/* Keep it no longer. 1 if it was kept, 0 if it has been noted in the slot since, -1 with an error. */
+int handle_drop_pinned(Handle *handle, PyObject *view)
+{
+    PyObject *pinned = handle->pinned;
+    if (pinned == view) {
+        handle->pinned = NULL;
+        Py_DECREF(view);
+        return 1;
+    }
+    if (pinned != NULL && PyList_Check(pinned)) {
+        for (Py_ssize_t i = PyList_GET_SIZE(pinned); i-- > 0;)
+            if (PyList_GET_ITEM(pinned, i) == view)
+                return PyList_SetSlice(pinned, i, i + 1, NULL) ? -1 : 1;
+    }
+    return 0;
+}
+
+/* Note in the slot those that somebody refers to. -1 with an error. */
+static int handle_remember(Core *core, Handle *handle, Slot *slot)
+{
+    PyObject *pinned = handle->pinned;
+    int failed = 0;
+    if (pinned == NULL)
+        return 0;
+    handle->pinned = NULL;
+    if (!PyList_Check(pinned))
+        failed = !view_is_forgotten(pinned) && slot_remember(core, slot, pinned, handle->home);
+    else
+        for (Py_ssize_t i = 0; !failed && i < PyList_GET_SIZE(pinned); i++)
+            if (!view_is_forgotten(PyList_GET_ITEM(pinned, i)))
+                failed = slot_remember(core, slot, PyList_GET_ITEM(pinned, i), handle->home);
+    if (failed && handle->pinned == NULL)
+        handle->pinned = pinned;
+    else
+        Py_DECREF(pinned);
+    return failed;
+}
+
 /* Whether an unreleased view is the only export of its slot, and nobody else refers to it or to what is behind it:
    then it can just go, and need not be remembered. (`_views.has_company` and `is_kept`.) */
 static int is_alone(PyObject *object, Slot *slot)
@@ -121,28 +194,51 @@ static int is_alone(PyObject *object, Slot *slot)
            Py_REFCNT(view->mbuf) == 1 && view->mbuf->master.obj == (PyObject *)slot;
 }
 
-/* No view, no export: each view of a slot is the handle's, or was made after that. But for one that another thread is
-   just making, and ends as it finds the slot gone. The method in Python says the same. */
+/* Whether the views of pins have all gone, but for what the handle keeps of them: then those can go, too. */
+static inline int is_unpinned(Handle *handle)
+{
+    return handle->pinned == NULL || (!PyList_Check(handle->pinned) && view_is_forgotten(handle->pinned));
+}
+
+/* Whether the magazine is all that a free of this object takes: never for a subclass, which may free in its own way. A pin
+   that is just made in Python, under the guard, is an export without a view. */
+int handle_is_plain(Handle *handle)
+{
+    Managed *managed = (Managed *)handle;
+    Core *core = handle->home->magazine->core;
+    PyTypeObject *type = Py_TYPE(handle);
+    return type == core->handle || type == core->seen ||
+           (type == core->managed && handle->home->movable && !managed->moving && !managed->emergency &&
+            (managed->note == NULL || managed->note == Py_None) && (handle->view != NULL || handle->slot->exports == 0));
+}
+
+/* No view, no pin, no export: each view of a slot is known to the handle, or was made after that. But for one that another
+   thread is just making, and ends as it finds the slot gone. The method in Python says the same. */
 PyObject *handle_free(Core *Py_UNUSED(core), PyObject *const *args)
 {
     Handle *handle = (Handle *)args[0];
     Origin *home = NULL;
     Slot *slot = NULL;
-    PyObject *view = NULL;
+    PyObject *view = NULL, *pinned = NULL;
     BEGIN(handle)
-    if (is_whole(handle) && handle->lent == NULL && (handle->slot->extra == NULL || handle->slot->extra->kept == NULL) &&
+    if (handle_is_whole(handle) && handle->lent == NULL && is_unpinned(handle) && handle_is_plain(handle) &&
+        (handle->slot->extra == NULL || handle->slot->extra->kept == NULL) &&
         (handle->view == NULL || is_alone(handle->view, handle->slot))) {
         home = handle->home;
         slot = handle->slot;
         view = handle->view;
+        pinned = handle->pinned;
         handle->slot = NULL; /* the claim */
-        handle->view = NULL;
+        handle->view = handle->pinned = NULL;
+        if (slot->extra != NULL)
+            slot->extra->holder = NULL;
     }
     END()
     if (slot == NULL)
-        return NULL;
+        return kept_free(handle);
     Py_INCREF(home); /* the end of the view may call weak references, and they anything */
     Py_XDECREF(view);
+    Py_XDECREF(pinned);
     int failed = magazine_push(home->magazine, slot);
     if (!failed && (home->magazine->watch || Py_SIZE(home->magazine) > home->magazine->capacity))
         failed = magazine_settle(home);
@@ -159,29 +255,46 @@ PyObject *handle_free_directly(PyObject *self, PyObject *Py_UNUSED(ignored))
     Core *core = core_of(Py_TYPE(self));
     if (core == NULL)
         return NULL;
-    return PyObject_CallOneArg(core->free, self);
+    return PyObject_CallOneArg(core->free.python, self);
 }
 
-PyObject *handle_view(Core *Py_UNUSED(core), PyObject *const *args)
+static inline int is_moving(Core *core, Handle *handle)
+{
+    return Py_TYPE(handle) == core->managed && ((Managed *)handle)->moving;
+}
+
+/* A new view, and an export of the slot; or NULL, with an error or because that is not as simple. */
+PyObject *handle_fresh_view(Core *core, Handle *handle)
+{
+    if (!handle_is_whole(handle) || is_moving(core, handle))
+        return NULL;
+    Slot *slot = (Slot *)Py_NewRef((PyObject *)handle->slot);
+    PyObject *fresh = slot_view(slot);
+    /* That may have collected garbage, and so have run any code, which may have freed the handle or begun to move it. */
+    int still = fresh != NULL && handle->slot == slot && slot->ground != NULL && !is_moving(core, handle);
+    if (still)
+        slot_export(slot, fresh);
+    Py_DECREF(slot);
+    if (still || fresh == NULL)
+        return fresh;
+    Py_DECREF(fresh);
+    return NULL;
+}
+
+PyObject *handle_view(Core *core, PyObject *const *args)
 {
     Handle *handle = (Handle *)args[0];
-    if (!is_whole(handle))
-        return NULL;
     if (handle->view == NULL) {
-        Slot *slot = (Slot *)Py_NewRef((PyObject *)handle->slot);
-        PyObject *fresh = slot_view(slot);
-        /* That may have collected garbage, and so have run any code, which may have freed the handle or looked. */
-        int still = fresh != NULL && handle->slot == slot && handle->view == NULL && slot->ground != NULL;
-        if (still) {
-            slot_export(slot, fresh);
-            handle->view = Py_NewRef(fresh);
-        }
-        Py_DECREF(slot);
-        if (still || fresh == NULL)
+        PyObject *fresh = handle_fresh_view(core, handle);
+        if (fresh == NULL || handle->view == NULL) {
+            handle->view = Py_XNewRef(fresh);
             return fresh;
-        Py_DECREF(fresh);
+        }
+        Py_DECREF(fresh); /* somebody else has looked meanwhile */
         return NULL;
     }
+    if (!handle_is_whole(handle))
+        return NULL;
     if (!PyMemoryView_Check(handle->view) ||
         ((PyMemoryViewObject *)handle->view)->flags & _Py_MEMORYVIEW_RELEASED)
         return NULL;
@@ -203,7 +316,7 @@ PyObject *handle_exit(Core *core, PyObject *const *args)
 {
     if (((Handle *)args[0])->slot == NULL)
         Py_RETURN_NONE;
-    return Py_IS_TYPE(args[0], core->handle) || Py_IS_TYPE(args[0], core->seen) ? handle_free(core, args) : NULL; /* a subclass frees in its own way */
+    return handle_free(core, args);
 }
 
 /* -- its own buffer protocol: each consumer gets a view of its own */
@@ -311,27 +424,67 @@ static PyObject *handle_get_typed(PyObject *self, void *offset)
 }
 
 /* The shortcuts trust the type of what is here. */
-static int handle_set_typed(PyObject *self, PyObject *value, void *offset)
+static int has_type(PyObject *value, PyTypeObject *type)
 {
-    PyObject **place = (PyObject **)((char *)self + (size_t)offset), *old = *place;
+    if (PyObject_TypeCheck(value, type))
+        return 1;
+    PyErr_Format(PyExc_TypeError, "%s expected, not %s", type->tp_name, Py_TYPE(value)->tp_name);
+    return 0;
+}
+
+static int handle_set_home(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    Core *core = core_of(Py_TYPE(self));
+    if (core == NULL)
+        return -1;
     if (value == NULL) {
-        if (old == NULL) {
-            PyErr_SetString(PyExc_AttributeError, "freed by somebody else");
-            return -1;
-        }
-        *place = NULL;
-    } else {
-        Core *core = core_of(Py_TYPE(self));
-        if (core == NULL)
-            return -1;
-        PyTypeObject *type = (size_t)offset == offsetof(Handle, slot) ? core->slot : core->origin;
-        if (!PyObject_TypeCheck(value, type)) {
-            PyErr_Format(PyExc_TypeError, "%s expected, not %s", type->tp_name, Py_TYPE(value)->tp_name);
-            return -1;
-        }
-        *place = Py_NewRef(value);
+        PyErr_SetString(PyExc_AttributeError, "a Buffer keeps its home");
+        return -1;
     }
-    Py_XDECREF(old);
+    if (!has_type(value, core->origin))
+        return -1;
+    Py_XSETREF(((Handle *)self)->home, (Origin *)Py_NewRef(value));
+    return 0;
+}
+
+/* Let the methods in Python find a slot that is claimed as they would have left it: who holds it is a weak reference, and
+   if somebody knows the address the handle has a view, so that they look. */
+static int handle_show(Core *core, Handle *handle, Slot *slot, int claimed)
+{
+    if (slot_show_owner(slot) || handle_remember(core, handle, slot))
+        return -1;
+    int known = Py_TYPE(handle) == core->managed ? slot->exports : slot->extra != NULL && slot->extra->kept != NULL;
+    if (!claimed || !known || handle->view != NULL)
+        return 0;
+    if ((handle->view = slot_view(slot)) == NULL)
+        return -1;
+    slot_export(slot, handle->view);
+    return 0;
+}
+
+/* Deleting it is the claim of a free, setting it the way back from one that was refused, or a move. */
+static int handle_set_slot(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    Handle *handle = (Handle *)self;
+    Slot *old = handle->slot;
+    Core *core = core_of(Py_TYPE(self));
+    if (core == NULL || (value != NULL && !has_type(value, core->slot)))
+        return -1;
+    if (value == NULL && old == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "freed by somebody else");
+        return -1;
+    }
+    handle->slot = (Slot *)Py_XNewRef(value);
+    if (old == NULL)
+        return 0;
+    if (handle_show(core, handle, old, value == NULL)) {
+        if (value == NULL)
+            handle->slot = old;
+        else
+            Py_DECREF(old);
+        return -1;
+    }
+    Py_DECREF(old);
     return 0;
 }
 
@@ -343,8 +496,8 @@ static PyMemberDef handle_members[] = {
 static PyGetSetDef handle_getset[] = {
     {"_view", handle_get_view, handle_set_view, NULL, NULL},
     {"_lent", handle_get_lent, handle_set_lent, NULL, NULL},
-    {"_slot", handle_get_typed, handle_set_typed, NULL, (void *)offsetof(Handle, slot)},
-    {"_home", handle_get_typed, handle_set_typed, NULL, (void *)offsetof(Handle, home)},
+    {"_slot", handle_get_typed, handle_set_slot, NULL, (void *)offsetof(Handle, slot)},
+    {"_home", handle_get_typed, handle_set_home, NULL, (void *)offsetof(Handle, home)},
     {NULL, NULL, NULL, NULL, NULL}};
 static PyType_Slot handle_slots[] = {{Py_tp_new, core_plain_new},
                                      {Py_tp_dealloc, handle_dealloc},

@@ -20,7 +20,7 @@ T = TypeVar("T")
 class Origin(Generic[T]):
     """What each allocation and free needs of a home at once."""
 
-    __slots__ = ("magazine", "seen", "size")
+    __slots__ = ("lingering", "magazine", "movable", "seen", "size")
 
     magazine: Magazine[T]
     """Where a free puts the slot."""
@@ -28,6 +28,11 @@ class Origin(Generic[T]):
     """Bytes of one object."""
     seen: bool
     """Whether the garbage collector must see its buffers, as a callback may refer to one: for compiled types."""
+    movable: bool
+    """Whether its objects may move, and an allocation takes nothing else but the magazine: for compiled types."""
+    lingering: dict[Any, object] | None
+    """The slots that linger, if neither their free nor their return takes more than a place in it: for compiled
+    types."""
 
 
 class Noted(Protocol):

@@ -106,12 +106,16 @@ static int origin_traverse(PyObject *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(((Origin *)self)->magazine);
+    Py_VISIT(((Origin *)self)->lingering);
+    Py_VISIT(((Origin *)self)->gone);
     return 0;
 }
 
 static int origin_clear(PyObject *self)
 {
     Py_CLEAR(((Origin *)self)->magazine);
+    Py_CLEAR(((Origin *)self)->lingering);
+    Py_CLEAR(((Origin *)self)->gone);
     return 0;
 }
 
@@ -147,12 +151,33 @@ static int origin_set_magazine(PyObject *self, PyObject *value, void *Py_UNUSED(
     return 0;
 }
 
+static PyObject *origin_get_lingering(PyObject *self, void *Py_UNUSED(closure))
+{
+    PyObject *lingering = ((Origin *)self)->lingering;
+    return Py_NewRef(lingering == NULL ? Py_None : lingering);
+}
+
+static int origin_set_lingering(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    Origin *home = (Origin *)self;
+    if (value == NULL || (value != Py_None && !PyDict_Check(value))) {
+        PyErr_SetString(PyExc_TypeError, "lingering is a dict or None");
+        return -1;
+    }
+    if (home->gone == NULL && (home->gone = PyCFunction_New(&kept_gone, self)) == NULL)
+        return -1;
+    Py_XSETREF(home->lingering, value == Py_None ? NULL : Py_NewRef(value));
+    return 0;
+}
+
 static PyMethodDef origin_methods[] = {METHOD("__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS),
                                        {NULL, NULL, 0, NULL}};
 static PyMemberDef origin_members[] = {{"size", T_PYSSIZET, offsetof(Origin, size), 0, NULL},
                                        {"seen", T_BOOL, offsetof(Origin, seen), 0, NULL},
+                                       {"movable", T_BOOL, offsetof(Origin, movable), 0, NULL},
                                        {NULL, 0, 0, 0, NULL}};
 static PyGetSetDef origin_getset[] = {{"magazine", origin_get_magazine, origin_set_magazine, NULL, NULL},
+                                      {"lingering", origin_get_lingering, origin_set_lingering, NULL, NULL},
                                       {NULL, NULL, NULL, NULL, NULL}};
 static PyType_Slot origin_slots[] = {{Py_tp_new, PyType_GenericNew},     {Py_tp_dealloc, origin_dealloc},
                                      {Py_tp_traverse, origin_traverse},  {Py_tp_clear, origin_clear},

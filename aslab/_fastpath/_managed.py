@@ -3,8 +3,9 @@
 Emergency objects are counted, too, and have a smaller class where that is all.
 
 Always true between calls: except in a finaliser, ``_slot``, ``moving`` and ``left`` change only under
-`Home.guard`. The mover holds a reference to a handle that is ``moving``, so a finaliser never sees one. A slot is
-taken back once: by the mover if ``left`` is set, by the free otherwise.
+`Home.guard`. Compiled code does without where it is one single step and the handle is not ``moving``. So the mover
+sets that before it looks at a handle, and clears it last. It holds a reference to such a handle, so a finaliser
+never sees one. A slot is taken back once: by the mover if ``left`` is set, by the free otherwise.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class EmergencyBuffer(Buffer[T]):
         return slot
 
 
+@compiled
 class ManagedBuffer(Buffer[T]):
     """A buffer whose allocation and free take more than the magazine.
 
@@ -69,7 +71,8 @@ class ManagedBuffer(Buffer[T]):
         """
         with self._home.guard:
             self.touched = True
-            return super().view
+            view: memoryview = Buffer.view.__get__(self)  # a compiled one has another class: no super()
+            return view
 
     def free(self) -> None:
         """As `Buffer.free`."""
@@ -131,7 +134,7 @@ class ManagedBuffer(Buffer[T]):
         slot = self._allocated()
         if self._view is None and slot.in_use():  # by a pin, or what is left of one
             raise self._refusal("it is pinned, or a slice or an array of a pinned view is alive")
-        slot = super()._claim(quiet=quiet)
+        slot = Buffer._claim(self, quiet=quiet)
         self._home.count_return(self.emergency)
         if self._note is not None:
             self._note.end()

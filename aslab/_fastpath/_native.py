@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 
 C = TypeVar("C", bound=type)
 F = TypeVar("F", bound=Callable[..., Any])
+V = TypeVar("V")
 
 
 def _load() -> Any:
@@ -27,7 +28,8 @@ def _load() -> Any:
         core = importlib.import_module("._core", __package__)
     except ImportError:  # it was not built, or not for this interpreter
         return None
-    collections.abc.Coroutine.register(core.Ready)
+    for kind in (core.Ready, core.Awaited):
+        collections.abc.Coroutine.register(kind)
     return core
 
 
@@ -47,6 +49,12 @@ def viewing(reference: F) -> F:
         return _core.lease_view(source) if isinstance(source, _core.Slot) else reference(source)
 
     return cast("F", wraps(reference)(lease_view))
+
+
+def shared(name: str, reference: V) -> V:
+    """Return the object of that name that compiled code uses as well; or this one."""
+    found: V = getattr(_core, name) if COMPILED else reference
+    return found
 
 
 def compiled(reference: C) -> C:

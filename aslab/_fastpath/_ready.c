@@ -3,7 +3,8 @@
 
    It passes for a coroutine where one is asked for: it has send, throw and close, is registered as
    collections.abc.Coroutine, and warns if it was never awaited. An answer that nobody took is given back: a buffer
-   returns to its cache. */
+   returns to its cache. What `await` iterates must be an iterator, and a coroutine is none: so from then on it is of
+   another type, Awaited. */
 
 #include "_core.h"
 
@@ -268,6 +269,16 @@ static PyObject *ready_throw(PyObject *self, PyObject *const *args, Py_ssize_t n
     return NULL;
 }
 
+static PyObject *ready_await(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self), *awaited = ((Ready *)self)->core->awaited;
+    if (awaited != NULL) { /* else the interpreter is being torn down */
+        Py_SET_TYPE(self, (PyTypeObject *)Py_NewRef((PyObject *)awaited));
+        Py_DECREF(type);
+    }
+    return Py_NewRef(self);
+}
+
 static PyObject *ready_self(PyObject *self)
 {
     return Py_NewRef(self);
@@ -304,10 +315,18 @@ static PyGetSetDef ready_getset[] = {{"__class__", ready_class, NULL, NULL, NULL
                                      {"__qualname__", ready_name, NULL, NULL, "Cache.alloc"},
                                      {NULL, NULL, NULL, NULL, NULL}};
 static PyType_Slot ready_slots[] = {{Py_tp_traverse, ready_traverse}, {Py_tp_clear, ready_clear},
-                                    {Py_tp_dealloc, ready_dealloc}, {Py_am_await, ready_self},
-                                    {Py_am_send, ready_am_send},    {Py_tp_iter, ready_self},
-                                    {Py_tp_iternext, ready_next},   {Py_tp_methods, ready_methods},
-                                    {Py_tp_getset, ready_getset},   {0, NULL}};
+                                    {Py_tp_dealloc, ready_dealloc},   {Py_am_await, ready_await},
+                                    {Py_am_send, ready_am_send},      {Py_tp_methods, ready_methods},
+                                    {Py_tp_getset, ready_getset},     {0, NULL}};
 PyType_Spec ready_spec = {"aslab._fastpath._core.Ready", sizeof(Ready), 0,
                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
                           ready_slots};
+
+static PyType_Slot awaited_slots[] = {{Py_tp_traverse, ready_traverse}, {Py_tp_clear, ready_clear},
+                                      {Py_tp_dealloc, ready_dealloc},   {Py_am_await, ready_self},
+                                      {Py_am_send, ready_am_send},      {Py_tp_iter, ready_self},
+                                      {Py_tp_iternext, ready_next},     {Py_tp_methods, ready_methods},
+                                      {Py_tp_getset, ready_getset},     {0, NULL}};
+PyType_Spec awaited_spec = {"aslab._fastpath._core.Awaited", sizeof(Ready), 0,
+                            Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                            awaited_slots};

@@ -291,7 +291,7 @@ static PyObject *slot_in_use(PyObject *self, PyObject *const *args, Py_ssize_t n
 
 /* -- attributes */
 
-static Extra *slot_extra(Slot *slot)
+Extra *slot_extra(Slot *slot)
 {
     if (slot->extra == NULL && (slot->extra = PyMem_Calloc(1, sizeof(Extra))) == NULL)
         PyErr_NoMemory();
@@ -335,6 +335,43 @@ static int slot_set_extra(PyObject *self, PyObject *value, void *offset)
     *place = empty ? NULL : Py_NewRef(value);
     Py_XDECREF(old);
     return 0;
+}
+
+/* From now on who holds it is a weak reference, as in Python. -1 with an error. */
+int slot_show_owner(Slot *slot)
+{
+    if (slot->extra == NULL || slot->extra->holder == NULL)
+        return 0;
+    PyObject *owner = PyWeakref_NewRef((PyObject *)slot->extra->holder, NULL);
+    if (owner == NULL)
+        return -1;
+    slot->extra->holder = NULL;
+    Py_XSETREF(slot->extra->owner, owner);
+    return 0;
+}
+
+static PyObject *slot_get_owner(PyObject *self, void *offset)
+{
+    return slot_show_owner((Slot *)self) ? NULL : slot_get_extra(self, offset);
+}
+
+static int slot_set_owner(PyObject *self, PyObject *value, void *offset)
+{
+    if (((Slot *)self)->extra != NULL)
+        ((Slot *)self)->extra->holder = NULL;
+    return slot_set_extra(self, value, offset);
+}
+
+/* Have the method in Python note that somebody may know the address by a view that has ended, or will. */
+int slot_remember(Core *core, Slot *slot, PyObject *view, Origin *home)
+{
+    if (home == NULL || core->view_gone == NULL) /* the collector has taken the handle or the module apart */
+        return 0;
+    PyObject *call = PyObject_GetAttr((PyObject *)home, core->view_gone);
+    PyObject *done = call == NULL ? NULL : PyObject_CallMethodObjArgs((PyObject *)slot, core->remember, view, call, NULL);
+    Py_XDECREF(call);
+    Py_XDECREF(done);
+    return done == NULL ? -1 : 0;
 }
 
 static PyObject *slot_get_kept(PyObject *self, void *Py_UNUSED(closure))
@@ -431,7 +468,7 @@ static PyGetSetDef slot_getset[] = {
     {"exporter", slot_get_exporter, slot_set_exporter, NULL, NULL},
     {"kept", slot_get_kept, slot_set_kept, NULL, NULL},
     {"obj", slot_get_extra, slot_set_extra, NULL, (void *)offsetof(Extra, obj)},
-    {"owner", slot_get_extra, slot_set_extra, NULL, (void *)offsetof(Extra, owner)},
+    {"owner", slot_get_owner, slot_set_owner, NULL, (void *)offsetof(Extra, owner)},
     {NULL, NULL, NULL, NULL, NULL}};
 static PyType_Slot slot_slots[] = {{Py_tp_new, PyType_GenericNew},
                                    {Py_tp_init, slot_init},

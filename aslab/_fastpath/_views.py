@@ -35,7 +35,7 @@ from gc import get_referents
 from sys import getrefcount
 from typing import Any
 
-from ._native import viewing
+from ._native import compiled, shared, viewing
 
 FEW = 20_000
 """The most objects searched for a message: takes some milliseconds."""
@@ -151,6 +151,7 @@ def _measure() -> int:
 _ONCE = _measure()
 
 
+@compiled
 class KeptView(weakref.ref[memoryview]):
     """A view that has ended while its object, or a slice's object, lives on. Any thread."""
 
@@ -161,7 +162,7 @@ class KeptView(weakref.ref[memoryview]):
     place: Exported
 
 
-HAUNTED: set[Exported] = set()
+HAUNTED: set[Exported] = shared("HAUNTED", set())
 """Places that kept views lead to. Nothing else may keep their memory alive: a released view does not."""
 
 

@@ -105,6 +105,16 @@ class Depot(Generic[T]):
             self._put_back(len(self.magazine))
             self.slabs.sort()
 
+    def sparse(self, steps: int, of: int) -> list[Slab[T]]:
+        """Return the slabs that `may_empty`, the sparsest first."""
+        with self.lock:
+            return self.slabs.sparse(steps, of)
+
+    def may_empty(self, slab: Slab[T], steps: int, of: int) -> bool:
+        """Whether a slab is still among them."""
+        with self.lock:
+            return self.slabs.may_empty(slab, steps, of)
+
     @property
     def free(self) -> int:
         """The number of objects that can be allocated without growing."""

@@ -154,8 +154,8 @@ async def _consolidate(pool: Pool[T], steps: int) -> None:
     if pool.reserve:
         pool.handover.empty_reserve()  # refilled from the fullest slabs
         pool.serve_all()
-    for slab in pool.depot.slabs.sparse(steps, STEPS):
-        if pool.waiters.first is not None or not pool.depot.slabs.may_empty(slab, steps, STEPS):
+    for slab in pool.depot.sparse(steps, STEPS):
+        if pool.waiters.first is not None or not pool.depot.may_empty(slab, steps, STEPS):
             break  # the rest are fuller
         if slab.in_use and slab.free and not slab.stays:
             await _empty(pool, slab)
@@ -189,9 +189,11 @@ async def _empty(pool: Pool[T], slab: Slab[T]) -> None:
 def _owner(pool: Pool[T], slot: Slot[T]) -> ManagedBuffer[T] | None:
     """Return the handle that leads to this slot, if the object can be moved now; else None."""
     owner = cast("ManagedBuffer[T] | None", slot.owner and slot.owner())
-    if owner is None or not owner.leads_to(slot) or owner.moving:
-        return None
-    return None if pool.moving.callback is None and slot.in_use() else owner
+    return owner if owner is not None and not owner.moving and _may_move(pool, owner, slot) else None
+
+
+def _may_move(pool: Pool[T], owner: ManagedBuffer[T], slot: Slot[T]) -> bool:
+    return owner.leads_to(slot) and (pool.moving.callback is not None or not slot.in_use())
 
 
 async def _move(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[T]) -> bool:
@@ -204,9 +206,11 @@ async def _move(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[
     if moving.callback is not None:
         return _ask(pool, owner, old, new, moving.callback)
     with pool.guard:
-        begun = _owner(pool, old) is owner  # else it was freed or pinned while we looked for a slot
+        begun = not owner.moving
         if begun:
-            owner.moving, owner.touched = True, False
+            owner.moving, owner.touched = True, False  # before the look: see _managed.py
+            # It may have been freed or pinned while we looked for a slot.
+            owner.moving = begun = _may_move(pool, owner, old)
     if begun and pool.config.shape.size <= AT_ONCE:
         return _copy(pool, owner, old, new)
     if begun:
@@ -232,7 +236,6 @@ def _copy(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[T]) ->
         pool.debug.used()
     ctypes.memmove(new.address, old.address, pool.config.shape.size)
     with pool.guard:
-        owner.moving = False
         there = owner.leads_to(old)
         moved = there and not owner.touched and not old.in_use()
         if moved:
@@ -241,6 +244,7 @@ def _copy(pool: Pool[T], owner: ManagedBuffer[T], old: Slot[T], new: Slot[T]) ->
                 pool.debug.move(old, new)
         pool.moving.in_hand -= 1
         pool.moving.answers[KMEM_CBRC.YES if moved else KMEM_CBRC.LATER] += 1
+        owner.moving = False
     if not moved:
         _put_away(pool, new)
     if moved or owner.left:  # left: it was freed meanwhile, and its slot left to us

@@ -45,7 +45,9 @@ def pair(
             "aslab: await alloc, free": _alloc,
             "aslab: await alloc, view, free": _alloc_and_view,
             "aslab: the same, view kept": _alloc_and_keep_view,
+            "aslab: await alloc, pin, free": _alloc_and_pin,
             "aslab, movable: await alloc, free": partial(_alloc, movable=True),
+            "aslab, movable: alloc, pin, free": partial(_alloc_and_pin, movable=True),
             names(loop)[1]: partial(_queue, loop),
             "anyio memory stream": _stream,
         }
@@ -109,6 +111,17 @@ async def _alloc_and_keep_view(pairs: int) -> float:
             view = buf.view  # at the next free it is still here, so that the slot lingers
             buf.free()
         del view
+        return (time.thread_time_ns() - begin) / pairs
+
+
+async def _alloc_and_pin(pairs: int, **options: Any) -> float:
+    async with warm_cache(**options) as cache:
+        begin = time.thread_time_ns()
+        for _ in range(pairs):
+            buf = await cache.alloc()
+            with buf.pin():
+                pass
+            buf.free()
         return (time.thread_time_ns() - begin) / pairs
 
 
