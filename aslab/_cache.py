@@ -28,7 +28,7 @@ from ._checked import checked
 from ._checks import seconds, whole_number
 from ._config import CacheConfig
 from ._errors import CacheClosedError, ConfigError, CorruptionError, WrongCacheError
-from ._fastpath import OPTIONS, Buffer, Front, ManagedBuffer, Noted, SeenBuffer, Slot, lease_view
+from ._fastpath import OPTIONS, Buffer, EmergencyBuffer, Front, ManagedBuffer, Noted, SeenBuffer, Slot, lease_view
 from ._flags import KM, LEVEL
 from ._holder import Holder
 from ._home import CacheHome
@@ -206,7 +206,7 @@ class Cache(Front[T]):
             zero(slot.address, self.size)
         managed = self._managed or slot.slab is None or note is not None
         buf: Buffer[T] = (
-            self._managed_handle(slot, note) if managed else SeenBuffer() if self._home.seen else Buffer()
+            self._counted_handle(slot, note) if managed else SeenBuffer() if self._home.seen else Buffer()
         )
         buf._home = self._home
         # A free with a view checks whether the slot has to linger again; a managed free always checks.
@@ -216,20 +216,23 @@ class Cache(Front[T]):
             self._arena.attend(self._pool, self._pool.ask)
         return buf
 
-    def _managed_handle(self, slot: Slot[T], note: Noted | None) -> Buffer[T]:
+    def _counted_handle(self, slot: Slot[T], note: Noted | None) -> Buffer[T]:
+        counters = self._counters
+        counters.handed_out += 1
+        emergency = slot.slab is None
+        if emergency:
+            counters.emergency += 1
+            counters.emergency_max = max(counters.emergency_max, counters.emergency)
+            if not (self._managed or note is not None or self._home.seen):
+                return EmergencyBuffer()
         debug = self._pool.debug
         buf: ManagedBuffer[T] = ManagedBuffer() if debug is None else checked(slot, debug)
         buf._note = note
-        buf.emergency = slot.slab is None
+        buf.emergency = emergency
         buf.moving = buf.touched = buf.left = False
         if self._pool.moving.able:
             slot.owner = weakref.ref(buf)
-        counters = self._counters
-        counters.handed_out += 1
-        if buf.emergency:
-            counters.emergency += 1
-            counters.emergency_max = max(counters.emergency_max, counters.emergency)
-            if self._pool.moving.able:
+            if emergency:
                 self._arena.attend(self._pool, self._pool.note_moving)
         return buf
 

@@ -36,7 +36,7 @@ MAX_SLAB_SIZE = 32 * 2**20
 CACHE_LINE = 64
 LARGE = 64 * 2**10
 """Bytes from which on objects are aligned to pages by default: what it wastes is a 16th at most."""
-NOTED_BYTES, MOST_SAMPLED = 8 * 2**20, 4096
+NOTED_BYTES, MOST_SAMPLED = 64 * 2**20, 4096
 """By default it is noted who holds a buffer once for so many bytes of buffers, or for so many buffers."""
 WASTE = 16
 """By default a slab leaves at most 1/16 of ``limit`` or ``max_objects`` unused, and takes no more, unless it has

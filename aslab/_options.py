@@ -110,9 +110,9 @@ class AllocatorOptions:
         None,
         optional(whole_number, least=0),
         "of so many allocations note one: who holds the buffer, see `Allocator.holders`. 1 notes each, 0 none. By "
-        "default one for 8 MiB of buffers: each of 8 MiB and more, one in 128 of 64 KiB, one in 4096 of 2 KiB and "
-        "less. Those that had to wait for 0.1 s are noted in any case, unless it is 0. One that is noted costs, "
-        "with its free, some 5 µs; others cost what they do without.",
+        "default one for 64 MiB of buffers: each of more than 32 MiB, one in 1024 of 64 KiB, one in 4096 of 16 "
+        "KiB and less. Those that had to wait for 0.1 s are noted in any case, unless it is 0. One that is noted "
+        "costs, with its free, some 5 µs; others cost what they do without.",
     )
     leak_after: float | None = option(
         None,

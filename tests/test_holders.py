@@ -123,9 +123,9 @@ class TestNotes:
             assert plain.holders() == ()
 
     @pytest.mark.parametrize(
-        ("size", "sample"), [(64, MOST_SAMPLED), (SIZE, 2048), (2**16, 128), (2**23, 1), (2**25, 1)]
+        ("size", "sample"), [(64, MOST_SAMPLED), (2**16, 1024), (2**20, 64), (2**25, 2), (2**25 + 1, 1)]
     )
-    async def test_are_by_default_of_one_buffer_for_each_8_mib(self, size: int, sample: int) -> None:
+    async def test_are_by_default_of_one_buffer_for_each_64_mib(self, size: int, sample: int) -> None:
         async with allocator() as kmem:
             assert pool_of(kmem.create_cache("frames", size)).config.holders_sample == sample
             assert pool_of(kmem.create_cache("all", size, holders_sample=1)).config.holders_sample == 1
@@ -307,7 +307,7 @@ class TestTelling:
             bufs = [await theirs.alloc(), await bounded.alloc()]
             with pytest.raises(TimeoutError, match="of cache 'theirs' for 1"):
                 await ours.alloc(timeout=1)
-            nobody = r"s\nwho holds them was not noted: holders_sample is 2048, and 1 notes each$"
+            nobody = r"s\nwho holds them was not noted: holders_sample is 4096, and 1 notes each$"
             with pytest.raises(TimeoutError, match=nobody):
                 await bounded.alloc(timeout=1)
             for buf in bufs:

@@ -9,6 +9,7 @@ import copy
 import gc
 import threading
 import warnings
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -22,7 +23,7 @@ from aslab import _tasks
 from aslab._allocator import tasks_of
 from aslab._cache import Cache, pool_of
 from aslab._config import CacheConfig
-from aslab._fastpath import COMPILED, Slot, _views
+from aslab._fastpath import COMPILED, EmergencySlot, Slot, _views
 from aslab._kmem import _budget, _frees, _held
 from aslab._kmem._depot import Depot
 from aslab._kmem._handover import Handover
@@ -33,9 +34,9 @@ from aslab._kmem._slab import AT_ONCE as SLOTS_AT_ONCE
 from aslab._kmem._supply import Supply
 from aslab._kmem._waiters import Waiter
 from aslab._kmem._wakeup import UrgentWork, Wakeup
-from aslab.backends import Region
+from aslab.backends import Backend, Heap, Region
 
-from .helpers import LATE_THREAD, SHAPE, Loop, join_late_threads
+from .helpers import LATE_THREAD, Loop, join_late_threads
 from .support import SIZE, Gate, Instant, allocator, settle
 
 pytestmark = pytest.mark.anyio
@@ -519,8 +520,9 @@ async def test_very_many_spares_are_given_back_some_at_a_time() -> None:
 def test_the_objects_held_are_in_small_tables_the_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_held, "PART", 4)
     held: _held.Held[Any] = _held.Held()
-    backend = Instant()
-    slots = [_held.EmergencySlot[Any](backend.acquire_nowait(64, 64, aslab.GFP.KERNEL), SHAPE) for _ in range(20)]
+    slots: list[EmergencySlot[Any]] = [
+        EmergencySlot(None, memoryview(bytearray(64)), 64 * number, 0, 64) for number in range(20)
+    ]
     for slot in slots:
         held.add(slot)
     assert max(len(slot.part) for slot in slots) == 4
@@ -528,6 +530,51 @@ def test_the_objects_held_are_in_small_tables_the_oldest_first(monkeypatch: pyte
         held.remove(slot)
     assert list(held) == slots[6:19]
     assert len(held) == 13
+
+
+COUNTED = 100
+
+
+class Returned(Heap):
+    """A heap that has each region back."""
+
+    async def release(self, region: Region) -> None:
+        await super().release(region)
+
+
+PURE_SLOT = {"EmergencySlot": 1, "c_ubyte_Array_64": 1, "dict": 1, "memoryview": 1, "managedbuffer": 1}
+
+
+@pytest.mark.parametrize(
+    ("emergency", "options", "tracked"),
+    [
+        (Heap, {}, {} if COMPILED else {**PURE_SLOT, "EmergencyBuffer": 1}),
+        (Heap, {"reclaim": lambda n: 0}, {"ManagedBuffer": 1} | ({} if COMPILED else PURE_SLOT)),
+        (
+            Returned,
+            {},
+            {"Region": 1, "memoryview": 1, "managedbuffer": 1}
+            | ({} if COMPILED else {**PURE_SLOT, "EmergencyBuffer": 1, "memoryview": 2}),
+        ),
+    ],
+    ids=["heap", "with a callback", "another backend"],
+)
+async def test_an_emergency_object_has_no_container_that_the_collector_visits(
+    emergency: type[Backend], options: dict[str, Any], tracked: dict[str, int]
+) -> None:
+    gate = Gate()
+    async with allocator(slabs=gate, emergency=emergency(), expire=None, kick_after=None) as kmem:
+        cache = kmem.create_cache("c", 64, **options)
+        cache.alloc_nowait().free()
+        gc.collect()
+        before = set(map(id, gc.get_objects()))
+        bufs = [cache.alloc_nowait() for _ in range(COUNTED)]
+        gc.collect()
+        made = Counter(type(one).__name__ for one in gc.get_objects() if id(one) not in before)
+        assert {name: count // COUNTED for name, count in made.items() if count >= COUNTED} == tracked
+        for buf in bufs:
+            buf.free()
+        gate.open()
 
 
 # -- regions on their way back

@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -351,25 +352,60 @@ class TestChannels:
     async def test_a_sender_reads_releases_itself_but_lets_others_run(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Of 101 sends with a window of 4, every 8th waits for the event loop: not every 4th, and not none."""
-        waits = 0
+        """Of 101 sends with a window of 4, every 8th lets others run: not every 4th, and not none."""
+        turns = 0
 
-        async def change(service: share.Service) -> None:
-            nonlocal waits
-            waits += 1
-            await real(service)
+        async def checkpoint() -> None:
+            nonlocal turns
+            turns += 1
+            await real()
 
-        real = share.Service.change
+        real = anyio.lowlevel.checkpoint
         async with opened(path) as (cache, service):
             await cache.prefill(16)  # no send waits for memory
             with await to_thread.run_sync(share.connect_blocking, path) as client:
                 receiver, sender = client.receiver("frames"), share.Sender(service, "frames")
                 await until(lambda: sender.receivers)
-                monkeypatch.setattr(share.Service, "change", change)
-                for _ in range(101):
-                    await sender.send(await cache.alloc())
-                    receiver.receive(timeout=60).release()
-                assert waits == 12
+                with monkeypatch.context() as patched:
+                    patched.setattr(anyio.lowlevel, "checkpoint", checkpoint)
+                    patched.delattr(share.Service, "change")  # there is always something to hear
+                    for _ in range(101):
+                        await sender.send(await cache.alloc())
+                        receiver.receive(timeout=60).release()
+                assert turns == 12
+
+    async def test_what_was_read_first_is_allocated_first(self, path: Path) -> None:
+        """What has just been read is in the cache of the reader's processor, where writing takes longer."""
+        async with opened(path, objects=5) as (cache, service), await share.connect(path) as client:
+            receiver, sender = client.receiver("frames"), share.Sender(service, "frames")
+            await cache.prefill(5)
+            bufs = [await cache.alloc() for _ in range(5)]
+            places = [buf.address for buf in bufs]
+            for buf in bufs[:4]:
+                await sender.send(buf)
+            for claim in [await receiver.receive() for _ in range(4)]:
+                claim.release()
+            await sender.send(bufs[4])
+            again = [await cache.alloc() for _ in range(4)]
+            assert [buf.address for buf in again] == places[:4]
+            for buf in again:
+                buf.free()
+
+    async def test_closing_a_client_ends_a_wait_in_another_thread(self, path: Path) -> None:
+        def wait() -> None:
+            with pytest.raises(share.DisconnectedError, match="this client was closed"):
+                receiver.receive()
+            ended.set()
+
+        async with opened(path) as (_, service):
+            client, ended = await to_thread.run_sync(share.connect_blocking, path), threading.Event()
+            receiver = client.receiver("frames")
+            thread = threading.Thread(target=wait)
+            thread.start()
+            await until(lambda: service.channel("frames").members)
+            client.close()
+            assert await to_thread.run_sync(ended.wait, 60)
+            thread.join()
 
     async def test_a_timeout_of_one_that_blocks(self, path: Path) -> None:
         def wait() -> None:

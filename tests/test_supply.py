@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import tracemalloc
 from collections.abc import Callable
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -12,7 +14,7 @@ import pytest
 
 import aslab
 from aslab import GFP, BackendError
-from aslab.backends import Callback, Region
+from aslab.backends import Callback, Heap, Region
 
 from .helpers import Loop
 from .support import SIZE, Gate, Instant, allocator, settle
@@ -230,7 +232,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_a_slab_freed_after_the_allocator_is_closed_goes_back_in_a_thread() -> None:
     slabs = Odd()
     with pytest.warns(ResourceWarning, match="closed with 1 buffers still held"):
-        async with aslab.open_allocator(slabs=slabs) as kmem:
+        async with aslab.open_allocator(slabs=slabs, grow_timeout=3600) as kmem:
             buf = await kmem.create_cache("c", SIZE).alloc()
     assert len(slabs.outstanding) == 1
     buf.view[:] = b"x" * SIZE
@@ -274,7 +276,7 @@ async def test_late_release_works_with_an_async_backend() -> None:
 async def test_a_late_release_that_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     slabs = Odd()
     with pytest.warns(ResourceWarning, match="still held"):
-        async with aslab.open_allocator(slabs=slabs) as kmem:
+        async with aslab.open_allocator(slabs=slabs, grow_timeout=3600) as kmem:
             buf = await kmem.create_cache("c", SIZE).alloc()
     slabs.spoil_release = True
     with caplog.at_level(logging.ERROR, "aslab"):
@@ -362,3 +364,53 @@ async def test_what_the_last_release_brings_is_released_too_before_the_allocator
             buf.free()
     assert not slabs.outstanding
     assert not emergency.outstanding
+
+
+# -- regions of which the owner of their memory is kept
+
+
+LARGE = 200_000
+
+
+async def test_the_owner_of_an_emergency_objects_memory_is_kept_alone_and_dropped() -> None:
+    gate = Gate()
+    async with allocator(slabs=gate, emergency=Heap(), kick_after=None) as kmem:
+        cache = kmem.create_cache("c", LARGE)
+        tracemalloc.start()
+        try:
+            buf = cache.alloc_nowait()
+            slot: Any = buf._slot
+            assert type(slot.region) is bytearray
+            with pytest.raises(BufferError):  # it stays where it is
+                slot.region.clear()
+            assert tracemalloc.get_traced_memory()[0] > LARGE
+            buf.free()
+            await settle()
+            assert tracemalloc.get_traced_memory()[0] < LARGE
+        finally:
+            tracemalloc.stop()
+        gate.open()
+
+
+async def test_a_backend_that_keeps_books_of_its_regions_has_each_back() -> None:
+    class Books(Heap):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out: list[Region] = []
+
+        def acquire_nowait(self, nbytes: int, align: int, gfp: GFP) -> Region:
+            self.out.append(super().acquire_nowait(nbytes, align, gfp))
+            return self.out[-1]
+
+        async def release(self, region: Region) -> None:
+            self.out.remove(region)
+            await super().release(region)
+
+    books, gate = Books(), Gate()
+    async with allocator(slabs=gate, emergency=books, kick_after=None) as kmem:
+        buf = kmem.create_cache("c", SIZE).alloc_nowait()
+        assert [region.address for region in books.out] == [buf.address]
+        buf.free()
+        await settle()
+        assert books.out == []
+        gate.open()

@@ -43,9 +43,11 @@ from ._magazine import RESERVE as RESERVE
 from ._magazine import SHORT as SHORT
 from ._magazine import SMALLEST as SMALLEST
 from ._magazine import WAITERS as WAITERS
+from ._magazine import EmergencySlot as EmergencySlot
 from ._magazine import Magazine as Magazine
 from ._magazine import Slot as Slot
 from ._magazine import default_size as default_size
+from ._managed import EmergencyBuffer as EmergencyBuffer
 from ._managed import ManagedBuffer as ManagedBuffer
 from ._native import COMPILED as COMPILED
 from ._views import HAUNTED as HAUNTED

@@ -94,17 +94,23 @@ static int core_exec(PyObject *module)
                  {&core->ground, &ground_spec, NULL, NULL},
                  {&core->anchor, &anchor_spec, NULL, NULL},
                  {&core->slot, &slot_spec, NULL, "Slot"},
+                 {&core->single, &single_spec, NULL, "EmergencySlot"},
                  {&core->magazine, &magazine_spec, &PyList_Type, "Magazine"},
                  {&core->origin, &origin_spec, NULL, "Origin"},
                  {&core->handle, &handle_spec, NULL, "Buffer"},
                  {&core->seen, &seen_spec, NULL, "SeenBuffer"},
+                 {&core->emergency, &emergency_spec, NULL, "EmergencyBuffer"},
                  {&core->front, &front_spec, NULL, "Front"},
                  {&core->lease, &lease_spec, NULL, "Lease"},
                  {&core->ready, &ready_spec, NULL, "Ready"}};
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
-        PyTypeObject *base = types[i].place == &core->seen ? core->handle : types[i].base;
+        PyTypeObject **place = types[i].place, *base = types[i].base;
+        if (place == &core->seen || place == &core->emergency)
+            base = core->handle;
+        else if (place == &core->single)
+            base = core->slot;
         PyObject *type = PyType_FromModuleAndSpec(module, types[i].spec, (PyObject *)base);
-        *types[i].place = (PyTypeObject *)type;
+        *place = (PyTypeObject *)type;
         if (type == NULL || (types[i].name != NULL && PyModule_AddObjectRef(module, types[i].name, type)))
             return -1;
     }
@@ -125,10 +131,12 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(core->ground);
     Py_VISIT(core->anchor);
     Py_VISIT(core->slot);
+    Py_VISIT(core->single);
     Py_VISIT(core->magazine);
     Py_VISIT(core->origin);
     Py_VISIT(core->handle);
     Py_VISIT(core->seen);
+    Py_VISIT(core->emergency);
     Py_VISIT(core->front);
     Py_VISIT(core->lease);
     Py_VISIT(core->ready);
@@ -157,10 +165,12 @@ static int core_clear(PyObject *module)
     Py_CLEAR(core->ground);
     Py_CLEAR(core->anchor);
     Py_CLEAR(core->slot);
+    Py_CLEAR(core->single);
     Py_CLEAR(core->magazine);
     Py_CLEAR(core->origin);
     Py_CLEAR(core->handle);
     Py_CLEAR(core->seen);
+    Py_CLEAR(core->emergency);
     Py_CLEAR(core->front);
     Py_CLEAR(core->lease);
     Py_CLEAR(core->ready);

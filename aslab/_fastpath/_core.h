@@ -66,7 +66,7 @@ typedef struct Ready Ready;
    handles: the garbage collector may take types and module apart before the last handle is gone. */
 typedef struct {
     PyObject *module; /* borrowed */
-    PyTypeObject *method, *bound, *getter, *ground, *anchor, *slot, *magazine, *origin, *handle, *seen, *front, *lease, *ready;
+    PyTypeObject *method, *bound, *getter, *ground, *anchor, *slot, *single, *magazine, *origin, *handle, *seen, *emergency, *front, *lease, *ready;
     PyObject *lost;     /* `Buffer.__del__`, in Python, */
     PyObject *free;     /* and `Buffer.free`, */
     PyObject *slowly;   /* and `Front.alloc` */
@@ -87,7 +87,9 @@ typedef struct {
     PyObject *slab;   /* a weak reference, or NULL for an emergency object */
     PyObject *near;   /* the slab, as long as it has its anchor: the collector ends weak references first */
     PyObject *anchor; /* borrowed */
-    PyObject *memory; /* a memoryview, which keeps the region where it is */
+    PyObject *memory; /* a memoryview, or a bytearray that is exported: it keeps the region where it is */
+    char *start;
+    Py_ssize_t nbytes;
     Py_ssize_t size;
     Py_ssize_t shift; /* from where the memory is to where its region says it is: 0 unless a backend translates */
 } Ground;
@@ -105,6 +107,12 @@ typedef struct {
     int exports; /* Py_buffers of this memory: a memoryview and all its slices have one together */
     char out, detached;
 } Slot;
+
+/* The slot of an emergency object. */
+typedef struct {
+    Slot slot;
+    PyObject *part, *record, *region;
+} Single;
 
 typedef struct {
     PyListObject list;
@@ -152,7 +160,7 @@ typedef struct {
     Shortcut shortcut;
 } Entry;
 
-extern PyType_Spec method_spec, bound_spec, getter_spec, ground_spec, anchor_spec, slot_spec, magazine_spec, origin_spec, handle_spec, seen_spec,
+extern PyType_Spec method_spec, bound_spec, getter_spec, ground_spec, anchor_spec, slot_spec, single_spec, magazine_spec, origin_spec, handle_spec, seen_spec, emergency_spec,
     front_spec, lease_spec, ready_spec;
 extern struct PyModuleDef core_module;
 

@@ -368,3 +368,11 @@ static PyType_Slot seen_slots[] = {{Py_tp_dealloc, handle_dealloc},
                                    {0, NULL}};
 PyType_Spec seen_spec = {"aslab._fastpath._core.SeenBuffer", sizeof(Handle), 0,
                          Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, seen_slots};
+
+static PyType_Slot emergency_slots[] = {{Py_tp_dealloc, handle_dealloc},
+                                        {Py_tp_finalize, handle_finalise},
+                                        {Py_tp_traverse, handle_traverse},
+                                        {Py_tp_clear, handle_clear},
+                                        {0, NULL}};
+PyType_Spec emergency_spec = {"aslab._fastpath._core.EmergencyBuffer", sizeof(Handle), 0,
+                              Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, emergency_slots};

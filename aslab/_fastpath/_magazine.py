@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 import weakref
 from ctypes import c_ubyte
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ._native import compiled
 from ._views import Exported, Exporter, KeptView
@@ -103,6 +103,20 @@ class Slot(Exported, Generic[T]):
         made = len(slots)
         slots += [cls(slab, memory, start, number * stride, size) for number in range(made, made + count)]
         return None
+
+
+@compiled
+class EmergencySlot(Slot[T]):
+    """The slot of one emergency object, which has memory of its own."""
+
+    __slots__ = ("part", "record", "region")
+
+    region: object
+    """What is kept of that: its region, or what owns the memory."""
+    record: Any
+    """What the debug letters know of it, or None."""
+    part: dict[EmergencySlot[T], None]
+    """Where it stands among those held."""
 
 
 @compiled

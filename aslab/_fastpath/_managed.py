@@ -1,5 +1,7 @@
 """Managed buffers: handles that are counted, and that may be led from one slot to another.
 
+Emergency objects are counted, too, and have a smaller class where that is all.
+
 Always true between calls: except in a finaliser, ``_slot``, ``moving`` and ``left`` change only under
 `Home.guard`. The mover holds a reference to a handle that is ``moving``, so a finaliser never sees one. A slot is
 taken back once: by the mover if ``left`` is set, by the free otherwise.
@@ -13,16 +15,39 @@ from .._errors import BufferFreedError
 from ._buffer import Buffer
 from ._home import Noted
 from ._magazine import Slot
+from ._native import compiled
 from ._views import is_kept
 
 T = TypeVar("T")
 
 
+@compiled
+class EmergencyBuffer(Buffer[T]):
+    """A buffer of an emergency object that needs nothing else of a `ManagedBuffer`.
+
+    As a plain `Buffer`, the garbage collector does not see it if it is compiled.
+    """
+
+    __slots__ = ()
+
+    emergency = True
+
+    def free(self) -> None:
+        """As `Buffer.free`."""
+        self._home.take_back(self._claim())
+
+    def _claim(self, *, quiet: bool = False) -> Slot[T]:
+        slot = Buffer._claim(self, quiet=quiet)  # `super` would look for this class, which is not the compiled one
+        self._home.count_return(True)
+        return slot
+
+
 class ManagedBuffer(Buffer[T]):
     """A buffer whose allocation and free take more than the magazine.
 
-    Used for emergency objects, for buffers of which it is noted who holds them, and in caches that zero on free,
-    share their slabs, or move their objects. Whatever may race with a move is done under `Home.guard`.
+    Used for buffers of which it is noted who holds them, in caches that zero on free, share their slabs, or move
+    their objects, and for emergency objects of caches with callbacks. Whatever may race with a move is done under
+    `Home.guard`.
     """
 
     __slots__ = ("_note", "emergency", "left", "moving", "touched")

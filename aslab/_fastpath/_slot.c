@@ -7,6 +7,32 @@
 
 /* -- what the slots of a slab share */
 
+/* Keep what a view shows where it is, taking over the reference. A view is two objects that the garbage collector
+   sees, one for each emergency object of the heap; a bytearray is none, and stays where it is while it is exported. */
+static int ground_hold(Ground *ground, PyObject *view)
+{
+    PyObject *behind = PyMemoryView_GET_BASE(view);
+    Py_buffer export;
+    if (behind == NULL || !PyByteArray_CheckExact(behind)) {
+        ground->memory = view;
+        return 0;
+    }
+    int failed = PyObject_GetBuffer(behind, &export, PyBUF_WRITABLE);
+    if (!failed)
+        ground->memory = export.obj; /* takes over the reference, which is all that ends the export: `ground_let_go` */
+    Py_DECREF(view);
+    return failed;
+}
+
+static void ground_let_go(Ground *ground)
+{
+    if (ground->memory != NULL && PyByteArray_CheckExact(ground->memory)) {
+        Py_buffer export = {.obj = ground->memory};
+        PyBuffer_Release(&export);
+    } else
+        Py_XDECREF(ground->memory);
+}
+
 static Ground *ground_new(Core *core, PyObject *slab, PyObject *memory, PyObject *start, Py_ssize_t size)
 {
     Ground *ground = PyObject_New(Ground, core->ground);
@@ -16,17 +42,23 @@ static Ground *ground_new(Core *core, PyObject *slab, PyObject *memory, PyObject
     ground->size = size;
     if (slab != Py_None && (ground->slab = PyWeakref_NewRef(slab, NULL)) == NULL)
         goto failed;
-    if ((ground->memory = PyMemoryView_FromObject(memory)) == NULL)
+    PyObject *view = PyMemoryView_FromObject(memory);
+    if (view == NULL)
         goto failed;
-    Py_buffer *buffer = PyMemoryView_GET_BUFFER(ground->memory);
+    Py_buffer *buffer = PyMemoryView_GET_BUFFER(view);
+    ground->start = buffer->buf;
+    ground->nbytes = buffer->len;
     if (buffer->readonly || !PyBuffer_IsContiguous(buffer, 'C')) {
         PyErr_SetString(PyExc_TypeError, "the memory of slots must be writable and contiguous");
+        Py_DECREF(view);
         goto failed;
     }
+    if (ground_hold(ground, view))
+        goto failed;
     void *address = PyLong_AsVoidPtr(start);
     if (address == NULL && PyErr_Occurred())
         goto failed;
-    ground->shift = (char *)address - (char *)buffer->buf;
+    ground->shift = (char *)address - ground->start;
     return ground;
 failed:
     Py_DECREF(ground);
@@ -46,7 +78,7 @@ static void ground_dealloc(PyObject *self)
     if (((Ground *)self)->anchor != NULL)
         ((Anchor *)((Ground *)self)->anchor)->ground = NULL;
     Py_XDECREF(((Ground *)self)->slab);
-    Py_XDECREF(((Ground *)self)->memory);
+    ground_let_go((Ground *)self);
     PyObject_Free(self);
     Py_DECREF(type);
 }
@@ -86,14 +118,13 @@ PyType_Spec anchor_spec = {"aslab._fastpath._core.Anchor", sizeof(Anchor), 0,
 
 static int slot_place(Slot *slot, Ground *ground, Py_ssize_t offset)
 {
-    Py_buffer *buffer = PyMemoryView_GET_BUFFER(ground->memory);
-    if (offset < 0 || ground->size < 1 || ground->size > buffer->len - offset) {
+    if (offset < 0 || ground->size < 1 || ground->size > ground->nbytes - offset) {
         PyErr_Format(PyExc_ValueError, "%zd bytes from %zd on are not within the %zd bytes of the region",
-                     ground->size, offset, buffer->len);
+                     ground->size, offset, ground->nbytes);
         return -1;
     }
     slot->ground = (Ground *)Py_NewRef((PyObject *)ground);
-    slot->memory = (char *)buffer->buf + offset;
+    slot->memory = ground->start + offset;
     return 0;
 }
 
@@ -415,3 +446,44 @@ static PyType_Slot slot_slots[] = {{Py_tp_new, PyType_GenericNew},
                                    {0, NULL}};
 PyType_Spec slot_spec = {"aslab._fastpath._core.Slot", sizeof(Slot), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
                          slot_slots};
+
+/* -- the slot of an emergency object */
+
+static void single_dealloc(PyObject *self)
+{
+    Single *single = (Single *)self;
+    Py_CLEAR(single->part);
+    Py_CLEAR(single->record);
+    Py_CLEAR(single->region);
+    slot_dealloc(self);
+}
+
+static int single_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Single *single = (Single *)self; /* as for slots, only those of subclasses are seen */
+    Py_VISIT(single->part);
+    Py_VISIT(single->record);
+    Py_VISIT(single->region);
+    return slot_traverse(self, visit, arg);
+}
+
+static int single_clear(PyObject *self)
+{
+    Single *single = (Single *)self;
+    Py_CLEAR(single->part);
+    Py_CLEAR(single->record);
+    Py_CLEAR(single->region);
+    return slot_clear(self);
+}
+
+static PyMemberDef single_members[] = {{"part", T_OBJECT, offsetof(Single, part), 0, NULL},
+                                       {"record", T_OBJECT, offsetof(Single, record), 0, NULL},
+                                       {"region", T_OBJECT, offsetof(Single, region), 0, NULL},
+                                       {NULL, 0, 0, 0, NULL}};
+static PyType_Slot single_slots[] = {{Py_tp_dealloc, single_dealloc},
+                                     {Py_tp_traverse, single_traverse},
+                                     {Py_tp_clear, single_clear},
+                                     {Py_tp_members, single_members},
+                                     {0, NULL}};
+PyType_Spec single_spec = {"aslab._fastpath._core.EmergencySlot", sizeof(Single), 0,
+                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, single_slots};

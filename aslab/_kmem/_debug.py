@@ -25,10 +25,9 @@ from typing import Any, Generic, TypeVar, cast
 from .._clients import log
 from .._config import CacheConfig
 from .._errors import ConsistencyError, CorruptionError, PoisonError, RedZoneError
-from .._fastpath import Slot
+from .._fastpath import EmergencySlot, Slot
 from .._sites import Site, here
 from ._filled import POISON, RED, ROW, Filled, byte_at, dump, row_of
-from ._held import EmergencySlot
 from ._slab import Slab, zero_out
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ Always true, between calls:
        and once to the allocator's `Permits`, and both are within their bounds
     2. each object belongs to a caller (`objects`), is spare, lingers, or is on its way to or from the backend
 
-Objects are in a hash table by address, so a free costs the same whether 10 or 100,000 are outstanding (SPL's
+Objects are in a hash table, so a free costs the same whether 10 or 100,000 are outstanding (SPL's
 change of 2012 walked a list, today's SPL walks a tree). A free of any other object does not look here at all: its
 handle knows what it is.
 
@@ -31,10 +31,10 @@ from typing import Any, Generic, TypeVar
 from .._clients import keep_interrupt
 from .._config import CacheConfig
 from .._errors import ConstructorError, clear_frames
+from .._fastpath import EmergencySlot
 from .._flags import FINISHES, GFP, GFP_FOR_EMERGENCY, KM, ORDINARY, CacheFlags
 from ..backends._protocol import Region
 from ._account import Tenant
-from ._held import EmergencySlot as EmergencySlot
 from ._held import Held
 from ._line import WaitQueue
 from ._lingering import Lingering
@@ -369,13 +369,14 @@ class Emergency(Generic[T]):
     def _release(self, slot: EmergencySlot[T]) -> None:
         if self._config.ctor is not None:
             destroy(slot, self._config.dtor)
-        region = slot.region
+        kept, slot.region = slot.region, None
         del slot.exporter
-        self._supply.release(region, self._gone)
+        self._supply.release(kept, self._gone)
 
     def _add(self, region: Region) -> EmergencySlot[T]:
-        slot: EmergencySlot[T] = EmergencySlot(region, self._config.shape)
-        ctor = self._config.ctor
+        shape, ctor = self._config.shape, self._config.ctor
+        slot: EmergencySlot[T] = EmergencySlot(None, region.memory, region.address, shape.lead, shape.size)
+        slot.region, slot.record = self._supply.to_keep(region), None
         if ctor is not None:
             handled = sys.exc_info()[1]
             try:

@@ -22,11 +22,10 @@ from threading import get_ident
 from typing import Any, TypeVar, cast
 
 from .._errors import CorruptionError, PoisonError, RedZoneError
-from .._fastpath import KEPT, WAITERS, Buffer, KeptView, Noted, Slot
+from .._fastpath import KEPT, WAITERS, Buffer, EmergencySlot, KeptView, Noted, Slot
 from .._sites import Site
 from .._stats import Counters
 from ._debug import site_of
-from ._emergency import EmergencySlot
 from ._lingering import AT_ONCE, Parked, look_after_collections
 from ._pool import Pool
 from ._slab import zero_out

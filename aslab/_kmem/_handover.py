@@ -28,11 +28,11 @@ from typing import Generic, TypeVar, cast
 
 import anyio
 
-from .._fastpath import KEPT, RESERVE, WAITERS, Slot
+from .._fastpath import KEPT, RESERVE, WAITERS, EmergencySlot, Slot
 from .._flags import FINISHES, ORDINARY, URGENT
 from ._clock import Clock
 from ._depot import Depot
-from ._emergency import Emergency, EmergencySlot
+from ._emergency import Emergency
 from ._line import Waiters
 from ._reserve import Reserve
 from ._waiters import Waiter

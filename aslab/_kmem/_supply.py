@@ -26,7 +26,7 @@ import anyio.lowlevel
 from .._clients import log_failure, must_end
 from .._errors import BackendError
 from .._flags import GFP
-from ..backends._protocol import Backend, Region, address_of, batching, streaming
+from ..backends._protocol import Backend, Region, address_of, batching, owning, streaming
 from ._wakeup import Wakeup, WorkQueue, take_turns
 
 log = logging.getLogger("aslab")
@@ -46,7 +46,7 @@ class Supply:
     def __init__(self, backend: Backend, wakeup: Wakeup) -> None:
         self.interpose(backend)
         self._wakeup = wakeup
-        self._queue: WorkQueue[tuple[Region | None, Gone, Iterator[object]]] = WorkQueue()
+        self._queue: WorkQueue[tuple[object, Gone, Iterator[object]]] = WorkQueue()
         self._idle = anyio.Event()
         self._idle.set()
         self._releasing = False
@@ -56,7 +56,7 @@ class Supply:
     def interpose(self, wrapper: Backend) -> None:
         """Call a wrapper of the backend from now on. Event loop's thread only, before the first call."""
         self.backend: Backend = wrapper
-        self._batching, self._streaming = batching(wrapper), streaming(wrapper)
+        self._batching, self._streaming, self._owning = batching(wrapper), streaming(wrapper), owning(wrapper)
 
     async def acquire(self, nbytes: int, align: int, gfp: GFP, gone: Gone) -> Region:
         """Acquire a region and check it. If that fails, ``gone`` is called once nothing is outstanding. Suspends.
@@ -138,8 +138,13 @@ class Supply:
             raise self._unexpected("acquire_nowait", exc) from exc
         return self.checked(region, nbytes, align, gone)
 
-    def release(self, region: Region, gone: Gone = _nothing, before: Iterable[object] = ()) -> None:
-        """Queue a region to be given back. Returns at once. Any thread; takes no lock.
+    def to_keep(self, region: Region) -> object:
+        """What to keep of a region while it is in use, and then to `release`: what owns its memory, or itself."""
+        owner = None if self._owning is None else self._owning.region_owner(region)
+        return region if owner is None else owner
+
+    def release(self, region: object, gone: Gone = _nothing, before: Iterable[object] = ()) -> None:
+        """Queue a region, or what was kept of it, to be given back. Returns at once. Any thread; takes no lock.
 
         :param before: steps to run first, each short enough for other tasks to wait for
         """
@@ -178,7 +183,7 @@ class Supply:
                     self._release_late()
                 raise
             try:
-                if region is not None:
+                if isinstance(region, Region):
                     await self.backend.release(region)
             except BaseException as exc:  # raised by client code: this task goes on
                 if must_end(exc, stopping=self.closed):
@@ -225,7 +230,7 @@ class Supply:
             for _ in before:
                 pass
             try:
-                if region is not None:
+                if isinstance(region, Region):
                     await self.backend.release(region)
             except BaseException as exc:
                 log_failure(exc, "%r failed to release a region after its allocator was closed", self.backend)

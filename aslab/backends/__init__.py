@@ -14,6 +14,7 @@ from ._mmap import Mmap as Mmap
 from ._pinned import Pinned as Pinned
 from ._protocol import Backend as Backend
 from ._protocol import Batching as Batching
+from ._protocol import Owning as Owning
 from ._protocol import Region as Region
 from ._protocol import Streaming as Streaming
 from ._shared import Segment as Segment
@@ -28,6 +29,7 @@ __all__ = [
     "Driver",
     "Heap",
     "Mmap",
+    "Owning",
     "Pinned",
     "Region",
     "Segment",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-
 from .._flags import GFP
 from ._mmap import Mmap
-from ._protocol import Region
+from ._protocol import Region, address_of
 from ._threads import NoThread
 
 INLINE = 256 * 2**10  # bytes; up to here allocating and zeroing is faster than a hop to a thread (about 50 µs)
@@ -48,16 +46,21 @@ class Heap:
 
     async def release(self, region: Region) -> None:
         """Free the memory; large objects in a thread."""
-        if isinstance(region.token, ctypes.Array):
+        if isinstance(region.token, bytearray):
             region.token = None
             region.memory = memoryview(b"")
         else:
             await self._large.release(region)
 
+    def region_owner(self, region: Region) -> object | None:
+        """What frees the memory of a small object as soon as nothing refers to it; None for a large one."""
+        return region.token if isinstance(region.token, bytearray) else None
+
 
 def _small(nbytes: int, align: int) -> Region:
-    # The array owns its memory and every view keeps the array alive, so it cannot be freed too early.
-    block = (ctypes.c_ubyte * (nbytes + align))()
-    region = Region.over(block, align=align, token=block)
-    region.memory = region.memory[:nbytes]
-    return region
+    # Each view keeps the block alive, and as it is, so the memory cannot be freed too early.
+    block = bytearray(nbytes + align)
+    whole = memoryview(block)
+    address = address_of(whole)
+    start = -address % align
+    return Region(whole[start : start + nbytes], address + start, block)

@@ -107,6 +107,20 @@ class Streaming(Backend, Protocol):
         ...
 
 
+@runtime_checkable
+class Owning(Backend, Protocol):
+    """A backend may also have regions that need no release: each has an owner of its memory, and goes with that.
+
+    While such a region is in use as an emergency object, its owner alone is kept, and is then dropped. So it costs
+    neither a `Region` nor a view, which the garbage collector would visit in each collection. What inherits
+    this and overrides acquires or releases has each region kept, and released.
+    """
+
+    def region_owner(self, region: Region) -> object | None:
+        """What frees the memory of a region as soon as nothing refers to it; None if it must be released."""
+        ...
+
+
 def batching(backend: Backend) -> Batching | None:
     """The backend, if it can deliver several regions as it would each one."""
     return backend if isinstance(backend, Batching) and _of_one_class(backend, "acquire_many") else None
@@ -117,7 +131,13 @@ def streaming(backend: Backend) -> Streaming | None:
     return backend if isinstance(backend, Streaming) and _of_one_class(backend, "acquire_each") else None
 
 
-def _of_one_class(backend: Backend, method: str) -> bool:
+def owning(backend: Backend) -> Owning | None:
+    """The backend, if it knows the owners of its regions."""
+    methods = ("region_owner", "acquire_nowait", "release")
+    return backend if isinstance(backend, Owning) and _of_one_class(backend, *methods) else None
+
+
+def _of_one_class(backend: Backend, *methods: str) -> bool:
     owners = [getattr(backend, "__dict__", {}), *map(vars, type(backend).__mro__)]
-    one, other = (next((owner for owner in owners if name in owner), None) for name in ("acquire", method))
-    return one is other
+    one, *others = (next((owner for owner in owners if name in owner), None) for name in ("acquire", *methods))
+    return all(other is one for other in others)

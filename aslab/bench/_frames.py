@@ -2,7 +2,8 @@
 
 The producer fills each frame with one copy, as a driver or a decoder does; the consumer reads it with one copy,
 too, so that no work hides what the way costs. At most eight frames are on their way. The ways run interleaved,
-each with a consumer process of its own. Its start, and the first eight frames, are not timed.
+each with a consumer process of its own. Its start, and the first eight frames, are not timed. Ours has
+the default options, but for a magazine that holds as many frames as there are.
 """
 
 from __future__ import annotations
@@ -185,7 +186,9 @@ def by_ours(source: bytes, frames: int) -> Values:
 
 async def _send_ours(source: bytes, frames: int, path: str) -> Values:
     async with aslab.open_allocator(slabs=backends.SharedMemory(), emergency=backends.SharedMemory()) as kmem:
-        cache = kmem.create_cache("frames", len(source), max_objects=FLIGHT, objects_per_slab=1)
+        cache = kmem.create_cache(
+            "frames", len(source), max_objects=FLIGHT, objects_per_slab=1, magazine_size=FLIGHT
+        )
         async with share.serve(kmem, path) as service:
             consumer = Consumer(_read_ours, path)
             sender = share.Sender(service, "frames", window=FLIGHT - 1)  # one more is being filled

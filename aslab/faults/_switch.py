@@ -25,7 +25,7 @@ from .._checks import whole_number
 from .._errors import CacheClosedError
 from .._flags import GFP
 from ..backends import Backend, Region
-from ..backends._protocol import batching
+from ..backends._protocol import batching, owning
 
 
 class FaultKind(enum.StrEnum):
@@ -160,6 +160,11 @@ class Switch:
     async def release(self, region: Region) -> None:
         """Release to the wrapped backend."""
         await self.backend.release(region)
+
+    def region_owner(self, region: Region) -> object | None:
+        """As the wrapped backend says: see `owning`."""
+        wrapped = owning(self.backend)
+        return None if wrapped is None else wrapped.region_owner(region)
 
     async def _obey(self, nbytes: int) -> None:
         self._fail_perhaps(nbytes)

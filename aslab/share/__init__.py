@@ -8,6 +8,7 @@ consumer               ▼                                           │
 _descriptor  _errors   what passes between processes, and what goes wrong
 _wire  _ledger         messages; who holds what: no I/O
 _sockets               Unix sockets of one user
+_places                where buffers lie
 _peer  _service        the producer's side
 _channel               frames for whoever listens
 _claim  _link          what a client holds, and its end of the connection

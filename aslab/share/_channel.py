@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from .._checks import whole_number
 from .._fastpath import Buffer
@@ -24,7 +25,7 @@ class Sender:
         self._service = service
         self._channel = service.channel(channel)
         self._window = window
-        self._unbroken = 0  # frames sent since the event loop had its turn
+        self._unbroken = 0  # frames sent, and rounds of hearing, since the event loop had its turn
 
     @property
     def receivers(self) -> int:
@@ -41,7 +42,11 @@ class Sender:
         :raises ConfigError: as `Service.share`
         """
         while not self._has_room():
-            if self._unbroken >= 2 * self._window or not self._hear():
+            self._unbroken += 1
+            if self._unbroken > 2 * self._window:
+                self._unbroken = 0
+                await anyio.lowlevel.checkpoint()
+            elif not self._hear():
                 self._unbroken = 0
                 await self._service.change()
         self._unbroken += 1

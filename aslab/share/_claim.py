@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from types import TracebackType
 
-from .._fastpath import has_company, lease_view
+from .._fastpath import has_company
 from ._descriptor import Descriptor
 
 
@@ -19,10 +19,11 @@ class Claim:
     def __init__(self, exporter: ctypes.Array[ctypes.c_ubyte], descriptor: Descriptor, *, writable: bool) -> None:
         self._exporter: ctypes.Array[ctypes.c_ubyte] | None = exporter
         self.descriptor: Descriptor = descriptor
-        view = lease_view(exporter)
-        self._view = view if writable else view.toreadonly()
-        if not writable:
-            view.release()
+        whole = memoryview(exporter)
+        part = whole if writable else whole.toreadonly()
+        self._view = part.cast("B")
+        part.release()  # none but the view may share its managed buffer: `release` looks for others
+        whole.release()
 
     @property
     def view(self) -> memoryview:

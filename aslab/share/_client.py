@@ -6,8 +6,9 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
+from typing import Any
 
 import anyio
 from anyio import to_thread
@@ -21,6 +22,7 @@ from ._link import Link
 class _Connection:
     def __init__(self, link: Link) -> None:
         self._link = link
+        self._pid = os.getpid()  # a child by fork that closes its copy leaves the connection to its parent
 
     def close(self) -> None:
         """Disconnect: all claims are lost, and the memory of those that are held may be overwritten.
@@ -31,7 +33,7 @@ class _Connection:
             self._link.flush()
             if isinstance(self, Client):
                 anyio.notify_closing(self._link.sock)
-            self._link.lose("this client was closed")
+            self._link.lose("this client was closed", wake=self._pid == os.getpid())
 
 
 class Client(_Connection):
@@ -83,12 +85,38 @@ class Client(_Connection):
         self.close()
 
 
-class Receiver:
-    """The frames of one channel, as claims, in order: ``async for claim in receiver``. Release each."""
+class _Inbox:
+    """The frames of one channel."""
 
-    def __init__(self, link: Link, number: int, until: Callable[[Callable[[], bool]], object]) -> None:
+    def __init__(self, link: Link, number: int) -> None:
         self._link = link
         self._number = number
+
+    def close(self) -> None:
+        """Receive no more; what was not read goes back. Closing twice does nothing."""
+        self._link.leave(self._number)
+
+    def _ready(self) -> bool:
+        """Whether `_next` returns or raises at once for good."""
+        frames = self._link.frames.get(self._number)
+        return bool(frames) or frames is None or self._number in self._link.ended
+
+    def _next(self, *, writable: bool) -> Claim:
+        frames = self._link.frames.get(self._number)
+        if frames is None:
+            raise anyio.ClosedResourceError("the receiver is closed")
+        if not frames:
+            raise anyio.EndOfStream
+        return self._link.claim(frames.popleft(), writable=writable)
+
+
+class Receiver(_Inbox):
+    """The frames of one channel, as claims, in order: ``async for claim in receiver``. Release each."""
+
+    def __init__(
+        self, link: Link, number: int, until: Callable[[Callable[[], bool]], Coroutine[Any, Any, None]]
+    ) -> None:
+        super().__init__(link, number)
         self._until = until
 
     async def receive(self, *, writable: bool = False) -> Claim:
@@ -97,12 +125,9 @@ class Receiver:
         :raises anyio.EndOfStream: if the sender is closed and all is read
         :raises DisconnectedError: if the service is gone
         """
-        await self._until(self._ready)  # type: ignore[misc]
-        return _next(self._link, self._number, writable=writable)
-
-    def close(self) -> None:
-        """Receive no more; what was not read goes back. Closing twice does nothing."""
-        self._link.leave(self._number)
+        if not self._ready():
+            await self._until(self._ready)
+        return self._next(writable=writable)
 
     def __aiter__(self) -> Receiver:
         return self
@@ -112,9 +137,6 @@ class Receiver:
             return await self.receive()
         except anyio.EndOfStream:
             raise StopAsyncIteration from None
-
-    def _ready(self) -> bool:
-        return _has_come(self._link, self._number)
 
 
 class BlockingClient(_Connection):
@@ -128,6 +150,7 @@ class BlockingClient(_Connection):
         self._reading = threading.RLock()
         self._poll = select.poll()
         self._poll.register(link.sock, select.POLLIN)
+        link.sock.setblocking(True)  # whoever does not want to wait says so in each call
 
     def attach(self, descriptor: Descriptor, *, writable: bool = False, timeout: float | None = None) -> Claim:
         """As `Client.attach`.
@@ -147,14 +170,15 @@ class BlockingClient(_Connection):
         return BlockingReceiver(self._link, self._link.join(channel), self._until)
 
     def _until(self, ready: Callable[[], bool], timeout: float | None) -> None:
-        if ready():
-            return
         link, end = self._link, None if timeout is None else time.monotonic() + timeout
         with self._reading:
             while not ready():
                 if link.lost:
                     raise link.lose("")
                 unsent = not link.flush()
+                if not unsent and end is None:
+                    link.feed(wait=True)
+                    continue
                 if unsent:
                     self._poll.modify(link.sock, select.POLLIN | select.POLLOUT)
                 left = None if end is None else max(0.0, end - time.monotonic()) * 1000
@@ -174,12 +198,11 @@ class BlockingClient(_Connection):
         self.close()
 
 
-class BlockingReceiver:
+class BlockingReceiver(_Inbox):
     """As `Receiver`, for programs without an event loop: ``for claim in receiver``."""
 
     def __init__(self, link: Link, number: int, until: Callable[[Callable[[], bool], float | None], None]) -> None:
-        self._link = link
-        self._number = number
+        super().__init__(link, number)
         self._until = until
 
     def receive(self, *, writable: bool = False, timeout: float | None = None) -> Claim:
@@ -187,12 +210,9 @@ class BlockingReceiver:
 
         :raises TimeoutError: if none came within ``timeout`` seconds
         """
-        self._until(self._ready, timeout)
-        return _next(self._link, self._number, writable=writable)
-
-    def close(self) -> None:
-        """As `Receiver.close`."""
-        self._link.leave(self._number)
+        if not self._ready():
+            self._until(self._ready, timeout)
+        return self._next(writable=writable)
 
     def __iter__(self) -> BlockingReceiver:
         return self
@@ -202,22 +222,6 @@ class BlockingReceiver:
             return self.receive()
         except anyio.EndOfStream:
             raise StopIteration from None
-
-    def _ready(self) -> bool:
-        return _has_come(self._link, self._number)
-
-
-def _has_come(link: Link, number: int) -> bool:
-    return number not in link.frames or bool(link.frames[number]) or number in link.ended
-
-
-def _next(link: Link, number: int, *, writable: bool) -> Claim:
-    if number not in link.frames:
-        raise anyio.ClosedResourceError("the receiver is closed")
-    if not link.frames[number]:
-        raise anyio.EndOfStream
-    place = link.frames[number].popleft()
-    return link.claim(place, writable=writable)
 
 
 async def connect(path: str | os.PathLike[str]) -> Client:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
-    """Names one sharing of one buffer. Small, hashable, picklable; send it any way you like.
+class Descriptor(NamedTuple):
+    """Names one sharing of one buffer. Small, immutable, picklable; send it any way you like.
 
     It gives no access by itself: `Client.attach` asks the service, which refuses what it does not share any more.
     """

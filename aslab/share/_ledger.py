@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .._errors import BufferFreedError, CorruptionError
+from .._errors import BufferFreedError, ConfigError, CorruptionError
 from .._fastpath import Buffer
 from ._descriptor import Descriptor
 
@@ -35,21 +35,22 @@ class Ledger:
         return len(self._entries)
 
     def enter(self, buf: Buffer[Any], slab: int, offset: int, size: int) -> Descriptor:
-        """Take over a buffer; `give` somebody a claim on it next."""
+        """Take over a buffer; `give` somebody a claim on it next.
+
+        :raises ConfigError: if it has been taken over already
+        """
+        if id(buf) in self._buffers:
+            raise ConfigError("buf", buf, "it must not be shared already")
         self._generation += 1
-        descriptor = Descriptor(slab, offset, size, self._generation)
+        descriptor = tuple.__new__(Descriptor, (slab, offset, size, self._generation))  # as in _wire.py
         self._entries[self._generation] = _Entry(descriptor, buf)
         self._buffers.add(id(buf))
         return descriptor
 
-    def shares(self, buf: Buffer[Any]) -> bool:
-        """Whether it has been taken over."""
-        return id(buf) in self._buffers
-
     def give(self, holder: object, descriptor: Descriptor) -> bool:
         """One claim more for a holder; False if nothing is shared under that very descriptor."""
         entry = self._entries.get(descriptor.generation)
-        if entry is None or entry.descriptor != descriptor:
+        if entry is None or (entry.descriptor is not descriptor and entry.descriptor != descriptor):
             return False
         try:
             _ = entry.buf.address
@@ -65,26 +66,31 @@ class Ledger:
     def release(self, holder: object, generation: int) -> bool:
         """One claim less; False if the holder has none."""
         held = self._held.get(holder)
-        if held is None or generation not in held:
+        count = 0 if held is None else held.get(generation, 0)
+        if held is None or not count:
             return False
-        held[generation] -= 1
-        if not held[generation]:
+        if count > 1:
+            held[generation] = count - 1
+        else:
             del held[generation]
-        if not held:
-            del self._held[holder]
+            if not held:
+                del self._held[holder]
         entry = self._entries[generation]
         entry.count -= 1
-        self.drop_unheld(generation)
+        if not entry.count:
+            self._drop(entry)
         return True
 
     def drop_unheld(self, generation: int) -> None:
         """Free a buffer that nobody has a claim on."""
         entry = self._entries[generation]
         if not entry.count:
-            del self._entries[generation]
-            self._buffers.discard(id(entry.buf))
-            self._unfreed.append(entry.buf)
-            self.free()
+            self._drop(entry)
+
+    def _drop(self, entry: _Entry) -> None:
+        del self._entries[entry.descriptor.generation]
+        self._buffers.discard(id(entry.buf))
+        self._free(entry.buf)
 
     def lose(self, holder: object) -> None:
         """Release whatever a holder has: it is gone."""
@@ -100,12 +106,15 @@ class Ledger:
         """Free what nobody holds any more, as far as the producer's own exports allow."""
         buffers, self._unfreed = self._unfreed, []
         for buf in buffers:
-            try:
-                buf.free()
-            except (BufferFreedError, CorruptionError):  # what a debug letter finds is logged, and it is free
-                pass
-            except BufferError:  # an array of the producer's own: tried again later
-                self._unfreed.append(buf)
+            self._free(buf)
+
+    def _free(self, buf: Buffer[Any]) -> None:
+        try:
+            buf.free()
+        except (BufferFreedError, CorruptionError):  # what a debug letter finds is logged, and it is free
+            pass
+        except BufferError:  # an array of the producer's own: tried again later
+            self._unfreed.append(buf)
 
     def abandon(self) -> list[Buffer[Any]]:
         """All that is shared still, for somebody to keep: it must never be freed."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import socket
 import struct
 import threading
 import time
 import weakref
 from collections import deque
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
 
 from .._errors import ConfigError
 from ..backends._memfd import make_writable, map_shared
@@ -25,10 +26,7 @@ from . import _sockets as sockets
 from ._claim import Claim
 from ._descriptor import Descriptor
 from ._errors import DisconnectedError, RefusedError
-from ._wire import MOST_RELEASES, Decoder, Garbage, Kind, Message, encode
-
-if TYPE_CHECKING:
-    import socket
+from ._wire import LONGEST, Decoder, Garbage, Kind, Message, encode, encode_release
 
 BATCH, PAUSE = 16, 0.0005
 """While frames wait to be read: releases that are sent together at most, and for how many seconds they gather."""
@@ -68,7 +66,7 @@ class Link:
         self._slabs: dict[int, _Slab] = {}
         self._held: dict[int, weakref.ref[object]] = {}
         self._released: deque[int] = deque()
-        self._out = bytearray()
+        self._out = b""
         self._sending = threading.Lock()
         self._sent = 0.0  # when something was sent last
 
@@ -140,26 +138,35 @@ class Link:
 
     # -- what comes
 
-    def feed(self) -> bool:
-        """Take in what has come; False if that is nothing."""
+    def feed(self, *, wait: bool = False) -> bool:
+        """Take in what has come; False if that is nothing.
+
+        :param wait: until something comes, if the socket blocks
+        """
         if self.lost:
             return False
         try:
-            data, fds, short = sockets.receive(self.sock)
+            data, fds, short = sockets.receive(self.sock, wait=wait)
         except BlockingIOError:
             return False
         except OSError as exc:
             self.lose(f"the connection broke: {exc}")
             return False
         self._fds.extend(fds)
-        if short:
+        if self.sock.fileno() < 0:  # another thread has closed this client meanwhile
+            self._close_files()
+        elif short:
             self.lose("a slab's file could not be received: too many open files")
         elif not data:
             self.lose("the service is gone")
         else:
             try:
-                for message in self._decoder.feed(data):
-                    self._take(message)
+                frames = self._decoder.frames(data)
+                if frames is not None:
+                    self._take_frames(frames)
+                else:
+                    for message in self._decoder.feed(data):
+                        self._take(message)
             except (Garbage, OSError) as exc:
                 self.lose(f"the service could not be understood: {exc}")
         return not self.lost
@@ -179,9 +186,7 @@ class Link:
         elif kind is Kind.GONE:
             self._slabs.pop(number, None)
         elif kind is Kind.FRAME:
-            if number in self.frames:  # what comes after a LEAVE, the service releases itself
-                self.frames[number].append(place)
-                self._seen[number] = self._seen.get(number, 0) + 1
+            self._take_frames([(number, place)])
         elif kind is Kind.END:
             self.ended.add(number)
         elif kind is Kind.ERROR:
@@ -193,6 +198,12 @@ class Link:
         else:
             raise Garbage(f"{kind.name} is not for a service to say")
 
+    def _take_frames(self, frames: list[tuple[int, Descriptor]]) -> None:
+        for number, place in frames:
+            if number in self.frames:  # what comes after a LEAVE, the service releases itself
+                self.frames[number].append(place)
+                self._seen[number] = self._seen.get(number, 0) + 1
+
     def _answered(self, number: int, place: Descriptor | None) -> None:
         if place is not None and place.generation in self._handed:  # given unasked, and then asked for
             del self._handed[place.generation]
@@ -203,15 +214,24 @@ class Link:
         elif place is not None:  # who asked was cancelled
             self._let_go(place.generation)
 
-    def lose(self, why: str) -> DisconnectedError:
-        """Give the connection up. Memory that is claimed stays mapped."""
+    def lose(self, why: str, *, wake: bool = False) -> DisconnectedError:
+        """Give the connection up. Memory that is claimed stays mapped.
+
+        :param wake: end it for a thread that waits in `feed`, too, and for whatever process has a copy by fork
+        """
         if not self.lost:
             self.lost = why
+            if wake:
+                with suppress(OSError):  # the service is gone
+                    self.sock.shutdown(socket.SHUT_RDWR)
             self.sock.close()
-            while self._fds:
-                os.close(self._fds.popleft())
+            self._close_files()
             self._slabs.clear()
         return DisconnectedError(self.lost)
+
+    def _close_files(self) -> None:
+        while self._fds:
+            os.close(self._fds.popleft())
 
     # -- letting go
 
@@ -221,8 +241,8 @@ class Link:
 
     def _let_go(self, generation: int) -> None:
         self._released.append(generation)
-        late = time.monotonic() - self._sent > PAUSE
-        if late or len(self._released) >= BATCH or not any(list(self.frames.values())):
+        waiting = any(list(self.frames.values()))
+        if not waiting or len(self._released) >= BATCH or time.monotonic() - self._sent > PAUSE:
             self.flush()
 
     def _send(self, data: bytes) -> None:
@@ -236,21 +256,15 @@ class Link:
         """Send what can be sent; True if that is all. Any thread, a finaliser's too: it waits for no lock."""
         while (self._out or self._released) and not self.lost and self._sending.acquire(blocking=False):
             try:
-                self._gather()
+                while self._released and len(self._out) < LONGEST:
+                    self._out += encode_release(self._released.popleft())
                 self._sent = time.monotonic()
-                del self._out[: sockets.send(self.sock, bytes(self._out))]
+                self._out = self._out[sockets.send(self.sock, self._out) :]
             except BlockingIOError:
                 return False
             except OSError:  # the reader will see why
-                self._out.clear()
+                self._out = b""
                 self._released.clear()
             finally:
                 self._sending.release()
         return not self._out
-
-    def _gather(self) -> None:
-        generations: list[int] = []
-        while self._released and len(generations) < MOST_RELEASES:
-            generations.append(self._released.popleft())
-        if generations:
-            self._out += encode(Message(Kind.RELEASE, generations=tuple(generations)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -64,7 +63,8 @@ class Peer:
         self.scope: anyio.CancelScope = anyio.CancelScope()
         """Cancelled to drop it."""
         self.gone: bool = False
-        self._decoder = Decoder()
+        self.decoder: Decoder = Decoder()
+        """Of what it sends."""
         self._out: deque[tuple[bytes, Segment | None]] = deque()
         self._stuck = anyio.Event()
 
@@ -75,6 +75,14 @@ class Peer:
         """Send now what goes, and the rest when the client reads. One that does not read for long is dropped."""
         if self.gone:
             return
+        if segment is None and not self._out:
+            try:
+                sent = sockets.send(self.sock, data)
+            except OSError:  # it has no room, or is gone: `_flush` will see
+                sent = 0
+            if sent == len(data):
+                return
+            data = data[sent:]
         self._out.append((data, segment))
         self._flush()
         if len(self._out) > MOST_QUEUED:
@@ -93,11 +101,8 @@ class Peer:
             self._stuck = anyio.Event()
             self._flush()
 
-    def receive(self) -> Iterable[Message] | None:
-        """What it has sent, if anything; it is dropped if it has closed.
-
-        :raises Garbage: while they are read, at the first that is no message
-        """
+    def receive(self) -> bytes | None:
+        """What it has sent, if anything; it is dropped if it has closed."""
         if self.gone:
             return None
         try:
@@ -109,7 +114,7 @@ class Peer:
         if not data:
             self.drop()
             return None
-        return self._decoder.feed(data)
+        return data
 
     def error(self, text: str) -> None:
         """Tell it why it is dropped."""

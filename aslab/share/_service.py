@@ -6,8 +6,7 @@ import logging
 import os
 import socket
 import warnings
-import weakref
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,13 +19,12 @@ from .._allocator import Allocator
 from .._cache import Cache
 from .._errors import ConfigError
 from .._fastpath import Buffer
-from ..backends import Segment
-from ..backends._shared import segment_at
 from . import _sockets as sockets
 from ._descriptor import Descriptor
 from ._ledger import Ledger
 from ._peer import Channel, Member, Peer
-from ._wire import Garbage, Kind, Message, encode, encode_placed
+from ._places import Places
+from ._wire import Garbage, Kind, Message, encode, encode_frame
 
 log = logging.getLogger("aslab")
 
@@ -65,15 +63,12 @@ class Service:
     """Shares buffers with the clients on one socket. Made by `serve`. Event loop's thread only."""
 
     def __init__(self, of: Allocator | Cache[Any] | Iterable[Cache[Any]], path: str | os.PathLike[str]) -> None:
-        self._of = of if isinstance(of, Allocator) else (of,) if isinstance(of, Cache) else tuple(of)
+        self._places = Places(of if isinstance(of, Allocator) else (of,) if isinstance(of, Cache) else tuple(of))
         self.listener: socket.socket = sockets.listen(path)
         self._path = Path(path)
         self._inode = self._path.stat().st_ino
         self._peers: set[Peer] = set()
         self._ledger = Ledger()
-        self._slabs: dict[int, Segment] = {}
-        self._numbers: weakref.WeakKeyDictionary[Segment, int] = weakref.WeakKeyDictionary()
-        self._slab_number = 0
         self._channels: dict[str, Channel] = {}
         self._changed: anyio.Event | None = None  # made by those who wait
         self.portal: BlockingPortal = BlockingPortal()
@@ -122,7 +117,7 @@ class Service:
             raise ConfigError("clients", clients, "there must be one at least")
         descriptor = self._enter(buf, nbytes)
         for peer in clients:
-            self._give(peer, descriptor, Kind.GRANTED, 0)
+            self._grant(peer, descriptor, 0)
         self._ledger.drop_unheld(descriptor.generation)  # they all went just now
         return descriptor
 
@@ -135,12 +130,17 @@ class Service:
     def send(self, channel: Channel, buf: Buffer[Any], nbytes: int | None) -> Descriptor:
         """Take over a buffer and give it to all receivers of a channel."""
         descriptor = self._enter(buf, nbytes)
-        for member in list(channel.members):
-            if self._give(member.peer, descriptor, Kind.FRAME, member.number):
-                member.peer.frames[descriptor.generation] = member, member.sent
+        given = False
+        for member in channel.members:
+            peer = member.peer
+            if self._give(peer, descriptor):
+                peer.frames[descriptor.generation] = member, member.sent
                 member.unreleased += 1
                 member.sent += 1
-        self._ledger.drop_unheld(descriptor.generation)
+                peer.send(encode_frame(member.number, descriptor))
+                given = True
+        if not given:
+            self._ledger.drop_unheld(descriptor.generation)
         return descriptor
 
     def end(self, channel: Channel) -> None:
@@ -166,49 +166,45 @@ class Service:
     def _enter(self, buf: Buffer[Any], nbytes: int | None) -> Descriptor:
         if self.closed:
             raise anyio.ClosedResourceError("the service is closed")
-        caches = self._of.caches if isinstance(self._of, Allocator) else self._of
-        if not _among(buf.cache, caches):
-            raise ConfigError("buf", buf, "it must be of a cache that this service was opened for")
-        if nbytes is not None and not 0 < nbytes <= len(buf):
-            raise ConfigError("nbytes", nbytes, f"it must be from 1 to {len(buf)}")
-        if self._ledger.shares(buf):
-            raise ConfigError("buf", buf, "it must not be shared already")
-        _ = buf.view  # from now on it does not move
-        segment = segment_at(buf.address)
-        if segment is None:
-            both = "slabs=SharedMemory(), emergency=SharedMemory()"
-            raise ConfigError("buf", buf, f"it must lie in shared memory: open_allocator({both})")
-        size = len(buf) if nbytes is None else nbytes
-        return self._ledger.enter(buf, self._number(segment), buf.address - segment.address, size)
+        size = len(buf)
+        if nbytes is not None:
+            if not 0 < nbytes <= size:
+                raise ConfigError("nbytes", nbytes, f"it must be from 1 to {size}")
+            size = nbytes
+        place = self._places.find(buf)
+        return self._ledger.enter(buf, place.number, place.offset, size)
 
-    def _number(self, segment: Segment) -> int:
-        number = self._numbers.get(segment)
-        if number is None:
-            self._slab_number = number = self._slab_number + 1
-            self._numbers[segment], self._slabs[number] = number, segment
-        return number
+    def _grant(self, peer: Peer, descriptor: Descriptor, request: int) -> bool:
+        given = self._give(peer, descriptor)
+        if given:
+            peer.send(encode(Message(Kind.GRANTED, request, descriptor)))
+        return given
 
-    def _give(self, peer: Peer, descriptor: Descriptor, kind: Kind, to: int) -> bool:
+    def _give(self, peer: Peer, descriptor: Descriptor) -> bool:
+        """A claim for a client, which knows the slab then. Tell it of the claim next."""
         if peer.gone or not self._ledger.give(peer, descriptor):
             return False
         number = descriptor.slab
         if number not in peer.slabs:
-            segment = self._slabs[number]
+            segment = self._places.segment(number)
             peer.slabs.add(number)
             peer.send(encode(Message(Kind.SLAB, number, size=segment.size)), segment)
-        peer.send(encode_placed(kind, to, descriptor))
         return True
 
     # -- what clients say
 
     def hear(self, peer: Peer) -> bool:
         """Take in what a client has sent; False if that is nothing. One that sends garbage is told and dropped."""
-        messages = peer.receive()
-        if messages is None:
+        data = peer.receive()
+        if data is None:
             return False
         try:
-            for message in messages:
-                self._handle(peer, message)
+            releases = peer.decoder.releases(data)
+            if releases is not None:
+                self._let_go(peer, releases)
+            else:
+                for message in peer.decoder.feed(data):
+                    self._handle(peer, message)
         except Garbage as exc:
             log.warning("process %d is dropped: it sent %s", peer.pid, exc)
             peer.error(str(exc))
@@ -218,12 +214,10 @@ class Service:
     def _handle(self, peer: Peer, message: Message) -> None:
         kind, number = message.kind, message.number
         if kind is Kind.CLAIM:
-            if not self._give(peer, message.place, Kind.GRANTED, number):
+            if not self._grant(peer, message.place, number):
                 peer.send(encode(Message(Kind.REFUSED, number)))
         elif kind is Kind.RELEASE:
-            for generation in message.generations:
-                self._release(peer, generation)
-            self._note_change()
+            self._let_go(peer, message.generations)
         elif kind is Kind.JOIN:
             self._join(peer, number, message.text)
         elif kind is Kind.LEAVE and number in peer.members:
@@ -231,12 +225,16 @@ class Service:
         else:
             raise Garbage(f"{kind.name} is not for a client to say")
 
-    def _release(self, peer: Peer, generation: int) -> None:
-        if not self._ledger.release(peer, generation):
-            raise Garbage("a release of what it does not hold")
-        member, _ = peer.frames.pop(generation, (None, 0))
-        if member is not None:
-            member.unreleased -= 1
+    def _let_go(self, peer: Peer, generations: Sequence[int]) -> None:
+        # What is freed last is allocated first: let that be what was read first. What has just been read is in the
+        # cache of the reader's processor, and writing there takes up to three times as long.
+        for generation in reversed(generations):
+            if not self._ledger.release(peer, generation):
+                raise Garbage("a release of what it does not hold")
+            sent = peer.frames.pop(generation, None)
+            if sent is not None:
+                sent[0].unreleased -= 1
+        self._note_change()
 
     def _join(self, peer: Peer, number: int, name: str) -> None:
         if number in peer.members or len(peer.members) >= MOST_RECEIVERS:
@@ -251,9 +249,9 @@ class Service:
     def _left(self, member: Member, seen: int) -> None:
         """It releases what it has seen; the rest is on its way to nobody."""
         peer = member.peer
-        for generation, (receiver, number) in list(peer.frames.items()):
-            if receiver is member and number >= seen:
-                self._release(peer, generation)
+        sent = peer.frames.items()
+        unseen = [generation for generation, (to, number) in sent if to is member and number >= seen]
+        self._let_go(peer, unseen)
         self._leave(member)
 
     def _leave(self, member: Member) -> None:
@@ -310,13 +308,11 @@ class Service:
         while True:
             await anyio.sleep(LOOK)
             self._ledger.free()
-            for number, segment in list(self._slabs.items()):
-                if segment.closed:
-                    del self._slabs[number]
-                    for peer in self._peers:
-                        if number in peer.slabs:
-                            peer.slabs.discard(number)
-                            peer.send(encode(Message(Kind.GONE, number)))
+            for number in self._places.forget_gone():
+                for peer in self._peers:
+                    if number in peer.slabs:
+                        peer.slabs.discard(number)
+                        peer.send(encode(Message(Kind.GONE, number)))
 
     def shut(self) -> None:
         """No new clients, no more frames."""
@@ -340,14 +336,6 @@ class Service:
         if not kept:
             return ""
         return f"a service was closed while {len(left)} clients held {len(kept)} buffers: they stay allocated"
-
-
-def _among(cache: object, caches: Iterable[object]) -> bool:
-    """Whether it is one of them; `in` would compare."""
-    for one in caches:  # noqa: SIM110  (a generator costs more than the search)
-        if one is cache:
-            return True
-    return False
 
 
 @asynccontextmanager

@@ -16,7 +16,8 @@ CHUNK = 64 * 1024
 MOST_FDS = 16
 """Descriptors that one call takes in; the kernel ends a read at the first message that carries some."""
 _SEND = int(socket.MSG_DONTWAIT) | int(getattr(socket, "MSG_NOSIGNAL", 0))
-_RECEIVE = int(socket.MSG_DONTWAIT) | int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+_RECEIVE_WAITING = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+_RECEIVE = int(socket.MSG_DONTWAIT) | _RECEIVE_WAITING
 _CUT = int(socket.MSG_CTRUNC)
 _ROOM = socket.CMSG_SPACE(MOST_FDS * array.array("i").itemsize)
 
@@ -47,12 +48,13 @@ def send(sock: socket.socket, data: bytes, fd: int | None = None) -> int:
     return sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))], _SEND)
 
 
-def receive(sock: socket.socket) -> tuple[bytes, list[int], bool]:
+def receive(sock: socket.socket, *, wait: bool = False) -> tuple[bytes, list[int], bool]:
     """What has come: the bytes, the descriptors, and whether descriptors were lost because there is no room.
 
+    :param wait: until something comes, if the socket blocks
     :raises BlockingIOError: if nothing has
     """
-    data, ancillary, told, _ = sock.recvmsg(CHUNK, _ROOM, _RECEIVE)
+    data, ancillary, told, _ = sock.recvmsg(CHUNK, _ROOM, _RECEIVE_WAITING if wait else _RECEIVE)
     if not ancillary:
         return data, [], bool(told & _CUT)
     fds = array.array("i")
