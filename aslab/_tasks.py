@@ -184,9 +184,8 @@ class Tasks:
             until = arena.clock() + grace
             with anyio.move_on_after(grace):
                 await self.worker.idle()
-                while not (
-                    arena.slabs.at_rest and arena.singles.at_rest
-                ):  # the end of a view may bring another one
+                # again and again, as the end of a view may bring another release
+                while not (arena.slabs.at_rest and arena.singles.at_rest):
                     await arena.slabs.idle()
                     await arena.singles.idle()
                 return

@@ -6,7 +6,7 @@ import copy
 import gc
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -264,6 +264,16 @@ async def test_zeroing_spares_what_a_ctor_built(field: str) -> None:
                 other.view[:4] = b"mine"
 
 
+@pytest.fixture
+def no_collections() -> Iterator[None]:
+    """Sizes are told of young views alone; a collection that comes in between makes them old."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collections")
 async def test_refused_free_says_what_to_do_and_who_holds_on() -> None:
     async with allocator() as kmem:
         cache = kmem.create_cache("c", SIZE)
