@@ -238,20 +238,18 @@ def test_a_picture_has_a_chart_for_each_case_and_quantity(made: list[str], tmp_p
 
 
 def test_what_is_no_history_or_cannot_be_drawn_is_told_before_anything_is_measured(
-    made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from aslab.cli._app import run
 
     (tmp_path / "notes").write_text("some\n")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    errors: list[str] = []
-    monkeypatch.setattr("aslab.cli._app.complain", errors.append)
     assert run(["bench", "made", "--record", str(tmp_path / "notes")]) == 2
     assert run(["bench", "made", "--record", str(tmp_path / "none" / "history")]) == 2
     assert run(["bench", "made", "--plot", str(tmp_path / "made.svg")]) == 2
-    assert errors == [
-        f"--record: '{tmp_path / 'notes'}' is no history of benchmarks",
-        f"--record: cannot use '{tmp_path / 'none' / 'history'}': No such file or directory",
-        "--plot needs the extra 'plot': run pip install '.[plot]' in a clone of aslab",
+    assert capsys.readouterr().err.splitlines() == [
+        f"aslab: --record: '{tmp_path / 'notes'}' is no history of benchmarks",
+        f"aslab: --record: cannot use '{tmp_path / 'none' / 'history'}': No such file or directory",
+        "aslab: --plot needs the extra 'plot': run pip install '.[plot]' in a clone of aslab",
     ]
     assert not made
