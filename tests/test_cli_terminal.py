@@ -131,6 +131,18 @@ def test_ctrl_c_while_a_task_is_made_is_one_line() -> None:
     assert (done.returncode, done.stderr) == (130, b"aslab: interrupted\n")
 
 
+@pytest.mark.parametrize("module", ["asyncio.runners", "typer.core", "aslab.cli._app"])
+def test_ctrl_c_before_a_coroutine_begins_is_one_line_wherever_it_is_dropped(module: str) -> None:
+    code = (
+        "import aslab.cli\n"
+        "drop = 'async def main(): pass\\ndef run(args):\\n    main()\\n    raise KeyboardInterrupt'\n"
+        f"exec(drop, names := {{'__name__': {module!r}}})\n"
+        "aslab.cli._run = names['run']\naslab.cli.main([])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, b"aslab: interrupted\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_the_demo_and_its_other_process_without_a_traceback(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

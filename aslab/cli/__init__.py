@@ -31,13 +31,15 @@ from pathlib import Path
 from ._errors import EXTRA, INTERRUPTED, complain, refusals_told
 
 NEVER_AWAITED = "coroutine .* was never awaited"
+PASSED = r"(trio|asyncio|anyio|typer|click|aslab)\."
+"""The modules that Ctrl-C passes on its way up, in any of which such a coroutine may go."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line, ``sys.argv`` by default, and exit with its code."""
     _give_closed_streams_somewhere_to_go()
     # Ctrl-C can strike between the creation of a coroutine and of its task; some are found before we know of it.
-    warnings.filterwarnings("ignore", NEVER_AWAITED, RuntimeWarning, r"(trio|asyncio|anyio)\.")
+    warnings.filterwarnings("ignore", NEVER_AWAITED, RuntimeWarning, PASSED)
     ended_by: list[signal.Signals] = []
     try:
         with _interrupts_come_again(), _signals_end_as_ctrl_c_does(ended_by):
