@@ -48,20 +48,21 @@ class LateWork:
             unfinished.add(self)
             try:
                 _thread.start_new_thread(self._start, ())
-            except RuntimeError:  # there is none to be had now, or ever
+            except (RuntimeError, MemoryError):  # there is none to be had now, or ever
                 self._busy.release()
 
     def _start(self) -> None:
         try:
-            threading.Thread(target=self._run, name="aslab late releases").start()
-        except RuntimeError:
+            # Else a daemon, as this thread counts as one; and a fork of multiprocessing ends without `_finish`.
+            threading.Thread(target=self._run, name="aslab late releases", daemon=False).start()
+        except (RuntimeError, MemoryError):
             self._busy.release()
 
     def _run(self) -> None:
         try:
             anyio.run(self._do)
+            unfinished.discard(self)  # if there was no loop to be had, the main thread has a last try
         finally:
-            unfinished.discard(self)
             self._busy.release()
         self.begin()  # what has come while this thread was ending
 
