@@ -128,10 +128,13 @@ int handle_keep_pinned(Handle *handle, PyObject *view)
 {
     PyObject *pinned = handle->pinned;
     if (pinned != NULL && PyList_Check(pinned)) {
-        for (Py_ssize_t i = PyList_GET_SIZE(pinned); i-- > 0;)
-            if (view_is_forgotten(PyList_GET_ITEM(pinned, i)) && PyList_SetSlice(pinned, i, i + 1, NULL))
-                return -1;
-        return PyList_Append(pinned, view);
+        int failed = PyList_Append(pinned, view); /* first: the end of a view may call weak references, and they anything */
+        Py_INCREF(pinned);
+        for (Py_ssize_t i = PyList_GET_SIZE(pinned); !failed && i-- > 0;)
+            if (i < PyList_GET_SIZE(pinned) && view_is_forgotten(PyList_GET_ITEM(pinned, i)))
+                failed = PyList_SetSlice(pinned, i, i + 1, NULL);
+        Py_DECREF(pinned);
+        return failed;
     }
     PyObject *kept = NULL;
     if (pinned != NULL && !view_is_forgotten(pinned)) {
@@ -287,7 +290,8 @@ PyObject *handle_view(Core *core, PyObject *const *args)
     if (handle->view == NULL) {
         PyObject *fresh = handle_fresh_view(core, handle);
         if (fresh == NULL || handle->view == NULL) {
-            handle->view = Py_XNewRef(fresh);
+            if (fresh != NULL)
+                handle->view = Py_NewRef(fresh);
             return fresh;
         }
         Py_DECREF(fresh); /* somebody else has looked meanwhile */

@@ -342,11 +342,17 @@ int slot_show_owner(Slot *slot)
 {
     if (slot->extra == NULL || slot->extra->holder == NULL)
         return 0;
-    PyObject *owner = PyWeakref_NewRef((PyObject *)slot->extra->holder, NULL);
-    if (owner == NULL)
-        return -1;
+    Handle *holder = (Handle *)Py_NewRef((PyObject *)slot->extra->holder); /* garbage may be collected, and the holder be garbage */
+    PyObject *owner = PyWeakref_NewRef((PyObject *)holder, NULL);
+    if (owner == NULL || slot->extra->holder != holder) { /* it was freed meanwhile, or somebody else has asked */
+        int failed = owner == NULL;
+        Py_XDECREF(owner);
+        Py_DECREF(holder);
+        return failed ? -1 : 0;
+    }
     slot->extra->holder = NULL;
     Py_XSETREF(slot->extra->owner, owner);
+    Py_DECREF(holder); /* perhaps the last reference: then it is freed now */
     return 0;
 }
 
