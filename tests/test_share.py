@@ -336,6 +336,55 @@ class TestChannels:
                 await receiver.receive()
             await until(lambda: not cache.stats().obj_held)
 
+    async def test_receivers_of_one_client_hold_up_the_sender_each_by_what_it_holds_itself(
+        self, path: Path
+    ) -> None:
+        async with opened(path) as (cache, service), await share.connect(path) as client:
+            one, two = client.receiver("frames"), client.receiver("frames")
+            sender = share.Sender(service, "frames", window=2)
+            await until(lambda: sender.receivers == 2)
+            for holder, other in ((one, two), (two, one)):
+                kept = []
+                for _ in range(2):
+                    await sender.send(await cache.alloc())
+                    kept.append(await holder.receive())
+                    (await other.receive()).release()
+                counts = [2 * (receiver is holder) for receiver in (one, two)]
+                await until(
+                    lambda want=counts: [len(one.frames) for one in service.channel("frames").members] == want
+                )
+                with await cache.alloc() as buf, pytest.raises(anyio.WouldBlock):
+                    sender.send_nowait(buf)
+                for claim in kept:
+                    claim.release()
+                await until(lambda: not service.shared)
+
+    async def test_a_receiver_that_closes_gives_back_what_it_has_not_seen_and_nothing_of_another(
+        self, path: Path
+    ) -> None:
+        async with opened(path) as (cache, service), await share.connect(path) as client:
+            one, two = client.receiver("frames"), client.receiver("frames")
+            sender = share.Sender(service, "frames")
+            await until(lambda: sender.receivers == 2)
+            one.close()
+            await sender.send(await cache.alloc())  # it has not heard of that yet
+            claim = await two.receive()
+            await until(lambda: sender.receivers == 1)
+            assert service.shared == 1
+            claim.release()
+            await until(lambda: not service.shared)
+
+    async def test_a_receiver_that_closes_with_a_lie_holds_up_no_sender(self, path: Path) -> None:
+        async with opened(path) as (cache, service):
+            raw, sender = sockets.connect(path), share.Sender(service, "frames")
+            raw.send(encode(Message(Kind.JOIN, 7, text="frames")))
+            descriptor = await sender.send(await cache.alloc())
+            raw.send(encode(Message(Kind.RELEASE, generations=(descriptor.generation,))))  # no claim of a receiver
+            raw.send(encode(Message(Kind.LEAVE, 7)))
+            await until(lambda: not service.clients)
+            assert not sender.receivers
+            raw.close()
+
     async def test_threads_on_both_sides(self, path: Path) -> None:
         def produce() -> None:
             for number in range(20):

@@ -107,7 +107,7 @@ class _Inbox:
             raise anyio.ClosedResourceError("the receiver is closed")
         if not frames:
             raise anyio.EndOfStream
-        return self._link.claim(frames.popleft(), writable=writable)
+        return self._link.claim(frames.popleft(), writable=writable, receiver=self._number)
 
 
 class Receiver(_Inbox):

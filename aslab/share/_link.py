@@ -65,7 +65,7 @@ class Link:
         self._fds: deque[int] = deque()
         self._slabs: dict[int, _Slab] = {}
         self._held: dict[int, weakref.ref[object]] = {}
-        self._released: deque[int] = deque()
+        self._released: deque[tuple[int, int]] = deque()  # receivers and generations
         self._out = b""
         self._sending = threading.Lock()
         self._sent = 0.0  # when something was sent last
@@ -95,7 +95,7 @@ class Link:
         self._asked.discard(number)
         place = self.answers.pop(number, None)
         if place is not None:
-            self._let_go(place.generation)
+            self._let_go((0, place.generation))
 
     def answer(self, number: int, descriptor: Descriptor, *, writable: bool) -> Claim:
         """The claim that was asked for.
@@ -107,14 +107,14 @@ class Link:
             raise RefusedError(f"{descriptor} is not shared, or not any more")
         return self.claim(place, writable=writable)
 
-    def claim(self, place: Descriptor, *, writable: bool = False) -> Claim:
-        """Make a claim of what was granted."""
+    def claim(self, place: Descriptor, *, writable: bool = False, receiver: int = 0) -> Claim:
+        """Make a claim of what was granted, or of a frame for a receiver."""
         slab = self._slabs.get(place.slab)
         if slab is None or place.offset + place.size > slab.size:
             raise self.lose("the service granted what it has not shown")
         exporter = slab.export(place, writable=writable)
         number = next(self._numbers)
-        self._held[number] = weakref.ref(exporter, partial(self._dropped, number, place.generation))
+        self._held[number] = weakref.ref(exporter, partial(self._dropped, number, (receiver, place.generation)))
         return Claim(exporter, place, writable=writable)
 
     def join(self, channel: str) -> int:
@@ -133,7 +133,7 @@ class Link:
             return
         self._send(encode(Message(Kind.LEAVE, number, size=self._seen.pop(number, 0))))
         for place in frames:
-            self._let_go(place.generation)
+            self._let_go((number, place.generation))
         self.flush()
 
     # -- what comes
@@ -207,12 +207,12 @@ class Link:
     def _answered(self, number: int, place: Descriptor | None) -> None:
         if place is not None and place.generation in self._handed:  # given unasked, and then asked for
             del self._handed[place.generation]
-            self._let_go(place.generation)
+            self._let_go((0, place.generation))
         if number in self._asked:
             self._asked.discard(number)
             self.answers[number] = place
         elif place is not None:  # who asked was cancelled
-            self._let_go(place.generation)
+            self._let_go((0, place.generation))
 
     def lose(self, why: str, *, wake: bool = False) -> DisconnectedError:
         """Give the connection up. Memory that is claimed stays mapped.
@@ -235,12 +235,12 @@ class Link:
 
     # -- letting go
 
-    def _dropped(self, number: int, generation: int, _: object) -> None:
+    def _dropped(self, number: int, release: tuple[int, int], _: object) -> None:
         self._held.pop(number, None)
-        self._let_go(generation)
+        self._let_go(release)
 
-    def _let_go(self, generation: int) -> None:
-        self._released.append(generation)
+    def _let_go(self, release: tuple[int, int]) -> None:
+        self._released.append(release)
         waiting = any(list(self.frames.values()))
         if not waiting or len(self._released) >= BATCH or time.monotonic() - self._sent > PAUSE:
             self.flush()
@@ -257,7 +257,7 @@ class Link:
         while (self._out or self._released) and not self.lost and self._sending.acquire(blocking=False):
             try:
                 while self._released and len(self._out) < LONGEST:
-                    self._out += encode_release(self._released.popleft())
+                    self._out += encode_release(*self._released.popleft())
                 self._sent = time.monotonic()
                 self._out = self._out[sockets.send(self.sock, self._out) :]
             except BlockingIOError:
