@@ -7,9 +7,11 @@ from any thread, and from a finaliser.
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import itertools
 import os
+import select
 import socket
 import struct
 import threading
@@ -46,6 +48,13 @@ class _Slab:
         return (ctypes.c_ubyte * place.size).from_buffer(self.mapping, place.offset)
 
 
+def _wait_for_room(sock: socket.socket) -> None:
+    """Block until there is some, or the socket is shut down."""
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    poll.poll()
+
+
 class Link:
     """A connection. One thread at a time, except where it says otherwise."""
 
@@ -68,6 +77,7 @@ class Link:
         self._released: deque[tuple[int, int]] = deque()  # receivers and generations
         self._out = b""
         self._sending = threading.Lock()
+        self._stuck = False  # whether a thread waits for room in the socket; changed under the lock
         self._sent = 0.0  # when something was sent last
 
     # -- asking
@@ -214,16 +224,12 @@ class Link:
         elif place is not None:  # who asked was cancelled
             self._let_go((0, place.generation))
 
-    def lose(self, why: str, *, wake: bool = False) -> DisconnectedError:
-        """Give the connection up. Memory that is claimed stays mapped.
-
-        :param wake: end it for a thread that waits in `feed`, too, and for whatever process has a copy by fork
-        """
+    def lose(self, why: str) -> DisconnectedError:
+        """Give the connection up, also for a thread that waits in it. Memory that is claimed stays mapped."""
         if not self.lost:
             self.lost = why
-            if wake:
-                with suppress(OSError):  # the service is gone
-                    self.sock.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # the service is gone, or this is a child by fork, whose copy is closed
+                self.sock.shutdown(socket.SHUT_RDWR)
             self.sock.close()
             self._close_files()
             self._slabs.clear()
@@ -252,19 +258,50 @@ class Link:
             self._out += data
         self.flush()
 
-    def flush(self) -> bool:
-        """Send what can be sent; True if that is all. Any thread, a finaliser's too: it waits for no lock."""
+    def flush(self) -> None:
+        """Send what there is room for now, and have the rest sent later.
+
+        Any thread, a finaliser's too: it waits for no lock.
+        """
         while (self._out or self._released) and not self.lost and self._sending.acquire(blocking=False):
             try:
-                while self._released and len(self._out) < LONGEST:
-                    self._out += encode_release(*self._released.popleft())
-                self._sent = time.monotonic()
-                self._out = self._out[sockets.send(self.sock, self._out) :]
-            except BlockingIOError:
-                return False
-            except OSError:  # the reader will see why
-                self._out = b""
-                self._released.clear()
+                if self._stuck:
+                    return
+                if not self._send_some():
+                    self._begin_waiting()
+                    return
             finally:
                 self._sending.release()
-        return not self._out
+
+    def _send_some(self) -> bool:
+        """False if there is no room. Under the lock."""
+        while self._released and len(self._out) < LONGEST:
+            self._out += encode_release(*self._released.popleft())
+        self._sent = time.monotonic()
+        try:
+            self._out = self._out[sockets.send(self.sock, self._out) :]
+        except BlockingIOError:
+            return False
+        except OSError:  # the reader will see why
+            self._out = b""
+            self._released.clear()
+        return True
+
+    def _begin_waiting(self) -> None:
+        # In a thread of its own: the one that reads may wait for a frame that comes only after these releases.
+        self._stuck = True
+        try:
+            _thread.start_new_thread(self._send_rest, ())
+        except RuntimeError:  # there is none to be had: the next call tries again
+            self._stuck = False
+
+    def _send_rest(self) -> None:
+        while self._stuck:
+            with suppress(ValueError, OSError):  # it has just been closed
+                _wait_for_room(self.sock)
+            with self._sending:
+                room = True
+                while room and (self._out or self._released) and not self.lost:
+                    room = self._send_some()
+                self._stuck = not room
+        self.flush()  # what was released while the lock was held
