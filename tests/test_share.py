@@ -185,7 +185,7 @@ class TestClaims:
     async def test_handed_over_it_belongs_to_that_client_alone(self, path: Path) -> None:
         async with opened(path) as (cache, service), await share.connect(path) as client:
             peer = await service.client(os.getpid())
-            descriptor = service.hand_over(await cache.alloc(), peer)
+            descriptor = service.hand_over(await cache.alloc(), peer, peer)  # named twice, it has one claim
             claim = await client.attach(descriptor)
             assert claim.descriptor == descriptor
             claim.release()

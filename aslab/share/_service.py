@@ -109,14 +109,15 @@ class Service:
     def hand_over(self, buf: Buffer[Any], *clients: Peer, nbytes: int | None = None) -> Descriptor:
         """Take over a buffer and give each of these clients a claim on it; the producer keeps none.
 
-        A client that goes loses its claim, even if it never came to attach the buffer.
+        A client that goes loses its claim, even if it never came to attach the buffer. One that is named twice gets
+        one claim.
 
         :raises ConfigError: as `share`, or if there is no client
         """
         if not clients:
             raise ConfigError("clients", clients, "there must be one at least")
         descriptor = self._enter(buf, nbytes)
-        for peer in clients:
+        for peer in dict.fromkeys(clients):
             self._grant(peer, descriptor, 0)
         self._ledger.drop_unheld(descriptor.generation)  # they all went just now
         return descriptor
