@@ -1,8 +1,9 @@
 """The client's end of a connection: slabs it has mapped, claims it holds, answers it got. Never waits.
 
-Releases are sent at once, or, while frames that have come wait to be read, with those of the next half
-millisecond: many small frames take few messages, and large ones do not keep the producer waiting. They may come
-from any thread, and from a finaliser.
+Releases are sent at once, unless frames that have come wait to be read and something was sent in the last half
+millisecond: then they gather, so many small frames take few messages. No timer sends them. They go with the next
+release that is sent, the 16th at the latest; or as a client sends something, waits or closes. So 15 at most lie here
+while a consumer works. Releases may come from any thread, and from a finaliser.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from ._errors import DisconnectedError, RefusedError
 from ._wire import LONGEST, Decoder, Garbage, Kind, Message, encode, encode_release
 
 BATCH, PAUSE = 16, 0.0005
-"""While frames wait to be read: releases that are sent together at most, and for how many seconds they gather."""
+"""While frames wait to be read: releases that are sent together at most, and for how many seconds after something
+was sent one more only joins those that gather."""
 
 
 class _Slab:
