@@ -137,6 +137,40 @@ class TestClaims:
                 assert not cache.stats().slab_total
             assert len(addresses) < 4, "the kernel maps the next one where the last one was"
 
+    async def test_what_is_shared_does_not_move(self, path: Path) -> None:
+        async with (
+            aslab.open_allocator(slabs=SharedMemory(), emergency=SharedMemory(), grow_timeout=3600) as kmem,
+            share.serve(kmem, path) as service,
+        ):
+            cache = kmem.create_cache("c", SIZE, objects_per_slab=4, movable=True, magazine_size=2)
+            bufs = [await cache.alloc() for _ in range(12)]
+            seen = bufs[4].address
+            service.share(bufs[4]).release()
+            bufs[4] = await cache.alloc()
+            assert bufs[4].address == seen, "a place that the service knows"
+            shared = [service.share(bufs[number]) for number in (4, 8)]
+            places = [bufs[number].address for number in (4, 8)]
+            for number in (2, 3, 5, 6, 7, 9, 10, 11):
+                bufs[number].free()
+            await cache.defragment()
+            assert [bufs[number].address for number in (4, 8)] == places
+            for one in shared:
+                one.release()
+            bufs[0].free()
+            bufs[1].free()
+
+    async def test_a_place_that_was_shared_is_refused_to_another_cache_that_has_it_now(self, path: Path) -> None:
+        async with aslab.open_allocator(slabs=SharedMemory(), emergency=SharedMemory(), grow_timeout=3600) as kmem:
+            one, other = (kmem.create_cache(name, SIZE, merge=True, max_objects=8) for name in ("one", "other"))
+            async with share.serve(one, path) as service:
+                buf = await one.alloc()
+                address = buf.address
+                service.share(buf).release()
+                with await other.alloc() as buf:
+                    assert buf.address == address
+                    with pytest.raises(aslab.ConfigError, match="of a cache"):
+                        service.share(buf)
+
     async def test_a_buffer_that_its_producer_freed_all_the_same_is_refused(self, path: Path) -> None:
         async with opened(path, objects=1) as (cache, service), await share.connect(path) as client:
             buf = await cache.alloc()
@@ -237,6 +271,7 @@ class TestClaims:
             assert len(mapped) == 2
             await until(lambda: not cache.stats().obj_held)
             await cache.reap()
+            await until(lambda: not service._places._known)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(client.receiver("x").receive)  # hears of it
                 await until(lambda: not mapped & slabs_mapped())
@@ -445,15 +480,19 @@ class TestChannels:
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(_link, "PAUSE", 60)
-        async with opened(path) as (cache, service), await share.connect(path) as client:
-            receiver, sender = client.receiver("frames"), share.Sender(service, "frames", window=8)
-            for _ in range(8):
+        async with opened(path, objects=20) as (cache, service), await share.connect(path) as client:
+            receiver, sender = client.receiver("frames"), share.Sender(service, "frames", window=20)
+            for _ in range(20):
                 await sender.send(await cache.alloc())
-            for left in range(7, 0, -1):
+            while client._link.feed():  # a slab's file ends a read
+                pass
+            for shared in [20] * 15 + [4] * 4:  # the 16th takes the others with it
                 (await receiver.receive()).release()
+                if shared == 4:
+                    await until(lambda: service.shared < 20)
                 await anyio.lowlevel.checkpoint()
-                assert service.shared == 8, left
-            (await receiver.receive()).release()
+                assert service.shared == shared
+            (await receiver.receive()).release()  # no more wait
             await until(lambda: not service.shared)
 
     async def test_a_sender_reads_releases_itself_but_lets_others_run(
@@ -497,6 +536,34 @@ class TestChannels:
             assert [buf.address for buf in again] == places[:4]
             for buf in again:
                 buf.free()
+
+    async def test_a_frame_that_nobody_is_left_to_get_is_freed(self, path: Path) -> None:
+        async with opened(path) as (cache, service), await share.connect(path) as client:
+            client.receiver("frames")
+            sender = share.Sender(service, "frames")
+            await until(lambda: sender.receivers)
+            buf = await cache.alloc()
+            service.clients[0].drop()  # its receiver goes in a moment
+            sender.send_nowait(buf)
+            assert (service.shared, cache.stats().obj_held) == (0, 0)
+
+    async def test_a_file_that_comes_as_another_thread_closes_the_client_is_closed(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def receive(sock: socket.socket, *, wait: bool = False) -> tuple[bytes, list[int], bool]:
+            data, fds, short = real(sock, wait=wait)
+            if fds:
+                client.close()
+            return data, fds, short
+
+        real = sockets.receive
+        monkeypatch.setattr(sockets, "receive", receive)
+        async with opened(path) as (cache, service), await share.connect(path) as client:
+            with service.share(await cache.alloc()) as shared:
+                before = files()
+                with pytest.raises(share.DisconnectedError, match="this client was closed"):
+                    await client.attach(shared.descriptor)
+                assert files() == before
 
     async def test_closing_a_client_ends_a_wait_in_another_thread(self, path: Path) -> None:
         def wait() -> None:

@@ -2,8 +2,8 @@
 
 Releases are sent at once, unless frames that have come wait to be read and something was sent in the last half
 millisecond: then they gather, so many small frames take few messages. No timer sends them. They go with the next
-release that is sent, the 16th at the latest; or as a client sends something, waits or closes. So 15 at most lie here
-while a consumer works. Releases may come from any thread, and from a finaliser.
+release that is sent, the 16th at the latest; or as a client sends something, waits or closes. So 15 at most lie
+here while a consumer works. Releases may come from any thread, and from a finaliser.
 """
 
 from __future__ import annotations

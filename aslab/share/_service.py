@@ -109,8 +109,7 @@ class Service:
     def hand_over(self, buf: Buffer[Any], *clients: Peer, nbytes: int | None = None) -> Descriptor:
         """Take over a buffer and give each of these clients a claim on it; the producer keeps none.
 
-        A client that goes loses its claim, even if it never came to attach the buffer. One that is named twice gets
-        one claim.
+        A client that goes loses its claim, even if it never came to attach the buffer. One named twice gets one.
 
         :raises ConfigError: as `share`, or if there is no client
         """
