@@ -25,7 +25,10 @@ import aslab
 from aslab import KM, Buffer, BufferFreedError, Cache, Lease
 from aslab._cache import pool_of
 from aslab._fastpath import COMPILED, Front, Magazine, Slot
-from aslab.testing import check_consistency
+from aslab.backends import Callback, Heap, Pinned
+from aslab.faults import Deadlock, Failslab, Latency, Switch
+from aslab.pressure import Signal
+from aslab.testing import FakeDriver, check_consistency
 
 from .support import SIZE, allocator, settle
 
@@ -356,10 +359,15 @@ async def test_collector_that_frees_the_handle_while_its_view_is_made(way: str, 
         check_consistency(cache)
 
 
-@pytest.mark.parametrize("callback", ["reclaim", "ctor", "dtor"])
-async def test_service_that_holds_a_buffer_of_its_closed_cache_is_collected(callback: str) -> None:
-    class Service:
+@pytest.mark.parametrize(
+    "part", ["reclaim", "ctor", "dtor", "ctor of another", "slabs", "emergency", "pressure", "slabs, movable"]
+)
+async def test_service_that_holds_a_buffer_of_its_closed_cache_is_collected(part: str) -> None:
+    class Service(Heap):
         held: list[Buffer[Any]]
+
+        async def run(self, on_pressure: object) -> None:
+            pass
 
         def reclaim(self, objects: int) -> int:
             return 0
@@ -371,26 +379,62 @@ async def test_service_that_holds_a_buffer_of_its_closed_cache_is_collected(call
             pass
 
     service = Service()
-    options: dict[str, Any] = {callback: getattr(service, callback)}
-    if callback == "dtor":
+    options: dict[str, Any] = {part: getattr(service, part)} if part in ("reclaim", "ctor", "dtor") else {}
+    opened: dict[str, Any] = {"slabs": Heap()}
+    another = service.ctor if part == "ctor of another" else len
+    if part == "dtor":
         options["ctor"] = len
+    elif part == "pressure":
+        opened["pressure"] = [service]
+    elif part in ("slabs", "emergency"):
+        opened[part] = service
+    elif part == "slabs, movable":
+        opened["slabs"], options["movable"] = service, True
     with pytest.warns(ResourceWarning, match="still held"):
-        await keep_buffers(service, options)
+        await keep_buffers(service, opened, another, options)
     ref = weakref.ref(service)
-    del service, options
+    del service, options, opened, another
     with pytest.warns(ResourceWarning, match="without free"):
         gc.collect()
     assert ref() is None
 
 
-async def keep_buffers(service: Any, options: dict[str, Any]) -> None:
-    async with aslab.open_allocator() as kmem:
+async def keep_buffers(service: Any, opened: dict[str, Any], another: Any, options: dict[str, Any]) -> None:
+    async with aslab.open_allocator(**opened) as kmem:
+        async with kmem.create_cache("another", SIZE, objects_per_slab=4, ctor=another).lease():
+            pass
         cache: Cache[Any] = kmem.create_cache("c", SIZE, objects_per_slab=4, **options)
         service.held = [await cache.alloc(), await cache.alloc(), cache.alloc_nowait()]
         with cache.alloc_nowait():  # its free is that of any other
             pass
         async with cache.lease():
             pass
+
+
+class Derived(Heap):
+    """A backend of a client's: it may refer to anything."""
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        ({}, False),
+        ({"slabs": Latency(Deadlock(Heap(), at=9), 0.0), "emergency": Failslab(Heap())}, False),
+        ({"pressure": [Signal()]}, False),
+        ({"slabs": Latency(Derived(), 0.0)}, True),
+        ({"slabs": Switch(Heap())}, True),  # what it tells may be the client's
+        ({"slabs": Heap(), "emergency": Callback(lambda *_: bytearray(0), id)}, True),
+        ({"slabs": Heap(), "emergency": Pinned(driver=FakeDriver())}, True),
+    ],
+    ids=["default", "wrapped", "source", "wrapped of a client", "switch", "callbacks", "driver of a client"],
+)
+async def test_collector_sees_buffers_if_they_may_lead_to_the_client(options: dict[str, Any], seen: bool) -> None:
+    async with (
+        aslab.open_allocator(**options) as kmem,
+        kmem.create_cache("c", SIZE, objects_per_slab=1).lease() as buf,
+    ):
+        assert gc.is_tracked(buf) == seen
 
 
 # -- a random model

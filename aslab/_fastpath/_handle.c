@@ -4,9 +4,10 @@
    never turns into somebody else's.
 
    The garbage collector does not see handles (but for those of subclasses), so 100,000 of them cost it nothing. A
-   handle refers to its home, that to the pool, and that to the callbacks of the cache. So where there are any, a
-   service whose method is a callback and which holds a buffer is a cycle, and would stay for ever if it ends without
-   a free: such a cache's handles are of a type that the collector sees. (It does not see slots: what a constructor
+   handle refers to its home, that to the pool, and that to the callbacks of the cache, and to the backends. So where
+   there are any, or a backend is a client's own, a service whose method is a callback, or which is the backend, and
+   which holds a buffer is a cycle, and would stay for ever if it ends without a free: such a cache's handles are of a
+   type that the collector sees. (It does not see slots: what a constructor
    has built must not refer to a handle.) */
 
 #include "_core.h"
