@@ -164,6 +164,11 @@ def test_the_sums_are_those_of_hashlib_sorted_by_path(tree: Path) -> None:
     assert sums.stdout.decode().splitlines() == expected
 
 
+def test_the_sums_of_no_files_are_none(tmp_path: Path) -> None:
+    finished = aslab("demo", "--sums", tmp_path)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, b"", b"")
+
+
 def test_sums_alone_need_no_extra(tree: Path) -> None:
     verify(aslab("demo", tree.name, "--sums", cwd=tree.parent, without="typer"), tree.parent)
     assert "No such file" in told(aslab("demo", "--sums", "missing", cwd=tree, without="typer"), 2)
@@ -199,6 +204,17 @@ def test_a_full_disk_is_told_in_one_line(tree: Path) -> None:
         finished = python("-m", "aslab", "demo", "--sums", tree, stdout=full)
     assert finished.returncode == 1
     assert finished.stderr == b"aslab: cannot write the output: No space left on device\n"
+
+
+def test_sums_that_are_cut_off_are_told_where_stdout_is_unbuffered(tree: Path, tmp_path: Path) -> None:
+    code = (
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"  # a write is cut off there
+        f"from aslab.cli import main\nmain(['demo', '--sums', {os.fspath(tree)!r}])"
+    )
+    with (tmp_path / "sums").open("wb") as sums:
+        finished = python("-u", "-c", code, stdout=sums)
+    assert (finished.returncode, finished.stderr) == (1, b"aslab: cannot write the output: File too large\n")
 
 
 def test_json_tells_what_a_healthy_run_did(tree: Path) -> None:

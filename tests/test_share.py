@@ -118,6 +118,21 @@ class TestClaims:
                 with pytest.raises(share.RefusedError):
                     await client.attach(first.descriptor)
 
+    async def test_a_slab_at_the_address_of_an_earlier_one_is_not_taken_for_that(self, path: Path) -> None:
+        async with opened(path) as (cache, service), await share.connect(path) as client:
+            addresses: set[int] = set()
+            for number in range(4):
+                buf = await cache.alloc()
+                buf.view[0] = number
+                addresses.add(buf.address)
+                with service.share(buf) as shared, await client.attach(shared.descriptor) as claim:
+                    assert claim.view[0] == number
+                del buf
+                await until(lambda: not cache.stats().obj_held)
+                await cache.reap()
+                assert not cache.stats().slab_total
+            assert len(addresses) < 4, "the kernel maps the next one where the last one was"
+
     async def test_a_buffer_that_its_producer_freed_all_the_same_is_refused(self, path: Path) -> None:
         async with opened(path, objects=1) as (cache, service), await share.connect(path) as client:
             buf = await cache.alloc()

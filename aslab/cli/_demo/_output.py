@@ -17,8 +17,8 @@ def write_sums(sums: Mapping[str, str]) -> None:
     """Print lines for ``sha256sum -c``, sorted by path; names are printed as their original bytes."""
     by_name = {os.fsencode(path): hexadecimal for path, hexadecimal in sums.items()}
     sys.stdout.flush()
-    sys.stdout.buffer.write(b"".join([_line(path, by_name[path]) for path in sorted(by_name)]))
-    sys.stdout.buffer.flush()
+    with open(sys.stdout.fileno(), "wb", closefd=False) as out:  # sys.stdout may be unbuffered
+        out.write(b"".join([_line(path, by_name[path]) for path in sorted(by_name)]))
 
 
 def _line(path: bytes, hexadecimal: str) -> bytes:

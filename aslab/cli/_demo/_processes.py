@@ -36,7 +36,7 @@ class Shared:
 
     def __init__(self, files: Sequence[str]) -> None:
         self._files = files
-        self._few = -(-len(files) // FITS)
+        self._few = max(1, -(-len(files) // FITS))
         self._taken: deque[str] = deque()
         self._pipe, write = os.pipe()
         with open(write, "wb") as pipe:  # noqa: PTH123
