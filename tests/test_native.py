@@ -140,7 +140,7 @@ async def test_a_hit_that_is_kept_does_not_keep_its_buffer(way: str) -> None:
     async with allocator() as kmem:
         cache = await warmed(kmem)
         hit: Any = cache.alloc()
-        iterator = hit.__await__() if way == "next" else None
+        iterator: Any = hit.__await__() if way == "next" else None
         if way == "await":
             buf = await hit
         else:
