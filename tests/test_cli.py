@@ -17,6 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, cast
@@ -27,6 +28,7 @@ import pytest
 from aslab import ConfigError
 from aslab._checks import format_size, parse_size
 from aslab.backends import Mmap
+from aslab.cli._demo import _run
 from aslab.cli._demo._acts import Act, play
 from aslab.cli._demo._checksums import Both, checksums
 from aslab.cli._demo._files import Found, check_paths, find_files
@@ -36,6 +38,7 @@ from aslab.cli._demo._once import print_sums
 from aslab.cli._demo._other import Other
 from aslab.cli._demo._pair import Pair
 from aslab.cli._demo._processes import ENDING, FITS, FileQueue, in_processes
+from aslab.cli._demo._run import Run, perform_in, processes
 from aslab.cli._demo._service import Service, Settings, checksum
 from aslab.cli._demo._words import Told
 from aslab.cli._errors import BadInput
@@ -729,6 +732,41 @@ def test_processes_share_the_files_and_what_they_find(tree: Path) -> None:
     assert sums.returncode == 1
     (tree / "gone").unlink()
     assert sums.stdout == aslab("demo", "--sums", tree.name, cwd=tree.parent).stdout
+
+
+@pytest.mark.parametrize(
+    ("differs", "number"),
+    [
+        ("nothing", _run.MOST),
+        ("few files", 1),
+        ("a fault", 1),
+        ("a terminal", 1),
+        ("a thread", 1),
+        ("a system without affinity", 1),
+        ("three processors", 3),
+        ("room for two buffers", 2),
+    ],
+)
+def test_there_is_a_process_for_each_processor_where_it_is_worth_it(
+    differs: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on = differs.__eq__
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=partial(on, "a terminal")))
+    monkeypatch.setattr(threading, "active_count", lambda: 1 + on("a thread"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(3 if on("three processors") else 99)))
+    if on("a system without affinity"):
+        monkeypatch.delattr(os, "sched_getaffinity")
+    run = Run(Loop.ASYNCIO, ("latency:1ms",) * on("a fault"))
+    settings = Settings(buffer=BUFFER, limit=BUFFER * (2 if on("room for two buffers") else 99), tasks=1)
+    assert processes(run, settings, ["file"] * (_run.FROM - on("few files"))) == number
+
+
+def test_processes_share_the_limit_and_one_is_no_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_run, "perform", lambda run, settings, files: (settings.limit, os.getpid() == here))
+    here, settings = os.getpid(), Settings(buffer=BUFFER, limit=BUFFER * 9, tasks=1)
+    for number in (1, 2):
+        results = perform_in(number, Run(Loop.ASYNCIO), settings, ["file"])
+        assert results == [(settings.limit // number, number == 1)] * number
 
 
 def test_files_are_taken_in_parts_that_fit_a_pipe() -> None:
