@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import gc
@@ -9,12 +10,15 @@ import multiprocessing
 import os
 import pickle
 import random
+import select
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +185,7 @@ class TestClaims:
     async def test_handed_over_it_belongs_to_that_client_alone(self, path: Path) -> None:
         async with opened(path) as (cache, service), await share.connect(path) as client:
             peer = await service.client(os.getpid())
-            descriptor = service.hand_over(await cache.alloc(), peer)
+            descriptor = service.hand_over(await cache.alloc(), peer, peer)  # named twice, it has one claim
             claim = await client.attach(descriptor)
             assert claim.descriptor == descriptor
             claim.release()
@@ -287,6 +291,11 @@ class TestClosing:
 
 
 class TestChannels:
+    @staticmethod
+    def hold(service: share.Service, counts: list[int]) -> bool:
+        """Whether the receivers hold so many frames."""
+        return [len(member.frames) for member in service.channel("frames").members] == counts
+
     async def test_every_receiver_gets_every_frame_in_order(self, path: Path) -> None:
         read: list[list[int]] = [[], []]
 
@@ -335,6 +344,89 @@ class TestChannels:
             with pytest.raises(anyio.ClosedResourceError):
                 await receiver.receive()
             await until(lambda: not cache.stats().obj_held)
+
+    async def test_receivers_of_one_client_hold_up_the_sender_each_by_what_it_holds_itself(
+        self, path: Path
+    ) -> None:
+        async with opened(path) as (cache, service), await share.connect(path) as client:
+            one, two = client.receiver("frames"), client.receiver("frames")
+            sender = share.Sender(service, "frames", window=2)
+            await until(lambda: sender.receivers == 2)
+            for holder, other in ((one, two), (two, one)):
+                kept = []
+                for _ in range(2):
+                    await sender.send(await cache.alloc())
+                    kept.append(await holder.receive())
+                    (await other.receive()).release()
+                counts = [2 * (receiver is holder) for receiver in (one, two)]
+                await until(partial(self.hold, service, counts))
+                with await cache.alloc() as buf, pytest.raises(anyio.WouldBlock):
+                    sender.send_nowait(buf)
+                for claim in kept:
+                    claim.release()
+                await until(lambda: not service.shared)
+
+    async def test_a_receiver_that_closes_gives_back_what_it_has_not_seen_and_nothing_of_another(
+        self, path: Path
+    ) -> None:
+        async with opened(path) as (cache, service), await share.connect(path) as client:
+            one, two = client.receiver("frames"), client.receiver("frames")
+            sender = share.Sender(service, "frames")
+            await until(lambda: sender.receivers == 2)
+            one.close()
+            await sender.send(await cache.alloc())  # it has not heard of that yet
+            claim = await two.receive()
+            await until(lambda: sender.receivers == 1)
+            assert service.shared == 1
+            claim.release()
+            await until(lambda: not service.shared)
+
+    async def test_a_receiver_that_closes_with_a_lie_holds_up_no_sender(self, path: Path) -> None:
+        async with opened(path) as (cache, service):
+            raw, sender = sockets.connect(path), share.Sender(service, "frames")
+            raw.send(encode(Message(Kind.JOIN, 7, text="frames")))
+            descriptor = await sender.send(await cache.alloc())
+            raw.send(encode(Message(Kind.RELEASE, generations=(descriptor.generation,))))  # no claim of a receiver
+            raw.send(encode(Message(Kind.LEAVE, 7)))
+            await until(lambda: not service.clients)
+            assert not sender.receivers
+            raw.close()
+
+    async def test_releases_that_find_no_room_go_once_there_is_some_while_a_task_waits_for_a_frame(
+        self, path: Path
+    ) -> None:
+        async with opened(path, objects=64) as (cache, service), await share.connect(path) as client:
+            client._link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+            receiver, sender = client.receiver("frames"), share.Sender(service, "frames", window=64)
+            claims = []
+            for _ in range(64):
+                await sender.send(await cache.alloc())
+                claims.append(await receiver.receive())
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(receiver.receive)
+                await anyio.wait_all_tasks_blocked()
+                while claims:
+                    claims.pop().release()
+                assert client._link._out, "there was room for all"
+                await until(lambda: not service.shared)
+                tasks.cancel_scope.cancel()
+
+    async def test_the_service_sees_a_client_close_that_has_no_room_for_its_releases(self, path: Path) -> None:
+        with (
+            sockets.listen(path) as listener,
+            share.connect_blocking(path) as client,
+            sockets.accept(listener) as sock,
+        ):
+            for number in range(100000):
+                client._link.frames[number] = collections.deque()
+                client._link.leave(number)
+                if client._link._out:
+                    break
+            await anyio.sleep(0.02)  # by now a thread waits for room, and keeps the socket from closing
+            client.close()
+            poll = select.poll()
+            poll.register(sock, 0)
+            assert poll.poll(60000) == [(sock.fileno(), select.POLLHUP)]
 
     async def test_threads_on_both_sides(self, path: Path) -> None:
         def produce() -> None:
@@ -683,6 +775,18 @@ class TestDeath:
     @pytest.mark.parametrize("kind", ["fork", "spawn", "forkserver"])
     async def test_of_100_producers(self, path: Path, kind: str) -> None:
         await kill_producers(path, kind, 100)
+
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+    async def test_a_child_by_fork_that_closes_its_client_leaves_that_of_its_parent(self, path: Path) -> None:
+        async with opened(path) as (cache, service):
+            with await to_thread.run_sync(share.connect_blocking, path) as client:
+                child = os.fork()
+                if not child:
+                    client.close()
+                    os._exit(0)
+                os.waitpid(child, 0)
+                with service.share(await cache.alloc()) as shared:
+                    (await to_thread.run_sync(client.attach, shared.descriptor)).release()
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
     async def test_a_child_by_fork_does_not_keep_a_connection_open(self, path: Path) -> None:

@@ -76,7 +76,7 @@ class Sender:
             raise anyio.ClosedResourceError("the channel is closed")
         members = self._channel.members
         for member in members:
-            if member.unreleased >= self._window:
+            if len(member.frames) >= self._window:
                 return False
         return bool(members)
 

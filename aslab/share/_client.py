@@ -22,7 +22,6 @@ from ._link import Link
 class _Connection:
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._pid = os.getpid()  # a child by fork that closes its copy leaves the connection to its parent
 
     def close(self) -> None:
         """Disconnect: all claims are lost, and the memory of those that are held may be overwritten.
@@ -33,7 +32,7 @@ class _Connection:
             self._link.flush()
             if isinstance(self, Client):
                 anyio.notify_closing(self._link.sock)
-            self._link.lose("this client was closed", wake=self._pid == os.getpid())
+            self._link.lose("this client was closed")
 
 
 class Client(_Connection):
@@ -71,10 +70,8 @@ class Client(_Connection):
             async with self._reading:
                 if ready() or link.feed() or link.lost:
                     continue
-                if link.flush():
-                    await anyio.wait_readable(link.sock)
-                else:
-                    await anyio.wait_writable(link.sock)
+                link.flush()
+                await anyio.wait_readable(link.sock)
 
     async def __aenter__(self) -> Client:
         return self
@@ -107,7 +104,7 @@ class _Inbox:
             raise anyio.ClosedResourceError("the receiver is closed")
         if not frames:
             raise anyio.EndOfStream
-        return self._link.claim(frames.popleft(), writable=writable)
+        return self._link.claim(frames.popleft(), writable=writable, receiver=self._number)
 
 
 class Receiver(_Inbox):
@@ -175,19 +172,13 @@ class BlockingClient(_Connection):
             while not ready():
                 if link.lost:
                     raise link.lose("")
-                unsent = not link.flush()
-                if not unsent and end is None:
+                link.flush()
+                if end is None:
                     link.feed(wait=True)
-                    continue
-                if unsent:
-                    self._poll.modify(link.sock, select.POLLIN | select.POLLOUT)
-                left = None if end is None else max(0.0, end - time.monotonic()) * 1000
-                come = self._poll.poll(left)
-                if unsent and not link.lost:
-                    self._poll.modify(link.sock, select.POLLIN)
-                if not come and left is not None:
+                elif self._poll.poll(max(0.0, end - time.monotonic()) * 1000):
+                    link.feed()
+                else:
                     raise TimeoutError(f"nothing came within {timeout:g} s")
-                link.feed()
 
     def __enter__(self) -> BlockingClient:
         return self

@@ -1,15 +1,18 @@
 """The client's end of a connection: slabs it has mapped, claims it holds, answers it got. Never waits.
 
-Releases are sent at once, or, while frames that have come wait to be read, with those of the next half
-millisecond: many small frames take few messages, and large ones do not keep the producer waiting. They may come
-from any thread, and from a finaliser.
+Releases are sent at once, unless frames that have come wait to be read and something was sent in the last half
+millisecond: then they gather, so many small frames take few messages. No timer sends them. They go with the next
+release that is sent, the 16th at the latest; or as a client sends something, waits or closes. So 15 at most lie here
+while a consumer works. Releases may come from any thread, and from a finaliser.
 """
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import itertools
 import os
+import select
 import socket
 import struct
 import threading
@@ -29,7 +32,8 @@ from ._errors import DisconnectedError, RefusedError
 from ._wire import LONGEST, Decoder, Garbage, Kind, Message, encode, encode_release
 
 BATCH, PAUSE = 16, 0.0005
-"""While frames wait to be read: releases that are sent together at most, and for how many seconds they gather."""
+"""While frames wait to be read: releases that are sent together at most, and for how many seconds after something
+was sent one more only joins those that gather."""
 
 
 class _Slab:
@@ -44,6 +48,13 @@ class _Slab:
                 make_writable(address_of(whole), self.size)
             self.writable = True
         return (ctypes.c_ubyte * place.size).from_buffer(self.mapping, place.offset)
+
+
+def _wait_for_room(sock: socket.socket) -> None:
+    """Block until there is some, or the socket is shut down."""
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    poll.poll()
 
 
 class Link:
@@ -65,9 +76,10 @@ class Link:
         self._fds: deque[int] = deque()
         self._slabs: dict[int, _Slab] = {}
         self._held: dict[int, weakref.ref[object]] = {}
-        self._released: deque[int] = deque()
+        self._released: deque[tuple[int, int]] = deque()  # receivers and generations
         self._out = b""
         self._sending = threading.Lock()
+        self._stuck = False  # whether a thread waits for room in the socket; changed under the lock
         self._sent = 0.0  # when something was sent last
 
     # -- asking
@@ -95,7 +107,7 @@ class Link:
         self._asked.discard(number)
         place = self.answers.pop(number, None)
         if place is not None:
-            self._let_go(place.generation)
+            self._let_go((0, place.generation))
 
     def answer(self, number: int, descriptor: Descriptor, *, writable: bool) -> Claim:
         """The claim that was asked for.
@@ -107,14 +119,14 @@ class Link:
             raise RefusedError(f"{descriptor} is not shared, or not any more")
         return self.claim(place, writable=writable)
 
-    def claim(self, place: Descriptor, *, writable: bool = False) -> Claim:
-        """Make a claim of what was granted."""
+    def claim(self, place: Descriptor, *, writable: bool = False, receiver: int = 0) -> Claim:
+        """Make a claim of what was granted, or of a frame for a receiver."""
         slab = self._slabs.get(place.slab)
         if slab is None or place.offset + place.size > slab.size:
             raise self.lose("the service granted what it has not shown")
         exporter = slab.export(place, writable=writable)
         number = next(self._numbers)
-        self._held[number] = weakref.ref(exporter, partial(self._dropped, number, place.generation))
+        self._held[number] = weakref.ref(exporter, partial(self._dropped, number, (receiver, place.generation)))
         return Claim(exporter, place, writable=writable)
 
     def join(self, channel: str) -> int:
@@ -133,7 +145,7 @@ class Link:
             return
         self._send(encode(Message(Kind.LEAVE, number, size=self._seen.pop(number, 0))))
         for place in frames:
-            self._let_go(place.generation)
+            self._let_go((number, place.generation))
         self.flush()
 
     # -- what comes
@@ -207,23 +219,19 @@ class Link:
     def _answered(self, number: int, place: Descriptor | None) -> None:
         if place is not None and place.generation in self._handed:  # given unasked, and then asked for
             del self._handed[place.generation]
-            self._let_go(place.generation)
+            self._let_go((0, place.generation))
         if number in self._asked:
             self._asked.discard(number)
             self.answers[number] = place
         elif place is not None:  # who asked was cancelled
-            self._let_go(place.generation)
+            self._let_go((0, place.generation))
 
-    def lose(self, why: str, *, wake: bool = False) -> DisconnectedError:
-        """Give the connection up. Memory that is claimed stays mapped.
-
-        :param wake: end it for a thread that waits in `feed`, too, and for whatever process has a copy by fork
-        """
+    def lose(self, why: str) -> DisconnectedError:
+        """Give the connection up, also for a thread that waits in it. Memory that is claimed stays mapped."""
         if not self.lost:
             self.lost = why
-            if wake:
-                with suppress(OSError):  # the service is gone
-                    self.sock.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # the service is gone, or this is a child by fork, whose copy is closed
+                self.sock.shutdown(socket.SHUT_RDWR)
             self.sock.close()
             self._close_files()
             self._slabs.clear()
@@ -235,12 +243,12 @@ class Link:
 
     # -- letting go
 
-    def _dropped(self, number: int, generation: int, _: object) -> None:
+    def _dropped(self, number: int, release: tuple[int, int], _: object) -> None:
         self._held.pop(number, None)
-        self._let_go(generation)
+        self._let_go(release)
 
-    def _let_go(self, generation: int) -> None:
-        self._released.append(generation)
+    def _let_go(self, release: tuple[int, int]) -> None:
+        self._released.append(release)
         waiting = any(list(self.frames.values()))
         if not waiting or len(self._released) >= BATCH or time.monotonic() - self._sent > PAUSE:
             self.flush()
@@ -252,19 +260,50 @@ class Link:
             self._out += data
         self.flush()
 
-    def flush(self) -> bool:
-        """Send what can be sent; True if that is all. Any thread, a finaliser's too: it waits for no lock."""
+    def flush(self) -> None:
+        """Send what there is room for now, and have the rest sent later.
+
+        Any thread, a finaliser's too: it waits for no lock.
+        """
         while (self._out or self._released) and not self.lost and self._sending.acquire(blocking=False):
             try:
-                while self._released and len(self._out) < LONGEST:
-                    self._out += encode_release(self._released.popleft())
-                self._sent = time.monotonic()
-                self._out = self._out[sockets.send(self.sock, self._out) :]
-            except BlockingIOError:
-                return False
-            except OSError:  # the reader will see why
-                self._out = b""
-                self._released.clear()
+                if self._stuck:
+                    return
+                if not self._send_some():
+                    self._begin_waiting()
+                    return
             finally:
                 self._sending.release()
-        return not self._out
+
+    def _send_some(self) -> bool:
+        """False if there is no room. Under the lock."""
+        while self._released and len(self._out) < LONGEST:
+            self._out += encode_release(*self._released.popleft())
+        self._sent = time.monotonic()
+        try:
+            self._out = self._out[sockets.send(self.sock, self._out) :]
+        except BlockingIOError:
+            return False
+        except OSError:  # the reader will see why
+            self._out = b""
+            self._released.clear()
+        return True
+
+    def _begin_waiting(self) -> None:
+        # In a thread of its own: the one that reads may wait for a frame that comes only after these releases.
+        self._stuck = True
+        try:
+            _thread.start_new_thread(self._send_rest, ())
+        except RuntimeError:  # there is none to be had: the next call tries again
+            self._stuck = False
+
+    def _send_rest(self) -> None:
+        while self._stuck:
+            with suppress(ValueError, OSError):  # it has just been closed
+                _wait_for_room(self.sock)
+            with self._sending:
+                room = True
+                while room and (self._out or self._released) and not self.lost:
+                    room = self._send_some()
+                self._stuck = not room
+        self.flush()  # what was released while the lock was held

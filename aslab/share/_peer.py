@@ -35,9 +35,11 @@ class Member:
     peer: Peer
     number: int
     channel: Channel
-    unreleased: int = 0
     sent: int = 0
     """How many frames it was sent ever."""
+    frames: dict[int, int] = field(default_factory=dict)
+    """What it was sent and has not released: by generation, the number of the frame. Each receiver of a client has
+    its own, as each of them is sent a claim on the same buffer."""
 
 
 class Peer:
@@ -58,8 +60,6 @@ class Peer:
         """The slabs whose file it was sent."""
         self.members: dict[int, Member] = {}
         """Its receivers, by its own numbers."""
-        self.frames: dict[int, tuple[Member, int]] = {}
-        """What it was sent through a channel and has not released, by generation, with its number there."""
         self.scope: anyio.CancelScope = anyio.CancelScope()
         """Cancelled to drop it."""
         self.gone: bool = False

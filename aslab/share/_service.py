@@ -109,14 +109,15 @@ class Service:
     def hand_over(self, buf: Buffer[Any], *clients: Peer, nbytes: int | None = None) -> Descriptor:
         """Take over a buffer and give each of these clients a claim on it; the producer keeps none.
 
-        A client that goes loses its claim, even if it never came to attach the buffer.
+        A client that goes loses its claim, even if it never came to attach the buffer. One that is named twice gets
+        one claim.
 
         :raises ConfigError: as `share`, or if there is no client
         """
         if not clients:
             raise ConfigError("clients", clients, "there must be one at least")
         descriptor = self._enter(buf, nbytes)
-        for peer in clients:
+        for peer in dict.fromkeys(clients):
             self._grant(peer, descriptor, 0)
         self._ledger.drop_unheld(descriptor.generation)  # they all went just now
         return descriptor
@@ -134,8 +135,7 @@ class Service:
         for member in channel.members:
             peer = member.peer
             if self._give(peer, descriptor):
-                peer.frames[descriptor.generation] = member, member.sent
-                member.unreleased += 1
+                member.frames[descriptor.generation] = member.sent
                 member.sent += 1
                 peer.send(encode_frame(member.number, descriptor))
                 given = True
@@ -217,7 +217,7 @@ class Service:
             if not self._grant(peer, message.place, number):
                 peer.send(encode(Message(Kind.REFUSED, number)))
         elif kind is Kind.RELEASE:
-            self._let_go(peer, message.generations)
+            self._let_go(peer, [(number, generation) for generation in message.generations])
         elif kind is Kind.JOIN:
             self._join(peer, number, message.text)
         elif kind is Kind.LEAVE and number in peer.members:
@@ -225,15 +225,15 @@ class Service:
         else:
             raise Garbage(f"{kind.name} is not for a client to say")
 
-    def _let_go(self, peer: Peer, generations: Sequence[int]) -> None:
+    def _let_go(self, peer: Peer, releases: Sequence[tuple[int, int]]) -> None:
         # What is freed last is allocated first: let that be what was read first. What has just been read is in the
         # cache of the reader's processor, and writing there takes up to three times as long.
-        for generation in reversed(generations):
+        for receiver, generation in reversed(releases):
             if not self._ledger.release(peer, generation):
                 raise Garbage("a release of what it does not hold")
-            sent = peer.frames.pop(generation, None)
-            if sent is not None:
-                sent[0].unreleased -= 1
+            member = peer.members.get(receiver)
+            if member is not None:
+                member.frames.pop(generation, None)
         self._note_change()
 
     def _join(self, peer: Peer, number: int, name: str) -> None:
@@ -248,11 +248,8 @@ class Service:
 
     def _left(self, member: Member, seen: int) -> None:
         """It releases what it has seen; the rest is on its way to nobody."""
-        peer = member.peer
-        sent = peer.frames.items()
-        unseen = [generation for generation, (to, number) in sent if to is member and number >= seen]
-        self._let_go(peer, unseen)
-        self._leave(member)
+        self._leave(member)  # first: one that lies about its frames is dropped, and must hold up no sender then
+        self._let_go(member.peer, [(0, one) for one, number in member.frames.items() if number >= seen])
 
     def _leave(self, member: Member) -> None:
         member.channel.members.remove(member)

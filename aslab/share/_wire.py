@@ -20,8 +20,8 @@ VERSION = 1
 LONGEST = 4096
 _HEADER = struct.Struct("<HBB")
 _NUMBER, _SIZE, _PLACE = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<IQQQ")
-_PLACED, _RELEASED = struct.Struct("<4sIIQQQ"), struct.Struct("<4sQ")
-"""A whole message of a number and a place, and one of a single generation; each with its header."""
+_PLACED, _RELEASED = struct.Struct("<4sIIQQQ"), struct.Struct("<4sIQ")
+"""A whole message of a number and a place, and one of a number and a single generation; each with its header."""
 _NOWHERE = Descriptor(0, 0, 0, 0)
 
 
@@ -31,7 +31,7 @@ class Kind(IntEnum):
     CLAIM = 1
     """Request ``number``: may I have the buffer at ``place``?"""
     RELEASE = 2
-    """I let go of these ``generations``."""
+    """I let go of these ``generations``: frames of receiver ``number``, or 0 for claims that were asked for."""
     JOIN = 3
     """My receiver ``number`` wants the frames of channel ``text``."""
     LEAVE = 4
@@ -54,7 +54,7 @@ class Kind(IntEnum):
 
 _FIELDS: dict[Kind, tuple[str, ...]] = {
     Kind.CLAIM: ("number", "place"),
-    Kind.RELEASE: ("generations",),
+    Kind.RELEASE: ("number", "generations"),
     Kind.JOIN: ("number", "text"),
     Kind.LEAVE: ("number", "size"),
     Kind.SLAB: ("number", "size"),
@@ -102,9 +102,9 @@ def encode_frame(number: int, place: Descriptor) -> bytes:
     return _PLACED.pack(_FRAME, number, *place)
 
 
-def encode_release(generation: int) -> bytes:
+def encode_release(receiver: int, generation: int) -> bytes:
     """The same for a RELEASE of a single buffer."""
-    return _RELEASED.pack(_RELEASE, generation)
+    return _RELEASED.pack(_RELEASE, receiver, generation)
 
 
 def _pack(message: Message, field: str) -> bytes:
@@ -136,15 +136,15 @@ class Decoder:
             found.append((number, tuple.__new__(Descriptor, place)))  # a third of what Descriptor(*place) costs
         return found
 
-    def releases(self, data: bytes) -> list[int] | None:
-        """The same for whole RELEASEs of one buffer each."""
+    def releases(self, data: bytes) -> list[tuple[int, int]] | None:
+        """The same for whole RELEASEs of one buffer each: their receivers and generations."""
         if self._rest or len(data) % _RELEASED.size:
             return None
         found = []
-        for header, generation in _RELEASED.iter_unpack(data):
+        for header, receiver, generation in _RELEASED.iter_unpack(data):
             if header != _RELEASE:
                 return None
-            found.append(generation)
+            found.append((receiver, generation))
         return found
 
     def feed(self, data: bytes) -> Iterator[Message]:
