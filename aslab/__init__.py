@@ -5,6 +5,7 @@
 #   _sites  _variables  _holder            where a buffer was allocated, by which task; who holds it
 #   _snapshots  _unix  _answering          the same for other processes, on a socket
 #   _clients  _keywords  _letters          exceptions from client code; options as keywords; debug letters
+#   _reach                                 which backends cannot refer to a client's objects
 #   _fastpath/                             a hit and its free: views, slots, magazines, buffers
 #   backends/  pressure/                   where memory comes from, and what reports that it is short
 #   faults/                                injected faults

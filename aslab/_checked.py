@@ -54,6 +54,8 @@ class CheckedBuffer(ManagedBuffer[T]):
         if error is not None:
             raise error
 
+    _free = free
+
     def _claim(self, *, quiet: bool = False) -> Slot[T]:
         self.debug.used()
         return super()._claim(quiet=quiet)

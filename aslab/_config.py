@@ -18,6 +18,7 @@ from ._fastpath import default_size
 from ._keywords import check_each, values
 from ._letters import NO_SELECTION, VARIABLE, Selection
 from ._options import AllocatorOptions, CacheOptions
+from ._reach import is_self_contained
 from .backends._libc import PAGE_SIZE
 from .backends._protocol import Backend
 from .pressure import Source
@@ -85,6 +86,11 @@ class AllocatorConfig(AllocatorOptions):
     pressure: tuple[Source, ...]
     selection: Selection
     """The debug letters that the environment chose when the allocator was opened."""
+
+    @property
+    def reaches_client(self) -> bool:
+        """Whether a backend or source may refer to objects of the client, and so to its buffers."""
+        return not all(map(is_self_contained, (self.slabs, self.emergency, *self.pressure)))
 
 
 def allocator_config(

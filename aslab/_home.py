@@ -47,7 +47,8 @@ class CacheHome(Origin[T]):
         self.cache: Any = cache
         self.size = pool.config.shape.size
         config = pool.config
-        self.seen = config.ctor is not None or config.reclaim is not None
+        callbacks = config.ctor is not None or config.reclaim is not None
+        self.seen = callbacks or pool.arena.config.reaches_client
         self.movable = False
         self.lingering = None
         self.ctor: Callable[[memoryview], T] | None = pool.config.ctor

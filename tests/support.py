@@ -15,6 +15,7 @@ from aslab import GFP, _config
 from aslab._allocator import tasks_of
 from aslab._checks import parse_size as parse_size
 from aslab._fastpath import HAUNTED, Slot
+from aslab._reach import self_contained
 from aslab.backends import Backend, Region
 from aslab.faults import Deadlock
 from aslab.testing import check_consistency
@@ -22,6 +23,7 @@ from aslab.testing import check_consistency
 SIZE = 4096
 
 
+@self_contained()  # so buffers are of the types that most services have
 class Instant:
     """Memory from bytearrays, at once and without a thread: for simulated time. Keeps the books."""
 
@@ -45,6 +47,7 @@ class Instant:
         self.outstanding.remove(id(region))
 
 
+@self_contained()
 class Gate(Instant):
     """Every acquire waits until the gate is open, or fails if it is told to."""
 

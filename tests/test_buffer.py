@@ -9,6 +9,7 @@ import sys
 import termios
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -486,6 +487,40 @@ async def test_init_on_free_holds_for_what_the_garbage_collector_returns() -> No
         buf = await cache.alloc()
         assert bytes(buf.view) == bytes(SIZE)
         buf.free()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"movable": True}, {"init_on_free": True}, {"merge": True}, {"debug": "FZPU"}], ids=str
+)
+@pytest.mark.parametrize("emergency", [False, True], ids=["slab", "emergency"])
+async def test_free_of_the_base_class_is_that_of_the_buffer(options: dict[str, Any], emergency: bool) -> None:
+    gate = Gate()
+    async with allocator(slabs=gate, holders_sample=1) as kmem:
+        cache = kmem.create_cache("c", SIZE, **options)
+        if not emergency:
+            gate.open()
+            await cache.prefill(1)
+        for _ in range(2):
+            buf = await cache.alloc()
+            assert buf.emergency == emergency
+            assert "init_on_free" not in options or bytes(buf.view) == bytes(SIZE)
+            buf.view[:] = b"s" * SIZE
+            deque(map(Buffer.free, [buf]), maxlen=0)
+            assert (cache.stats().obj_held, kmem.holders()) == (0, ())
+            with pytest.raises(BufferFreedError):
+                Buffer.free(buf)
+            del buf
+        check_consistency(cache)
+
+
+async def test_free_of_the_base_class_is_that_of_a_plain_emergency_object() -> None:
+    async with allocator(slabs=Gate(), holders_sample=0) as kmem:
+        cache = kmem.create_cache("c", SIZE)
+        buf = cache.alloc_nowait()
+        assert buf.emergency
+        Buffer.free(buf)
+        assert cache.stats().obj_emergency == 0
+        assert len(pool_of(cache).magazine) == 0
 
 
 async def test_slice_that_outlives_a_view_the_caller_released_is_found() -> None:

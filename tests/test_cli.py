@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import sysconfig
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -26,14 +28,17 @@ import pytest
 from aslab import ConfigError
 from aslab._checks import format_size, parse_size
 from aslab.backends import Mmap
+from aslab.cli._demo import _run
 from aslab.cli._demo._acts import Act, play
 from aslab.cli._demo._checksums import Both, checksums
 from aslab.cli._demo._files import Found, check_paths, find_files
 from aslab.cli._demo._frames import fitting_size, room_for_segments
 from aslab.cli._demo._hashing import Done, Hasher
+from aslab.cli._demo._once import print_sums
 from aslab.cli._demo._other import Other
 from aslab.cli._demo._pair import Pair
-from aslab.cli._demo._processes import FITS, Lost, Shared, in_processes
+from aslab.cli._demo._processes import ENDING, FITS, FileQueue, in_processes
+from aslab.cli._demo._run import Run, perform_in, processes
 from aslab.cli._demo._service import Service, Settings, checksum
 from aslab.cli._demo._words import Told
 from aslab.cli._errors import BadInput
@@ -709,12 +714,16 @@ def test_processes_share_the_files_and_what_they_find(tree: Path) -> None:
     code = (
         "import os, aslab.cli._demo._hashing as hashing, aslab.cli._demo._run as run\n"
         "run.FROM, os.sched_getaffinity = 2, lambda pid: {1, 2, 3}\n"
-        "first, real = os.getpid(), hashing._open\n"
-        "def sharing(path):\n"  # the first one works when each of the others has read a file
-        "    if os.getpid() == first: os.read(read, 1)\n"
-        "    elif not told: told.append(os.write(write, b'.' * 99))\n"
+        "said, real = [], hashing._open\n"
+        "(come, comes), (go, goes) = os.pipe(), os.pipe()\n"
+        "os.write(comes, b'012')\n"
+        "def sharing(path):\n"  # each waits at its first file until all three have one
+        "    if not said:\n"
+        "        said.append(os.read(come, 1))\n"
+        "        if said == [b'2']: os.write(goes, b'...')\n"
+        "        os.read(go, 1)\n"
         "    return real('nowhere' if path.endswith('gone') else path)\n"
-        "told, (read, write), hashing._open = [], os.pipe(), sharing\n"
+        "hashing._open = sharing\n"
         "from aslab.cli import main\n"
         f"main(['demo', '--sums', {tree.name!r}])"
     )
@@ -725,56 +734,207 @@ def test_processes_share_the_files_and_what_they_find(tree: Path) -> None:
     assert sums.stdout == aslab("demo", "--sums", tree.name, cwd=tree.parent).stdout
 
 
+@pytest.mark.parametrize(
+    ("differs", "number"),
+    [
+        ("nothing", _run.MOST),
+        ("few files", 1),
+        ("a fault", 1),
+        ("a terminal", 1),
+        ("a thread", 1),
+        ("a system without affinity", 1),
+        ("three processors", 3),
+        ("room for two buffers", 2),
+    ],
+)
+def test_there_is_a_process_for_each_processor_where_it_is_worth_it(
+    differs: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on = differs.__eq__
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=partial(on, "a terminal")))
+    monkeypatch.setattr(threading, "active_count", lambda: 1 + on("a thread"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(3 if on("three processors") else 99)))
+    if on("a system without affinity"):
+        monkeypatch.delattr(os, "sched_getaffinity")
+    run = Run(Loop.ASYNCIO, ("latency:1ms",) * on("a fault"))
+    settings = Settings(buffer=BUFFER, limit=BUFFER * (2 if on("room for two buffers") else 99), tasks=1)
+    assert processes(run, settings, ["file"] * (_run.FROM - on("few files"))) == number
+
+
+def test_processes_share_the_limit_and_one_is_no_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_run, "perform", lambda run, settings, files: (settings.limit, os.getpid() == here))
+    here, settings = os.getpid(), Settings(buffer=BUFFER, limit=BUFFER * 9, tasks=1)
+    for number in (1, 2):
+        results = perform_in(number, Run(Loop.ASYNCIO), settings, ["file"])
+        assert results == [(settings.limit // number, number == 1)] * number
+
+
 def test_files_are_taken_in_parts_that_fit_a_pipe() -> None:
     files = list(map(str, range(FITS * 2 + 1)))
-    with closing(Shared(files)) as shared:
-        assert [shared.popleft() for _ in files] == files
-        assert len(shared) > 0
+    with closing(FileQueue(files)) as queue:
+        assert [queue.popleft() for _ in files] == files
+        assert len(queue) > 0
         with pytest.raises(IndexError):
-            shared.popleft()
-        assert len(shared) == 0
+            queue.popleft()
+        assert len(queue) == 0
 
 
-def test_a_process_that_ends_early_is_told_and_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, pids, fork = os.getpid(), list[int](), os.fork
+class Forks:
+    """Forks made in a test.
 
-    def fork_and_note() -> int:
-        pids.append(fork())
-        return pids[-1]
+    :param here: called in this process after each of them
+    :param there: called in each of them
+    :param most: so many are made; the system refuses more
+    """
 
-    def fail(here: type[BaseException] | None) -> None:
-        if os.getpid() != first and here is None:
+    def __init__(self, here: Callable[[], object] = int, there: Callable[[], object] = int, most: int = 9) -> None:
+        self.pids: list[int] = []
+        self._fork = os.fork
+        self._here, self._there = here, there
+        self._most = most
+
+    def __call__(self) -> int:
+        if len(self.pids) == self._most:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        self.pids.append(self._fork())
+        if self.pids[-1]:
+            self._here()
+            return self.pids[-1]
+        try:
+            self._there()
+        except BaseException:
             os._exit(1)
-        elif os.getpid() != first:
-            signal.pause()
-        elif here is not None:
-            raise here
+        return 0
 
-    monkeypatch.setattr(os, "fork", fork_and_note)
-    for here, raised in ((None, Lost), (KeyboardInterrupt, KeyboardInterrupt)):
-        with pytest.raises(raised):
-            in_processes(3, partial(fail, here))
-    assert len(pids) == 4
-    for pid in pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+    def gone(self) -> bool:
+        """Whether none is left, not even one to be reaped."""
+        for pid in self.pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                return False
+        return True
+
+
+def pause() -> None:
+    while True:
+        signal.pause()
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """It raises KeyboardInterrupt, also in a job in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_workers_end_when_the_first_process_is_gone() -> None:
+    read, write = os.pipe()
+
+    def work() -> None:
+        os.write(write, f"{os.getpid():9}".encode())
+        pause()
+
+    first = os.fork()
+    if first == 0:
+        try:
+            in_processes(2, work)
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, "rb", buffering=0) as said:  # noqa: PTH123
+        workers = [int(said.read(9)) for _ in range(2)]
+        os.kill(first, signal.SIGKILL)
+        os.waitpid(first, 0)
+        ended = bool(select.select([said], [], [], 10)[0])
+        if not ended:
+            for pid in workers:
+                os.kill(pid, signal.SIGKILL)
+        assert ended, "only they had the other end open"
+        assert said.read() == b""
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_a_signal_right_after_a_fork_is_told_once_and_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end() -> None:
+        for one in ENDING:
+            os.kill(os.getpid(), one)
+
+    monkeypatch.setattr(os, "fork", Forks(there=end))
+    assert in_processes(2, lambda: "as if nothing had come") == ["as if nothing had come"] * 2
+    forks = Forks(here=interrupt)
+    monkeypatch.setattr(os, "fork", forks)
+    with pytest.raises(KeyboardInterrupt):
+        in_processes(2, pause)
+    assert len(forks.pids) == 2
+    assert forks.gone()
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_where_the_system_refuses_a_process_fewer_do_the_work(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipes: list[Path] = []
+    make = os.pipe
+
+    def pipe() -> tuple[int, int]:
+        both = make()
+        pipes.append(Path(f"/proc/self/fd/{both[0]}").readlink())
+        return both
+
+    monkeypatch.setattr(os, "pipe", pipe)
+    monkeypatch.setattr(os, "fork", Forks(most=most))
+    (pid,) = in_processes(3, os.getpid)
+    assert (pid == os.getpid()) == (most == 0)
+    assert pipes
+    assert not opened(pipes)
+
+
+@pytest.mark.parametrize("ended", ["was killed", "failed"])
+def test_a_worker_that_ends_early_is_told_at_once_and_none_is_left(
+    ended: str, tree: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    forks = Forks()
+
+    def work(*_: object) -> None:
+        if len(forks.pids) == 2 and ended == "failed":
+            raise ValueError("no")
+        if len(forks.pids) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        pause()
+
+    monkeypatch.setattr(os, "fork", forks)
+    monkeypatch.setattr("aslab.cli._demo._once.processes", lambda *_: 3)
+    monkeypatch.setattr("aslab.cli._demo._run.perform", work)
+    assert print_sums([os.fspath(tree)]) == 1
+    told = capfd.readouterr().err.splitlines()
+    assert told[-1] == f"aslab: a worker process {ended}"
+    assert told[:-1] == [] or "ValueError: no" in told
+    assert len(forks.pids) == 3
+    assert forks.gone()
+
+
+def opened(names: Sequence[Path]) -> bool:
+    """Whether one of them is open in this process, by what ``/proc/self/fd`` calls it.
+
+    Others come and go: the garbage collector, or a thread of another test, closes what nobody counts on.
+    """
+    for fd in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            if fd.readlink() in names:
+                return True
+    return False
 
 
 def test_a_hasher_that_is_given_up_closes_its_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aslab.cli._demo._hashing.CALL", -1.0)
-
-    def is_open() -> bool:
-        """Others come and go: the garbage collector, or a thread of another test, closes what nobody counts on."""
-        for fd in Path("/proc/self/fd").iterdir():
-            with suppress(OSError):  # closed meanwhile
-                if fd.readlink() == tree / "large":
-                    return True
-        return False
-
-    with closing(Hasher(deque([os.fspath(tree / "large")]))) as hasher:
+    large = tree / "large"
+    with closing(Hasher(deque([os.fspath(large)]))) as hasher:
         hasher.go_on(memoryview(bytearray(BUFFER)))
-        assert is_open()
-    assert not is_open()
+        assert opened([large])
+    assert not opened([large])
 
 
 def test_no_file_is_found_twice(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ MODULES = {str(path.relative_to(PACKAGE).with_suffix("")): path for path in sort
 """Every module by its place, such as ``_kmem/_slab``; a package is its ``__init__``."""
 
 FLOORS = """
-_histogram _sites _variables _errors _checks _holder _events
+_histogram _sites _variables _errors _checks _holder _events _reach
 _flags _stats _clients _keywords _letters _health _snapshots _unix _answering
 _fastpath/_native _fastpath/_views _fastpath/_magazine _fastpath/_dlpack _fastpath/_home _fastpath/_buffer
 _fastpath/_lease _fastpath/_front _fastpath/_managed _fastpath/__init__

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -237,6 +239,23 @@ def test_in_real_time_with_a_fault(loop: str) -> None:
     assert played.result.passed, played.result.broken
     assert played.result.figures["emergency_made"] > 0
     assert played.result.deadlocks == 1
+
+
+def test_ctrl_c_in_real_time_is_not_lost_where_it_is_taken_for_another_cancellation(
+    loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def interrupted(_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        with suppress(anyio.get_cancelled_exc_class()):
+            await anyio.sleep(1)
+
+    monkeypatch.setattr(_play.Run, "play", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background has not
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            play(scenario(), loop=loop, real_time=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # -- the recording

@@ -31,6 +31,7 @@ from aslab.faults import Deadlock
 from aslab.lab import Lab, Stuck, StuckTask, current, housekeeping, run
 from aslab.lab._simulation import _order, _trio
 from aslab.lab._simulation._asyncio import SimulatedLoop
+from aslab.lab._simulation._interrupts import never_lost
 from aslab.lab._simulation._log import AT_ONCE, EventLog
 from aslab.lab._simulation._run import LOOPS
 from aslab.lab.pytest_plugin import LabRunner, lab
@@ -309,6 +310,18 @@ class Odd(Exception):
         self.number = number
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """It raises KeyboardInterrupt, also in a job in the background, and does so again after the run."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_waits_for_a_checkpoint_and_a_second_one_for_nothing(lab: LabRunner) -> None:
     passed: list[str] = []
 
@@ -319,17 +332,13 @@ def test_ctrl_c_waits_for_a_checkpoint_and_a_second_one_for_nothing(lab: LabRunn
         await anyio.sleep(1)
         passed.append("a checkpoint")
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background has not
-    try:
-        for times in (1, 2):
-            with pytest.raises(KeyboardInterrupt):
-                lab(main, times)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    for times in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            lab(main, times)
     assert passed == ["a line of the task"] * 2
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_is_not_lost_where_its_cancellation_is_taken_for_another(lab: LabRunner) -> None:
     """As a task group of anyio does that is being cancelled just then, about once in thirty runs of the story."""
 
@@ -338,13 +347,37 @@ def test_ctrl_c_is_not_lost_where_its_cancellation_is_taken_for_another(lab: Lab
         with contextlib.suppress(anyio.get_cancelled_exc_class()):
             await anyio.sleep(1)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background has not
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            lab(main)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        lab(main)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_does_not_hide_an_error_of_the_program(lab: LabRunner) -> None:
+    async def main() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+            await anyio.sleep(1)
+        finally:
+            raise Odd(7)
+
+    with pytest.raises((Odd, KeyboardInterrupt)) as raised:
+        lab(main)
+    assert raised.type is Odd
+
+
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize("swallowed", [True, False])
+def test_ctrl_c_is_told_as_such_where_a_task_of_asyncio_is_cancelled_by_others_too(swallowed: bool) -> None:
+    async def main() -> None:
+        with never_lost(), contextlib.suppress(*[asyncio.CancelledError] * swallowed):
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            signal.raise_signal(signal.SIGINT)
+            await asyncio.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
 
 
 @pytest.mark.parametrize("error", [Odd(7), KeyboardInterrupt(), SystemExit(3), TimeoutError()], ids=repr)

@@ -14,6 +14,7 @@ import sys
 import threading
 import warnings
 import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,18 @@ import aslab
 from aslab import KM, Buffer, BufferFreedError, Cache, Lease
 from aslab._cache import pool_of
 from aslab._fastpath import COMPILED, Front, Magazine, Slot
-from aslab.testing import check_consistency
+from aslab.backends import Callback, Heap, Pinned
+from aslab.faults import Deadlock, Failslab, Latency, Switch
+from aslab.pressure import Signal
+from aslab.testing import FakeDriver, check_consistency
 
 from .support import SIZE, allocator, settle
 
 pytestmark = pytest.mark.anyio
 compiled = pytest.mark.skipif(not COMPILED, reason="of the compiled fast path alone")
+between_steps = pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="there the collector runs between steps of Python"
+)
 NEVER = "coroutine 'Cache.alloc' was never awaited"
 
 
@@ -129,6 +136,25 @@ async def test_a_hit_that_is_never_awaited_loses_nothing(end: str) -> None:
                 gc.collect()
         assert cache.stats().obj_held == 0
         check_consistency(cache)
+
+
+@pytest.mark.parametrize("way", ["await", "next", "send"])
+async def test_a_hit_that_is_kept_does_not_keep_its_buffer(way: str) -> None:
+    async with allocator() as kmem:
+        cache = await warmed(kmem)
+        hit: Any = cache.alloc()
+        iterator: Any = hit.__await__() if way == "next" else None
+        if way == "await":
+            buf = await hit
+        else:
+            try:
+                next(iterator) if way == "next" else hit.send(None)
+            except StopIteration as stop:
+                buf = stop.value
+        ref = weakref.ref(buf)
+        buf.free()
+        del buf
+        assert ref() is None
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -319,7 +345,7 @@ async def test_what_a_handle_has_lent_has_its_type_checked() -> None:
 
 
 @compiled
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="the collector runs between two steps of Python alone")
+@between_steps
 @pytest.mark.parametrize("way", ["view", "pin"])
 @pytest.mark.parametrize("movable", [False, True])
 async def test_collector_that_frees_the_handle_while_its_view_is_made(way: str, movable: bool) -> None:
@@ -356,10 +382,190 @@ async def test_collector_that_frees_the_handle_while_its_view_is_made(way: str, 
         check_consistency(cache)
 
 
-@pytest.mark.parametrize("callback", ["reclaim", "ctor", "dtor"])
-async def test_service_that_holds_a_buffer_of_its_closed_cache_is_collected(callback: str) -> None:
-    class Service:
+@contextlib.contextmanager
+def collector_calls(call: Callable[[], object]) -> Iterator[None]:
+    """Have the collector run as each object is made that it sees, and call."""
+
+    def after(phase: str, info: dict[str, int]) -> None:
+        if phase == "stop":
+            call()
+
+    before = gc.get_threshold()
+    gc.collect()
+    gc.callbacks.append(after)
+    gc.set_threshold(-1)
+    try:
+        yield
+    finally:
+        gc.callbacks.remove(after)
+        gc.set_threshold(*before)
+
+
+@compiled
+@between_steps
+async def test_collector_that_looks_at_the_view_while_it_is_made_and_the_mover_comes_leaves_one_view() -> None:
+    async with allocator() as kmem:
+        cache = await warmed(kmem, movable=True)
+        buf: Any = cache.alloc_nowait()
+        looked = False
+
+        def look() -> None:
+            nonlocal looked
+            if not looked:
+                looked = buf._view is None
+                buf.view
+                buf.moving = True
+
+        with collector_calls(look):
+            buf.view
+        assert looked
+        buf.moving = False
+        buf.free()
+        check_consistency(cache)
+
+
+@compiled
+@between_steps
+async def test_collector_that_lends_the_handle_while_it_is_lent_adds_to_what_was_lent() -> None:
+    async with allocator() as kmem:
+        cache = await warmed(kmem)
+        buf: Any = cache.alloc_nowait()
+        for _ in range(21):  # a tuple of more is none that was kept for its next use
+            memoryview(buf).release()
+            buf.view.release()
+        hit = 0
+        for nth in range(1, 6):
+            buf.view
+            known = len(buf._lent)
+            calls = 0
+
+            def lend(nth: int = nth) -> None:
+                nonlocal calls
+                calls += 1
+                if calls == nth:
+                    buf.view.release()
+                    memoryview(buf).release()
+
+            with collector_calls(lend):
+                try:
+                    memoryview(buf).release()
+                except ValueError:  # its view was released meanwhile
+                    hit += 1
+                    assert len(buf._lent) == known + 2, "one of the two was lost"
+            buf.view.release()
+        assert hit
+        buf.free()
+        check_consistency(cache)
+
+
+@compiled
+@between_steps
+def test_collector_that_ends_a_handle_while_its_slot_is_asked_for_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ASKED],
+        env={**os.environ, "PYTHONMALLOC": "debug"},
+        cwd=Path(__file__).parent.parent,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.returncode) == ("0 held\n", 0), done.stderr
+
+
+ASKED = """
+import asyncio, gc, warnings
+import aslab
+
+class Holder:
+    pass
+
+async def main():
+    async with aslab.open_allocator() as kmem:
+        cache = kmem.create_cache("c", 64, movable=True)
+        await cache.prefill(8)
+        gc.disable()
+        for _ in range(8):
+            holder = Holder()
+            holder.itself = holder
+            holder.buf = await cache.alloc()
+        slot = holder.buf._slot
+        del holder
+        warnings.simplefilter("ignore")
+        gc.set_threshold(1)
+        gc.enable()
+        owner = slot.owner
+        assert owner() is None
+        del owner, slot
+        print(cache.stats().obj_held, "held")
+
+asyncio.run(main())
+"""
+
+
+@compiled
+@pytest.mark.parametrize("movable", [False, True])
+async def test_what_is_called_as_the_view_of_an_older_pin_ends_may_try_to_free_the_buffer(movable: bool) -> None:
+    async with allocator() as kmem:
+        cache = await warmed(kmem, movable=movable)
+        buf = cache.alloc_nowait()
+        views: list[memoryview] = []
+        for _ in range(2):
+            with buf.pin() as view:
+                views.append(view)
+        del view
+        lists: list[list[int]] = []
+
+        def free(ref: object) -> None:
+            with pytest.raises(BufferError, match="still in use"):
+                buf.free()
+            lists.extend([number] for number in range(30))
+
+        ref = weakref.ref(views[0], free)
+        views.clear()
+        with buf.pin() as view:
+            assert lists == [[number] for number in range(30)], "a list was used after its end"
+        assert ref() is None
+        buf.free()
+        assert cache.stats().obj_lingering == 1, "the last view is kept and was forgotten"
+        del view
+        check_consistency(cache)
+
+
+@compiled
+@pytest.mark.parametrize("older", [1, 2])
+async def test_what_is_called_as_the_view_of_an_older_pin_ends_may_enter_the_pin(older: int) -> None:
+    async with allocator() as kmem:
+        cache = await warmed(kmem)
+        buf = cache.alloc_nowait()
+        views: list[memoryview] = []
+        for _ in range(older):
+            with buf.pin() as view:
+                views.append(view)
+        del view
+        pin = buf.pin()
+        entered: list[memoryview] = []
+        ref = weakref.ref(views[0], lambda _: entered.append(pin.__enter__()))
+        views.clear()
+        with pin as view, pytest.raises(BufferError, match="still in use"):
+            buf.free()
+        assert ref() is None
+        entered.pop()[0] = 1
+        pin.__exit__(None, None, None)
+        del view
+        buf.free()
+        assert cache.stats().obj_lingering == 0
+        check_consistency(cache)
+
+
+@pytest.mark.parametrize(
+    "part", ["reclaim", "ctor", "dtor", "ctor of another", "slabs", "emergency", "pressure", "slabs, movable"]
+)
+async def test_service_that_holds_a_buffer_of_its_closed_cache_is_collected(part: str) -> None:
+    class Service(Heap):
         held: list[Buffer[Any]]
+
+        async def run(self, on_pressure: object) -> None:
+            pass
 
         def reclaim(self, objects: int) -> int:
             return 0
@@ -371,26 +577,62 @@ async def test_service_that_holds_a_buffer_of_its_closed_cache_is_collected(call
             pass
 
     service = Service()
-    options: dict[str, Any] = {callback: getattr(service, callback)}
-    if callback == "dtor":
+    options: dict[str, Any] = {part: getattr(service, part)} if part in ("reclaim", "ctor", "dtor") else {}
+    opened: dict[str, Any] = {"slabs": Heap()}
+    another = service.ctor if part == "ctor of another" else len
+    if part == "dtor":
         options["ctor"] = len
+    elif part == "pressure":
+        opened["pressure"] = [service]
+    elif part in ("slabs", "emergency"):
+        opened[part] = service
+    elif part == "slabs, movable":
+        opened["slabs"], options["movable"] = service, True
     with pytest.warns(ResourceWarning, match="still held"):
-        await keep_buffers(service, options)
+        await keep_buffers(service, opened, another, options)
     ref = weakref.ref(service)
-    del service, options
+    del service, options, opened, another
     with pytest.warns(ResourceWarning, match="without free"):
         gc.collect()
     assert ref() is None
 
 
-async def keep_buffers(service: Any, options: dict[str, Any]) -> None:
-    async with aslab.open_allocator() as kmem:
+async def keep_buffers(service: Any, opened: dict[str, Any], another: Any, options: dict[str, Any]) -> None:
+    async with aslab.open_allocator(**opened) as kmem:
+        async with kmem.create_cache("another", SIZE, objects_per_slab=4, ctor=another).lease():
+            pass
         cache: Cache[Any] = kmem.create_cache("c", SIZE, objects_per_slab=4, **options)
         service.held = [await cache.alloc(), await cache.alloc(), cache.alloc_nowait()]
         with cache.alloc_nowait():  # its free is that of any other
             pass
         async with cache.lease():
             pass
+
+
+class Derived(Heap):
+    """A backend of a client's: it may refer to anything."""
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        ({}, False),
+        ({"slabs": Latency(Deadlock(Heap(), at=9), 0.0), "emergency": Failslab(Heap())}, False),
+        ({"pressure": [Signal()]}, False),
+        ({"slabs": Latency(Derived(), 0.0)}, True),
+        ({"slabs": Switch(Heap())}, True),  # what it tells may be the client's
+        ({"slabs": Heap(), "emergency": Callback(lambda *_: bytearray(0), id)}, True),
+        ({"slabs": Heap(), "emergency": Pinned(driver=FakeDriver())}, True),
+    ],
+    ids=["default", "wrapped", "source", "wrapped of a client", "switch", "callbacks", "driver of a client"],
+)
+async def test_collector_sees_buffers_if_they_may_lead_to_the_client(options: dict[str, Any], seen: bool) -> None:
+    async with (
+        aslab.open_allocator(**options) as kmem,
+        kmem.create_cache("c", SIZE, objects_per_slab=1).lease() as buf,
+    ):
+        assert gc.is_tracked(buf) == seen
 
 
 # -- a random model

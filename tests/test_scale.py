@@ -553,8 +553,8 @@ PURE_SLOT = {"EmergencySlot": 1, "c_ubyte_Array_64": 1, "dict": 1, "memoryview":
         (
             Returned,
             {},
-            {"Region": 1, "memoryview": 1, "managedbuffer": 1}
-            | ({} if COMPILED else {**PURE_SLOT, "EmergencyBuffer": 1, "memoryview": 2}),
+            {"ManagedBuffer": 1, "Region": 1, "memoryview": 1, "managedbuffer": 1}
+            | ({} if COMPILED else {**PURE_SLOT, "memoryview": 2}),
         ),
     ],
     ids=["heap", "with a callback", "another backend"],

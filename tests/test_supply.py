@@ -56,6 +56,21 @@ class Odd(Instant):
         return "<Odd>"
 
 
+class Owned(Odd):
+    """It says who owns a region, as it is told. All methods are its own, or it would not be asked."""
+
+    acquire, acquire_nowait, release = Odd.acquire, Odd.acquire_nowait, Odd.release
+
+    def __init__(self, answer: object) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def region_owner(self, region: Region) -> object | None:
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+
 def short(region: Region, nbytes: int) -> Region:
     region.memory = region.memory[: nbytes - 1]
     return region
@@ -147,6 +162,32 @@ class TestBrokenContract:
             emergency.spoil = None
             async with cache.lease() as buf:
                 assert buf.emergency, "the failures took none of max_emergency"
+            cache.alloc_nowait().free()
+
+    @pytest.mark.parametrize(
+        ("answer", "message"),
+        [
+            (7, r"^<Odd>.region_owner returned 7; it must be the object that region.memory is of, or None$"),
+            (RuntimeError("no idea"), r"^<Odd>.region_owner raised RuntimeError\('no idea'\)$"),
+        ],
+        ids=["odd", "raises"],
+    )
+    async def test_of_owners_is_the_callers_error_and_passes(self, answer: object, message: str) -> None:
+        emergency = Owned(answer)
+        async with allocator(slabs=Gate(), emergency=emergency, kick_after=None) as kmem:
+            cache = kmem.create_cache("c", SIZE, max_emergency=1)
+            for _ in range(2):
+                with pytest.raises(BackendError, match=message):
+                    await cache.alloc()
+                await settle()
+                assert not emergency.outstanding
+                assert (cache.stats().obj_emergency, kmem.stats().emergency_bytes) == (0, 0)
+            emergency.answer = KeyboardInterrupt()
+            with pytest.raises(KeyboardInterrupt):
+                cache.alloc_nowait()
+            await settle()
+            assert not emergency.outstanding
+            emergency.answer = None
             cache.alloc_nowait().free()
 
     async def test_nothing_is_asked_for_again_on_behalf_of_callers_who_were_told(self) -> None:

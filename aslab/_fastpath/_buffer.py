@@ -126,13 +126,14 @@ class Buffer(Generic[T]):
     def free(self) -> None:
         """Give the memory back to the cache, or to a waiting caller if there is one.
 
-        Call it as ``buf.free()``: ``Buffer.free(buf)`` is wrong for an emergency object, whose class has its own.
-
         :raises BufferFreedError: if it was freed before
         :raises BufferError: if something still exports the memory (a numpy array, a slice of the view, a
             pending ``recv_into``): the buffer stays allocated. Keeping the view object itself is allowed, but
             while it lives the memory is reused last and not released (`CacheStats.obj_lingering`).
         """
+        if type(self) is not Buffer and type(self) is not SeenBuffer:  # by ``Buffer.free(buf)``, or by `super`
+            self._free()
+            return
         # The hot path: `_claim` and the end of `Home.take_back`, written out.
         try:
             slot = self._slot
@@ -150,6 +151,10 @@ class Buffer(Generic[T]):
         magazine.append(slot)
         if magazine.watch or len(magazine) > magazine.capacity:
             self._home.settle()
+
+    def _free(self) -> None:
+        """`free` as the class of a buffer has it, for a `free` that was called as that of another class."""
+        self._home.take_back(self._claim())
 
     def __enter__(self) -> Self:
         self._allocated()
@@ -346,7 +351,10 @@ class Buffer(Generic[T]):
 
 @compiled
 class SeenBuffer(Buffer[T]):
-    """A buffer of a cache that has callbacks: the garbage collector sees it, compiled or not."""
+    """A buffer through which a client's own objects can be reached, such as the callbacks of its cache.
+
+    The garbage collector sees it, compiled or not.
+    """
 
     __slots__ = ()
 

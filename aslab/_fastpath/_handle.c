@@ -4,9 +4,10 @@
    never turns into somebody else's.
 
    The garbage collector does not see handles (but for those of subclasses), so 100,000 of them cost it nothing. A
-   handle refers to its home, that to the pool, and that to the callbacks of the cache. So where there are any, a
-   service whose method is a callback and which holds a buffer is a cycle, and would stay for ever if it ends without
-   a free: such a cache's handles are of a type that the collector sees. (It does not see slots: what a constructor
+   handle refers to its home, that to the pool, and that to the callbacks of the cache, and to the backends. So where
+   there are any, or a backend is a client's own, a service whose method is a callback, or which is the backend, and
+   which holds a buffer is a cycle, and would stay for ever if it ends without a free: such a cache's handles are of a
+   type that the collector sees. (It does not see slots: what a constructor
    has built must not refer to a handle.) */
 
 #include "_core.h"
@@ -138,9 +139,15 @@ int handle_keep_pinned(Handle *handle, PyObject *view)
     }
     PyObject *kept = NULL;
     if (pinned != NULL && !view_is_forgotten(pinned)) {
-        if ((kept = PyList_New(2)) == NULL)
-            return -1;
-        PyList_SET_ITEM(kept, 0, Py_NewRef(pinned));
+        Py_INCREF(pinned);
+        kept = PyList_New(2);
+        if (kept == NULL || handle->pinned != pinned) { /* garbage was collected, and what that ran has pinned or freed it */
+            int failed = kept == NULL ? -1 : handle_keep_pinned(handle, view);
+            Py_DECREF(pinned);
+            Py_XDECREF(kept);
+            return failed;
+        }
+        PyList_SET_ITEM(kept, 0, pinned);
         PyList_SET_ITEM(kept, 1, Py_NewRef(view));
     }
     handle->pinned = kept != NULL ? kept : Py_NewRef(view);
@@ -325,6 +332,29 @@ PyObject *handle_exit(Core *core, PyObject *const *args)
 
 /* -- its own buffer protocol: each consumer gets a view of its own */
 
+/* A consumer that keeps the handle, and no export, counts as keeping the view: note what is behind it. -1 with an error. */
+static int handle_lend(Handle *handle, PyObject *managed)
+{
+    PyObject *before = handle->lent;
+    Py_ssize_t known = before == NULL ? 0 : PyTuple_GET_SIZE(before);
+    for (Py_ssize_t i = 0; i < known; i++)
+        if (PyTuple_GET_ITEM(before, i) == managed)
+            return 0;
+    Py_XINCREF(before);
+    PyObject *lent = PyTuple_New(known + 1);
+    if (lent != NULL && handle->lent == before) {
+        for (Py_ssize_t i = 0; i < known; i++)
+            PyTuple_SET_ITEM(lent, i, Py_NewRef(PyTuple_GET_ITEM(before, i)));
+        PyTuple_SET_ITEM(lent, known, Py_NewRef(managed));
+        Py_XSETREF(handle->lent, lent);
+        Py_XDECREF(before);
+        return 0;
+    }
+    Py_XDECREF(before);
+    Py_XDECREF(lent);
+    return lent == NULL ? -1 : handle_lend(handle, managed); /* garbage was collected, and what that ran has lent more */
+}
+
 static int handle_getbuffer(PyObject *self, Py_buffer *buffer, int flags)
 {
     Handle *handle = (Handle *)self;
@@ -339,21 +369,8 @@ static int handle_getbuffer(PyObject *self, Py_buffer *buffer, int flags)
         PyErr_SetString(PyExc_TypeError, "the view of a Buffer is a memoryview");
         goto done;
     }
-    /* A consumer that keeps the handle, and no export, counts as keeping the view. */
-    PyObject *managed = (PyObject *)((PyMemoryViewObject *)view)->mbuf;
-    Py_ssize_t known = handle->lent == NULL ? 0 : PyTuple_GET_SIZE(handle->lent);
-    for (Py_ssize_t i = 0; i < known; i++)
-        if (PyTuple_GET_ITEM(handle->lent, i) == managed)
-            managed = NULL;
-    if (managed != NULL) {
-        PyObject *lent = PyTuple_New(known + 1);
-        if (lent == NULL)
-            goto done;
-        for (Py_ssize_t i = 0; i < known; i++)
-            PyTuple_SET_ITEM(lent, i, Py_NewRef(PyTuple_GET_ITEM(handle->lent, i)));
-        PyTuple_SET_ITEM(lent, known, Py_NewRef(managed));
-        Py_XSETREF(handle->lent, lent);
-    }
+    if (handle_lend(handle, (PyObject *)((PyMemoryViewObject *)view)->mbuf))
+        goto done;
     own = PyMemoryView_FromObject(view);
     failed = own == NULL ? -1 : PyObject_GetBuffer(own, buffer, flags);
 done:

@@ -27,7 +27,8 @@ class Origin(Generic[T]):
     size: int
     """Bytes of one object."""
     seen: bool
-    """Whether the garbage collector must see its buffers, as a callback may refer to one: for compiled types."""
+    """Whether the garbage collector must see its buffers, as callbacks or backends may refer to one: for compiled
+    types."""
     movable: bool
     """Whether its objects may move, and an allocation takes nothing else but the magazine: for compiled types."""
     lingering: dict[Any, object] | None

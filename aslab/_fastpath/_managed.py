@@ -82,6 +82,8 @@ class ManagedBuffer(Buffer[T]):
         if not self.left:
             self._home.take_back(slot)
 
+    _free = free
+
     def end_quietly(self) -> Slot[T] | None:
         """End the handle. None if it had ended before, or if its memory is still exported: then it is parked."""
         try:

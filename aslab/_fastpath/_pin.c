@@ -32,18 +32,28 @@ static inline int is_outermost(Pin *pin)
     return pin->views == NULL || PyList_GET_SIZE(pin->views) == 0;
 }
 
+static inline int is_entered(Pin *pin)
+{
+    return pin->view != NULL || !is_outermost(pin);
+}
+
 PyObject *pin_enter(Core *core, PyObject *const *args)
 {
     Pin *pin = (Pin *)args[0];
-    PyTypeObject *type = pin->buffer == NULL ? NULL : Py_TYPE(pin->buffer);
-    if (pin->view != NULL || !is_outermost(pin) ||
-        (type != core->handle && type != core->seen && type != core->managed))
+    Handle *handle = (Handle *)pin->buffer;
+    PyTypeObject *type = handle == NULL ? NULL : Py_TYPE(handle);
+    if (is_entered(pin) || (type != core->handle && type != core->seen && type != core->managed))
         return NULL;
-    PyObject *view = handle_fresh_view(core, (Handle *)pin->buffer);
+    PyObject *view = handle_fresh_view(core, handle);
     if (view == NULL)
         return NULL;
-    if (pin->view != NULL || !is_outermost(pin) || handle_keep_pinned((Handle *)pin->buffer, view)) {
+    if (is_entered(pin) || handle_keep_pinned(handle, view)) {
         Py_DECREF(view); /* it was entered while the view was made, or there is no memory */
+        return NULL;
+    }
+    if (is_entered(pin) || handle->slot == NULL) { /* as older views ended, which may call anything */
+        handle_drop_pinned(handle, view);
+        Py_DECREF(view);
         return NULL;
     }
     pin->view = view;

@@ -180,6 +180,16 @@ static PySendResult ready_am_send(PyObject *self, PyObject *given, PyObject **re
     return *result == NULL ? PYGEN_ERROR : PYGEN_RETURN;
 }
 
+#if PY_VERSION_HEX >= 0x030E0000 /* where a call may borrow what a variable names */
+#define is_let_go PyUnstable_Object_IsUniqueReferencedTemporary
+#elif PY_VERSION_HEX >= 0x030C0000
+/* Whether only `await` refers to it, and so lets go of it at once: others would keep with it the answer in its `stop`. */
+static inline int is_let_go(PyObject *self)
+{
+    return Py_REFCNT(self) == 1;
+}
+#endif
+
 /* What `await` calls from 3.12 on: the answer comes by a StopIteration, and making one costs more than the rest. */
 static PyObject *ready_next(PyObject *self)
 {
@@ -199,21 +209,23 @@ static PyObject *ready_next(PyObject *self)
     if (value == NULL)
         return NULL;
 #if PY_VERSION_HEX >= 0x030C0000
-    if (ready->stop != NULL && Py_REFCNT(ready->stop) > 1)
-        Py_CLEAR(ready->stop);
-    if (ready->stop == NULL && (ready->stop = PyObject_CallNoArgs(PyExc_StopIteration)) == NULL) {
-        ready->value = value;
+    if (is_let_go(self)) {
+        if (ready->stop != NULL && Py_REFCNT(ready->stop) > 1)
+            Py_CLEAR(ready->stop);
+        if (ready->stop == NULL && (ready->stop = PyObject_CallNoArgs(PyExc_StopIteration)) == NULL) {
+            ready->value = value;
+            return NULL;
+        }
+        Py_XSETREF(((PyStopIterationObject *)ready->stop)->value, value);
+        PyErr_SetRaisedException(Py_NewRef(ready->stop));
         return NULL;
     }
-    Py_XSETREF(((PyStopIterationObject *)ready->stop)->value, value);
-    PyErr_SetRaisedException(Py_NewRef(ready->stop));
-#else
+#endif
     PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, value);
     if (stop != NULL)
         PyErr_SetObject(PyExc_StopIteration, stop);
     Py_XDECREF(stop);
     Py_DECREF(value);
-#endif
     return NULL;
 }
 

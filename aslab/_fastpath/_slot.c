@@ -340,9 +340,10 @@ static int slot_set_extra(PyObject *self, PyObject *value, void *offset)
 /* From now on who holds it is a weak reference, as in Python. -1 with an error. */
 int slot_show_owner(Slot *slot)
 {
-    if (slot->extra == NULL || slot->extra->holder == NULL)
+    Handle *holder = slot->extra == NULL ? NULL : slot->extra->holder;
+    if (holder == NULL || Py_REFCNT(holder) <= 0) /* none refer to it: it is just going */
         return 0;
-    Handle *holder = (Handle *)Py_NewRef((PyObject *)slot->extra->holder); /* garbage may be collected, and the holder be garbage */
+    Py_INCREF(holder); /* garbage may be collected, and nothing else but garbage refer to it */
     PyObject *owner = PyWeakref_NewRef((PyObject *)holder, NULL);
     if (owner == NULL || slot->extra->holder != holder) { /* it was freed meanwhile, or somebody else has asked */
         int failed = owner == NULL;

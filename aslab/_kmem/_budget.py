@@ -87,6 +87,8 @@ class Budget:
         self._forget(account)
         self._may_spare.pop(account, None)
         self.note(account, None)
+        if not self.accounts:  # void entries would keep closed pools, and so what their callbacks refer to
+            self._claims.clear()
         self.ask_all()
 
     def check(self) -> None:

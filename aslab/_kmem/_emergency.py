@@ -375,8 +375,9 @@ class Emergency(Generic[T]):
 
     def _add(self, region: Region) -> EmergencySlot[T]:
         shape, ctor = self._config.shape, self._config.ctor
+        kept = self._supply.to_keep(region, self._gone)
         slot: EmergencySlot[T] = EmergencySlot(None, region.memory, region.address, shape.lead, shape.size)
-        slot.region, slot.record = self._supply.to_keep(region), None
+        slot.region, slot.record = kept, None
         if ctor is not None:
             handled = sys.exc_info()[1]
             try:

@@ -137,10 +137,27 @@ class Supply:
             raise self._unexpected("acquire_nowait", exc) from exc
         return self.checked(region, nbytes, align, gone)
 
-    def to_keep(self, region: Region) -> object:
-        """What to keep of a region while it is in use, and then to `release`: what owns its memory, or itself."""
-        owner = None if self._owning is None else self._owning.region_owner(region)
-        return region if owner is None else owner
+    def to_keep(self, region: Region, gone: Gone) -> object:
+        """What to keep of a region while it is in use, and then to `release`: what owns its memory, or itself.
+
+        :raises BackendError: if what the backend says cannot be: then the region is on its way back, with ``gone``
+        """
+        if self._owning is None:
+            return region
+        try:
+            owner = self._owning.region_owner(region)
+        except BaseException as exc:
+            self.release(region, gone)
+            if not isinstance(exc, Exception):
+                raise
+            raise BackendError(f"{self.backend!r}.region_owner raised {exc!r}") from exc
+        if owner is None:
+            return region
+        if owner is region.memory.obj:
+            return owner
+        self.release(region, gone)
+        allowed = "it must be the object that region.memory is of, or None"
+        raise BackendError(f"{self.backend!r}.region_owner returned {owner!r}; {allowed}")
 
     def release(self, region: object, gone: Gone = _nothing, before: Iterable[object] = ()) -> None:
         """Queue a region, or what was kept of it, to be given back. Returns at once. Any thread; takes no lock.

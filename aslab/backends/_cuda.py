@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from .._checks import whole_number
+from .._reach import self_contained
 
 PORTABLE = 1
 """cudaHostRegisterPortable: page-locked for every device, not for that of the calling thread alone."""
@@ -33,6 +34,7 @@ class Driver(Protocol):
         ...
 
 
+@self_contained()
 class CudaDriver:
     """`Driver` by cuda-bindings, by PyTorch, or by a CUDA runtime library that the linker finds.
 

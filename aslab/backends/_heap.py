@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .._flags import GFP
+from .._reach import self_contained
 from ._mmap import Mmap
 from ._protocol import Region, address_of
 from ._threads import NoThread
@@ -10,6 +11,7 @@ from ._threads import NoThread
 INLINE = 256 * 2**10  # bytes; up to here allocating and zeroing is faster than a hop to a thread (about 50 µs)
 
 
+@self_contained()
 class Heap:
     """Memory from the process's heap; the default for emergency objects. Usable on any loop, and on several.
 

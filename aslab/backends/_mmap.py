@@ -18,6 +18,7 @@ from typing import Literal, get_args
 from .._checks import boolean, optional, whole_number
 from .._errors import ConfigError
 from .._flags import GFP
+from .._reach import self_contained
 from ._huge import QuickHugePages
 from ._libc import PAGE_SIZE, prefault
 from ._pieces import Piece, cut, each_piece
@@ -31,6 +32,7 @@ LEAST_PIECE, MOST_PIECE = HUGE_PAGE, 64 * 2**20
 PIECES_A_THREAD = 4
 
 
+@self_contained()
 class Mmap:
     """Anonymous memory from the kernel; the default for slabs. Usable on any loop, and on several.
 

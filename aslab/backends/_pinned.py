@@ -18,6 +18,7 @@ import anyio
 from .._checks import whole_number
 from .._errors import ConfigError
 from .._flags import GFP
+from .._reach import self_contained
 from ._cuda import CudaDriver, Driver
 from ._libc import PAGE_SIZE
 from ._mmap import Mmap, _unmap
@@ -28,6 +29,7 @@ from ._threads import run_blocking
 log = logging.getLogger("aslab")
 
 
+@self_contained("driver", "memory")
 class Pinned:
     """Page-locked memory for CUDA, for slabs. Usable on any loop, and on several.
 

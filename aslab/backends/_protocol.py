@@ -117,7 +117,10 @@ class Owning(Backend, Protocol):
     """
 
     def region_owner(self, region: Region) -> object | None:
-        """What frees the memory of a region as soon as nothing refers to it; None if it must be released."""
+        """``region.memory.obj``, if that frees the memory once nothing refers to it; None to have it released.
+
+        Anything else, and any exception, is a broken contract: the region is released, and callers are told.
+        """
         ...
 
 

@@ -14,6 +14,7 @@ from operator import attrgetter
 import anyio
 
 from .._flags import GFP
+from .._reach import self_contained
 from ._libc import prefault
 from ._memfd import create, map_shared, whole_pages
 from ._protocol import Region
@@ -111,6 +112,7 @@ def segment_at(address: int) -> Segment | None:
     return _live.at(address)
 
 
+@self_contained()
 class SharedMemory:
     """Memory that other processes can map, for slabs and emergency objects alike. Usable on any loop, and several.
 

@@ -123,12 +123,11 @@ def _signals_end_as_ctrl_c_does(ended_by: list[signal.Signals]) -> Iterator[None
 
     Not where they, or Ctrl-C, are ignored or have a handler of the caller's.
     """
-    caller = os.getpid()
 
     def end(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
         ended_by.append(signal.Signals(number))
-        signal.raise_signal(signal.SIGINT if os.getpid() == caller else number)  # jobs by fork end at once
+        signal.raise_signal(signal.SIGINT)
 
     ours = []
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler and _in_main_thread():

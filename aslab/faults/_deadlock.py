@@ -11,9 +11,11 @@ import anyio
 from .._checks import seconds, whole_number
 from .._errors import ConfigError
 from .._flags import GFP
+from .._reach import self_contained
 from ..backends import Backend, Region
 
 
+@self_contained("backend")
 class Deadlock:
     """Wraps a backend: acquires get stuck until their time is over or `let_go` is called.
 

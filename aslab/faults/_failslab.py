@@ -7,11 +7,13 @@ import random
 
 from .._checks import whole_number
 from .._flags import GFP
+from .._reach import self_contained
 from ..backends import Backend, Region
 
 log = logging.getLogger("aslab.faults")
 
 
+@self_contained("backend")
 class Failslab:
     """Wraps a backend: acquires fail with MemoryError, as failslab makes kernel allocations fail.
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import anyio
 
 from .._flags import GFP
+from .._reach import self_contained
 from ..backends import Backend, Region
 from ._delay import Delay, drawing
 
 
+@self_contained("backend")
 class Latency:
     """Wraps a backend: each acquire and each release takes longer.
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from .._errors import ConfigError
+from .._reach import self_contained
 from ._inotify import DELETE, DELETE_SELF, MODIFY, Inotify
 
 log = logging.getLogger("aslab.pressure")
@@ -24,6 +25,7 @@ COUNTERS = ("high", "max", "oom")
 """Throttled above memory.high; about to exceed memory.max; out of memory in spite of reclaim."""
 
 
+@self_contained()
 class Cgroup:
     """A `Source`: the cgroup v2 of this process, or the one whose directory is given.
 

@@ -25,6 +25,7 @@ import anyio.lowlevel
 
 from .._checks import boolean, seconds
 from .._errors import ConfigError
+from .._reach import self_contained
 from ..backends._threads import run_blocking
 
 log = logging.getLogger("aslab.pressure")
@@ -35,6 +36,7 @@ CLOSE_PATIENCE = 1.0
 """Seconds that `run` waits at its end for the thread that closes the trigger, before it abandons it."""
 
 
+@self_contained()
 class Psi:
     """A `Source`: tasks were stalled because memory was short, for ``stall`` seconds within ``window`` seconds.
 

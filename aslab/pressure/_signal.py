@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 import anyio
 
+from .._reach import self_contained
 
+
+@self_contained()
 class Signal:
     """A `Source` that is triggered by hand: for a service that knows before the kernel does, and for tests."""
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from .._errors import why
 from ._files import Unreadable
-from ._processes import Shared
+from ._processes import FileQueue
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -62,7 +62,7 @@ class Hasher:
     :param paths: what is left to do, shared by several of them, in several threads
     """
 
-    def __init__(self, paths: deque[str] | Shared) -> None:
+    def __init__(self, paths: deque[str] | FileQueue) -> None:
         self._paths = paths
         self._path = ""
         self._fd: int | None = None

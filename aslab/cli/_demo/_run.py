@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ...backends import Backend, Mmap
 from ...faults import parse_fault
 from .._loops import Loop, run_on
-from ._processes import Shared, in_processes
+from ._processes import FileQueue, in_processes
 from ._progress import progress_bar
 from ._resume import patience
 from ._service import Outcome, Settings, checksum
@@ -54,7 +54,7 @@ class Result:
     """Whether the fault never ends, so that normal operation cannot resume."""
 
 
-def perform(run: Run, settings: Settings, files: Sequence[str] | Shared) -> Result:
+def perform(run: Run, settings: Settings, files: Sequence[str] | FileQueue) -> Result:
     """Run the service once, with a progress bar on a terminal.
 
     :raises ConfigError: if a buffer does not fit the limit
@@ -72,17 +72,19 @@ def processes(run: Run, settings: Settings, files: Sequence[str]) -> int:
         return 1
     if threading.active_count() > 1 or not hasattr(os, "sched_getaffinity"):  # elsewhere forks are frail
         return 1
-    return max(1, min(len(os.sched_getaffinity(0)), MOST, settings.limit // settings.stride))
+    return min(len(os.sched_getaffinity(0)), MOST, settings.limit // settings.stride)
 
 
 def perform_in(number: int, run: Run, settings: Settings, files: Sequence[str]) -> list[Result]:
     """Run the service in so many processes at once, each with its share of the limit.
 
-    :raises Lost: if one of them ended early
+    :raises Lost: if one of them was killed, or has failed
     """
+    if number == 1:
+        return [perform(run, settings, files)]
     share = replace(settings, limit=settings.limit // number)
-    with closing(Shared(files)) as shared:
-        return in_processes(number, lambda: perform(run, share, shared))
+    with closing(FileQueue(files)) as queue:
+        return in_processes(number, lambda: perform(run, share, queue))
 
 
 def wrong_with(result: Result) -> list[str]:

@@ -21,7 +21,7 @@ from ..._checks import parse_size
 from ...backends import Backend
 from ._files import Unreadable
 from ._hashing import Done, Hasher
-from ._processes import Shared
+from ._processes import FileQueue
 from ._resume import slab_serves
 
 ALIGN = 4096
@@ -103,7 +103,7 @@ class Outcome:
 
 
 async def checksum(
-    files: Sequence[str] | Shared, settings: Settings, slabs: Backend, patience: float, progress: Progress
+    files: Sequence[str] | FileQueue, settings: Settings, slabs: Backend, patience: float, progress: Progress
 ) -> Outcome:
     """Hash all files with memory from ``slabs``, and check at the end whether all is well.
 
@@ -150,10 +150,10 @@ class Service:
         self._emergency_used = 0
         self._at_work = anyio.CapacityLimiter(1)
 
-    async def hash(self, files: Sequence[str] | Shared) -> None:
+    async def hash(self, files: Sequence[str] | FileQueue) -> None:
         """Hash these files."""
         began = anyio.current_time()
-        paths = files if isinstance(files, Shared) else deque(files)
+        paths = files if isinstance(files, FileQueue) else deque(files)
         async with anyio.create_task_group() as group:
             for _ in range(min(self._tasks, len(files))):
                 group.start_soon(self._work, paths)
@@ -180,7 +180,7 @@ class Service:
             table=table,
         )
 
-    async def _work(self, paths: deque[str] | Shared) -> None:
+    async def _work(self, paths: deque[str] | FileQueue) -> None:
         with closing(Hasher(paths)) as hasher:
             while not hasher.finished:
                 await self._go_on(hasher)

@@ -24,7 +24,10 @@ TRIO_OPTIONS = {"restrict_keyboard_interrupt_to_checkpoints": True}
 
 @contextlib.contextmanager
 def never_lost() -> Iterator[None]:
-    """Where the loop answers Ctrl-C by cancelling this task, raise that at the end of this block at the latest."""
+    """Where the loop answers Ctrl-C by cancelling this task, raise that at the end of this block at the latest.
+
+    Not in place of another exception, which ends the task as well, and has more to say.
+    """
     handler, task = signal.getsignal(signal.SIGINT), _task_of_asyncio()
     if task is None or not callable(handler) or threading.current_thread() is not threading.main_thread():
         yield
@@ -40,12 +43,14 @@ def never_lost() -> Iterator[None]:
     signal.signal(signal.SIGINT, handle)
     try:
         yield
+        if came:
+            raise asyncio.CancelledError
+    except asyncio.CancelledError:
+        while task.cancelling():  # the loop makes a KeyboardInterrupt of one that nobody else asked for
+            task.uncancel()
+        raise
     finally:
         signal.signal(signal.SIGINT, handler)
-        if came:
-            while task.cancelling():  # the loop makes a KeyboardInterrupt of one that nobody else asked for
-                task.uncancel()
-            raise asyncio.CancelledError
 
 
 def _task_of_asyncio() -> asyncio.Task[object] | None:

@@ -189,8 +189,8 @@ async def _root(
                         raise
                     error = exc
             tasks.cancel_scope.cancel()
-    if error is not None:
-        raise error
+        if error is not None:
+            raise error
     if idle.found and not finished:
         raise Stuck(idle.found, idle.found_since, lab.log)
     return Outcome(value, finished, lab.time(), lab.log)
