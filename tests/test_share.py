@@ -20,6 +20,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -445,6 +446,24 @@ class TestChannels:
                 assert client._link._out, "there was room for all"
                 await until(lambda: not service.shared)
                 tasks.cancel_scope.cancel()
+
+    async def test_one_thread_waits_for_room_and_is_asked_for_again_where_none_was_to_be_had(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def start(call: Callable[[], None], args: tuple[()]) -> None:
+            started.append(call)
+            if len(started) == 1:
+                raise RuntimeError("can't start new thread")
+
+        started: list[Callable[[], None]] = []
+        monkeypatch.setattr(_link, "_thread", SimpleNamespace(start_new_thread=start))
+        with sockets.listen(path), share.connect_blocking(path) as client:
+            while not started:
+                client._link.frames[1] = collections.deque()
+                client._link.leave(1)
+            for _ in range(3):
+                client._link.flush()
+            assert len(started) == 2
 
     async def test_the_service_sees_a_client_close_that_has_no_room_for_its_releases(self, path: Path) -> None:
         with (

@@ -294,7 +294,7 @@ class Link:
         self._stuck = True
         try:
             _thread.start_new_thread(self._send_rest, ())
-        except RuntimeError:  # there is none to be had: the next call tries again
+        except (RuntimeError, MemoryError):  # there is none to be had: the next call tries again
             self._stuck = False
 
     def _send_rest(self) -> None:
