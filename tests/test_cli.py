@@ -762,10 +762,10 @@ def test_there_is_a_process_for_each_processor_where_it_is_worth_it(
 
 
 def test_processes_share_the_limit_and_one_is_no_fork(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_run, "perform", lambda run, settings, files: (settings.limit, os.getpid() == here))
     here, settings = os.getpid(), Settings(buffer=BUFFER, limit=BUFFER * 9, tasks=1)
+    monkeypatch.setattr(_run, "perform", lambda run, settings, files: (settings.limit, os.getpid() == here))
     for number in (1, 2):
-        results = perform_in(number, Run(Loop.ASYNCIO), settings, ["file"])
+        results: list[Any] = [*perform_in(number, Run(Loop.ASYNCIO), settings, ["file"])]
         assert results == [(settings.limit // number, number == 1)] * number
 
 
