@@ -762,10 +762,10 @@ def test_there_is_a_process_for_each_processor_where_it_is_worth_it(
 
 
 def test_processes_share_the_limit_and_one_is_no_fork(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_run, "perform", lambda run, settings, files: (settings.limit, os.getpid() == here))
     here, settings = os.getpid(), Settings(buffer=BUFFER, limit=BUFFER * 9, tasks=1)
+    monkeypatch.setattr(_run, "perform", lambda run, settings, files: (settings.limit, os.getpid() == here))
     for number in (1, 2):
-        results = perform_in(number, Run(Loop.ASYNCIO), settings, ["file"])
+        results: list[Any] = [*perform_in(number, Run(Loop.ASYNCIO), settings, ["file"])]
         assert results == [(settings.limit // number, number == 1)] * number
 
 
@@ -820,10 +820,6 @@ def pause() -> None:
         signal.pause()
 
 
-def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-
-
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
     """It raises KeyboardInterrupt, also in a job in the background."""
@@ -862,11 +858,11 @@ def test_workers_end_when_the_first_process_is_gone() -> None:
 def test_a_signal_right_after_a_fork_is_told_once_and_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def end() -> None:
         for one in ENDING:
-            os.kill(os.getpid(), one)
+            signal.raise_signal(one)
 
     monkeypatch.setattr(os, "fork", Forks(there=end))
     assert in_processes(2, lambda: "as if nothing had come") == ["as if nothing had come"] * 2
-    forks = Forks(here=interrupt)
+    forks = Forks(here=partial(signal.raise_signal, signal.SIGINT))  # to this thread: in tests there are others
     monkeypatch.setattr(os, "fork", forks)
     with pytest.raises(KeyboardInterrupt):
         in_processes(2, pause)
