@@ -34,13 +34,15 @@ SERVERS = {
 RIVAL = "prometheus_client's server"
 PAUSE = 0.01
 """Seconds between two scrapes."""
+LONGEST, LEAST = 10.0, 3
+"""Seconds that the scrapes of a turn may take, once there were so many of them."""
 MEDIAN, SLOW = Quantity("median", "ms"), Quantity("99th percentile", "ms")
 RENDERING, WAITING = Quantity("rendering", "ms"), Quantity("waiting", "ms")
 
 
 @command("scrape", rounds=3, quick={"rounds": 1, "scrapes": 20})
 def scrape(
-    scrapes: Annotated[int, typer.Option(help="Scrapes in each turn.", min=10)] = 100,
+    scrapes: Annotated[int, typer.Option(help="Scrapes a turn, fewer if they take very long.", min=10)] = 100,
     busy: Annotated[
         list[int] | None,
         typer.Option(help="Of the loop, percent; may be repeated. By default 0, 50 and 100.", min=0, max=100),
@@ -70,8 +72,8 @@ def _measure(server: str, load: float, scrapes: int) -> Values:
         port = int(process.stdout.readline())
         with closing(http.client.HTTPConnection("127.0.0.1", port)) as client:
             _scrape(client)  # what is imported by the first is not measured
-            took = []
-            for _ in range(scrapes):
+            took: list[float] = []
+            while len(took) < scrapes and (sum(took) < LONGEST or len(took) < LEAST):
                 time.sleep(PAUSE)
                 took.append(_scrape(client))
         process.stdin.close()

@@ -7,6 +7,9 @@ Here a connection is kept, as Prometheus does on its side, and one thread sleeps
 read. No other call of it blocks, and one sends head and body. So a scrape waits for the interpreter once.
 ``aslab bench scrape`` compares them.
 
+CPython's 5 ms begin anew whenever the other thread lets go for a moment. A loop that is always busy does so once a
+turn, so where its turns are shorter no server's thread gets on: `sys.setswitchinterval` has to be shorter still.
+
 One thread is enough: rendering needs the interpreter, which only one has at a time.
 
 Always true: the thread and its connections live no longer than the block of `serve_metrics`, whatever clients do;
