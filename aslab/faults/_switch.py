@@ -162,7 +162,7 @@ class Switch:
         await self.backend.release(region)
 
     def region_owner(self, region: Region) -> object | None:
-        """As the wrapped backend says: see `owning`."""
+        """As the wrapped backend says: see `aslab.backends.Owning`."""
         wrapped = owning(self.backend)
         return None if wrapped is None else wrapped.region_owner(region)
 
