@@ -213,9 +213,11 @@ def test_a_full_disk_is_told_in_one_line(tree: Path) -> None:
 
 def test_sums_that_are_cut_off_are_told_where_stdout_is_unbuffered(tree: Path, tmp_path: Path) -> None:
     code = (
-        "import resource\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"  # a write is cut off there
-        f"from aslab.cli import main\nmain(['demo', '--sums', {os.fspath(tree)!r}])"
+        "import resource\nfrom aslab.cli import main\n"
+        "soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))\n"  # a write is cut off there
+        f"try: main(['demo', '--sums', {os.fspath(tree)!r}])\n"
+        "finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))"  # coverage writes, too
     )
     with (tmp_path / "sums").open("wb") as sums:
         finished = python("-u", "-c", code, stdout=sums)
