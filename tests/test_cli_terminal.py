@@ -107,6 +107,11 @@ def test_ctrl_c_ends_all_of_it(command: str, send: object) -> None:
     assert (process.returncode, out, told) == (130, b"", ["aslab: interrupted"])
 
 
+def assert_interrupted_in_one_line(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, b"aslab: interrupted\n")
+
+
 @pytest.mark.parametrize("caught", ["", "\n    except KeyboardInterrupt: loop = None; raise"])
 def test_ctrl_c_while_an_event_loop_is_made_is_one_line(caught: str) -> None:
     code = (
@@ -115,8 +120,7 @@ def test_ctrl_c_while_an_event_loop_is_made_is_one_line(caught: str) -> None:
         f"        loop._closed = False; raise KeyboardInterrupt{caught or chr(10) + '    finally: pass'}\n"
         "aslab.cli._run = run\naslab.cli.main([])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (130, b"aslab: interrupted\n")
+    assert_interrupted_in_one_line(code)
 
 
 def test_ctrl_c_while_a_task_is_made_is_one_line() -> None:
@@ -127,8 +131,7 @@ def test_ctrl_c_while_a_task_is_made_is_one_line() -> None:
         "    raise KeyboardInterrupt\n"
         "aslab.cli._run = run\naslab.cli.main([])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (130, b"aslab: interrupted\n")
+    assert_interrupted_in_one_line(code)
 
 
 @pytest.mark.parametrize("module", ["asyncio.runners", "typer.core", "aslab.cli._app"])
@@ -139,8 +142,7 @@ def test_ctrl_c_before_a_coroutine_begins_is_one_line_wherever_it_is_dropped(mod
         f"exec(drop, names := {{'__name__': {module!r}}})\n"
         "aslab.cli._run = names['run']\naslab.cli.main([])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (130, b"aslab: interrupted\n")
+    assert_interrupted_in_one_line(code)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
